@@ -1,1 +1,16 @@
-//! x
+//! The cluster as data: what exists, which rules hold, what should happen next.
+//!
+//! Everything here is pure. There is no clock, no randomness, no network and no task: times and ids arrive as
+//! arguments, and the only thing touched outside memory is the SQLite connection that a caller hands in. The same
+//! inputs therefore give the same outputs on every node, which is what replicated state needs.
+
+pub mod ids;
+pub mod image;
+pub mod instance;
+pub mod invalid;
+pub mod name;
+pub mod node;
+pub mod schedule;
+pub mod state;
+pub mod units;
+pub mod workload;

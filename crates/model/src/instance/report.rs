@@ -1,0 +1,23 @@
+//! What a node tells of an instance. Only the node writes it; the newest replaces the one before.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Exit, InstanceState};
+use crate::ids::InstanceId;
+
+/// One observation of one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceReport {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Where it stands; `None` says that nothing of it remains on the node.
+    pub state: Option<InstanceState>,
+    /// Epoch the state belongs to.
+    pub epoch: u64,
+    /// Automatic restarts since the last start a person asked for.
+    pub restarts: u32,
+    /// How the last process ended, if one did.
+    pub last_exit: Option<Exit>,
+    /// When it was observed, in milliseconds since 1970.
+    pub at_ms: i64,
+}
