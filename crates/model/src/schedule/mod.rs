@@ -1,1 +1,10 @@
-//! x
+//! Decides what should run where. Pure: a [`Snapshot`] goes in, a plan comes out. `README.md` states the problem.
+
+mod feasible;
+mod plan;
+mod rank;
+mod snapshot;
+
+pub use feasible::{Conflict, conflict};
+pub use plan::{Plan, plan, why_nowhere};
+pub use snapshot::Snapshot;

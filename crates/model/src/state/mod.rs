@@ -1,1 +1,18 @@
-//! x
+//! The replicated state: SQLite tables, the commands that change them, and the questions asked of them.
+//!
+//! [`apply`] is the only writer. It is deterministic: the same commands in the same order give the same rows.
+
+mod apply;
+mod command;
+mod migrate;
+mod query;
+mod tables;
+
+pub use apply::{Applied, apply};
+pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
+pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
+pub use query::{
+    InstanceView, WorkloadView, query_assignments, query_events, query_instances, query_snapshot, query_workload,
+    query_workloads,
+};
+pub use tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, applied_index};

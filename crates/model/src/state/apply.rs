@@ -1,0 +1,303 @@
+//! Applies one command to the tables: the only place that writes them.
+
+use rusqlite::Connection;
+
+use super::{
+    command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, set_applied_index},
+};
+use crate::{
+    ids::{NodeId, WorkloadId},
+    instance::{Desired, InstanceReport, InstanceState},
+    name::Name,
+    schedule,
+    workload::WorkloadSpec,
+};
+
+/// What became of a command. A refusal changed nothing.
+pub type Applied = Result<Reply, Refusal>;
+
+/// Applies `command` as number `index`. The caller holds a transaction (or savepoint) and rolls it back on `Err` and on
+/// a refusal.
+pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite::Result<Applied> {
+    let applied = match command {
+        Command::RegisterNode { node_id, name, labels, inventory, at_ms } => {
+            let row = NodeRow {
+                id: *node_id,
+                name: name.clone(),
+                labels: labels.clone(),
+                inventory: inventory.clone(),
+                registered_at_ms: *at_ms,
+                assignments_generation: index,
+            };
+            register_node(connection, &row)?
+        }
+        Command::PutWorkload { workload_id, spec, mode, at_ms } => {
+            put_workload(connection, *workload_id, spec, *mode, *at_ms)?
+        }
+        Command::PowerWorkload { name, action, at_ms } => power_workload(connection, name, *action, *at_ms)?,
+        Command::RemoveWorkload { name, at_ms } => remove_workload(connection, name, *at_ms)?,
+        Command::CommitPlan { placements, changes, pending, at_ms } => {
+            let mut placed = 0;
+            for placement in placements {
+                placed += usize::from(place(connection, index, placement, *at_ms)?);
+            }
+            for change in changes {
+                change_order(connection, index, *change)?;
+            }
+            for (workload_id, reason) in pending {
+                note_pending(connection, *workload_id, reason.as_deref(), *at_ms)?;
+            }
+            Ok(Reply::Plan { placed, dropped: placements.len() - placed })
+        }
+        Command::ReportInstances { node_id, reports, at_ms } => {
+            for report in reports {
+                take_report(connection, index, *node_id, report, *at_ms)?;
+            }
+            Ok(Reply::Done)
+        }
+    };
+    if applied.is_ok() {
+        set_applied_index(connection, index)?;
+    }
+    Ok(applied)
+}
+
+fn register_node(connection: &Connection, row: &NodeRow) -> rusqlite::Result<Applied> {
+    if NodeRow::id_of(connection, &row.name)?.is_some_and(|id| id != row.id) {
+        return Ok(Err(Refusal {
+            kind: RefusalKind::Exists,
+            message: format!("another node is called `{}`", row.name),
+            hint: "give this node another name in its configuration".into(),
+        }));
+    }
+    let known = NodeRow::by_id(connection, row.id)?;
+    row.save(connection)?;
+    if known.is_none_or(|known| known.inventory.version != row.inventory.version) {
+        let message = format!("runs toft {} on {}", row.inventory.version, row.inventory.os);
+        EventRow::add(connection, row.registered_at_ms, EventLevel::Info, &format!("node/{}", row.name), &message)?;
+    }
+    Ok(Ok(Reply::Done))
+}
+
+fn not_found(name: &Name) -> Refusal {
+    Refusal {
+        kind: RefusalKind::NotFound,
+        message: format!("there is no workload `{name}`"),
+        hint: "`toft ls` shows the workloads there are".into(),
+    }
+}
+
+fn removing(name: &Name) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Removing,
+        message: format!("workload `{name}` is being removed"),
+        hint: "wait until it is gone, or use another name".into(),
+    }
+}
+
+fn tell(connection: &Connection, at_ms: i64, name: &Name, message: &str) -> rusqlite::Result<()> {
+    EventRow::add(connection, at_ms, EventLevel::Info, &format!("workload/{name}"), message)
+}
+
+fn put_workload(
+    connection: &Connection,
+    id: WorkloadId,
+    spec: &WorkloadSpec,
+    mode: PutMode,
+    at_ms: i64,
+) -> rusqlite::Result<Applied> {
+    let name = &spec.name;
+    let row = match (WorkloadRow::named(connection, name)?, mode) {
+        (Some(row), _) if row.desired == Desired::Removed => return Ok(Err(removing(name))),
+        (Some(_), PutMode::Create) => {
+            return Ok(Err(Refusal {
+                kind: RefusalKind::Exists,
+                message: format!("there is a workload `{name}` already"),
+                hint: format!("choose another name, or remove it first with `toft rm {name}`"),
+            }));
+        }
+        (Some(row), PutMode::Replace { if_generation: Some(seen) }) if row.generation != seen => {
+            return Ok(Err(Refusal {
+                kind: RefusalKind::Stale,
+                message: format!("workload `{name}` has generation {}, not {seen}", row.generation),
+                hint: "read it again and repeat the change".into(),
+            }));
+        }
+        (None, PutMode::Replace { if_generation: Some(_) }) => return Ok(Err(not_found(name))),
+        (Some(row), PutMode::Replace { .. }) if row.spec == *spec => row,
+        (Some(row), PutMode::Replace { .. }) => {
+            tell(connection, at_ms, name, &format!("changed to generation {}", row.generation + 1))?;
+            WorkloadRow { generation: row.generation + 1, spec: spec.clone(), updated_at_ms: at_ms, ..row }
+        }
+        (None, _) => {
+            tell(connection, at_ms, name, &format!("created from image {}", spec.image))?;
+            WorkloadRow {
+                id,
+                generation: 1,
+                spec: spec.clone(),
+                desired: Desired::Running,
+                epoch: 1,
+                pending: None,
+                created_at_ms: at_ms,
+                updated_at_ms: at_ms,
+            }
+        }
+    };
+    row.save(connection)?;
+    Ok(Ok(Reply::Workload(Box::new(row))))
+}
+
+fn power_workload(connection: &Connection, name: &Name, action: PowerAction, at_ms: i64) -> rusqlite::Result<Applied> {
+    let Some(mut row) = WorkloadRow::named(connection, name)? else { return Ok(Err(not_found(name))) };
+    if row.desired == Desired::Removed {
+        return Ok(Err(removing(name)));
+    }
+    let word = match action {
+        PowerAction::Stop if row.desired == Desired::Stopped => return Ok(Ok(Reply::Workload(Box::new(row)))),
+        PowerAction::Stop => {
+            row.desired = Desired::Stopped;
+            "stopped by request"
+        }
+        // What runs keeps running; what is down, for whatever reason, gets a new epoch and with it a new start.
+        PowerAction::Start if row.desired == Desired::Running && !has_ended(connection, row.id)? => {
+            return Ok(Ok(Reply::Workload(Box::new(row))));
+        }
+        PowerAction::Start => {
+            row.desired = Desired::Running;
+            row.epoch += 1;
+            "started by request"
+        }
+        PowerAction::Restart => {
+            row.desired = Desired::Running;
+            row.epoch += 1;
+            "restarted by request"
+        }
+    };
+    row.updated_at_ms = at_ms;
+    row.save(connection)?;
+    tell(connection, at_ms, name, word)?;
+    Ok(Ok(Reply::Workload(Box::new(row))))
+}
+
+fn has_ended(connection: &Connection, id: WorkloadId) -> rusqlite::Result<bool> {
+    Ok(InstanceRow::of_workload(connection, id)?.iter().any(|instance| {
+        let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
+        matches!(state, Some(InstanceState::Finished { .. } | InstanceState::BackOff { .. }))
+    }))
+}
+
+fn remove_workload(connection: &Connection, name: &Name, at_ms: i64) -> rusqlite::Result<Applied> {
+    let Some(mut row) = WorkloadRow::named(connection, name)? else { return Ok(Err(not_found(name))) };
+    if row.desired != Desired::Removed {
+        row.desired = Desired::Removed;
+        row.pending = None;
+        row.updated_at_ms = at_ms;
+        row.save(connection)?;
+        tell(connection, at_ms, name, "is being removed")?;
+    }
+    delete_if_empty(connection, &row, at_ms)?;
+    Ok(Ok(Reply::Workload(Box::new(row))))
+}
+
+fn delete_if_empty(connection: &Connection, row: &WorkloadRow, at_ms: i64) -> rusqlite::Result<()> {
+    if row.desired == Desired::Removed && InstanceRow::of_workload(connection, row.id)?.is_empty() {
+        WorkloadRow::delete(connection, row.id)?;
+        tell(connection, at_ms, &row.spec.name, "removed")?;
+    }
+    Ok(())
+}
+
+/// Makes a placement real unless the state moved on since it was planned.
+fn place(connection: &Connection, index: u64, placement: &Placement, at_ms: i64) -> rusqlite::Result<bool> {
+    let Some(workload) = WorkloadRow::by_id(connection, placement.workload_id)? else { return Ok(false) };
+    let Some(node) = NodeRow::by_id(connection, placement.node_id)? else { return Ok(false) };
+    let current = workload.desired == Desired::Running
+        && workload.generation == placement.generation
+        && placement.ordinal < workload.spec.replicas;
+    let taken = InstanceRow::of_workload(connection, workload.id)?.iter().any(|i| i.ordinal == placement.ordinal);
+    let residents = InstanceRow::of_node(connection, node.id)?;
+    if !current || taken || schedule::conflict(&placement.container, &residents).is_some() {
+        return Ok(false);
+    }
+    let row = InstanceRow {
+        id: placement.instance_id,
+        workload_id: workload.id,
+        ordinal: placement.ordinal,
+        node_id: node.id,
+        desired: Desired::Running,
+        epoch: workload.epoch,
+        container: placement.container.clone(),
+        report: None,
+        created_at_ms: at_ms,
+    };
+    row.insert(connection)?;
+    NodeRow::touch_assignments(connection, node.id, index)?;
+    let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
+    EventRow::add(connection, at_ms, EventLevel::Info, &subject, &format!("placed on node {}", node.name))?;
+    Ok(true)
+}
+
+fn change_order(connection: &Connection, index: u64, change: InstanceChange) -> rusqlite::Result<()> {
+    let Some(row) = InstanceRow::by_id(connection, change.instance_id)? else { return Ok(()) };
+    // Removal is final: a plan made before it cannot call the instance back.
+    if row.desired == Desired::Removed || (row.desired == change.desired && row.epoch == change.epoch) {
+        return Ok(());
+    }
+    InstanceRow::set_order(connection, row.id, change.desired, change.epoch.max(row.epoch))?;
+    NodeRow::touch_assignments(connection, row.node_id, index)
+}
+
+fn note_pending(connection: &Connection, id: WorkloadId, reason: Option<&str>, at_ms: i64) -> rusqlite::Result<()> {
+    if !WorkloadRow::set_pending(connection, id, reason)? {
+        return Ok(());
+    }
+    let Some(row) = WorkloadRow::by_id(connection, id)? else { return Ok(()) };
+    let Some(reason) = reason else { return Ok(()) };
+    let subject = format!("workload/{}", row.spec.name);
+    EventRow::add(connection, at_ms, EventLevel::Warning, &subject, &format!("waits for a place: {reason}"))
+}
+
+fn take_report(
+    connection: &Connection,
+    index: u64,
+    node_id: NodeId,
+    report: &InstanceReport,
+    at_ms: i64,
+) -> rusqlite::Result<()> {
+    let Some(row) = InstanceRow::by_id(connection, report.instance_id)?.filter(|row| row.node_id == node_id) else {
+        return Ok(());
+    };
+    let Some(workload) = WorkloadRow::by_id(connection, row.workload_id)? else { return Ok(()) };
+    let Some(state) = &report.state else {
+        if row.desired == Desired::Removed {
+            InstanceRow::delete(connection, row.id)?;
+            NodeRow::touch_assignments(connection, node_id, index)?;
+            delete_if_empty(connection, &workload, at_ms)?;
+        }
+        return Ok(());
+    };
+    let before = row.report.as_ref().and_then(|report| report.state.as_ref());
+    if before.map(InstanceState::as_str) != Some(state.as_str()) {
+        let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
+        if let Some((level, message)) = story(state) {
+            EventRow::add(connection, report.at_ms, level, &subject, &message)?;
+        }
+    }
+    InstanceRow::set_report(connection, report)
+}
+
+/// The sentence an observation adds to the story, if it is worth one.
+fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
+    match state {
+        InstanceState::Assigned | InstanceState::Starting | InstanceState::Stopping => None,
+        InstanceState::Running { pid, .. } => Some((EventLevel::Info, format!("runs as process {pid}"))),
+        InstanceState::Stopped { .. } => Some((EventLevel::Info, "stopped".into())),
+        InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),
+        InstanceState::Finished { exit } => match exit.code {
+            Some(0) => Some((EventLevel::Info, "finished with exit code 0".into())),
+            Some(code) => Some((EventLevel::Warning, format!("ended with exit code {code}"))),
+            None => Some((EventLevel::Warning, "its process vanished".into())),
+        },
+    }
+}

@@ -1,0 +1,174 @@
+//! The commands: everything that can change the state. Append-only: a variant, once written to a log, stays readable.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::tables::WorkloadRow;
+use crate::{
+    ids::{InstanceId, NodeId, WorkloadId},
+    instance::{ContainerOrder, Desired, InstanceReport},
+    name::Name,
+    node::Inventory,
+    workload::WorkloadSpec,
+};
+
+/// A change of the state. Times are milliseconds since 1970, taken by the proposer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "command")]
+pub enum Command {
+    /// A node tells what it is; its first telling makes it a member.
+    RegisterNode {
+        /// The node.
+        node_id: NodeId,
+        /// Its name.
+        name: Name,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// What it has.
+        inventory: Inventory,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user writes a specification.
+    PutWorkload {
+        /// Id for the workload if it is new.
+        workload_id: WorkloadId,
+        /// The specification.
+        spec: Box<WorkloadSpec>,
+        /// What may exist before.
+        mode: PutMode,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user starts, stops or restarts a workload.
+    PowerWorkload {
+        /// Its name.
+        name: Name,
+        /// What to do.
+        action: PowerAction,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user removes a workload; its row goes when its last instance is gone.
+    RemoveWorkload {
+        /// Its name.
+        name: Name,
+        /// When.
+        at_ms: i64,
+    },
+    /// The scheduler's decisions. Each is checked again; the stale are dropped.
+    CommitPlan {
+        /// New instances.
+        placements: Vec<Placement>,
+        /// Changed orders for instances that exist.
+        changes: Vec<InstanceChange>,
+        /// Workloads that wait, with the reason; `None` clears it.
+        pending: Vec<(WorkloadId, Option<String>)>,
+        /// When.
+        at_ms: i64,
+    },
+    /// What a node observed.
+    ReportInstances {
+        /// The node.
+        node_id: NodeId,
+        /// The newest observation of each instance that changed.
+        reports: Vec<InstanceReport>,
+        /// When.
+        at_ms: i64,
+    },
+}
+
+/// What may exist before a specification is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "mode")]
+pub enum PutMode {
+    /// The name must be free.
+    Create,
+    /// Whatever is there is replaced; with a number, only if it still has that generation.
+    Replace {
+        /// Generation the user saw.
+        if_generation: Option<u64>,
+    },
+}
+
+/// What a user can do to a workload that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PowerAction {
+    /// Run it; what finished runs again.
+    Start,
+    /// Bring its processes down and keep its containers.
+    Stop,
+    /// End and start its processes.
+    Restart,
+}
+
+/// A new instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// The workload.
+    pub workload_id: WorkloadId,
+    /// Generation of the specification it was made from.
+    pub generation: u64,
+    /// Which copy, from 0.
+    pub ordinal: u32,
+    /// Where.
+    pub node_id: NodeId,
+    /// What it is made of.
+    pub container: ContainerOrder,
+}
+
+/// A changed order for an instance that exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceChange {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// What shall become of it.
+    pub desired: Desired,
+    /// Epoch of the order.
+    pub epoch: u64,
+}
+
+/// What an applied command answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Nothing to tell.
+    Done,
+    /// The workload as it is now.
+    Workload(Box<WorkloadRow>),
+    /// How many placements were made and how many were stale.
+    Plan {
+        /// Made.
+        placed: usize,
+        /// Dropped.
+        dropped: usize,
+    },
+}
+
+/// Why a command that is well-formed changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// What it speaks of is not there.
+    NotFound,
+    /// The name is taken.
+    Exists,
+    /// The state moved on since the user looked.
+    Stale,
+    /// It is being removed.
+    Removing,
+}
+
+/// A command that changed nothing, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Kind for programs.
+    pub kind: RefusalKind,
+    /// Text for people.
+    pub message: String,
+    /// The next step.
+    pub hint: String,
+}

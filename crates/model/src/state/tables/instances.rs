@@ -1,0 +1,124 @@
+//! `instances`: the running copies of workloads.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{from_json, to_json};
+use crate::{
+    ids::{InstanceId, NodeId, WorkloadId},
+    instance::{ContainerOrder, Desired, InstanceReport},
+};
+
+/// One row of `instances`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRow {
+    /// Id.
+    pub id: InstanceId,
+    /// Workload it belongs to.
+    pub workload_id: WorkloadId,
+    /// Which copy, from 0.
+    pub ordinal: u32,
+    /// Where it was placed.
+    pub node_id: NodeId,
+    /// What shall become of it.
+    pub desired: Desired,
+    /// Epoch of the order.
+    pub epoch: u64,
+    /// What it is made of.
+    pub container: ContainerOrder,
+    /// The node's newest observation.
+    pub report: Option<InstanceReport>,
+    /// When it was placed.
+    pub created_at_ms: i64,
+}
+
+const COLUMNS: &str = "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms";
+
+impl InstanceRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            workload_id: row.get(1)?,
+            ordinal: row.get(2)?,
+            node_id: row.get(3)?,
+            desired: row.get(4)?,
+            epoch: row.get(5)?,
+            container: from_json(row.get_ref(6)?.as_str()?)?,
+            report: row.get_ref(7)?.as_str_or_null()?.map(from_json).transpose()?,
+            created_at_ms: row.get(8)?,
+        })
+    }
+
+    /// Every instance, by workload and ordinal.
+    pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM instances ORDER BY workload_id, ordinal, id"))?
+            .query_map([], Self::read)?
+            .collect()
+    }
+
+    /// The instances of one workload, by ordinal.
+    pub fn of_workload(connection: &Connection, id: WorkloadId) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM instances WHERE workload_id = ?1 ORDER BY ordinal, id"))?
+            .query_map([id], Self::read)?
+            .collect()
+    }
+
+    /// The instances placed on one node.
+    pub fn of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM instances WHERE node_id = ?1 ORDER BY id"))?
+            .query_map([id], Self::read)?
+            .collect()
+    }
+
+    /// The instance of that id.
+    pub fn by_id(connection: &Connection, id: InstanceId) -> rusqlite::Result<Option<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM instances WHERE id = ?1"))?
+            .query_row([id], Self::read)
+            .optional()
+    }
+
+    /// Writes a new row.
+    pub fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO instances (id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, ?8)",
+            )?
+            .execute(params![
+                self.id,
+                self.workload_id,
+                self.ordinal,
+                self.node_id,
+                self.desired,
+                self.epoch,
+                to_json(&self.container)?,
+                self.created_at_ms
+            ])?;
+        Ok(())
+    }
+
+    /// Changes the order.
+    pub fn set_order(connection: &Connection, id: InstanceId, desired: Desired, epoch: u64) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE instances SET desired = ?2, epoch = ?3 WHERE id = ?1")?
+            .execute(params![id, desired, epoch])?;
+        Ok(())
+    }
+
+    /// Replaces the observation.
+    pub fn set_report(connection: &Connection, report: &InstanceReport) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE instances SET report = ?2 WHERE id = ?1")?
+            .execute(params![report.instance_id, to_json(report)?])?;
+        Ok(())
+    }
+
+    /// Deletes the row.
+    pub fn delete(connection: &Connection, id: InstanceId) -> rusqlite::Result<()> {
+        connection.prepare_cached("DELETE FROM instances WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+}

@@ -1,0 +1,53 @@
+//! Rows and the SQL that reads and writes them, one file a table.
+
+mod events;
+mod instances;
+mod nodes;
+mod workloads;
+
+pub use events::{EventLevel, EventRow};
+pub use instances::InstanceRow;
+pub use nodes::NodeRow;
+pub use workloads::WorkloadRow;
+
+use rusqlite::{Connection, types::FromSqlError};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::instance::Desired;
+
+/// Index of the last command applied.
+pub fn applied_index(connection: &Connection) -> rusqlite::Result<u64> {
+    connection.prepare_cached("SELECT applied_index FROM cluster WHERE id = 1")?.query_row([], |row| row.get(0))
+}
+
+/// Notes that the command at `index` was applied.
+pub fn set_applied_index(connection: &Connection, index: u64) -> rusqlite::Result<()> {
+    connection.prepare_cached("UPDATE cluster SET applied_index = ?1 WHERE id = 1")?.execute([index])?;
+    Ok(())
+}
+
+fn to_json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
+}
+
+fn from_json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    serde_json::from_str(text)
+        .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+impl rusqlite::types::ToSql for Desired {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl rusqlite::types::FromSql for Desired {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        match value.as_str()? {
+            "running" => Ok(Self::Running),
+            "stopped" => Ok(Self::Stopped),
+            "removed" => Ok(Self::Removed),
+            _ => Err(FromSqlError::InvalidType),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `nodes`: the machines of the cluster.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{from_json, to_json};
+use crate::{ids::NodeId, name::Name, node::Inventory};
+
+/// One row of `nodes`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRow {
+    /// Id.
+    pub id: NodeId,
+    /// Name.
+    pub name: Name,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it has.
+    pub inventory: Inventory,
+    /// When it last registered.
+    pub registered_at_ms: i64,
+    /// Index of the last command that changed its assignments.
+    pub assignments_generation: u64,
+}
+
+const COLUMNS: &str = "id, name, labels, inventory, registered_at_ms, assignments_generation";
+
+impl NodeRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let name: String = row.get(1)?;
+        Ok(Self {
+            id: row.get(0)?,
+            name: name.parse().map_err(|e| {
+                rusqlite::Error::FromSqlConversionFailure(
+                    1,
+                    rusqlite::types::Type::Text,
+                    Box::<crate::invalid::Invalid>::new(e),
+                )
+            })?,
+            labels: from_json(row.get_ref(2)?.as_str()?)?,
+            inventory: from_json(row.get_ref(3)?.as_str()?)?,
+            registered_at_ms: row.get(4)?,
+            assignments_generation: row.get(5)?,
+        })
+    }
+
+    /// Every node, by name.
+    pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM nodes ORDER BY name"))?
+            .query_map([], Self::read)?
+            .collect()
+    }
+
+    /// The node of that id.
+    pub fn by_id(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM nodes WHERE id = ?1"))?
+            .query_row([id], Self::read)
+            .optional()
+    }
+
+    /// Id of the node of that name.
+    pub fn id_of(connection: &Connection, name: &Name) -> rusqlite::Result<Option<NodeId>> {
+        connection
+            .prepare_cached("SELECT id FROM nodes WHERE name = ?1")?
+            .query_row([name.as_str()], |row| row.get(0))
+            .optional()
+    }
+
+    /// Writes the row, new or changed; the generation of an existing row stays.
+    pub fn save(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO nodes (id, name, labels, inventory, registered_at_ms, assignments_generation)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT (id) DO UPDATE SET name = ?2, labels = ?3, inventory = ?4, registered_at_ms = ?5",
+            )?
+            .execute(params![
+                self.id,
+                self.name.as_str(),
+                to_json(&self.labels)?,
+                to_json(&self.inventory)?,
+                self.registered_at_ms,
+                self.assignments_generation
+            ])?;
+        Ok(())
+    }
+
+    /// Notes that the command at `index` changed the node's assignments.
+    pub fn touch_assignments(connection: &Connection, id: NodeId, index: u64) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE nodes SET assignments_generation = ?2 WHERE id = ?1")?
+            .execute(params![id, index])?;
+        Ok(())
+    }
+}

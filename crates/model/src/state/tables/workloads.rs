@@ -1,0 +1,105 @@
+//! `workloads`: what users ask to run.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{from_json, to_json};
+use crate::{ids::WorkloadId, instance::Desired, name::Name, workload::WorkloadSpec};
+
+/// One row of `workloads`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadRow {
+    /// Id.
+    pub id: WorkloadId,
+    /// Counts the specifications written under this id, from 1.
+    pub generation: u64,
+    /// The specification, which holds the name.
+    pub spec: WorkloadSpec,
+    /// What the user wants of it.
+    pub desired: Desired,
+    /// Counts starts and restarts asked for.
+    pub epoch: u64,
+    /// Why instances wait for a place, if any do.
+    pub pending: Option<String>,
+    /// When the name was first written.
+    pub created_at_ms: i64,
+    /// When it was last changed by a user.
+    pub updated_at_ms: i64,
+}
+
+const COLUMNS: &str = "id, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms";
+
+impl WorkloadRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            generation: row.get(1)?,
+            spec: from_json(row.get_ref(2)?.as_str()?)?,
+            desired: row.get(3)?,
+            epoch: row.get(4)?,
+            pending: row.get(5)?,
+            created_at_ms: row.get(6)?,
+            updated_at_ms: row.get(7)?,
+        })
+    }
+
+    /// Every workload, by name.
+    pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM workloads ORDER BY name"))?
+            .query_map([], Self::read)?
+            .collect()
+    }
+
+    /// The workload of that name.
+    pub fn named(connection: &Connection, name: &Name) -> rusqlite::Result<Option<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM workloads WHERE name = ?1"))?
+            .query_row([name.as_str()], Self::read)
+            .optional()
+    }
+
+    /// The workload of that id.
+    pub fn by_id(connection: &Connection, id: WorkloadId) -> rusqlite::Result<Option<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM workloads WHERE id = ?1"))?
+            .query_row([id], Self::read)
+            .optional()
+    }
+
+    /// Writes the row, new or changed.
+    pub fn save(&self, connection: &Connection) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO workloads (id, name, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                 ON CONFLICT (id) DO UPDATE SET generation = ?3, spec = ?4, desired = ?5, epoch = ?6, pending = ?7,
+                     updated_at_ms = ?9",
+            )?
+            .execute(params![
+                self.id,
+                self.spec.name.as_str(),
+                self.generation,
+                to_json(&self.spec)?,
+                self.desired,
+                self.epoch,
+                self.pending,
+                self.created_at_ms,
+                self.updated_at_ms
+            ])?;
+        Ok(())
+    }
+
+    /// Notes why instances of `id` wait, or that none does. `true` when that is news.
+    pub fn set_pending(connection: &Connection, id: WorkloadId, reason: Option<&str>) -> rusqlite::Result<bool> {
+        let changed = connection
+            .prepare_cached("UPDATE workloads SET pending = ?2 WHERE id = ?1 AND pending IS NOT ?2")?
+            .execute(params![id, reason])?;
+        Ok(changed > 0)
+    }
+
+    /// Deletes the row.
+    pub fn delete(connection: &Connection, id: WorkloadId) -> rusqlite::Result<()> {
+        connection.prepare_cached("DELETE FROM workloads WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+}
