@@ -1,3 +1,6 @@
 //! toft: a self-contained appliance that runs containers on homelab boxes. See `docs/ARCHITECTURE.md`.
 
 pub mod agent;
+pub mod consensus;
+pub mod control;
+pub mod observe;

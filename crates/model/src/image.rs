@@ -35,6 +35,21 @@ impl ImageRef {
     }
 }
 
+/// An image on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeImage {
+    /// Complete reference.
+    pub name: String,
+    /// Digest of what the name stands for.
+    pub digest: String,
+    /// Compressed size in bytes.
+    pub size_bytes: u64,
+    /// When it came to the node, in milliseconds since 1970.
+    pub created_at_ms: i64,
+    /// Platform, such as `linux/amd64`.
+    pub platform: String,
+}
+
 fn component_ok(part: &str) -> bool {
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     edge(part.chars().next())

@@ -8,6 +8,7 @@ pub mod ids;
 pub mod image;
 pub mod instance;
 pub mod invalid;
+pub mod log;
 pub mod name;
 pub mod node;
 pub mod schedule;

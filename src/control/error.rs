@@ -1,0 +1,126 @@
+//! The errors of operations, closed in kind so that every door can translate them.
+
+use toft_model::{
+    invalid::Invalid,
+    state::{Refusal, RefusalKind},
+};
+
+use crate::consensus::{ProposeError, ReadError};
+
+/// What went wrong, for programs. The doors map it to HTTP and exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request is malformed or breaks a rule.
+    Invalid,
+    /// Who asks is not known.
+    Unauthenticated,
+    /// Who asks may not.
+    Forbidden,
+    /// What is asked for is not there.
+    NotFound,
+    /// It clashes with what is there.
+    Conflict,
+    /// It was based on an older state.
+    Stale,
+    /// The request is larger than the limit.
+    TooLarge,
+    /// A part that is needed is away; try again.
+    Unavailable,
+    /// The disk is full.
+    DiskFull,
+    /// A fault of ours.
+    Internal,
+}
+
+impl ErrorKind {
+    /// The code in error envelopes.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Forbidden => "forbidden",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Stale => "stale",
+            Self::TooLarge => "too_large",
+            Self::Unavailable => "unavailable",
+            Self::DiskFull => "disk_full",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+/// A failed operation.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// Kind for programs.
+    pub kind: ErrorKind,
+    /// Text for people: lower case, no full stop.
+    pub message: String,
+    /// The next step, when one is known.
+    pub hint: Option<String>,
+    /// The field of the request that is meant, when one is.
+    pub field: Option<String>,
+}
+
+impl ControlError {
+    /// An error without hint and field.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None, field: None }
+    }
+
+    /// The same with a hint.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same, said of a field.
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+}
+
+impl From<Invalid> for ControlError {
+    fn from(invalid: Invalid) -> Self {
+        Self {
+            kind: ErrorKind::Invalid,
+            message: invalid.message,
+            hint: Some(invalid.hint),
+            field: Some(invalid.field).filter(|field| !field.is_empty()),
+        }
+    }
+}
+
+impl From<Refusal> for ControlError {
+    fn from(refusal: Refusal) -> Self {
+        let kind = match refusal.kind {
+            RefusalKind::NotFound => ErrorKind::NotFound,
+            RefusalKind::Exists | RefusalKind::Removing => ErrorKind::Conflict,
+            RefusalKind::Stale => ErrorKind::Stale,
+        };
+        let field = (refusal.kind == RefusalKind::Exists).then(|| "name".to_owned());
+        Self { kind, message: refusal.message, hint: Some(refusal.hint), field }
+    }
+}
+
+impl From<ProposeError> for ControlError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => refusal.into(),
+            ProposeError::DiskFull => Self::new(ErrorKind::DiskFull, error.to_string())
+                .hint("nothing was changed; free some space and try again"),
+            ProposeError::Closed | ProposeError::Timeout => Self::new(ErrorKind::Unavailable, error.to_string()),
+            ProposeError::Storage(_) => Self::new(ErrorKind::Internal, error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for ControlError {
+    fn from(error: ReadError) -> Self {
+        tracing::error!(error = crate::observe::chain(&error), "a read of the state failed");
+        Self::new(ErrorKind::Internal, error.to_string())
+    }
+}

@@ -1,0 +1,43 @@
+//! What operations ask of a node directly, because it is no shared state: its images, its logs, its ports.
+
+use async_trait::async_trait;
+use futures_util::stream::BoxStream;
+use toft_model::{
+    ids::InstanceId,
+    image::{ImageRef, NodeImage},
+    log::{LogLine, LogQuery},
+    workload::PortSpec,
+};
+
+use super::ControlError;
+
+/// Lines as they come.
+pub type LogLines = BoxStream<'static, Result<LogLine, ControlError>>;
+/// Bytes of an archive as they arrive.
+pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
+
+/// A node that can be asked.
+#[async_trait]
+pub trait NodeAccess: Send + Sync + 'static {
+    /// Why `port` cannot be published on this node, if a process outside toft holds it.
+    fn port_taken_outside(&self, port: PortSpec) -> Option<String>;
+
+    /// Why no container can be started now, if that is so.
+    fn runtime_trouble(&self) -> Option<String>;
+
+    /// What an instance wrote, oldest first. Instances that never wrote give nothing.
+    async fn logs(&self, instance: InstanceId, query: LogQuery) -> Result<LogLines, ControlError>;
+
+    /// The images in the node's store.
+    async fn images(&self) -> Result<Vec<NodeImage>, ControlError>;
+
+    /// Imports an archive. `name` names an image whose archive carries no name.
+    async fn import_image(
+        &self,
+        archive: ArchiveReader,
+        name: Option<ImageRef>,
+    ) -> Result<Vec<NodeImage>, ControlError>;
+
+    /// Removes an image's name; `false` when there was none.
+    async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError>;
+}

@@ -1,0 +1,37 @@
+//! The operations users can ask for, one file a resource.
+//!
+//! Each validates, mints ids and time, and proposes. Nothing has run yet when it returns.
+
+mod images;
+pub mod logs;
+mod nodes;
+mod workloads;
+
+use std::sync::Arc;
+
+use super::node_access::NodeAccess;
+use crate::consensus::Handle;
+
+/// The operations.
+#[derive(Clone)]
+pub struct Ops {
+    state: Handle,
+    node: Arc<dyn NodeAccess>,
+}
+
+impl Ops {
+    /// Operations on `state`.
+    pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
+        Self { state, node }
+    }
+
+    /// The state's handle, for watching.
+    pub fn state(&self) -> &Handle {
+        &self.state
+    }
+}
+
+/// Now, in milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    jiff::Timestamp::now().as_millisecond()
+}

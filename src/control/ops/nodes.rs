@@ -1,0 +1,54 @@
+//! Operations on nodes, instances and the story of the cluster.
+
+use std::collections::BTreeMap;
+
+use toft_model::{
+    ids::NodeId,
+    instance::InstanceReport,
+    name::Name,
+    node::Inventory,
+    state::{Command, EventRow, InstanceView, NodeRow, query_events, query_instances},
+};
+
+use super::{Ops, now_ms};
+use crate::control::ControlError;
+
+impl Ops {
+    /// A node tells what it is.
+    pub async fn register_node(
+        &self,
+        node_id: NodeId,
+        name: Name,
+        labels: BTreeMap<String, String>,
+        inventory: Inventory,
+    ) -> Result<(), ControlError> {
+        self.state.propose(Command::RegisterNode { node_id, name, labels, inventory, at_ms: now_ms() }).await?;
+        Ok(())
+    }
+
+    /// A node tells what it observed.
+    pub async fn report_instances(&self, node_id: NodeId, reports: Vec<InstanceReport>) -> Result<(), ControlError> {
+        self.state.propose(Command::ReportInstances { node_id, reports, at_ms: now_ms() }).await?;
+        Ok(())
+    }
+
+    /// Every node, by name.
+    pub async fn nodes(&self) -> Result<Vec<NodeRow>, ControlError> {
+        Ok(self.state.read(NodeRow::all).await?)
+    }
+
+    /// Every instance, by workload name and ordinal.
+    pub async fn instances(&self) -> Result<Vec<InstanceView>, ControlError> {
+        Ok(self.state.read(query_instances).await?)
+    }
+
+    /// The newest events, newest first: of one subject or of all, before a position or from the end.
+    pub async fn events(
+        &self,
+        subject: Option<String>,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<EventRow>, ControlError> {
+        Ok(self.state.read(move |connection| query_events(connection, subject.as_deref(), before, limit)).await?)
+    }
+}

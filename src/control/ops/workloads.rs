@@ -1,0 +1,105 @@
+//! Operations on workloads.
+
+use toft_model::{
+    ids::WorkloadId,
+    instance::NetworkOrder,
+    name::Name,
+    schedule::{Snapshot, why_nowhere},
+    state::{Command, PowerAction, PutMode, Reply, WorkloadView, query_snapshot, query_workload, query_workloads},
+    workload::{Protocol, WorkloadSpec},
+};
+use uuid::Uuid;
+
+use super::{Ops, now_ms};
+use crate::control::{ControlError, ErrorKind};
+
+impl Ops {
+    /// Writes a specification and gives the workload as it then is. With [`PutMode::Create`] the name must be free.
+    pub async fn put_workload(&self, spec: WorkloadSpec, mode: PutMode) -> Result<WorkloadView, ControlError> {
+        spec.validate()?;
+        self.check_host_ports(&spec).await?;
+        let name = spec.name.clone();
+        let workload_id = WorkloadId(Uuid::now_v7());
+        let command = Command::PutWorkload { workload_id, spec: Box::new(spec), mode, at_ms: now_ms() };
+        self.propose_workload(name, command).await
+    }
+
+    /// Starts, stops or restarts.
+    pub async fn power_workload(&self, name: Name, action: PowerAction) -> Result<WorkloadView, ControlError> {
+        let command = Command::PowerWorkload { name: name.clone(), action, at_ms: now_ms() };
+        self.propose_workload(name, command).await
+    }
+
+    /// Removes; the workload is gone when its last container is.
+    pub async fn remove_workload(&self, name: Name) -> Result<(), ControlError> {
+        self.state.propose(Command::RemoveWorkload { name, at_ms: now_ms() }).await?;
+        Ok(())
+    }
+
+    /// Every workload, by name.
+    pub async fn workloads(&self) -> Result<Vec<WorkloadView>, ControlError> {
+        Ok(self.state.read(query_workloads).await?)
+    }
+
+    /// The workload of that name.
+    pub async fn workload(&self, name: &Name) -> Result<WorkloadView, ControlError> {
+        let asked = name.clone();
+        let found = self.state.read(move |connection| query_workload(connection, &asked)).await?;
+        found.ok_or_else(|| {
+            ControlError::new(ErrorKind::NotFound, format!("there is no workload `{name}`"))
+                .hint("`toft ls` shows the workloads there are")
+        })
+    }
+
+    async fn propose_workload(&self, name: Name, command: Command) -> Result<WorkloadView, ControlError> {
+        let Reply::Workload(row) = self.state.propose(command).await? else {
+            return Err(ControlError::new(ErrorKind::Internal, "the state answered something else than a workload"));
+        };
+        let found = self.state.read(move |connection| query_workload(connection, &name)).await?;
+        Ok(found.unwrap_or(WorkloadView { row: *row, instances: Vec::new() }))
+    }
+
+    /// Refuses host ports that no node can give, before anything is written: the user is there to choose another.
+    async fn check_host_ports(&self, spec: &WorkloadSpec) -> Result<(), ControlError> {
+        if spec.ports.iter().all(|port| port.host.is_none()) {
+            return Ok(());
+        }
+        let mut snapshot = self.state.read(query_snapshot).await?;
+        let own =
+            snapshot.workloads.iter().find(|workload| workload.spec.name == spec.name).map(|workload| workload.id);
+        // What the workload itself holds is given back before its successor starts.
+        snapshot.instances.retain(|instance| Some(instance.workload_id) != own);
+        for (i, port) in spec.ports.iter().enumerate() {
+            let Some(host) = port.host else { continue };
+            let refuse = |why: String| {
+                Err(ControlError::new(ErrorKind::Conflict, why)
+                    .field(format!("ports[{i}].host"))
+                    .hint("choose another host port, or leave it out to get a free one"))
+            };
+            let held = holder(&snapshot, host, port.protocol);
+            let alone = WorkloadSpec { ports: vec![*port], ..WorkloadSpec::new(spec.name.clone(), spec.image.clone()) };
+            if let Some(holder) = held
+                && why_nowhere(&alone, &snapshot).is_some()
+            {
+                return refuse(format!("host port {host}/{} is taken by workload `{holder}`", port.protocol));
+            }
+            // Published ports have no listener of their own, so a listener is always somebody else's.
+            if snapshot.nodes.len() == 1
+                && let Some(why) = self.node.port_taken_outside(*port)
+            {
+                return refuse(why);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn holder(snapshot: &Snapshot, host: u16, protocol: Protocol) -> Option<Name> {
+    let holds = |network: &NetworkOrder| match network {
+        NetworkOrder::Bridge { ports, .. } => ports.iter().any(|port| port.host == host && port.protocol == protocol),
+        NetworkOrder::Host | NetworkOrder::None => false,
+    };
+    let instance = snapshot.instances.iter().find(|instance| holds(&instance.container.network))?;
+    let workload = snapshot.workloads.iter().find(|workload| workload.id == instance.workload_id)?;
+    Some(workload.spec.name.clone())
+}
