@@ -5,6 +5,7 @@
 mod images;
 pub mod logs;
 mod nodes;
+pub mod wait;
 mod workloads;
 
 use std::sync::Arc;
@@ -28,6 +29,13 @@ impl Ops {
     /// The state's handle, for watching.
     pub fn state(&self) -> &Handle {
         &self.state
+    }
+}
+
+impl Ops {
+    /// Why no container can be started now, if that is so.
+    pub fn runtime_trouble(&self) -> Option<String> {
+        self.node.runtime_trouble()
     }
 }
 
