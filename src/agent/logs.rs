@@ -72,7 +72,8 @@ fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
     std::fs::create_dir_all(dir)?;
     let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     inotify.add_watch(dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
-    AsyncFd::register(OwnedFd::from(inotify))
+    // SAFETY: the descriptor is owned, so it stays open and the same for as long as it is registered.
+    Ok(unsafe { AsyncFd::register(OwnedFd::from(inotify)) }?)
 }
 
 /// The log files, oldest first.
