@@ -1,6 +1,7 @@
 //! toft: a self-contained appliance that runs containers on homelab boxes. See `docs/ARCHITECTURE.md`.
 
 pub mod agent;
+pub mod api;
 pub mod config;
 pub mod consensus;
 pub mod control;
