@@ -5,5 +5,6 @@ pub mod api;
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod daemon;
 pub mod embedded;
 pub mod observe;

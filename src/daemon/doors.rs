@@ -48,8 +48,10 @@ pub(super) async fn open(
     let unix = UnixListener::bind(&socket).with_context(|| {
         format!("binding the socket `{}` (its path may be at most 107 bytes long)", socket.display())
     })?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).context("keeping others from the socket")?;
-    write_file(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes()).context("writing the URL file")?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
+        .context("keeping others from the socket")?;
+    write_file(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
+        .context("writing the URL file")?;
 
     let app = http::router(api.clone());
     let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), http::auth::require));
@@ -62,7 +64,9 @@ pub(super) async fn open(
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     let wanted = config.api.bind;
     match TcpListener::bind(wanted).await {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && config.paths.private && !config.api.bind_chosen => {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::AddrInUse && config.paths.private && !config.api.bind_chosen =>
+        {
             TcpListener::bind((wanted.ip(), 0)).await.context("binding a free port")
         }
         other => other.with_context(|| format!("binding {wanted}; choose another address with --bind")),
