@@ -5,6 +5,7 @@
 
 mod directories;
 mod doors;
+mod down;
 mod identity;
 mod local_node;
 mod runtime;
@@ -42,6 +43,7 @@ use crate::{
     observe::{chain, metrics::Metrics},
 };
 use directories::Directories;
+pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
 use tasks::Tasks;
