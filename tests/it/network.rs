@@ -1,6 +1,7 @@
 //! The container network in a real kernel, each test in network namespaces of its own.
 
 use std::{
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     time::{Duration, Instant},
 };
@@ -40,7 +41,10 @@ fn a_published_port_answers_from_everywhere() {
         let lan = Namespace::lan();
         let (_toft, web, other) = two_containers().await;
         let _server = web.serve("web", 80);
-        for protocol in [Tcp, Udp] {
+        // With the first, the kernel sends even what stays on the bridge through the packet rules, once its module is
+        // loaded, as Docker does.
+        for (bridged, protocol) in [("1", Tcp), ("1", Udp), ("0", Tcp), ("0", Udp)] {
+            let _ = std::fs::write("/proc/sys/net/bridge/bridge-nf-call-iptables", bridged);
             let from = |asker: Ipv4Addr| format!("web {asker}");
             // The asker's own address arrives, wherever the way back allows it.
             assert_eq!(lan.ask(protocol, HOST, 8080).unwrap(), from(CLIENT), "from the LAN, {protocol}");
@@ -139,6 +143,30 @@ fn setting_the_same_again_changes_nothing() {
         toft.set(&config(SUBNET, &[(8080, 80, Udp, WEB), (8080, 80, Tcp, WEB)])).await.unwrap();
         toft.attach(web.pid(), WEB).await.unwrap();
         assert_eq!(seen(), before);
+    });
+}
+
+#[test]
+fn a_connection_survives_new_rules() {
+    on_host(async || {
+        let lan = Namespace::lan();
+        let (toft, web, _other) = two_containers().await;
+        let echo = web.spawn(|| {
+            let (mut stream, _) = TcpListener::bind(("0.0.0.0", 80)).unwrap().accept().unwrap();
+            std::io::copy(&mut stream.try_clone().unwrap(), &mut stream).unwrap();
+        });
+        let mut stream = None;
+        eventually("a connection", || lan.connect(HOST, 8080).is_ok_and(|made| stream.replace(made).is_none()));
+        let mut stream = stream.unwrap();
+        let mut answer = [0; 4];
+        for round in 0..10_u16 {
+            toft.set(&config(SUBNET, &[(8080, 80, Tcp, WEB), (9000 + round, 80, Tcp, OTHER)])).await.unwrap();
+            stream.write_all(b"ping").unwrap();
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(&answer, b"ping");
+        }
+        drop(stream);
+        echo.join().unwrap();
     });
 }
 

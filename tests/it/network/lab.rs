@@ -120,7 +120,17 @@ impl Namespace {
         self.spawn(work).join().unwrap()
     }
 
-    fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    /// Connects from here.
+    pub fn connect(&self, address: Ipv4Addr, port: u16) -> io::Result<TcpStream> {
+        self.inside(move || {
+            let stream = TcpStream::connect_timeout(&SocketAddr::new(address.into(), port), PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        })
+    }
+
+    /// Starts `work` on a thread inside.
+    pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let file = std::fs::File::open(format!("/proc/{}/ns/net", self.pid())).unwrap();
         std::thread::spawn(move || {
             setns(file, CloneFlags::CLONE_NEWNET).unwrap();
@@ -229,7 +239,7 @@ pub fn ask_with(socket: &UdpSocket, address: SocketAddr, patience: Duration) -> 
 }
 
 /// Waits until `condition` holds.
-pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: not within 10 s");
