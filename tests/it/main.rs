@@ -1,1 +1,7 @@
+//! The one integration binary.
 
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod harness;
+mod runtime_conformance;
+mod runtime_containerd;

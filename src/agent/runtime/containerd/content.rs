@@ -183,8 +183,7 @@ pub(super) enum Unread {
 /// Reads a blob of at most `most` bytes.
 pub(super) async fn read_whole(client: &Client, digest: &str, most: u64) -> Result<Vec<u8>, Unread> {
     const READING: &str = "reading from the content store";
-    let refused =
-        |refusal: Refusal| if refusal.not_found() { Unread::Missing } else { Unread::Failed(refusal.into()) };
+    let refused = |refusal: Refusal| if refusal.not_found() { Unread::Missing } else { Unread::Failed(refusal.into()) };
     let limit = i64::try_from(most).unwrap_or(i64::MAX - 1) + 1;
     let request = client.request(ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 });
     let mut stream = call(READING, QUICK, client.content().read(request)).await.map_err(refused)?;

@@ -250,10 +250,7 @@ impl Import<'_> {
 }
 
 /// Groups what was found by name; several targets of one name are the same image for several platforms.
-fn choose_names(
-    found: Vec<Found>,
-    name: Option<&ImageRef>,
-) -> Result<Vec<(ImageRef, Vec<Descriptor>)>, RuntimeError> {
+fn choose_names(found: Vec<Found>, name: Option<&ImageRef>) -> Result<Vec<(ImageRef, Vec<Descriptor>)>, RuntimeError> {
     let mut named: Vec<(ImageRef, Vec<Descriptor>)> = Vec::new();
     let mut unnamed: Vec<Option<String>> = Vec::new();
     for image in found {

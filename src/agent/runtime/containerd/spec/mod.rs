@@ -48,12 +48,8 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, String> {
 
 fn linux(parts: &Parts<'_>) -> Linux {
     let new_network = parts.order.network == NetworkNamespace::New;
-    let mut kinds = vec![
-        LinuxNamespaceType::Pid,
-        LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Uts,
-        LinuxNamespaceType::Mount,
-    ];
+    let mut kinds =
+        vec![LinuxNamespaceType::Pid, LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts, LinuxNamespaceType::Mount];
     if new_network {
         kinds.push(LinuxNamespaceType::Network);
     }
