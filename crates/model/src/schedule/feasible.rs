@@ -8,7 +8,8 @@ use crate::{
     workload::{NetworkMode, PortSpec, Protocol, WorkloadSpec},
 };
 
-/// Host ports given to mappings that name none; below the kernel's own ephemeral range.
+/// Host ports given to mappings that name none; below the kernel's own ephemeral range. An instance that holds another
+/// for such a mapping is replaced (the user gave up the port once named), so narrowing the range moves instances.
 const FREE_PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// What the instances of one node hold, those on their way out included.
@@ -116,7 +117,7 @@ fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> 
                 && ports.iter().zip(&spec.ports).all(|(have, want)| {
                     have.container == want.container
                         && have.protocol == want.protocol
-                        && want.host.is_none_or(|host| host == have.host)
+                        && want.host.map_or_else(|| FREE_PORTS.contains(&have.host), |host| host == have.host)
                 })
         }
         (NetworkOrder::Host | NetworkOrder::None | NetworkOrder::Bridge { .. }, _) => false,

@@ -109,6 +109,18 @@ fn a_free_port_that_was_given_is_kept_when_the_specification_names_it() {
 }
 
 #[test]
+fn a_host_port_that_is_named_no_more_is_given_up() {
+    let mut cluster = Cluster::of_one().0;
+    cluster.put(with_ports("web", &["80:80"]));
+    cluster.settle();
+    cluster.put(with_ports("web", &["80"]));
+    cluster.put(with_ports("zzz", &["80:80"]));
+    check(&mut cluster, &["web-0 removed epoch 1", "zzz waits: box: host port 80/tcp is in use"]);
+    cluster.settle();
+    assert_eq!(cluster.workload("zzz").unwrap().pending, None);
+}
+
+#[test]
 fn a_host_port_serves_one_copy_a_node_and_protocol() {
     let mut cluster = two_nodes();
     cluster.put(WorkloadSpec { replicas: 3, ..with_ports("aaa", &["53:53"]) });
