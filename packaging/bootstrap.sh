@@ -438,8 +438,7 @@ is_ready_or_ended() { is_ready || has_ended; }
 
 wait_until_ready() {
   [[ $dry_run == no ]] || { say ready "would wait for http://$bind/ready"; return; }
-  wait_for "$READY_SECONDS" is_ready_or_ended || true
-  if ! is_ready; then
+  if ! wait_for "$READY_SECONDS" is_ready_or_ended || has_ended; then
     last_log_lines >&2 || true
     die "toft did not get ready" "its last log lines are above; mend their cause, then run this again"
   fi
@@ -534,7 +533,11 @@ delete_data() {
 remove_files() {
   perform rm -f "$BINARY" "$UNIT"
   ! has_systemd || perform systemctl daemon-reload
-  [[ $run_dir != /run/toft ]] || perform rm -rf --one-file-system "$run_dir"
+  if [[ $run_dir == /run/toft ]]; then
+    perform rm -rf --one-file-system /run/toft
+  elif [[ -d /run/toft ]]; then
+    perform rmdir --ignore-fail-on-non-empty /run/toft
+  fi
   if [[ $purge == yes ]]; then
     [[ $run_dir != /run/toft ]] || forget_images
     delete_data

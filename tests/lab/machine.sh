@@ -2,7 +2,7 @@
 # A whole Debian machine with systemd for tests: a systemd-nspawn container with containerd, runc and
 # nftables inside and no network but its own loopback.
 #
-# As a library: source it, then `machine_open DIR` creates and boots a machine that is destroyed when the
+# As a library: source it, then `machine_open DIR boot` creates and boots a machine that is destroyed when the
 # shell exits. As a command: see usage.
 set -euo pipefail
 
@@ -20,6 +20,7 @@ usage: machine.sh COMMAND [DIR] [...]
   cache                    make the cached root file system if missing, print its path
   create DIR               make a machine whose files live under DIR
   boot DIR                 start it and wait until systemd has finished booting
+  start DIR                start it without systemd: nothing runs inside but what is run
   run DIR COMMAND...       run a command inside as root, with its exit code and output
   copy DIR SOURCE TARGET   copy a file or folder of the host to an absolute path inside
   reboot DIR               reboot and wait
@@ -82,29 +83,34 @@ EOF
   printf '127.0.0.1 localhost lab\n::1 localhost\n' >"$root/etc/hosts"
 }
 
+# Makes a root file system at a path.
+make_root() {
+  local root=$1 mirror
+  mirror=$(debian_mirror)
+  debootstrap --variant=minbase --include="$LAB_PACKAGES" "$LAB_SUITE" "$root" ${mirror:+"$mirror"} &&
+    # The package of nft stays, so that a test without a network can install it anew.
+    find "$root/var/cache/apt/archives" -name '*.deb' ! -name 'nftables_*' -delete &&
+    prepare_root "$root"
+}
+
 # Names the cached root after everything that decides its content.
 cache_key() {
-  { echo "$LAB_SUITE $LAB_PACKAGES $(dpkg --print-architecture)"; declare -f prepare_root; } |
+  { echo "$LAB_SUITE $LAB_PACKAGES $(dpkg --print-architecture)"; declare -f make_root prepare_root; } |
     sha256sum | cut -c1-16
 }
 
 # Prints the path of the cached root file system, making it first if it is missing.
 machine_cache() {
-  local root partial log mirror
+  local root log=$LAB_CACHE/debootstrap.log
   root=$LAB_CACHE/$LAB_SUITE-$(cache_key)
   mkdir -p "$LAB_CACHE"
   (
     flock 9
     [[ ! -d $root ]] || exit 0
-    partial=$root.partial log=$LAB_CACHE/debootstrap.log
-    rm -rf "$partial"
-    mirror=$(debian_mirror)
     lab_say "making the root file system $root (about a minute)"
-    debootstrap --variant=minbase --include="$LAB_PACKAGES" "$LAB_SUITE" "$partial" ${mirror:+"$mirror"} \
-      >"$log" 2>&1 || { tail -n 20 "$log" >&2; lab_die "debootstrap failed"; exit 1; }
-    rm -f "$partial"/var/cache/apt/archives/*.deb
-    prepare_root "$partial"
-    mv "$partial" "$root"
+    rm -rf "$root.partial"
+    make_root "$root.partial" >"$log" 2>&1 && mv "$root.partial" "$root" ||
+      { tail -n 20 "$log" >&2; lab_die "no root file system, see $log"; }
   ) 9>"$LAB_CACHE/lock" || return 1
   echo "$root"
 }
@@ -131,17 +137,16 @@ cgroup_mount() {
   [[ -n $target ]] && head -n 1 <<<"$target"
 }
 
-# Prints the cgroups of a machine: one of its own below the caller's in every hierarchy.
-machine_cgroups() {
-  local name controllers path mount
-  name=toft-lab-$(basename "$1")
+# Prints the cgroup directories of a process, one for every hierarchy.
+cgroups_of() {
+  local controllers path mount
   while IFS=: read -r _ controllers path; do
     mount=$(cgroup_mount "$controllers") || continue
-    echo "$mount${path%/}/$name"
-  done </proc/self/cgroup
+    echo "$mount${path%/}"
+  done <"/proc/$1/cgroup"
 }
 
-# Moves this shell into the cgroups listed in a file, making them first.
+# Moves this shell into the listed cgroups, making them first.
 enter_cgroups() {
   local group file
   while read -r group; do
@@ -150,7 +155,7 @@ enter_cgroups() {
       [[ ! -e $group/$file || -n $(<"$group/$file") ]] || cat "${group%/*}/$file" >"$group/$file"
     done
     echo "$BASHPID" >"$group/cgroup.procs"
-  done <"$1"
+  done
 }
 
 # Removes the cgroups listed in a file, deepest first.
@@ -169,19 +174,33 @@ machine_pid() {
   [[ $(cat "/proc/$pid/comm" 2>/dev/null) == systemd-nspawn ]] && echo "$pid"
 }
 
-# Runs a command in the namespaces of a machine's init, outside of its units.
+# Prints the process id, on the host, of a machine's first process.
+machine_leader() {
+  local pid
+  pid=$(machine_pid "$1") || lab_die "the machine in $1 is not running" || return 1
+  pgrep --oldest --parent "$pid" || lab_die "the machine in $1 has no first process"
+}
+
+# Runs a command in the namespaces of a machine's first process, outside of its units.
 machine_enter() {
-  local dir=$1 pid leader
+  local leader
+  leader=$(machine_leader "$1") || return 1
   shift
-  pid=$(machine_pid "$dir") || lab_die "the machine in $dir is not running" || return 1
-  leader=$(pgrep --oldest --parent "$pid") || lab_die "the machine in $dir has no init" || return 1
   nsenter --target "$leader" --mount --uts --ipc --net --pid --cgroup --root --wd env -i "PATH=$LAB_PATH" "$@"
 }
 
-# Runs a command inside as a unit of its own, so that it has the machine's cgroups and an end.
+# Runs a command inside, in the machine's cgroups: as a unit of its own where systemd runs.
 machine_run() {
   local dir=$1
   shift
+  if [[ ! -e $dir/booted ]]; then
+    (
+      enter_cgroups < <(cgroups_of "$(machine_leader "$dir")")
+      machine_enter "$dir" env HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive \
+        timeout "$LAB_COMMAND_SECONDS" "$@"
+    )
+    return
+  fi
   machine_enter "$dir" systemd-run --quiet --pipe --wait --collect --property=RuntimeMaxSec="$LAB_COMMAND_SECONDS" \
     --setenv=PATH="$LAB_PATH" --setenv=HOME=/root --setenv=LC_ALL=C.UTF-8 --setenv=DEBIAN_FRONTEND=noninteractive \
     -- "$@"
@@ -191,19 +210,19 @@ machine_booted() {
   [[ $(machine_enter "$1" systemctl is-system-running 2>/dev/null) =~ ^(running|degraded)$ ]]
 }
 
-# Starts systemd-nspawn in the background, apart from the caller's session and cgroups.
+# Starts systemd-nspawn in the background, apart from the caller's session and cgroups: start_nspawn DIR WHAT...
 start_nspawn() {
   local dir=$1 device
   local options=(--directory="$dir/root" --bind="$dir/var-lib:/var/lib" --machine="toft-lab-$(basename "$dir")"
     --hostname=lab --register=no --keep-unit --private-network --capability=all
-    --system-call-filter="@privileged @mount bpf keyctl add_key" --console=pipe --boot)
+    --system-call-filter="@privileged @mount bpf keyctl add_key" --console=pipe)
   for device in /dev/net/tun /dev/fuse; do
     [[ ! -e $device ]] || options+=(--bind="$device")
   done
-  machine_cgroups "$dir" >"$dir/cgroups"
+  cgroups_of self | sed "s|\$|/toft-lab-$(basename "$dir")|" >"$dir/cgroups"
   (
-    enter_cgroups "$dir/cgroups"
-    exec setsid systemd-nspawn "${options[@]}"
+    enter_cgroups <"$dir/cgroups"
+    exec setsid systemd-nspawn "${options[@]}" "${@:2}"
   ) </dev/null >>"$dir/console.log" 2>&1 9>&- &
   echo $! >"$dir/nspawn.pid"
 }
@@ -211,10 +230,22 @@ start_nspawn() {
 machine_boot() {
   local dir=$1
   ! machine_pid "$dir" >/dev/null || lab_die "the machine in $dir is running already" || return 1
-  start_nspawn "$dir"
+  touch "$dir/booted"
+  start_nspawn "$dir" --boot
   wait_for "$LAB_BOOT_SECONDS" machine_booted "$dir" && return 0
   tail -n 20 "$dir/console.log" >&2
   lab_die "the machine in $dir did not boot in $LAB_BOOT_SECONDS seconds"
+}
+
+# Starts a machine on which systemd is not in charge, as on other distributions or in a rescue shell.
+machine_start() {
+  local dir=$1
+  ! machine_pid "$dir" >/dev/null || lab_die "the machine in $dir is running already" || return 1
+  rm -f "$dir/booted"
+  start_nspawn "$dir" --as-pid2 sleep infinity
+  wait_for "$LAB_BOOT_SECONDS" machine_enter "$dir" true && machine_run "$dir" lab-cgroups && return 0
+  tail -n 20 "$dir/console.log" >&2
+  lab_die "the machine in $dir did not start"
 }
 
 machine_stopped() { ! machine_pid "$1"; }
@@ -251,20 +282,20 @@ machine_destroy() {
   rm -rf --one-file-system "$dir"
 }
 
-# Creates and boots a machine that ends with this shell, however the shell ends.
+# Creates a machine that ends with this shell, however the shell ends: machine_open DIR boot|start
 machine_open() {
   # shellcheck disable=SC2064 # the directory of now is meant
   trap "machine_destroy '$1'" EXIT
   trap 'exit 130' INT
   trap 'exit 143' TERM
-  machine_create "$1" && machine_boot "$1"
+  machine_create "$1" && "machine_$2" "$1"
 }
 
 machine_main() {
   [[ $EUID -eq 0 ]] || { lab_say "run as root"; exit 1; }
   case "${1-}:$#" in
     cache:1) machine_cache ;;
-    create:2 | boot:2 | reboot:2 | poweroff:2 | destroy:2) "machine_$1" "$2" ;;
+    create:2 | boot:2 | start:2 | reboot:2 | poweroff:2 | destroy:2) "machine_$1" "$2" ;;
     copy:4) machine_copy "$2" "$3" "$4" ;;
     run:[12]) usage >&2; exit 2 ;;
     run:*) machine_run "${@:2}" ;;

@@ -7,9 +7,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/machine.sh"
 # shellcheck source=tests/lab/checks.sh
 source "$here/checks.sh"
+# shellcheck source=tests/lab/observe.sh
+source "$here/observe.sh"
 
-DEMO_URL=http://127.0.0.1:18080/
-READY_URL=http://127.0.0.1:7443/ready
 # How often the daemon is killed and restarted under a running container.
 ROUNDS=$((${TOFT_TEST_FULL:-0} ? 10 : 1))
 
@@ -22,46 +22,15 @@ TOFT_TEST_FULL=1 kills and restarts the daemon ten times as often.
 EOF
 }
 
-lab() { machine_run "$machine" "$@"; }
-answers() { lab curl --fail --silent --show-error --max-time 5 --output /dev/null "$@"; }
-ready() { wait_for 60 answers "$READY_URL"; }
-demo_answers() { wait_for 60 answers "$DEMO_URL"; }
-no_demo() { ! answers "$DEMO_URL"; }
 daemon_pid() { lab systemctl show --property MainPID --value toft; }
 install_package() { lab apt-get install --yes --no-install-recommends "$@" /root/toft.deb; }
 
-# Prints every process that lives in a pid namespace of its own, with its start time: the containers.
-containers() {
-  # shellcheck disable=SC2016 # expanded inside
-  lab sh -c '
-    own=$(readlink /proc/self/ns/pid)
-    for process in /proc/[0-9]*; do
-      space=$(readlink "$process/ns/pid" 2>/dev/null) || continue
-      [ "$space" = "$own" ] || echo "${process#/proc/} started $(cut -d" " -f22 "$process/stat")"
-    done | sort'
-}
-
-# Prints what an installation may leave behind: files, mounts, links, firewall rules, containerd namespaces.
-traces() {
-  lab sh -c '
-    find /etc /usr /opt /var/lib/toft /run/toft -xdev 2>/dev/null | grep -v -e __pycache__ -e /ld.so.cache | sort
-    findmnt --noheadings --list --output TARGET | grep -v -e ^/run/credentials -e ^/proc/sys | sort
-    ip -brief link | cut -d" " -f1 | sort
-    nft list ruleset
-    ctr namespaces list --quiet
-    ls -d /sys/fs/cgroup/*/toft* 2>/dev/null || true'
-}
-
-# Waits until the daemon runs with another process id than before: replaced PID
+# Whether the daemon runs with another process id than before: replaced PID
 replaced() {
   local pid
   pid=$(daemon_pid)
   [[ $pid != 0 && $pid != "$1" ]]
 }
-
-no_process() { ! lab pgrep --exact "$1"; }
-mode_is() { [[ $(lab stat --format %a "$1") == "$2" ]]; }
-gone() { ! lab test -e "$1"; }
 
 prove_install() {
   check "the package installs without a network" install_package
@@ -80,10 +49,8 @@ prove_workload() {
   check "the demo starts" lab toft run -n demo -p 18080:8080 toft/demo
   check "the demo answers on its published port" demo_answers
   check "the demo is listed" lab sh -c 'toft ps --json | grep demo'
-  check "the demo runs in a container" lab_has_containers
+  check "the demo runs in a container" has_containers
 }
-
-lab_has_containers() { [[ -n $(containers) ]]; }
 
 # Replaces the daemon by a command and checks that the containers did not notice: prove_replacement WHAT COMMAND...
 prove_replacement() {
@@ -137,7 +104,7 @@ main() {
   [[ $# -le 1 && $deb != -* ]] || { usage >&2; exit 2; }
   [[ -n $deb ]] || deb=$("$here/../../packaging/build-deb.sh" ci | tail -n 1)
   machine=$(mktemp --directory --tmpdir toft-package.XXXXXX)
-  machine_open "$machine"
+  machine_open "$machine" boot
   machine_copy "$machine" "$deb" /root/toft.deb
   before_install=$(traces)
 
