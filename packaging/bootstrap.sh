@@ -7,9 +7,9 @@ PATH=$PATH:/usr/local/bin:/usr/sbin:/sbin
 
 BINARY=/usr/local/bin/toft
 UNIT=/etc/systemd/system/toft.service
-CONFIG=/etc/toft/toft.toml
+EXAMPLE=/etc/toft/toft.toml
+DEFAULT_BIND=127.0.0.1:7443
 LOG=/var/log/toft.log
-CONTAINERD_SOCKET=/run/containerd/containerd.sock
 DEMO_NAME=demo
 DEMO_PORT=18080
 READY_SECONDS=60
@@ -130,24 +130,31 @@ refuse() {
 remembered() { sed -n "s/^ExecStart=.* $1 \([^ ]*\).*/\1/p" "$UNIT" 2>/dev/null || true; }
 
 # Where the configuration files, if any, say that the API listens.
-configured_bind() { sed -n 's/^bind *= *"\(.*\)".*/\1/p' "$CONFIG" "${CONFIG%/*}"/toft.d/*.toml 2>/dev/null | tail -n 1 || true; }
+configured_bind() {
+  sed -n 's/^bind *= *"\(.*\)".*/\1/p' "${config_files[@]}" 2>/dev/null | tail -n 1 || true
+}
 
 # Settles the flags of `toft up` and the places that follow from them.
 settle() {
   data_dir=${data_dir:-$(remembered --data-dir)}
   bind=${bind:-$(remembered --bind)}
-  up_flags=()
-  data_flag=()
-  run_dir=/run/toft
-  if [[ -n $data_dir && $data_dir != /var/lib/toft ]]; then
-    data_flag=(--data-dir "$data_dir")
-    run_dir=$data_dir
-  fi
   data_dir=${data_dir:-/var/lib/toft}
+  if [[ $data_dir == /var/lib/toft ]]; then
+    run_dir=/run/toft
+    data_flag=()
+    config_files=("$EXAMPLE" "${EXAMPLE%/*}"/toft.d/*.toml)
+  else
+    run_dir=$data_dir
+    data_flag=(--data-dir "$data_dir")
+    config_files=("$data_dir/toft.toml")
+    # An appliance of this kind would look for a free port, and nobody could say which it took.
+    bind=${bind:-$(configured_bind)}
+    bind=${bind:-$DEFAULT_BIND}
+  fi
   up_flags=("${data_flag[@]}" ${bind:+--bind "$bind"})
   export TOFT_CONNECT=unix://$run_dir/toft.sock
   bind=${bind:-$(configured_bind)}
-  bind=${bind:-127.0.0.1:7443}
+  bind=${bind:-$DEFAULT_BIND}
   bind_port=${bind##*:}
   bind_host=${bind%:*}
   bind_host=${bind_host//[\[\]]/}
@@ -357,10 +364,10 @@ install_files() {
     place "$rendered" "$UNIT" 0644
     rm -f "$rendered"
   fi
-  if [[ ! -e $CONFIG ]]; then
-    perform mkdir -p "${CONFIG%/*}/toft.d"
-    perform install -m 0644 "$here/toft.toml" "$CONFIG"
-    say installed "$CONFIG, an example with all defaults"
+  if [[ $run_dir == /run/toft && ! -e $EXAMPLE ]]; then
+    perform mkdir -p "${EXAMPLE%/*}/toft.d"
+    perform install -m 0644 "$here/toft.toml" "$EXAMPLE"
+    say installed "$EXAMPLE, an example with all defaults"
   fi
 }
 
@@ -383,17 +390,9 @@ stop_background() {
   [[ $dry_run == yes ]] || wait_for 30 daemon_gone || die "the running daemon ($pid) does not end" "see $LOG"
 }
 
-# Starts a command apart from this shell, its output into a log file: detach LOG COMMAND...
-detach() {
-  local log=$1
-  shift
-  setsid "$@" </dev/null >>"$log" 2>&1 &
-  background_pid=$!
-}
-
 start_with_systemd() {
   perform systemctl daemon-reload
-  perform systemctl enable --quiet --now containerd.service || say containerd "is no unit here, toft looks for it by itself"
+  perform systemctl enable --quiet --now containerd.service || say containerd "has no unit here, toft starts one of its own"
   perform systemctl enable --quiet toft.service
   # A failure shows in the wait for /ready, with the log.
   if [[ $changed == yes ]]; then
@@ -403,14 +402,16 @@ start_with_systemd() {
   fi
 }
 
+# Starts the daemon apart from this shell.
+start_apart() {
+  setsid "$BINARY" up "${up_flags[@]}" </dev/null >>"$LOG" 2>&1 &
+  background_pid=$!
+}
+
 start_in_background() {
-  if ((${#data_flag[@]} == 0)) && [[ ! -S $CONTAINERD_SOCKET ]]; then
-    say containerd "starting in the background, output in /var/log/containerd.log"
-    perform detach /var/log/containerd.log containerd
-  fi
   [[ $changed == no ]] || stop_background
   if [[ $dry_run == yes ]] || daemon_gone; then
-    perform detach "$LOG" "$BINARY" up "${up_flags[@]}"
+    perform start_apart
   fi
 }
 
@@ -541,17 +542,17 @@ remove_files() {
   if [[ $purge == yes ]]; then
     [[ $run_dir != /run/toft ]] || forget_images
     delete_data
-    perform rm -rf --one-file-system "${CONFIG%/*}" "$LOG"
-  elif cmp -s "$here/toft.toml" "$CONFIG"; then
-    perform rm -f "$CONFIG"
-    perform rmdir --ignore-fail-on-non-empty "${CONFIG%/*}/toft.d" "${CONFIG%/*}"
+    perform rm -rf --one-file-system "${EXAMPLE%/*}" "$LOG"
+  elif cmp -s "$here/toft.toml" "$EXAMPLE"; then
+    perform rm -f "$EXAMPLE"
+    perform rmdir --ignore-fail-on-non-empty "${EXAMPLE%/*}/toft.d" "${EXAMPLE%/*}"
   fi
 }
 
 # Names what a removal leaves on the machine.
 say_left() {
   local path
-  for path in "$data_dir" "$CONFIG" "$LOG"; do
+  for path in "$data_dir" "$EXAMPLE" "$LOG"; do
     [[ ! -e $path ]] || say left "$path (--uninstall --purge deletes it)"
   done
   say left "the packages containerd, runc and nftables"
