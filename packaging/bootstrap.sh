@@ -506,7 +506,7 @@ stop_appliance() {
 # Deletes what toft keeps in the machine's containerd: its namespace with images and snapshots.
 forget_images() {
   local kind names pass
-  has ctr && ctr namespaces list --quiet 2>/dev/null | grep -qx toft || return 0
+  [[ -S /run/containerd/containerd.sock ]] && has ctr && ctr namespaces list --quiet 2>/dev/null | grep -qx toft || return 0
   say deleting "the images in containerd's namespace toft"
   [[ $dry_run == no ]] || return 0
   for kind in images leases content; do
