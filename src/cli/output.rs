@@ -1,6 +1,6 @@
 //! Tables, JSON and short words.
 
-use comfy_table::{Table, style::presets};
+use comfy_table::{Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
 use toft_model::{
@@ -14,7 +14,7 @@ use crate::api::types::{Instance, LastExit};
 /// Prints a table without lines, as `docker ps` does.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
+    table.load_style(TableStyle::new()).set_header(header);
     table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
