@@ -405,7 +405,11 @@ impl Agent {
                 self.observed.insert(id, Observed { task });
                 self.advance(id, Event::Started { pid, at_ms: now_ms() });
             }
-            Done::StartFailed { reason, exit_code } => self.start_failed(id, reason, exit_code).await,
+            Done::StartFailed { reason, exit_code } => {
+                self.start_failed(id, reason, exit_code);
+                // The container may have been made before the failure.
+                self.compare().await;
+            }
             Done::Ended { exit } => {
                 self.observed.insert(id, Observed { task: TaskState::None });
                 let wanted = self.orders.get(&id).is_some_and(|order| {
@@ -435,9 +439,7 @@ impl Agent {
         self.look_at(id);
     }
 
-    async fn start_failed(&mut self, id: InstanceId, reason: String, exit_code: Option<i32>) {
-        // The container may have been made before the failure.
-        self.compare().await;
+    fn start_failed(&mut self, id: InstanceId, reason: String, exit_code: Option<i32>) {
         self.close_ports(id);
         let Some(order) = self.orders.get(&id).cloned() else { return };
         let memory = self.memory.entry(id).or_default();
