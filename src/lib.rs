@@ -3,4 +3,5 @@
 pub mod agent;
 pub mod consensus;
 pub mod control;
+pub mod dashboard;
 pub mod observe;

@@ -29,6 +29,11 @@ impl Ops {
     pub fn state(&self) -> &Handle {
         &self.state
     }
+
+    /// Why no container can be started now, if that is so.
+    pub fn runtime_trouble(&self) -> Option<String> {
+        self.node.runtime_trouble()
+    }
 }
 
 /// Now, in milliseconds since 1970.
