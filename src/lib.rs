@@ -1,7 +1,10 @@
 //! toft: a self-contained appliance that runs containers on homelab boxes. See `docs/ARCHITECTURE.md`.
 
 pub mod agent;
+pub mod api;
+pub mod config;
 pub mod consensus;
 pub mod control;
 pub mod dashboard;
+pub mod embedded;
 pub mod observe;

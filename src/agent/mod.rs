@@ -1,4 +1,20 @@
 //! Makes this node's assignments real and tells what it sees.
+//!
+//! Whole assignment sets come in ([`Agent::assignments`]), are written to the [`ledger`], and wake one task. It asks the
+//! pure [`reconcile`] what each instance needs next, lets [`execute`] do it with at most one action an instance under
+//! way, and hands what it learns to [`report`]. It never asks the cluster anything: after a reboot without any other
+//! node the ledger alone starts the containers.
 
+pub mod execute;
+pub mod host;
+pub mod ledger;
+pub mod logs;
 pub mod network;
+pub mod reconcile;
+pub mod report;
 pub mod runtime;
+
+mod ports;
+mod run;
+
+pub use run::{Agent, AgentConfig, AgentParts};

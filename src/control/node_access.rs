@@ -8,6 +8,7 @@ use toft_model::{
     log::{LogLine, LogQuery},
     workload::PortSpec,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::ControlError;
 
@@ -25,8 +26,14 @@ pub trait NodeAccess: Send + Sync + 'static {
     /// Why no container can be started now, if that is so.
     fn runtime_trouble(&self) -> Option<String>;
 
-    /// What an instance wrote, oldest first. Instances that never wrote give nothing.
-    async fn logs(&self, instance: InstanceId, query: LogQuery) -> Result<LogLines, ControlError>;
+    /// What an instance wrote, oldest first. Instances that never wrote give nothing. With `query.follow` the lines go on
+    /// until `ended` is cancelled, and then to the end of what is written.
+    async fn logs(
+        &self,
+        instance: InstanceId,
+        query: LogQuery,
+        ended: CancellationToken,
+    ) -> Result<LogLines, ControlError>;
 
     /// The images in the node's store.
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError>;

@@ -1,6 +1,6 @@
 //! What a workload's instances wrote: the last lines as a page, the next ones as they come.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::HashSet, time::Duration};
 
 use askama::Template;
 use axum::{
@@ -12,6 +12,7 @@ use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use toft_model::{
     ids::InstanceId,
+    instance::InstanceState,
     log::{LogLine, LogQuery, LogStream},
     name::Name,
 };
@@ -21,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Dashboard, Frame, error::PageError, live, plain::plain, present::Moment, render, request::named, show};
 use crate::control::{
     ControlError,
-    ops::{Ops, logs::merged},
+    ops::{
+        Ops,
+        logs::{NamedLine, merged},
+    },
 };
 
 /// Lines on a page when nobody asked for another number.
@@ -34,8 +38,6 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const CHUNK: usize = 500;
 /// Least time between two events.
 const PACE: Duration = Duration::from_millis(100);
-/// Wait before ended outputs are opened again.
-const REOPEN: Duration = Duration::from_secs(1);
 
 /// Which lines.
 #[derive(Debug, Default, Deserialize)]
@@ -99,8 +101,8 @@ pub(super) async fn page(
     let read = newest(&dashboard.ops, &workload.row.spec.name, instance, most);
     let (lines, trouble) = match tokio::time::timeout(READ_TIMEOUT, read).await {
         Ok(Ok(lines)) => (lines, None),
-        Ok(Err(error)) => (VecDeque::new(), Some(error.message)),
-        Err(_) => (VecDeque::new(), Some(format!("no answer came within {} seconds", READ_TIMEOUT.as_secs()))),
+        Ok(Err(error)) => (Vec::new(), Some(error.message)),
+        Err(_) => (Vec::new(), Some(format!("no answer came within {} seconds", READ_TIMEOUT.as_secs()))),
     };
     let since = lines.iter().map(|(_, line)| line.at_ns + 1).max().unwrap_or(0);
     let instance = instance.map(String::as_str).unwrap_or_default();
@@ -125,7 +127,7 @@ async fn newest(
     name: &Name,
     only: Option<&String>,
     most: usize,
-) -> Result<VecDeque<(String, LogLine)>, ControlError> {
+) -> Result<Vec<(String, LogLine)>, ControlError> {
     let query = LogQuery { tail: Some(most), since_ns: None, follow: false };
     let mut newest = Vec::new();
     for mut output in ops.workload_logs(name, query).await? {
@@ -139,12 +141,12 @@ async fn newest(
         newest.sort_by_key(|(_, line)| line.at_ns);
         newest.drain(..newest.len().saturating_sub(most));
     }
-    Ok(newest.into())
+    Ok(newest)
 }
 
-type Chunks = stream::BoxStream<'static, Vec<(String, Result<LogLine, ControlError>)>>;
+type Chunks = stream::BoxStream<'static, Vec<NamedLine>>;
 
-/// Reads on for as long as the workload exists, whichever instances it has.
+/// Reads on for as long as the workload exists, whichever instances it has and however often they start.
 struct Follow {
     ops: Ops,
     name: Name,
@@ -152,7 +154,8 @@ struct Follow {
     since_ns: i64,
     moved: watch::Receiver<u64>,
     shutdown: CancellationToken,
-    instances: Vec<InstanceId>,
+    /// The instances whose output is being read, with the start it belongs to.
+    writing: HashSet<(InstanceId, u64)>,
     chunks: Option<Chunks>,
     sent: Option<Instant>,
 }
@@ -160,6 +163,16 @@ struct Follow {
 impl Follow {
     /// The next lines; `None` when the workload is gone or the appliance shuts down.
     async fn next(&mut self) -> Option<Vec<Line>> {
+        let shutdown = self.shutdown.clone();
+        let lines = tokio::select! {
+            () = shutdown.cancelled() => None,
+            lines = self.read_on() => lines,
+        };
+        self.sent = Some(Instant::now());
+        lines
+    }
+
+    async fn read_on(&mut self) -> Option<Vec<Line>> {
         if let Some(sent) = self.sent {
             tokio::time::sleep_until(sent + PACE).await;
         }
@@ -169,63 +182,57 @@ impl Follow {
                 continue;
             };
             tokio::select! {
-                () = self.shutdown.cancelled() => return None,
                 chunk = chunks.next() => match chunk {
                     Some(chunk) => {
                         let lines = self.take(chunk);
                         if !lines.is_empty() {
-                            self.sent = Some(Instant::now());
                             return Some(lines);
                         }
                     }
                     None => {
-                        self.chunks = None;
-                        self.moved_on().await?;
+                        // All are down; whichever writes next is new.
+                        self.chunks = Some(stream::pending().boxed());
+                        self.writing.clear();
                     }
                 },
                 moved = self.moved.changed() => {
                     moved.ok()?;
-                    if instances_of(&self.ops, &self.name).await? != self.instances {
+                    let writing = writing(&self.ops, &self.name).await?;
+                    if !writing.is_subset(&self.writing) {
                         self.chunks = None;
                     }
+                    self.writing = writing;
                 }
             }
         }
     }
 
     async fn open(&mut self) -> Result<Chunks, ControlError> {
-        self.moved.mark_unchanged();
-        self.instances = instances_of(&self.ops, &self.name).await.unwrap_or_default();
         let query = LogQuery { tail: None, since_ns: Some(self.since_ns), follow: true };
         let mut logs = self.ops.workload_logs(&self.name, query).await?;
         logs.retain(|log| self.only.is_empty() || log.instance == self.only);
         Ok(merged(logs).ready_chunks(CHUNK).boxed())
     }
 
-    fn take(&mut self, chunk: Vec<(String, Result<LogLine, ControlError>)>) -> Vec<Line> {
-        let lines = chunk.into_iter().filter_map(|(instance, line)| Some((instance, line.ok()?)));
-        let mut taken = Vec::new();
-        for (instance, line) in lines {
+    fn take(&mut self, chunk: Vec<NamedLine>) -> Vec<Line> {
+        let mut lines = Vec::with_capacity(chunk.len());
+        for (instance, line) in chunk {
+            let Ok(line) = line else { continue };
             self.since_ns = self.since_ns.max(line.at_ns + 1);
-            taken.push(Line::of(instance, line));
+            lines.push(Line::of(instance, line));
         }
-        taken
-    }
-
-    /// Waits until the state moved, and a little longer.
-    async fn moved_on(&mut self) -> Option<()> {
-        tokio::select! {
-            () = self.shutdown.cancelled() => return None,
-            moved = self.moved.changed() => moved.ok()?,
-        }
-        tokio::time::sleep(REOPEN).await;
-        Some(())
+        lines
     }
 }
 
-async fn instances_of(ops: &Ops, name: &Name) -> Option<Vec<InstanceId>> {
+/// The instances that may write, each with its start; `None` when the workload is gone.
+async fn writing(ops: &Ops, name: &Name) -> Option<HashSet<(InstanceId, u64)>> {
     let workload = ops.workload(name).await.ok()?;
-    Some(workload.instances.iter().map(|instance| instance.row.id).collect())
+    let live = workload
+        .instances
+        .iter()
+        .filter(|instance| !matches!(instance.state(), InstanceState::Finished { .. } | InstanceState::Stopped { .. }));
+    Some(live.map(|instance| (instance.row.id, instance.row.epoch)).collect())
 }
 
 pub(super) async fn live(
@@ -240,12 +247,12 @@ pub(super) async fn live(
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let follow = Follow {
         ops: dashboard.ops.clone(),
-        name,
         only: asked.instance,
         since_ns: seen.or(asked.since).unwrap_or(0),
         moved: dashboard.ops.state().watch(),
         shutdown: dashboard.shutdown.clone(),
-        instances: Vec::new(),
+        writing: writing(&dashboard.ops, &name).await.unwrap_or_default(),
+        name,
         chunks: None,
         sent: None,
     };

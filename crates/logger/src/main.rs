@@ -1,1 +1,149 @@
-fn main() {}
+//! The per-container logger: turns what a container writes into a rotated log on disk.
+//!
+//! containerd's shim starts one of these for each container whose logging URI is
+//! `binary:///.../toft-logger?dir=...&max_bytes=...&max_files=...`. The query arrives as argv
+//! pairs in any order; file descriptors 3 and 4 are the container's stdout and stderr, and
+//! closing 5 says that the container may start. Nothing slow happens before that.
+//!
+//! It is one thread with fixed buffers, because there is one for every running container. It
+//! outlives the daemon, never blocks the container on a full disk (it drops lines and says how
+//! many), and leaves only when both pipes are at their end: the shim's SIGTERM is ignored, or
+//! the container's last words would be lost.
+
+mod config;
+mod journal;
+mod lines;
+mod stamp;
+
+use std::ffi::{c_int, c_short, c_ulong};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::FromRawFd;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use config::Config;
+use journal::Journal;
+use lines::Lines;
+use stamp::Source;
+
+const STDOUT_FD: c_int = 3;
+const STDERR_FD: c_int = 4;
+const READY_FD: c_int = 5;
+
+const POLLIN: c_short = 0x1;
+const SIG_IGN: usize = 1;
+const SIGHUP: c_int = 1;
+const SIGINT: c_int = 2;
+const SIGTERM: c_int = 15;
+const SIGXFSZ: c_int = 25;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PollFd {
+    fd: c_int,
+    events: c_short,
+    revents: c_short,
+}
+
+unsafe extern "C" {
+    fn poll(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
+    fn signal(number: c_int, handler: usize) -> usize;
+    fn close(fd: c_int) -> c_int;
+}
+
+/// One of the container's two output pipes.
+struct Pipe {
+    source: Source,
+    file: Option<File>,
+    lines: Lines,
+}
+
+impl Pipe {
+    /// Takes over an inherited descriptor.
+    fn new(source: Source, fd: c_int) -> Self {
+        // SAFETY: by containerd's contract the descriptor is ours alone, and nothing else here opens it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Self { source, file: Some(file), lines: Lines::new() }
+    }
+
+    /// Reads once and hands every finished piece to `journal`. At the end of the pipe the
+    /// unfinished last line goes too, and the pipe closes.
+    fn read_into(&mut self, journal: &mut Journal) {
+        let Some(file) = self.file.as_mut() else { return };
+        let outcome = file.read(self.lines.free());
+        // Records of one read are one nanosecond apart, so no two of one logger share a time.
+        let mut time = since_epoch();
+        let mut push = |piece: lines::Piece<'_>| {
+            journal.push(self.source, piece, time);
+            time += Duration::from_nanos(1);
+        };
+        match outcome {
+            Ok(0) => {
+                self.lines.finish(&mut push);
+                self.file = None;
+            }
+            Ok(count) => self.lines.advance(count, &mut push),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => {
+                self.lines.finish(&mut push);
+                self.file = None;
+            }
+        }
+    }
+
+    /// What to poll: a closed pipe has a negative descriptor, which poll passes over.
+    fn poll_entry(&self, fd: c_int) -> PollFd {
+        PollFd { fd: if self.file.is_some() { fd } else { -1 }, events: POLLIN, revents: 0 }
+    }
+}
+
+fn main() -> ExitCode {
+    let config = match Config::from_pairs(std::env::args_os().skip(1)) {
+        Ok(config) => config,
+        Err(message) => {
+            eprintln!("toft-logger: {message}");
+            return ExitCode::from(2);
+        }
+    };
+    ignore_signals();
+    // SAFETY: closing a descriptor number; one that is not open is an error we do not mind.
+    unsafe { close(READY_FD) };
+    let mut journal = Journal::open(config);
+    drain(&mut journal);
+    ExitCode::SUCCESS
+}
+
+/// Copies both pipes to `journal` until both are at their end.
+fn drain(journal: &mut Journal) {
+    let mut stdout = Pipe::new(Source::Stdout, STDOUT_FD);
+    let mut stderr = Pipe::new(Source::Stderr, STDERR_FD);
+    while stdout.file.is_some() || stderr.file.is_some() {
+        let mut entries = [stdout.poll_entry(STDOUT_FD), stderr.poll_entry(STDERR_FD)];
+        // SAFETY: the array is alive and as long as we say.
+        unsafe { poll(entries.as_mut_ptr(), entries.len() as c_ulong, journal.poll_timeout_ms()) };
+        if entries[0].revents != 0 {
+            stdout.read_into(journal);
+        }
+        if entries[1].revents != 0 {
+            stderr.read_into(journal);
+        }
+        journal.flush();
+    }
+    journal.finish();
+}
+
+/// Signals that ask for an end are ignored, because the end of the pipes is the only one; a
+/// file size limit shall be a failed write, not a death.
+fn ignore_signals() {
+    for number in [SIGHUP, SIGINT, SIGTERM, SIGXFSZ] {
+        // SAFETY: SIG_IGN installs no code of ours.
+        unsafe { signal(number, SIG_IGN) };
+    }
+}
+
+/// The time of day, as the span since 1970 in UTC.
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}

@@ -1,10 +1,24 @@
 //! The network of this node's containers, as one desired whole: a bridge, published ports, and a link for each
-//! container.
+//! container. [`kernel`] is the real one, [`fake`] stands beside it for tests of everything above; both pass the same
+//! conformance tests.
 
 use std::net::Ipv4Addr;
 
 use async_trait::async_trait;
 use toft_model::{instance::PublishedPort, node::Subnet};
+
+mod bridge;
+pub mod fake;
+pub mod kernel;
+mod link;
+mod netfilter;
+mod netlink;
+mod nft;
+mod port;
+mod rules;
+mod subnet;
+
+pub use subnet::pick_subnet;
 
 /// The part that all containers share. It is applied whole: what is not in it is removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +47,18 @@ pub enum NetworkError {
         tool: &'static str,
         /// How to get it.
         hint: &'static str,
+    },
+    /// The kernel refuses us.
+    #[error("{doing} is not permitted: the capability CAP_NET_ADMIN is missing")]
+    NotPermitted {
+        /// What was being done.
+        doing: &'static str,
+    },
+    /// The process whose namespace was meant does not exist any more.
+    #[error("process {pid} is gone")]
+    ProcessGone {
+        /// Its id.
+        pid: u32,
     },
     /// A host port belongs to a foreign process.
     #[error("host port {port}/{protocol} is taken by another process")]
@@ -63,4 +89,15 @@ pub trait Network: Send + Sync + 'static {
 
     /// Removes everything this appliance ever made: bridge, links and rules.
     async fn remove_all(&self) -> Result<(), NetworkError>;
+}
+
+/// The subnet, when there is one and `address` can be a container's in it.
+fn member(subnet: Option<Subnet>, address: Ipv4Addr) -> Result<Subnet, NetworkError> {
+    let failed = |reason| NetworkError::Failed { doing: "attaching a container to the bridge", reason };
+    let subnet = subnet.ok_or_else(|| failed("the bridge is not set up yet".to_owned()))?;
+    let reserved = [Some(subnet.base), Some(subnet.gateway()), subnet.nth(subnet.size() - 1)];
+    if !subnet.contains(address) || reserved.contains(&Some(address)) {
+        return Err(failed(format!("{address} cannot be a container's address in {subnet}")));
+    }
+    Ok(subnet)
 }

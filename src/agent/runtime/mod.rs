@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, watch};
 
 pub mod containerd;
 pub mod fake;
+pub mod supervisor;
 
 /// How the process' network namespace is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

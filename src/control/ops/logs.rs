@@ -1,10 +1,23 @@
 //! What workloads wrote.
 
-use futures_util::{StreamExt, stream};
-use toft_model::{log::LogQuery, name::Name};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use toft_model::{
+    ids::InstanceId,
+    instance::InstanceState,
+    log::{LogLine, LogQuery},
+    name::Name,
+    state::{WorkloadView, query_workload},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::Ops;
-use crate::control::{ControlError, node_access::LogLines};
+use crate::{
+    consensus::Handle,
+    control::{ControlError, node_access::LogLines},
+};
 
 /// The lines of one instance.
 pub struct InstanceLogs {
@@ -14,27 +27,63 @@ pub struct InstanceLogs {
     pub lines: LogLines,
 }
 
+/// A line and the name of the instance that wrote it.
+pub type NamedLine = (String, Result<LogLine, ControlError>);
+
 impl Ops {
-    /// What the instances of a workload wrote. With `query.follow` the streams end when their instances are gone or
-    /// have finished.
+    /// What the instances of a workload wrote. With `query.follow` the instances that are yet to be placed are waited
+    /// for, and the lines of each go on until it has stopped, finished or gone.
     pub async fn workload_logs(&self, name: &Name, query: LogQuery) -> Result<Vec<InstanceLogs>, ControlError> {
-        let workload = self.workload(name).await?;
+        let workload = if query.follow { self.placed_workload(name).await? } else { self.workload(name).await? };
         let mut logs = Vec::with_capacity(workload.instances.len());
         for instance in &workload.instances {
-            let lines = self.node.logs(instance.row.id, query).await?;
+            let ended = CancellationToken::new();
+            let lines = self.node.logs(instance.row.id, query, ended.clone()).await?;
+            let lines = if query.follow {
+                let watcher = cancel_at_end(self.state.clone(), name.clone(), instance.row.id, ended);
+                // Both are polled together; the watcher itself gives no line.
+                let watcher = stream::once(watcher).filter_map(async |()| None);
+                stream::select(lines, watcher).boxed()
+            } else {
+                lines
+            };
             logs.push(InstanceLogs { instance: instance.name(), lines });
         }
         Ok(logs)
     }
+
+    /// The workload once it has an instance, or a reason to have none.
+    async fn placed_workload(&self, name: &Name) -> Result<WorkloadView, ControlError> {
+        let mut applied = self.state.watch();
+        loop {
+            applied.mark_unchanged();
+            let workload = self.workload(name).await?;
+            let waits = workload.instances.is_empty() && workload.status() == "starting";
+            if !waits || applied.changed().await.is_err() {
+                return Ok(workload);
+            }
+        }
+    }
 }
 
-/// Several instances' lines in one stream, each with its instance's name, in the order they come.
-pub fn merged(
-    logs: Vec<InstanceLogs>,
-) -> stream::BoxStream<'static, (String, Result<toft_model::log::LogLine, ControlError>)> {
-    stream::select_all(
-        logs.into_iter()
-            .map(|InstanceLogs { instance, lines }| lines.map(move |line| (instance.clone(), line)).boxed()),
-    )
-    .boxed()
+/// Cancels `ended` when the instance writes no more.
+async fn cancel_at_end(state: Handle, name: Name, id: InstanceId, ended: CancellationToken) {
+    let mut applied = state.watch();
+    loop {
+        applied.mark_unchanged();
+        let asked = name.clone();
+        let workload = state.read(move |connection| query_workload(connection, &asked)).await.ok().flatten();
+        let instance = workload.as_ref().and_then(|w| w.instances.iter().find(|instance| instance.row.id == id));
+        let over = instance
+            .is_none_or(|i| matches!(i.state(), InstanceState::Finished { .. } | InstanceState::Stopped { .. }));
+        if over || applied.changed().await.is_err() {
+            return ended.cancel();
+        }
+    }
+}
+
+/// Several instances' lines in one stream, in the order they come.
+pub fn merged(logs: Vec<InstanceLogs>) -> BoxStream<'static, NamedLine> {
+    let named = |logs: InstanceLogs| logs.lines.map(move |line| (logs.instance.clone(), line)).boxed();
+    stream::select_all(logs.into_iter().map(named)).boxed()
 }

@@ -5,6 +5,7 @@
 mod images;
 pub mod logs;
 mod nodes;
+pub mod wait;
 mod workloads;
 
 use std::sync::Arc;
@@ -29,7 +30,9 @@ impl Ops {
     pub fn state(&self) -> &Handle {
         &self.state
     }
+}
 
+impl Ops {
     /// Why no container can be started now, if that is so.
     pub fn runtime_trouble(&self) -> Option<String> {
         self.node.runtime_trouble()

@@ -1,6 +1,6 @@
 //! Questions a request can ask: each is one read of the tables.
 
-use rusqlite::Connection;
+use rusqlite::{Connection, OptionalExtension};
 
 use super::tables::{EventRow, InstanceRow, NodeRow, WorkloadRow};
 use crate::{
@@ -109,6 +109,14 @@ fn view(row: WorkloadRow, instances: Vec<InstanceRow>, nodes: &[NodeRow]) -> Wor
         })
         .collect();
     WorkloadView { row, instances }
+}
+
+/// Generation of a node's assignments; `None` when it has not registered.
+pub fn assignments_generation(connection: &Connection, node_id: NodeId) -> rusqlite::Result<Option<u64>> {
+    connection
+        .prepare_cached("SELECT assignments_generation FROM nodes WHERE id = ?1")?
+        .query_row([node_id], |row| row.get(0))
+        .optional()
 }
 
 /// Everything one node shall do; `None` when it has not registered.

@@ -1,0 +1,294 @@
+//! Performs one step for one instance through the runtime. Failures become results, never panics; nothing here
+//! decides what comes next.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use nix::libc::{SIGKILL, SIGTERM};
+use toft_model::{
+    ids::InstanceId,
+    instance::{Assignment, ContainerOrder, Exit, NetworkOrder},
+    name::Name,
+};
+use tokio::sync::broadcast;
+
+use super::{
+    ledger::{Ledger, Outcome},
+    network::Network,
+    runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
+};
+use crate::observe::chain;
+
+/// Wait for a killed process to be seen as ended.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// What became of a step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// The process runs.
+    Started {
+        /// Its pid.
+        pid: u32,
+    },
+    /// It does not; when the fault lies in the image's program, with the exit code a shell would give.
+    StartFailed {
+        /// Why.
+        reason: String,
+        /// 126 or 127 when the program could not be executed.
+        exit_code: Option<i32>,
+    },
+    /// Process and task are gone.
+    Ended {
+        /// How it ended, if it ran.
+        exit: Option<Exit>,
+    },
+    /// Nothing remains.
+    Removed,
+    /// It could not be stopped or removed now.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Everything a step needs.
+pub struct Executor {
+    /// The container runtime.
+    pub runtime: Arc<dyn Runtime>,
+    /// The node's network.
+    pub network: Arc<dyn Network>,
+    /// The node's ledger.
+    pub ledger: Ledger,
+    /// This node's name.
+    pub node: Name,
+    /// Program that writes the logs.
+    pub logger: PathBuf,
+    /// Directory with a folder of logs an instance.
+    pub logs_dir: PathBuf,
+    /// Directory with a folder of generated files an instance.
+    pub instances_dir: PathBuf,
+    /// Bytes after which a log file is rotated.
+    pub log_max_bytes: u64,
+    /// Log files kept an instance.
+    pub log_max_files: u32,
+    /// Images the appliance brings along, by complete reference.
+    pub builtin_image: fn(&str) -> Option<&'static [u8]>,
+}
+
+impl Executor {
+    /// Starts the process of `assignment`. `existing` is the container's task if there is a container; `ready` resolves
+    /// when the shared network is in force.
+    pub async fn start(
+        &self,
+        assignment: &Assignment,
+        existing: Option<TaskState>,
+        outcome: Outcome,
+        ready: impl Future<Output = Result<(), String>> + Send,
+    ) -> Done {
+        match self.try_start(assignment, existing, outcome, ready).await {
+            Ok(pid) => Done::Started { pid },
+            Err(StartError::Runtime(RuntimeError::StartFailed { reason })) => {
+                let exit_code = Some(if reason.contains("permission") { 126 } else { 127 });
+                Done::StartFailed { reason, exit_code }
+            }
+            Err(error) => Done::StartFailed { reason: chain(&error), exit_code: None },
+        }
+    }
+
+    async fn try_start(
+        &self,
+        assignment: &Assignment,
+        existing: Option<TaskState>,
+        outcome: Outcome,
+        ready: impl Future<Output = Result<(), String>> + Send,
+    ) -> Result<u32, StartError> {
+        let id = assignment.instance_id;
+        let prepare = async {
+            match existing {
+                None => self.create_container(assignment).await,
+                Some(TaskState::Created { .. } | TaskState::Ended(_)) => {
+                    Ok(self.runtime.delete_task(id).await.map(drop)?)
+                }
+                Some(TaskState::None | TaskState::Running { .. }) => Ok(()),
+            }
+        };
+        // That the process is about to start must be on disk before it does.
+        let ledger = self.ledger.clone();
+        let note = async {
+            let stored = tokio::task::spawn_blocking(move || ledger.store_outcome(id, outcome)).await;
+            stored.map_err(|e| StartError::Other(e.to_string()))?.map_err(|e| StartError::Other(chain(&e)))
+        };
+        let ready = async { ready.await.map_err(StartError::Other) };
+        tokio::try_join!(prepare, note, ready)?;
+        let pid = self.runtime.create_task(id, &self.logger_of(id)).await?;
+        let started = async {
+            match &assignment.container.network {
+                NetworkOrder::Host => {}
+                NetworkOrder::None => self.network.loopback(pid).await?,
+                NetworkOrder::Bridge { address, .. } => self.network.attach(pid, *address).await?,
+            }
+            Ok(self.runtime.start_task(id).await?)
+        };
+        if let Err(error) = started.await {
+            if let Err(left) = self.runtime.delete_task(id).await {
+                tracing::warn!(instance.id = %id, error = chain(&left), "a task that failed to start was left behind");
+            }
+            return Err(error);
+        }
+        Ok(pid)
+    }
+
+    async fn create_container(&self, assignment: &Assignment) -> Result<(), StartError> {
+        let spec = self.spec_of(assignment).await?;
+        match self.runtime.create_container(&spec).await {
+            Err(RuntimeError::ImageMissing { image }) => {
+                let archive = (self.builtin_image)(&image).ok_or(RuntimeError::ImageMissing { image })?;
+                self.runtime.import_image(Box::new(archive), None).await?;
+                Ok(self.runtime.create_container(&spec).await?)
+            }
+            Err(RuntimeError::Exists { .. }) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    async fn spec_of(&self, assignment: &Assignment) -> Result<ContainerSpec, StartError> {
+        let Assignment { instance_id: id, workload, container, .. } = assignment;
+        let ContainerOrder { image, entrypoint, command, resources, .. } = container.clone();
+        let name = assignment.instance_name();
+        let mut env = BTreeMap::from([
+            ("TOFT_NODE".to_owned(), self.node.to_string()),
+            ("TOFT_WORKLOAD".to_owned(), workload.to_string()),
+            ("TOFT_INSTANCE".to_owned(), name.clone()),
+        ]);
+        env.extend(container.env.clone());
+        let host = container.network == NetworkOrder::Host;
+        let files = self.files_of(assignment, &name).await.map_err(|e| StartError::Other(e.to_string()))?;
+        Ok(ContainerSpec {
+            id: *id,
+            image,
+            entrypoint,
+            command,
+            env,
+            hostname: if host { self.node.to_string() } else { name },
+            network: if host { NetworkNamespace::Host } else { NetworkNamespace::New },
+            resources,
+            labels: BTreeMap::from([
+                ("toft.workload".to_owned(), workload.to_string()),
+                ("toft.node".to_owned(), self.node.to_string()),
+            ]),
+            files,
+        })
+    }
+
+    /// `/etc/hosts` and `/etc/resolv.conf` of the container: the host's own in its network, else generated.
+    async fn files_of(&self, assignment: &Assignment, name: &str) -> std::io::Result<BTreeMap<PathBuf, PathBuf>> {
+        let mut files = BTreeMap::new();
+        let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+        match &assignment.container.network {
+            NetworkOrder::Host => drop(files.insert("/etc/hosts".into(), "/etc/hosts".into())),
+            NetworkOrder::None => {}
+            NetworkOrder::Bridge { address, .. } => hosts.push_str(&format!("{address}\t{name}\n")),
+        }
+        let dir = self.instances_dir.join(assignment.instance_id.to_string());
+        tokio::fs::create_dir_all(&dir).await?;
+        if files.is_empty() {
+            tokio::fs::write(dir.join("hosts"), hosts).await?;
+            files.insert("/etc/hosts".into(), dir.join("hosts"));
+        }
+        // A resolver on loopback cannot be reached from another namespace; systemd-resolved keeps the real list beside.
+        let resolvers = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].map(PathBuf::from);
+        if let Some(resolver) = resolvers.into_iter().find(|path| path.exists()) {
+            files.insert("/etc/resolv.conf".into(), resolver);
+        }
+        files.retain(|_, host| host.exists());
+        Ok(files)
+    }
+
+    fn logger_of(&self, id: InstanceId) -> LoggerCommand {
+        LoggerCommand {
+            program: self.logger.clone(),
+            args: vec![
+                ("dir".into(), self.logs_dir.join(id.to_string()).display().to_string()),
+                ("max_bytes".into(), self.log_max_bytes.to_string()),
+                ("max_files".into(), self.log_max_files.to_string()),
+            ],
+        }
+    }
+
+    /// Ends the process: the stop signal, `grace_ms`, then the kill. Its task is gone afterwards.
+    pub async fn stop(&self, id: InstanceId, grace_ms: u32) -> Done {
+        match self.try_stop(id, grace_ms).await {
+            Ok(exit) => Done::Ended { exit },
+            Err(error) => Done::Failed { reason: chain(&error) },
+        }
+    }
+
+    async fn try_stop(&self, id: InstanceId, grace_ms: u32) -> Result<Option<Exit>, RuntimeError> {
+        let mut events = self.runtime.events();
+        let signal = self.runtime.stop_signal(id).await.unwrap_or(SIGTERM);
+        for (signal, wait) in [(signal, Duration::from_millis(grace_ms.into())), (SIGKILL, AFTER_KILL)] {
+            match self.runtime.signal_task(id, signal).await {
+                Ok(()) => {}
+                Err(RuntimeError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+            if tokio::time::timeout(wait, ended(&mut events, id)).await.is_ok() {
+                break;
+            }
+        }
+        self.runtime.delete_task(id).await
+    }
+
+    /// Deletes the task of a process that ended.
+    pub async fn reap(&self, id: InstanceId) -> Done {
+        match self.runtime.delete_task(id).await {
+            Ok(exit) => Done::Ended { exit },
+            Err(error) => Done::Failed { reason: chain(&error) },
+        }
+    }
+
+    /// Ends the process and deletes container, logs and generated files.
+    pub async fn remove(&self, id: InstanceId, task: TaskState, grace_ms: u32) -> Done {
+        let removed = async {
+            match task {
+                TaskState::Running { .. } => drop(self.try_stop(id, grace_ms).await?),
+                TaskState::Created { .. } | TaskState::Ended(_) => drop(self.runtime.delete_task(id).await?),
+                TaskState::None => {}
+            }
+            self.runtime.delete_container(id).await
+        };
+        if let Err(error) = removed.await {
+            return Done::Failed { reason: chain(&error) };
+        }
+        for dir in [&self.logs_dir, &self.instances_dir] {
+            let dir = dir.join(id.to_string());
+            match tokio::fs::remove_dir_all(&dir).await {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(instance.id = %id, %error, "`{}` could not be removed", dir.display());
+                }
+                _ => {}
+            }
+        }
+        Done::Removed
+    }
+}
+
+/// Waits for the end of `id`'s process. Missed events are no harm: the caller's timeout ends the wait.
+async fn ended(events: &mut broadcast::Receiver<RuntimeEvent>, id: InstanceId) {
+    loop {
+        match events.recv().await {
+            Ok(RuntimeEvent::TaskEnded { id: other, .. }) if other == id => return,
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Network(#[from] super::network::NetworkError),
+    #[error("{0}")]
+    Other(String),
+}

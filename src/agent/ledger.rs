@@ -1,0 +1,148 @@
+//! The node's own memory of its orders, so that it can carry them out when nobody else answers.
+//!
+//! A redb file with the newest assignment set, one row an assignment, and with what became of each instance: whether
+//! the process of an epoch was started, and whether it finished for good. A finished job must not run again after a
+//! reboot.
+
+use std::{collections::HashMap, path::Path, sync::Arc};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use toft_model::{
+    ids::{InstanceId, NodeId},
+    instance::{Assignment, AssignmentSet, Exit},
+};
+
+const ASSIGNMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("assignments");
+const OUTCOMES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("outcomes");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// Page cache in bytes; the whole ledger of a busy node is smaller.
+const CACHE_BYTES: usize = 512 * 1024;
+
+/// What became of an instance, as far as it must survive a reboot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Newest epoch whose process was started.
+    pub epoch: u64,
+    /// Restarts within that epoch.
+    pub restarts: u32,
+    /// How the process ended, when it stays down.
+    pub finished: Option<Exit>,
+}
+
+/// Why the ledger cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The disk is full.
+    #[error("no space is left for the node's ledger")]
+    DiskFull,
+    /// The store failed.
+    #[error("the node's ledger failed: {0}")]
+    Store(String),
+    /// What it holds is not understood.
+    #[error("the node's ledger holds a record that is not understood")]
+    Record(#[source] serde_json::Error),
+    /// It belongs to another node.
+    #[error("the node's ledger belongs to node {0}")]
+    Foreign(NodeId),
+}
+
+fn store(error: impl Into<redb::Error>) -> LedgerError {
+    match error.into() {
+        redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => LedgerError::DiskFull,
+        other => LedgerError::Store(other.to_string()),
+    }
+}
+
+/// The ledger. Calls block for one disk flush at most.
+#[derive(Clone)]
+pub struct Ledger {
+    database: Arc<Database>,
+}
+
+/// What the ledger knew when the daemon started.
+#[derive(Debug, Default)]
+pub struct Remembered {
+    /// The newest set; `None` on a fresh node.
+    pub set: Option<AssignmentSet>,
+    /// Outcomes by instance.
+    pub outcomes: HashMap<InstanceId, Outcome>,
+}
+
+impl Ledger {
+    /// Opens or creates the file.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(store)?;
+        let transaction = database.begin_write().map_err(store)?;
+        transaction.open_table(ASSIGNMENTS).map_err(store)?;
+        transaction.open_table(OUTCOMES).map_err(store)?;
+        transaction.open_table(META).map_err(store)?;
+        transaction.commit().map_err(store)?;
+        Ok(Self { database: Arc::new(database) })
+    }
+
+    /// Everything in it, for the node `node_id`.
+    pub fn load(&self, node_id: NodeId) -> Result<Remembered, LedgerError> {
+        let transaction = self.database.begin_read().map_err(store)?;
+        let mut remembered = Remembered::default();
+        for row in transaction.open_table(OUTCOMES).map_err(store)?.iter().map_err(store)? {
+            let (key, value) = row.map_err(store)?;
+            if let Ok(id) = key.value().parse() {
+                let outcome = serde_json::from_slice(value.value()).map_err(LedgerError::Record)?;
+                remembered.outcomes.insert(id, outcome);
+            }
+        }
+        let meta = transaction.open_table(META).map_err(store)?;
+        let Some(generation) = meta.get("generation").map_err(store)?.map(|value| value.value()) else {
+            return Ok(remembered);
+        };
+        let mut assignments: Vec<Assignment> = Vec::new();
+        for row in transaction.open_table(ASSIGNMENTS).map_err(store)?.iter().map_err(store)? {
+            let (_, value) = row.map_err(store)?;
+            assignments.push(serde_json::from_slice(value.value()).map_err(LedgerError::Record)?);
+        }
+        remembered.set = Some(AssignmentSet { node_id, generation, assignments });
+        Ok(remembered)
+    }
+
+    /// Replaces the set `old` by `new`, writing only what differs. On disk when it returns.
+    pub fn store_set(&self, old: Option<&AssignmentSet>, new: &AssignmentSet) -> Result<(), LedgerError> {
+        let before: HashMap<_, _> = old
+            .iter()
+            .flat_map(|set| &set.assignments)
+            .map(|assignment| (assignment.instance_id, assignment))
+            .collect();
+        let mut gone: HashMap<_, _> = before.clone();
+        let transaction = self.database.begin_write().map_err(store)?;
+        {
+            let mut table = transaction.open_table(ASSIGNMENTS).map_err(store)?;
+            let mut outcomes = transaction.open_table(OUTCOMES).map_err(store)?;
+            for assignment in &new.assignments {
+                gone.remove(&assignment.instance_id);
+                if before.get(&assignment.instance_id) != Some(&assignment) {
+                    let record = serde_json::to_vec(assignment).map_err(LedgerError::Record)?;
+                    table.insert(assignment.instance_id.to_string().as_str(), record.as_slice()).map_err(store)?;
+                }
+            }
+            for id in gone.keys() {
+                let key = id.to_string();
+                table.remove(key.as_str()).map_err(store)?;
+                outcomes.remove(key.as_str()).map_err(store)?;
+            }
+            let mut meta = transaction.open_table(META).map_err(store)?;
+            meta.insert("generation", new.generation).map_err(store)?;
+        }
+        transaction.commit().map_err(store)
+    }
+
+    /// Notes what became of an instance. On disk when it returns.
+    pub fn store_outcome(&self, id: InstanceId, outcome: Outcome) -> Result<(), LedgerError> {
+        let record = serde_json::to_vec(&outcome).map_err(LedgerError::Record)?;
+        let transaction = self.database.begin_write().map_err(store)?;
+        {
+            let mut table = transaction.open_table(OUTCOMES).map_err(store)?;
+            table.insert(id.to_string().as_str(), record.as_slice()).map_err(store)?;
+        }
+        transaction.commit().map_err(store)
+    }
+}

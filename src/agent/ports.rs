@@ -1,0 +1,123 @@
+//! Keeps the node's shared network as the running instances need it.
+//!
+//! The reconciler opens and closes instances; one task applies the newest whole configuration and tells which version
+//! is in force, so that a start can wait for its own.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
+
+use toft_model::{ids::InstanceId, instance::PublishedPort, node::Subnet};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::network::{Network, NetworkConfig};
+use crate::observe::chain;
+
+/// Wait after a configuration that could not be applied.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// Longest wait of a start for its configuration.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Clone)]
+struct Wanted {
+    version: u64,
+    config: NetworkConfig,
+}
+
+/// The version in force, or why the newest could not be applied.
+#[derive(Debug, Clone, Default)]
+struct InForce {
+    version: u64,
+    trouble: Option<String>,
+}
+
+/// The reconciler's side.
+pub(super) struct OpenPorts {
+    subnet: Subnet,
+    open: BTreeMap<InstanceId, (Ipv4Addr, Vec<PublishedPort>)>,
+    version: u64,
+    wanted: watch::Sender<Option<Wanted>>,
+    in_force: watch::Receiver<InForce>,
+}
+
+impl OpenPorts {
+    /// For a node whose bridge has `subnet`; the future applies until `cancel`.
+    pub(super) fn new(
+        subnet: Subnet,
+        network: Arc<dyn Network>,
+        cancel: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (wanted, wants) = watch::channel(None);
+        let (tells, in_force) = watch::channel(InForce::default());
+        let ports = Self { subnet, open: BTreeMap::new(), version: 0, wanted, in_force };
+        (ports, apply(network, wants, tells, cancel))
+    }
+
+    pub(super) fn is_open(&self, id: InstanceId) -> bool {
+        self.open.contains_key(&id)
+    }
+
+    pub(super) fn open(&mut self, id: InstanceId, address: Ipv4Addr, ports: Vec<PublishedPort>) {
+        let entry = (address, ports);
+        if self.open.get(&id) != Some(&entry) {
+            self.open.insert(id, entry);
+            self.publish();
+        }
+    }
+
+    pub(super) fn close(&mut self, id: InstanceId) {
+        if self.open.remove(&id).is_some_and(|(_, ports)| !ports.is_empty()) {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.version += 1;
+        let ports =
+            self.open.values().flat_map(|(address, ports)| ports.iter().map(|port| (*port, *address))).collect();
+        let config = NetworkConfig { subnet: self.subnet, ports };
+        self.wanted.send_replace(Some(Wanted { version: self.version, config }));
+    }
+
+    /// Waits until what is open now is in force.
+    pub(super) fn ready(&self) -> impl Future<Output = Result<(), String>> + Send + 'static {
+        let mut in_force = self.in_force.clone();
+        let version = self.version;
+        async move {
+            let reached = in_force.wait_for(|now| now.version >= version || now.trouble.is_some());
+            match tokio::time::timeout(READY_TIMEOUT, reached).await {
+                Ok(Ok(now)) if now.version >= version => Ok(()),
+                Ok(Ok(now)) => Err(now.trouble.clone().unwrap_or_default()),
+                Ok(Err(_)) => Err("the appliance is shutting down".into()),
+                Err(_) => Err("the network was not ready in time".into()),
+            }
+        }
+    }
+}
+
+async fn apply(
+    network: Arc<dyn Network>,
+    mut wants: watch::Receiver<Option<Wanted>>,
+    tells: watch::Sender<InForce>,
+    cancel: CancellationToken,
+) {
+    loop {
+        let wanted = wants.borrow_and_update().clone();
+        let mut failed = false;
+        if let Some(Wanted { version, config }) = wanted {
+            match network.set(&config).await {
+                Ok(()) => drop(tells.send_replace(InForce { version, trouble: None })),
+                Err(error) => {
+                    failed = true;
+                    let trouble = chain(&error);
+                    tracing::error!(error = trouble, "the container network could not be set up");
+                    tells.send_modify(|now| now.trouble = Some(trouble));
+                }
+            }
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(AFTER_FAILURE), if failed => {}
+            changed = wants.changed() => if changed.is_err() { return },
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Image names and what they stand for.
+
+use std::sync::Arc;
+
+use containerd_client::{
+    services::v1::{DeleteImageRequest, GetImageRequest, Image as Record, ListImagesRequest},
+    types,
+};
+use futures_util::{StreamExt, TryStreamExt};
+use toft_model::image::ImageRef;
+
+use super::{
+    Shared,
+    client::{QUICK, call},
+    events::timestamp_ms,
+    media::Descriptor,
+    resolve::{ResolvedImage, Unusable},
+};
+use crate::agent::runtime::{Image, RuntimeError};
+
+/// Images looked at together.
+const AT_ONCE: usize = 8;
+
+/// The image of a name, as this machine uses it.
+pub(super) async fn resolve(shared: &Shared, image: &ImageRef) -> Result<Arc<ResolvedImage>, RuntimeError> {
+    let client = &shared.client;
+    let request = client.request(GetImageRequest { name: image.as_str().to_owned() });
+    let record = match call("looking up an image", QUICK, client.images().get(request)).await {
+        Ok(answer) => answer.image,
+        Err(refusal) if refusal.not_found() => None,
+        Err(refusal) => return Err(refusal.into()),
+    };
+    let Some(target) = record.and_then(|record| record.target) else {
+        return Err(RuntimeError::ImageMissing { image: image.as_str().to_owned() });
+    };
+    shared.resolved.get(client, &descriptor(target)).await.map_err(|e| e.of_image(image.as_str()))
+}
+
+/// Every image. One that cannot be used here (another platform, parts missing) is listed with the platform `unknown`.
+pub(super) async fn list(shared: &Shared) -> Result<Vec<Image>, RuntimeError> {
+    let client = &shared.client;
+    let request = client.request(ListImagesRequest { filters: Vec::new() });
+    let records = call("listing images", QUICK, client.images().list(request)).await?.images;
+    let mut images: Vec<Image> = futures_util::stream::iter(records)
+        .map(|record| describe(shared, record))
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+    images.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(images)
+}
+
+/// A record as the rest of the agent sees it.
+pub(super) async fn describe(shared: &Shared, record: Record) -> Result<Image, RuntimeError> {
+    let target = descriptor(record.target.unwrap_or_default());
+    let (size_bytes, platform) = match shared.resolved.get(&shared.client, &target).await {
+        Ok(resolved) => (resolved.size_bytes(), resolved.config.platform.to_string()),
+        Err(Unusable::Image(_)) => (target.size, "unknown".to_owned()),
+        Err(Unusable::Runtime(error)) => return Err(error),
+    };
+    Ok(Image {
+        name: record.name,
+        digest: target.digest,
+        size_bytes,
+        created_at_ms: record.created_at.map(timestamp_ms).unwrap_or_default(),
+        platform,
+    })
+}
+
+/// Removes a name.
+pub(super) async fn remove(shared: &Shared, image: &ImageRef) -> Result<bool, RuntimeError> {
+    let client = &shared.client;
+    let message = DeleteImageRequest { name: image.as_str().to_owned(), sync: false, target: None };
+    match call("removing an image", QUICK, client.images().delete(client.request(message))).await {
+        Ok(()) => Ok(true),
+        Err(refusal) if refusal.not_found() => Ok(false),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// A descriptor as containerd has it.
+pub(super) fn descriptor(target: types::Descriptor) -> Descriptor {
+    Descriptor {
+        media_type: target.media_type,
+        digest: target.digest,
+        size: u64::try_from(target.size).unwrap_or(0),
+        annotations: Default::default(),
+        platform: None,
+    }
+}

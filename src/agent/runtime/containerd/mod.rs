@@ -1,0 +1,177 @@
+//! The real runtime: containerd, 1.6 or newer, over its socket. Works in a namespace of its own and never touches
+//! others. Uses only services that every version has: content, snapshots, diff, leases, images, containers, tasks,
+//! events.
+//!
+//! [`ContainerdRuntime::start`] returns at once with the handle and a future that keeps watch over the connection for
+//! as long as it is polled; calls made while containerd is away fail with [`RuntimeError::Unavailable`].
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
+};
+
+mod client;
+mod connection;
+mod containers;
+mod content;
+mod errors;
+mod events;
+mod images;
+mod import;
+mod media;
+mod resolve;
+mod signals;
+mod spec;
+mod tasks;
+mod unpack;
+mod users;
+
+use self::{client::Mounts, connection::Session};
+
+/// Whether containerd answers on `socket` within `limit`.
+pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
+    let Ok(client) = client::Client::new(socket, "toft") else { return false };
+    client::call("asking containerd for its version", limit, client.version().version(client.request(()))).await.is_ok()
+}
+
+/// Events kept for a slow listener.
+const EVENTS_KEPT: usize = 1024;
+
+/// Where containerd is and how it is used.
+#[derive(Debug, Clone)]
+pub struct ContainerdConfig {
+    /// Its socket.
+    pub address: PathBuf,
+    /// Namespace of this appliance's images and containers.
+    pub namespace: String,
+    /// Control group under which every container has its own, without slashes at the ends.
+    pub cgroup_parent: String,
+}
+
+impl ContainerdConfig {
+    /// The usual names, at `address`.
+    pub fn at(address: impl Into<PathBuf>) -> Self {
+        Self { address: address.into(), namespace: "toft".to_owned(), cgroup_parent: "toft".to_owned() }
+    }
+}
+
+/// What the handle and the watching task have in common.
+#[derive(Debug)]
+struct Shared {
+    config: ContainerdConfig,
+    client: client::Client,
+    host: spec::Host,
+    session: watch::Sender<Option<Arc<Session>>>,
+    availability: watch::Sender<Availability>,
+    events: broadcast::Sender<RuntimeEvent>,
+    resolved: resolve::ResolvedImages,
+    identities: users::Identities,
+    mounts: Mutex<HashMap<InstanceId, Mounts>>,
+}
+
+impl Shared {
+    fn session(&self) -> Result<Arc<Session>, RuntimeError> {
+        connection::session(&self.session, &self.availability)
+    }
+
+    fn mounts(&self) -> MutexGuard<'_, HashMap<InstanceId, Mounts>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// containerd as a [`Runtime`].
+#[derive(Debug, Clone)]
+pub struct ContainerdRuntime {
+    shared: Arc<Shared>,
+}
+
+impl ContainerdRuntime {
+    /// Makes the handle, and the future that must be polled for it to connect and to tell events. The future ends when
+    /// `stop` is cancelled; tasks and containers go on.
+    pub fn start(
+        config: ContainerdConfig,
+        stop: CancellationToken,
+    ) -> Result<(Arc<Self>, impl Future<Output = ()> + Send + 'static), RuntimeError> {
+        let client = client::Client::new(&config.address, &config.namespace)?;
+        let shared = Arc::new(Shared {
+            availability: watch::Sender::new(Availability::Down(format!("connecting to {}", config.address.display()))),
+            config,
+            client,
+            host: spec::Host::detect(),
+            session: watch::Sender::new(None),
+            events: broadcast::Sender::new(EVENTS_KEPT),
+            resolved: Default::default(),
+            identities: Default::default(),
+            mounts: Default::default(),
+        });
+        let watching = connection::run(shared.clone(), stop);
+        Ok((Arc::new(Self { shared }), watching))
+    }
+}
+
+#[async_trait]
+impl Runtime for ContainerdRuntime {
+    fn availability(&self) -> watch::Receiver<Availability> {
+        self.shared.availability.subscribe()
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.shared.events.subscribe()
+    }
+
+    async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
+        containers::list(&self.shared).await
+    }
+
+    async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        containers::create(&self.shared, spec).await
+    }
+
+    async fn create_task(&self, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {
+        tasks::create(&self.shared, id, logger).await
+    }
+
+    async fn start_task(&self, id: InstanceId) -> Result<(), RuntimeError> {
+        tasks::start(&self.shared, id).await
+    }
+
+    async fn signal_task(&self, id: InstanceId, signal: i32) -> Result<(), RuntimeError> {
+        tasks::signal(&self.shared, id, signal).await
+    }
+
+    async fn stop_signal(&self, id: InstanceId) -> Result<i32, RuntimeError> {
+        containers::stop_signal(&self.shared, id).await
+    }
+
+    async fn delete_task(&self, id: InstanceId) -> Result<Option<Exit>, RuntimeError> {
+        tasks::delete(&self.shared, id).await
+    }
+
+    async fn delete_container(&self, id: InstanceId) -> Result<(), RuntimeError> {
+        containers::delete(&self.shared, id).await
+    }
+
+    async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {
+        import::run(&self.shared, archive, name).await
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        images::list(&self.shared).await
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<bool, RuntimeError> {
+        images::remove(&self.shared, image).await
+    }
+}

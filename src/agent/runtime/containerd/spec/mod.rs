@@ -1,0 +1,181 @@
+//! The OCI runtime specification of a container: Docker's defaults, the image's wishes, the order's limits. Pure but
+//! for what [`Host`] found out about this machine.
+
+mod host;
+mod mounts;
+mod process;
+
+use std::collections::HashMap;
+
+use oci_spec::runtime::{
+    Linux, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespace, LinuxNamespaceType, LinuxResources, Root, Spec,
+};
+use toft_model::workload::Resources;
+
+pub(super) use host::Host;
+
+use super::{media::ImageConfig, users::Identity};
+use crate::agent::runtime::{ContainerSpec, NetworkNamespace};
+
+/// Length of a period in which a container may use its share of CPU, in microseconds.
+const CPU_PERIOD_US: u64 = 100_000;
+/// Least share the kernel accepts, in microseconds.
+const LEAST_CPU_QUOTA_US: i64 = 1_000;
+
+/// Everything a specification is made from.
+pub(super) struct Parts<'a> {
+    pub(super) order: &'a ContainerSpec,
+    pub(super) image: &'a ImageConfig,
+    pub(super) identity: &'a Identity,
+    pub(super) cgroup_parent: &'a str,
+    pub(super) host: &'a Host,
+}
+
+/// Builds the specification. `Err` says in words for people why the image cannot be run.
+pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, String> {
+    let mut spec = Spec::default();
+    let mut root = Root::default();
+    root.set_path("rootfs".into()).set_readonly(Some(false));
+    spec.set_version("1.0.2".to_owned())
+        .set_root(Some(root))
+        .set_process(Some(process::build(parts)?))
+        .set_hostname(Some(parts.order.hostname.clone()))
+        .set_mounts(Some(mounts::all(&parts.order.files)))
+        .set_linux(Some(linux(parts)))
+        .set_annotations(None);
+    Ok(spec)
+}
+
+fn linux(parts: &Parts<'_>) -> Linux {
+    let new_network = parts.order.network == NetworkNamespace::New;
+    let mut kinds = vec![
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+        LinuxNamespaceType::Mount,
+    ];
+    if new_network {
+        kinds.push(LinuxNamespaceType::Network);
+    }
+    if parts.host.unified_cgroups {
+        kinds.push(LinuxNamespaceType::Cgroup);
+    }
+    let namespaces = kinds.into_iter().map(|kind| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind);
+        namespace
+    });
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces.collect()))
+        .set_cgroups_path(Some(format!("/{}/{}", parts.cgroup_parent.trim_matches('/'), parts.order.id).into()))
+        .set_resources(Some(resources(parts.order.resources, parts.host)))
+        .set_masked_paths(Some(mounts::MASKED.map(str::to_owned).to_vec()))
+        .set_readonly_paths(Some(mounts::READ_ONLY.map(str::to_owned).to_vec()));
+    if new_network && parts.host.network_settings {
+        // As Docker does: in a network of its own every user may listen on low ports and send pings.
+        linux.set_sysctl(Some(HashMap::from([
+            ("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned()),
+            ("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned()),
+        ])));
+    }
+    linux
+}
+
+fn resources(limits: Resources, host: &Host) -> LinuxResources {
+    let mut deny_all = LinuxDeviceCgroup::default();
+    deny_all.set_allow(false).set_access(Some("rwm".to_owned()));
+    let mut resources = LinuxResources::default();
+    resources.set_devices(Some(vec![deny_all]));
+    if let Some(millis) = limits.cpu_millis {
+        let quota = i64::from(millis).saturating_mul(CPU_PERIOD_US as i64 / 1000).max(LEAST_CPU_QUOTA_US);
+        let mut cpu = LinuxCpu::default();
+        cpu.set_period(Some(CPU_PERIOD_US)).set_quota(Some(quota));
+        resources.set_cpu(Some(cpu));
+    }
+    if let Some(bytes) = limits.memory_bytes {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let mut memory = LinuxMemory::default();
+        memory.set_limit(Some(bytes));
+        if host.limits_swap {
+            memory.set_swap(Some(bytes));
+        }
+        resources.set_memory(Some(memory));
+    }
+    resources
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn order() -> ContainerSpec {
+        ContainerSpec {
+            id: "0192f0c0-0000-7000-8000-000000000001".parse().unwrap(),
+            image: "busybox".parse().unwrap(),
+            entrypoint: None,
+            command: vec!["sleep".into(), "9".into()],
+            env: BTreeMap::from([("A".into(), "order".into())]),
+            hostname: "web-1".into(),
+            network: NetworkNamespace::New,
+            resources: Resources { cpu_millis: Some(1500), memory_bytes: Some(64 << 20) },
+            labels: BTreeMap::new(),
+            files: BTreeMap::from([("/etc/hosts".into(), "/var/lib/toft/hosts".into())]),
+        }
+    }
+
+    fn host() -> Host {
+        Host { unified_cgroups: true, limits_swap: true, network_settings: true, open_files: 20_000 }
+    }
+
+    fn json(order: &ContainerSpec, host: &Host) -> serde_json::Value {
+        let image = r#"{"os":"linux","architecture":"amd64","config":{"Env":["A=image","B=image"],"Cmd":["sh"],
+            "WorkingDir":"srv"},"rootfs":{}}"#;
+        let image = serde_json::from_str(image).unwrap();
+        let identity = Identity { uid: 5, gid: 6, groups: vec![7] };
+        let parts = Parts { order, image: &image, identity: &identity, cgroup_parent: "/toft/", host };
+        serde_json::to_value(build(&parts).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_order_the_image_and_the_defaults_come_together() {
+        let spec = json(&order(), &host());
+        assert_eq!(spec["process"]["args"], serde_json::json!(["sleep", "9"]));
+        assert_eq!(spec["process"]["cwd"], "/srv");
+        let env: Vec<&str> = spec["process"]["env"].as_array().unwrap().iter().map(|e| e.as_str().unwrap()).collect();
+        assert!(env.contains(&"A=order") && env.contains(&"B=image") && env.contains(&"HOSTNAME=web-1"), "{env:?}");
+        assert!(!env.contains(&"A=image") && env.iter().any(|e| e.starts_with("PATH=")), "{env:?}");
+        assert_eq!(spec["process"]["user"], serde_json::json!({"uid": 5, "gid": 6, "additionalGids": [7]}));
+        assert_eq!(spec["process"]["rlimits"][0]["hard"], 20_000);
+        assert_eq!(spec["linux"]["cgroupsPath"], "/toft/0192f0c0-0000-7000-8000-000000000001");
+        assert_eq!(spec["linux"]["resources"]["cpu"], serde_json::json!({"quota": 150_000, "period": 100_000}));
+        assert_eq!(spec["linux"]["resources"]["memory"], serde_json::json!({"limit": 64 << 20, "swap": 64 << 20}));
+        let hosts = spec["mounts"].as_array().unwrap().last().unwrap();
+        assert_eq!((hosts["destination"].as_str(), hosts["type"].as_str()), (Some("/etc/hosts"), Some("bind")));
+    }
+
+    #[test]
+    fn the_hosts_network_is_shared_on_request() {
+        let kinds = |spec: serde_json::Value| spec["linux"]["namespaces"].to_string();
+        let mut order = order();
+        assert!(kinds(json(&order, &host())).contains("network"));
+        order.network = NetworkNamespace::Host;
+        let old = Host { unified_cgroups: false, ..host() };
+        let spec = json(&order, &old);
+        assert!(spec["linux"].get("sysctl").is_none());
+        let kinds = kinds(spec);
+        assert!(!kinds.contains("network") && !kinds.contains("cgroup"), "{kinds}");
+    }
+
+    #[test]
+    fn an_image_without_a_command_is_refused() {
+        let image = serde_json::from_str(r#"{"os":"linux","architecture":"amd64","rootfs":{}}"#).unwrap();
+        let order = ContainerSpec { command: Vec::new(), ..order() };
+        let identity = Identity::default();
+        let host = host();
+        let parts = Parts { order: &order, image: &image, identity: &identity, cgroup_parent: "toft", host: &host };
+        assert!(build(&parts).unwrap_err().contains("command"));
+    }
+}

@@ -1,0 +1,169 @@
+//! Tasks: the process of a container, owned by a shim of its own that outlives both the daemon and containerd.
+
+use std::fmt::Write as _;
+
+use containerd_client::{
+    services::v1::{CreateTaskRequest, DeleteTaskRequest, GetRequest, KillRequest, StartRequest, WaitRequest},
+    types::v1::{Process, Status},
+};
+use toft_model::{ids::InstanceId, instance::Exit};
+
+use super::{
+    Shared,
+    client::{QUICK, SLOW, call},
+    containers,
+    events::exit_of,
+    signals,
+};
+use crate::agent::runtime::{LoggerCommand, RuntimeError};
+
+const PREPARING: &str = "preparing the process";
+const REMOVING: &str = "removing the process";
+
+/// Prepares the process and gives its pid.
+pub(super) async fn create(shared: &Shared, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {
+    let client = &shared.client;
+    let rootfs = containers::mounts(shared, id).await?.ok_or(RuntimeError::NotFound { id })?;
+    let output = logger_uri(logger)?;
+    let request = client.request(CreateTaskRequest {
+        container_id: id.to_string(),
+        rootfs,
+        stdout: output.clone(),
+        stderr: output,
+        ..Default::default()
+    });
+    match call(PREPARING, SLOW, client.tasks().create(request)).await {
+        Ok(answer) => Ok(answer.pid),
+        Err(refusal) if refusal.exists() => Err(RuntimeError::Exists { id }),
+        Err(refusal) if refusal.not_found() => Err(RuntimeError::NotFound { id }),
+        Err(refusal) => Err(refusal.as_start_failure().unwrap_or_else(|| refusal.into())),
+    }
+}
+
+/// Starts the prepared process.
+pub(super) async fn start(shared: &Shared, id: InstanceId) -> Result<(), RuntimeError> {
+    let client = &shared.client;
+    let request = client.request(StartRequest { container_id: id.to_string(), exec_id: String::new() });
+    match call("starting the process", SLOW, client.tasks().start(request)).await {
+        Ok(_) => Ok(()),
+        Err(refusal) if refusal.not_found() => Err(RuntimeError::NotFound { id }),
+        Err(refusal) => Err(refusal.as_start_failure().unwrap_or_else(|| refusal.into())),
+    }
+}
+
+/// Sends a signal; SIGKILL goes to every process of the container.
+pub(super) async fn signal(shared: &Shared, id: InstanceId, signal: i32) -> Result<(), RuntimeError> {
+    const SIGNALLING: &str = "signalling the process";
+    let client = &shared.client;
+    let number = u32::try_from(signal)
+        .map_err(|_| RuntimeError::Failed { doing: SIGNALLING, reason: format!("{signal} is no signal") })?;
+    let request = client.request(KillRequest {
+        container_id: id.to_string(),
+        exec_id: String::new(),
+        signal: number,
+        all: signal == signals::KILL,
+    });
+    let Err(refusal) = call(SIGNALLING, SLOW, client.tasks().kill(request)).await else { return Ok(()) };
+    match get(shared, id).await? {
+        None => Err(RuntimeError::NotFound { id }),
+        Some(process) if process.status() == Status::Stopped || refusal.not_found() => Ok(()),
+        Some(_) => Err(refusal.into()),
+    }
+}
+
+/// Removes an ended or merely prepared process. The shim answers after the logger has ended.
+pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exit>, RuntimeError> {
+    let Some(process) = get(shared, id).await? else { return Ok(None) };
+    match process.status() {
+        Status::Stopped | Status::Unknown => {}
+        Status::Created => {
+            signal(shared, id, signals::KILL).await?;
+            if !wait(shared, id).await? {
+                return Ok(None);
+            }
+        }
+        Status::Running | Status::Paused | Status::Pausing => {
+            return Err(RuntimeError::Failed { doing: REMOVING, reason: format!("the process of `{id}` still runs") });
+        }
+    }
+    let client = &shared.client;
+    let request = client.request(DeleteTaskRequest { container_id: id.to_string() });
+    match call(REMOVING, SLOW, client.tasks().delete(request)).await {
+        Ok(answer) => Ok(Some(exit_of(answer.exit_status, answer.exited_at))),
+        Err(refusal) if refusal.not_found() => Ok(None),
+        // The shim died in between; containerd cleans up behind it.
+        Err(refusal) => match get(shared, id).await? {
+            None => Ok(None),
+            Some(_) => Err(refusal.into()),
+        },
+    }
+}
+
+async fn get(shared: &Shared, id: InstanceId) -> Result<Option<Process>, RuntimeError> {
+    let client = &shared.client;
+    let request = client.request(GetRequest { container_id: id.to_string(), exec_id: String::new() });
+    match call("looking at the process", QUICK, client.tasks().get(request)).await {
+        Ok(answer) => Ok(answer.process),
+        Err(refusal) if refusal.not_found() => Ok(None),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// Waits for the end of a killed process; `false` when it is gone altogether.
+async fn wait(shared: &Shared, id: InstanceId) -> Result<bool, RuntimeError> {
+    let client = &shared.client;
+    let request = client.request(WaitRequest { container_id: id.to_string(), exec_id: String::new() });
+    match call(REMOVING, SLOW, client.tasks().wait(request)).await {
+        Ok(_) => Ok(true),
+        Err(refusal) if refusal.not_found() => Ok(false),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// The address under which the shim starts the logger: `binary:///path?key=value&...`.
+fn logger_uri(logger: &LoggerCommand) -> Result<String, RuntimeError> {
+    let refuse = || RuntimeError::Failed {
+        doing: PREPARING,
+        reason: format!("the logger's path `{}` is not absolute", logger.program.display()),
+    };
+    if !logger.program.is_absolute() {
+        return Err(refuse());
+    }
+    let mut uri = "binary://".to_owned();
+    escape(&mut uri, logger.program.to_str().ok_or_else(refuse)?, "/");
+    for (i, (key, value)) in logger.args.iter().enumerate() {
+        uri.push(if i == 0 { '?' } else { '&' });
+        escape(&mut uri, key, "");
+        uri.push('=');
+        escape(&mut uri, value, "");
+    }
+    Ok(uri)
+}
+
+/// Appends `text`, everything but plain letters, digits and `keep` as `%XX`.
+fn escape(uri: &mut String, text: &str, keep: &str) {
+    for byte in text.bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.as_bytes().contains(&byte);
+        if plain {
+            uri.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(uri, "%{byte:02X}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loggers_arguments_are_escaped() {
+        let logger = LoggerCommand {
+            program: "/opt/my tools/logger".into(),
+            args: vec![("dir".into(), "/var/lib/a&b".into()), ("max".into(), "1".into())],
+        };
+        assert_eq!(logger_uri(&logger).unwrap(), "binary:///opt/my%20tools/logger?dir=%2Fvar%2Flib%2Fa%26b&max=1");
+        assert!(logger_uri(&LoggerCommand { program: "logger".into(), args: Vec::new() }).is_err());
+    }
+}

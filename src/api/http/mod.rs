@@ -1,0 +1,132 @@
+//! The HTTP API: one file a resource, the OpenAPI document from the same code.
+//!
+//! The same routes answer under `/api/v1` and `/v1`.
+
+pub mod auth;
+mod error;
+mod events;
+mod health;
+mod images;
+mod instances;
+mod nodes;
+mod query;
+pub mod serve;
+mod workloads;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    control::{ControlError, ErrorKind, ops::Ops},
+    observe::metrics::Metrics,
+};
+
+pub use error::ApiError;
+pub use health::Readiness;
+
+/// Most bytes of a JSON body.
+pub const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// What every handler can use.
+#[derive(Clone)]
+pub struct ApiState {
+    /// The operations.
+    pub ops: Ops,
+    /// What renders `/metrics`.
+    pub metrics: Metrics,
+    /// What answers `/ready`.
+    pub readiness: Arc<dyn Readiness>,
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "toft",
+    description = "Runs containers on homelab boxes.",
+    license(name = "Apache-2.0 OR MIT")
+))]
+struct ApiDoc;
+
+fn resources() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
+        .routes(routes!(workloads::list, workloads::create))
+        .routes(routes!(workloads::show, workloads::put, workloads::remove))
+        .routes(routes!(workloads::start))
+        .routes(routes!(workloads::stop))
+        .routes(routes!(workloads::restart))
+        .routes(routes!(workloads::wait))
+        .routes(routes!(workloads::logs))
+        .routes(routes!(instances::list))
+        .routes(routes!(nodes::list))
+        .routes(routes!(events::list))
+        .routes(routes!(images::list))
+        .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
+        .routes(routes!(images::remove))
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    let nested = OpenApiRouter::with_openapi(ApiDoc::openapi())
+        .nest("/api/v1", resources())
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics));
+    nested.into_openapi()
+}
+
+/// Every route of the API.
+pub fn router(state: ApiState) -> Router {
+    let (resources, _) = resources().split_for_parts();
+    let resources = resources
+        .route("/openapi.json", get(|| async { axum::Json(openapi()) }))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+    Router::new()
+        .nest("/api/v1", resources.clone())
+        .nest("/v1", resources)
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .layer(middleware::from_fn(count))
+        .with_state(state)
+}
+
+async fn not_found(request: Request) -> Response {
+    let path: String = request.uri().path().chars().take(200).collect();
+    ApiError(
+        ControlError::new(ErrorKind::NotFound, format!("there is no resource at `{path}`"))
+            .hint("see /api/v1/openapi.json"),
+    )
+    .into_response()
+}
+
+async fn method_not_allowed(request: Request) -> Response {
+    let mut response = ApiError(
+        ControlError::new(ErrorKind::Invalid, format!("this resource does not answer {}", request.method()))
+            .hint("see /api/v1/openapi.json"),
+    )
+    .into_response();
+    *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+async fn count(request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    let class = match response.status().as_u16() / 100 {
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        _ => "5xx",
+    };
+    metrics::counter!("toft_http_requests_total", "class" => class).increment(1);
+    response
+}

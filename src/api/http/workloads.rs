@@ -1,0 +1,202 @@
+//! `/workloads`.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    body::Body as RawBody,
+    extract::State,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use toft_model::{
+    log::LogQuery,
+    name::Name,
+    state::{PowerAction, PutMode, WorkloadView},
+    workload::WorkloadSpec,
+};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    ApiError, ApiState,
+    error::{Asked, Body, Parsed},
+    query::{ListQuery, since_ns},
+};
+use crate::{
+    api::types::{LogRecord, Page, Waited, Workload, time_ns},
+    control::{
+        ControlError, ErrorKind,
+        ops::{
+            logs::{NamedLine, merged},
+            now_ms,
+            wait::Milestone,
+        },
+    },
+};
+
+/// Every workload, by name.
+#[utoipa::path(get, path = "/workloads", tag = "workloads", params(ListQuery), responses((status = 200, body = Page<Workload>)))]
+pub async fn list(
+    State(api): State<ApiState>,
+    Asked(query): Asked<ListQuery>,
+) -> Result<Json<Page<Workload>>, ApiError> {
+    let workloads = api.ops.workloads().await?;
+    let page = query.page(workloads, |workload| workload.row.spec.name.to_string())?;
+    Ok(Json(Page { items: page.items.iter().map(Workload::from).collect(), next: page.next }))
+}
+
+/// Creates a workload; its name must be free.
+#[utoipa::path(post, path = "/workloads", tag = "workloads", request_body = WorkloadSpec, responses((status = 201, body = Workload), (status = 409, body = crate::api::types::ErrorEnvelope)))]
+pub async fn create(State(api): State<ApiState>, Body(spec): Body<WorkloadSpec>) -> Result<Response, ApiError> {
+    let location = format!("/api/v1/workloads/{}", spec.name);
+    let workload = api.ops.put_workload(spec, PutMode::Create).await?;
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(&workload)).into_response())
+}
+
+/// One workload.
+#[utoipa::path(get, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload), (status = 404, body = crate::api::types::ErrorEnvelope)))]
+pub async fn show(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&api.ops.workload(&name).await?))
+}
+
+/// Writes a workload's specification, new or changed. `If-Match` with the ETag read before refuses a lost update.
+#[utoipa::path(put, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), request_body = WorkloadSpec, responses((status = 200, body = Workload), (status = 412, body = crate::api::types::ErrorEnvelope)))]
+pub async fn put(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+    headers: HeaderMap,
+    Body(spec): Body<WorkloadSpec>,
+) -> Result<Response, ApiError> {
+    if spec.name != name {
+        let message = format!("the body names `{}`, the path `{name}`", spec.name);
+        return Err(ControlError::new(ErrorKind::Invalid, message)
+            .field("name")
+            .hint("a workload cannot be renamed")
+            .into());
+    }
+    let if_generation = headers.get(header::IF_MATCH).map(generation).transpose()?;
+    let workload = api.ops.put_workload(spec, PutMode::Replace { if_generation }).await?;
+    Ok(tagged(&workload))
+}
+
+/// Removes a workload: its processes are stopped, its containers deleted. `GET .../wait?for=gone` waits for the end.
+#[utoipa::path(delete, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), responses((status = 202), (status = 404, body = crate::api::types::ErrorEnvelope)))]
+pub async fn remove(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<StatusCode, ApiError> {
+    api.ops.remove_workload(name).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// Runs a workload; what finished runs again.
+#[utoipa::path(post, path = "/workloads/{name}/start", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
+pub async fn start(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&api.ops.power_workload(name, PowerAction::Start).await?))
+}
+
+/// Brings a workload's processes down and keeps its containers.
+#[utoipa::path(post, path = "/workloads/{name}/stop", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
+pub async fn stop(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&api.ops.power_workload(name, PowerAction::Stop).await?))
+}
+
+/// Ends and starts a workload's processes.
+#[utoipa::path(post, path = "/workloads/{name}/restart", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
+pub async fn restart(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&api.ops.power_workload(name, PowerAction::Restart).await?))
+}
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WaitFor {
+    /// Every instance runs or has finished, or it is clear that one cannot for now.
+    Settled,
+    /// No instance runs any more and none will by itself; or one cannot start.
+    Ended,
+    /// Every process is down as the user wanted.
+    Stopped,
+    /// Nothing of it is left.
+    Gone,
+}
+
+/// How long for what.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct WaitQuery {
+    /// What is waited for.
+    #[serde(rename = "for")]
+    #[param(inline)]
+    milestone: WaitFor,
+    /// Longest wait in milliseconds, up to 60000; default 30000.
+    timeout_ms: Option<u64>,
+}
+
+/// Answers when the workload has reached something, or at the timeout.
+#[utoipa::path(get, path = "/workloads/{name}/wait", tag = "workloads", params(("name" = String, Path), WaitQuery), responses((status = 200, body = Waited)))]
+pub async fn wait(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+    Asked(query): Asked<WaitQuery>,
+) -> Result<Json<Waited>, ApiError> {
+    let milestone = match query.milestone {
+        WaitFor::Settled => Milestone::Settled,
+        WaitFor::Ended => Milestone::Ended,
+        WaitFor::Stopped => Milestone::Stopped,
+        WaitFor::Gone => Milestone::Gone,
+    };
+    let timeout = Duration::from_millis(query.timeout_ms.unwrap_or(30_000).min(60_000));
+    let (reached, workload) = api.ops.wait_for_workload(&name, milestone, timeout).await?;
+    Ok(Json(Waited { reached, workload: workload.as_ref().map(Workload::from) }))
+}
+
+/// Which lines.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct LogsQuery {
+    /// Only the last so many lines of each instance, up to 100000.
+    tail: Option<usize>,
+    /// Only lines since a span (`10m`) or time.
+    since: Option<String>,
+    /// Go on as lines come, until the workload has ended.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What the workload's instances wrote, one JSON object a line.
+#[utoipa::path(get, path = "/workloads/{name}/logs", tag = "workloads", params(("name" = String, Path), LogsQuery), responses((status = 200, body = LogRecord, content_type = "application/x-ndjson")))]
+pub async fn logs(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+    Asked(query): Asked<LogsQuery>,
+) -> Result<Response, ApiError> {
+    let since_ns = query.since.map(|since| since_ns(&since, now_ms())).transpose()?;
+    let tail = query.tail.map(|tail| tail.min(100_000));
+    let logs = api.ops.workload_logs(&name, LogQuery { tail, since_ns, follow: query.follow }).await?;
+    // Lines that are there together travel together.
+    let body = merged(logs).ready_chunks(256).map(|lines| lines.into_iter().map(encode).collect::<Result<Vec<_>, _>>());
+    let body = body.map(|chunk| chunk.map(|lines| lines.concat()));
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], RawBody::from_stream(body)).into_response())
+}
+
+fn encode((instance, line): NamedLine) -> Result<String, std::io::Error> {
+    let line = line.map_err(std::io::Error::other)?;
+    let record =
+        LogRecord { instance, at: time_ns(line.at_ns), stream: line.stream, text: line.text, partial: line.partial };
+    let mut text = serde_json::to_string(&record).map_err(std::io::Error::other)?;
+    text.push('\n');
+    Ok(text)
+}
+
+fn tagged(workload: &WorkloadView) -> Response {
+    ([(header::ETAG, format!("\"{}\"", workload.row.generation))], Json(Workload::from(workload))).into_response()
+}
+
+fn generation(tag: &axum::http::HeaderValue) -> Result<u64, ControlError> {
+    let text = tag.to_str().unwrap_or_default().trim_matches('"');
+    text.parse().map_err(|_| {
+        ControlError::new(ErrorKind::Invalid, "the If-Match header is no ETag of a workload")
+            .field("If-Match")
+            .hint("send the ETag that reading the workload gave")
+    })
+}

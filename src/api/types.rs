@@ -1,0 +1,308 @@
+//! What the HTTP API speaks. Times are RFC 3339 in UTC.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+use toft_model::{
+    image::NodeImage,
+    instance::{Desired, Exit, InstanceState, NetworkOrder, PublishedPort},
+    log::LogStream,
+    node::Inventory,
+    state::{EventRow, InstanceView, NodeRow, WorkloadView},
+    workload::WorkloadSpec,
+};
+use utoipa::ToSchema;
+
+/// A failed request.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ErrorEnvelope {
+    /// What went wrong.
+    pub error: ErrorBody,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// Kind for programs: `invalid`, `not_found`, `conflict`, `stale`, `too_large`, `unavailable`, `disk_full`, ...
+    pub code: String,
+    /// Text for people.
+    pub message: String,
+    /// The next step, when one is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The field of the request that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+}
+
+/// A workload as it stands.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Workload {
+    /// Name.
+    pub name: String,
+    /// Id.
+    pub id: String,
+    /// Counts the specifications written, from 1; the ETag.
+    pub generation: u64,
+    /// One word: `running`, `starting`, `pending`, `back_off`, `stopping`, `stopped`, `finished`, `removing`.
+    pub status: String,
+    /// Why instances wait for a place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pending: Option<String>,
+    /// Instances that run now.
+    pub running: u32,
+    /// What was asked for.
+    pub spec: WorkloadSpec,
+    /// When the name was first written.
+    pub created_at: String,
+    /// When it was last changed by a user.
+    pub updated_at: String,
+    /// Its instances.
+    pub instances: Vec<Instance>,
+}
+
+/// An instance as it stands.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Instance {
+    /// Name: the workload's and the number of the copy.
+    pub name: String,
+    /// Id, also of its container.
+    pub id: String,
+    /// Workload.
+    pub workload: String,
+    /// Node.
+    pub node: String,
+    /// Image.
+    pub image: String,
+    /// `assigned`, `starting`, `running`, `stopping`, `stopped`, `back_off`, `finished`.
+    pub state: String,
+    /// Why it is not running, when it should.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it will be tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<String>,
+    /// Process id on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// When the process was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<String>,
+    /// Automatic restarts since the last start a person asked for.
+    pub restarts: u32,
+    /// How the last process ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_exit: Option<LastExit>,
+    /// Address on the node's bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address: Option<Ipv4Addr>,
+    /// Ports published on the host.
+    pub ports: Vec<PublishedPort>,
+    /// When it was placed.
+    pub created_at: String,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LastExit {
+    /// Exit code, 128 + signal for a signal; absent when the process vanished.
+    pub code: Option<i32>,
+    /// When.
+    pub at: String,
+}
+
+/// A node.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Node {
+    /// Name.
+    pub name: String,
+    /// Id.
+    pub id: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it has.
+    pub inventory: Inventory,
+    /// When it last registered.
+    pub registered_at: String,
+}
+
+/// An image on the node.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Image {
+    /// Reference as people write it.
+    pub name: String,
+    /// Digest of what the name stands for.
+    pub digest: String,
+    /// Compressed size.
+    pub size_bytes: u64,
+    /// Platform.
+    pub platform: String,
+    /// When it came to the node.
+    pub created_at: String,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    /// Position in the story.
+    pub seq: i64,
+    /// When.
+    pub at: String,
+    /// `info` or `warning`.
+    pub level: String,
+    /// What it speaks of: `workload/web`, `instance/web-0`, `node/box`.
+    pub subject: String,
+    /// What happened.
+    pub message: String,
+}
+
+/// One line of a workload's output; streams send one JSON object a line.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogRecord {
+    /// Who wrote it.
+    pub instance: String,
+    /// When.
+    pub at: String,
+    /// Which output.
+    pub stream: LogStream,
+    /// The line without its end.
+    pub text: String,
+    /// Whether the line goes on in the next record.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+/// A page of a list.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Page<T> {
+    /// The items.
+    pub items: Vec<T>,
+    /// What to pass as `after` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// Answer of a wait.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Waited {
+    /// Whether it was reached in time.
+    pub reached: bool,
+    /// The workload as it then was; absent when it is gone.
+    pub workload: Option<Workload>,
+}
+
+/// Milliseconds since 1970 as RFC 3339.
+pub fn time(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).unwrap_or_default().to_string()
+}
+
+/// Nanoseconds since 1970 as RFC 3339.
+pub fn time_ns(ns: i64) -> String {
+    jiff::Timestamp::from_nanosecond(ns.into()).unwrap_or_default().to_string()
+}
+
+impl From<Exit> for LastExit {
+    fn from(exit: Exit) -> Self {
+        Self { code: exit.code, at: time(exit.at_ms) }
+    }
+}
+
+impl From<&WorkloadView> for Workload {
+    fn from(view: &WorkloadView) -> Self {
+        Self {
+            name: view.row.spec.name.to_string(),
+            id: view.row.id.to_string(),
+            generation: view.row.generation,
+            status: view.status().into(),
+            pending: view.row.pending.clone(),
+            running: view.running() as u32,
+            spec: view.row.spec.clone(),
+            created_at: time(view.row.created_at_ms),
+            updated_at: time(view.row.updated_at_ms),
+            instances: view.instances.iter().map(Instance::from).collect(),
+        }
+    }
+}
+
+impl From<&InstanceView> for Instance {
+    fn from(view: &InstanceView) -> Self {
+        let report = view.row.report.as_ref();
+        let state = view.state();
+        let (mut reason, mut retry_at, mut pid, mut started_at) = (None, None, None, None);
+        match &state {
+            InstanceState::BackOff { until_ms, reason: why } => {
+                reason = Some(why.clone());
+                retry_at = Some(time(*until_ms));
+            }
+            InstanceState::Running { pid: process, since_ms } => {
+                pid = Some(*process);
+                started_at = Some(time(*since_ms));
+            }
+            InstanceState::Assigned
+            | InstanceState::Starting
+            | InstanceState::Stopping
+            | InstanceState::Stopped { .. }
+            | InstanceState::Finished { .. } => {}
+        }
+        let (address, ports) = match &view.row.container.network {
+            NetworkOrder::Bridge { address, ports } => (Some(*address), ports.clone()),
+            NetworkOrder::Host | NetworkOrder::None => (None, Vec::new()),
+        };
+        let removing = view.row.desired == Desired::Removed && state.as_str() != "stopping";
+        Self {
+            name: view.name(),
+            id: view.row.id.to_string(),
+            workload: view.workload.to_string(),
+            node: view.node.to_string(),
+            image: view.row.container.image.familiar().to_owned(),
+            state: if removing { "removing" } else { state.as_str() }.into(),
+            reason,
+            retry_at,
+            pid,
+            started_at,
+            restarts: report.map_or(0, |report| report.restarts),
+            last_exit: report.and_then(|report| report.last_exit).map(LastExit::from),
+            address,
+            ports,
+            created_at: time(view.row.created_at_ms),
+        }
+    }
+}
+
+impl From<NodeRow> for Node {
+    fn from(row: NodeRow) -> Self {
+        Self {
+            name: row.name.to_string(),
+            id: row.id.to_string(),
+            labels: row.labels,
+            inventory: row.inventory,
+            registered_at: time(row.registered_at_ms),
+        }
+    }
+}
+
+impl From<NodeImage> for Image {
+    fn from(image: NodeImage) -> Self {
+        let name = image.name.parse::<toft_model::image::ImageRef>();
+        Self {
+            name: name.map_or(image.name, |name| name.familiar().to_owned()),
+            digest: image.digest,
+            size_bytes: image.size_bytes,
+            platform: image.platform,
+            created_at: time(image.created_at_ms),
+        }
+    }
+}
+
+impl From<EventRow> for Event {
+    fn from(row: EventRow) -> Self {
+        Self {
+            seq: row.seq,
+            at: time(row.at_ms),
+            level: row.level.as_str().into(),
+            subject: row.subject,
+            message: row.message,
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The configuration file as written. Unknown keys are faults.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// Faults found in the configuration, all of them.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the configuration has {} fault(s)", .0.len())]
+pub struct ConfigError(
+    /// One sentence a fault, with file and key.
+    pub Vec<String>,
+);
+
+/// One file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub(super) node: NodeSection,
+    pub(super) api: ApiSection,
+    pub(super) runtime: RuntimeSection,
+    pub(super) logs: LogsSection,
+    pub(super) network: NetworkSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NodeSection {
+    pub(super) name: Option<String>,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ApiSection {
+    pub(super) bind: Option<String>,
+    pub(super) json_logs: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RuntimeSection {
+    pub(super) containerd_address: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogsSection {
+    pub(super) max_bytes: Option<String>,
+    pub(super) max_files: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct NetworkSection {
+    pub(super) range: Option<String>,
+}
+
+impl File {
+    /// Reads `path` and the `.toml` files of `directory` in the order of their names; later ones win key by key. What is
+    /// not there is empty.
+    pub(super) fn read(path: &Path, directory: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut paths = vec![path.to_owned()];
+        if let Some(entries) = directory.and_then(|directory| std::fs::read_dir(directory).ok()) {
+            let mut extra: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            extra.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+            extra.sort();
+            paths.extend(extra);
+        }
+        let mut faults = Vec::new();
+        let mut merged = toml::Table::new();
+        for path in paths {
+            let text = match std::fs::read_to_string(&path) {
+                Ok(text) => text,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    faults.push(format!("{}: cannot be read: {error}", path.display()));
+                    continue;
+                }
+            };
+            // Each file is checked alone, so that a fault is told with the file and line it stands in.
+            match toml::from_str::<File>(&text).and_then(|_| toml::from_str::<toml::Table>(&text)) {
+                Ok(table) => merge(&mut merged, table),
+                Err(error) => faults.push(format!("{}: {}", path.display(), error.to_string().trim_end())),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(ConfigError(faults));
+        }
+        merged.try_into().map_err(|error: toml::de::Error| ConfigError(vec![error.to_string()]))
+    }
+}
+
+fn merge(into: &mut toml::Table, from: toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
+            (_, value) => drop(into.insert(key, value)),
+        }
+    }
+}

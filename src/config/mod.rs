@@ -1,0 +1,85 @@
+//! Configuration: as written in files, environment and flags ([`file`]), and resolved ([`Config`]).
+//!
+//! A flag beats the environment, the environment a file, a file the default. All faults are told at once, each with the
+//! key it is about.
+
+mod file;
+mod resolve;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+
+use toft_model::{name::Name, node::Subnet};
+
+pub use file::ConfigError;
+pub use resolve::{DEFAULT_DATA_DIR, DEFAULT_SOCKET, Flags};
+
+/// Everything the daemon is built from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where everything that must outlive the daemon lies.
+    pub paths: Paths,
+    /// This node.
+    pub node: NodeConfig,
+    /// The doors.
+    pub api: ApiConfig,
+    /// The container runtime.
+    pub runtime: RuntimeConfig,
+    /// Logs of containers.
+    pub logs: LogsConfig,
+    /// The network of containers.
+    pub network: NetworkConfig,
+}
+
+/// Where things lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paths {
+    /// State, ledger, logs; root only.
+    pub data: PathBuf,
+    /// Socket, pid file.
+    pub run: PathBuf,
+    /// Whether this is an appliance beside the machine's own, with everything under its data directory.
+    pub private: bool,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Its name; by default the nearest valid name to the host's.
+    pub name: Name,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The doors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiConfig {
+    /// Address of the one TCP port.
+    pub bind: SocketAddr,
+    /// Whether somebody chose that address; otherwise a private appliance takes a free port when it is taken.
+    pub bind_chosen: bool,
+    /// Whether log lines are JSON.
+    pub json_logs: bool,
+}
+
+/// The container runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// Socket of the containerd to use; absent: a running one, else a private one.
+    pub containerd: Option<PathBuf>,
+}
+
+/// Logs of containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogsConfig {
+    /// Bytes after which a file is rotated.
+    pub max_bytes: u64,
+    /// Files kept an instance.
+    pub max_files: u32,
+}
+
+/// The network of containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Addresses of the cluster; each node takes a /24 of it.
+    pub range: Subnet,
+}

@@ -1,0 +1,159 @@
+//! From what was written to what is meant.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use toft_model::{invalid::Invalid, name::Name, node::Subnet, units::parse_bytes};
+
+use super::{ApiConfig, Config, ConfigError, LogsConfig, NetworkConfig, NodeConfig, Paths, RuntimeConfig, file::File};
+
+/// Data directory of the machine's own appliance.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/toft";
+/// Socket of the machine's own appliance.
+pub const DEFAULT_SOCKET: &str = "/run/toft/toft.sock";
+const DEFAULT_RUN_DIR: &str = "/run/toft";
+const DEFAULT_BIND: &str = "127.0.0.1:7443";
+
+/// What the command line and the environment said.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// Data directory.
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file instead of the usual one.
+    pub config: Option<PathBuf>,
+    /// Address of the one TCP port.
+    pub bind: Option<String>,
+    /// Name of this node.
+    pub name: Option<String>,
+}
+
+impl Config {
+    /// Resolves flags and files. `host_name` names the node when nobody did.
+    pub fn resolve(flags: Flags, host_name: &str) -> Result<Self, ConfigError> {
+        let mut faults = Vec::new();
+        let data = flags.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+        let private = data != Path::new(DEFAULT_DATA_DIR);
+        if private && !data.is_absolute() {
+            faults.push(format!("--data-dir: `{}` is no absolute path", data.display()));
+        }
+        let file = match &flags.config {
+            Some(path) if !path.exists() => {
+                Err(ConfigError(vec![format!("--config: `{}` is not there", path.display())]))
+            }
+            Some(path) => File::read(path, None),
+            None if private => File::read(&data.join("toft.toml"), None),
+            None => File::read(Path::new("/etc/toft/toft.toml"), Some(Path::new("/etc/toft/toft.d"))),
+        };
+        let file = file.unwrap_or_else(|error| {
+            faults.extend(error.0);
+            File::default()
+        });
+        let mut note =
+            |key: &str, invalid: Invalid| faults.push(format!("{key}: {} ({})", invalid.message, invalid.hint));
+
+        let name = match flags.name.or(file.node.name) {
+            None => Name::nearest(host_name.split('.').next().unwrap_or_default(), "node"),
+            Some(name) => name.parse().unwrap_or_else(|e| {
+                note("node.name", e);
+                Name::nearest("node", "node")
+            }),
+        };
+        let bind_text = flags.bind.or(file.api.bind);
+        let bind_chosen = bind_text.is_some();
+        let bind = bind_text.unwrap_or_else(|| DEFAULT_BIND.into());
+        let bind = bind_address(&bind).unwrap_or_else(|e| {
+            note("api.bind", e);
+            SocketAddr::from(([127, 0, 0, 1], 7443))
+        });
+        let max_bytes = match file.logs.max_bytes.as_deref().map(parse_bytes) {
+            None => 10 << 20,
+            Some(Ok(bytes)) if bytes >= 64 << 10 => bytes,
+            Some(Ok(_)) => {
+                note("logs.max_bytes", Invalid::value("the size is too small", "use at least 64KiB"));
+                0
+            }
+            Some(Err(e)) => {
+                note("logs.max_bytes", e);
+                0
+            }
+        };
+        let max_files = file.logs.max_files.unwrap_or(3);
+        if !(1..=100).contains(&max_files) {
+            note("logs.max_files", Invalid::value(format!("{max_files} is out of range"), "use 1 to 100"));
+        }
+        let range = match file.network.range.as_deref().unwrap_or("10.210.0.0/16").parse::<Subnet>() {
+            Ok(range) if range.prefix <= 24 => Some(range),
+            Ok(_) => {
+                note(
+                    "network.range",
+                    Invalid::value("the range is smaller than a /24", "use a prefix length up to 24"),
+                );
+                None
+            }
+            Err(e) => {
+                note("network.range", e);
+                None
+            }
+        };
+        let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
+        let run = if private { data.clone() } else { DEFAULT_RUN_DIR.into() };
+        Ok(Self {
+            paths: Paths { data, run, private },
+            node: NodeConfig { name, labels: file.node.labels },
+            api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
+            runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
+            logs: LogsConfig { max_bytes, max_files },
+            network: NetworkConfig { range },
+        })
+    }
+}
+
+fn bind_address(text: &str) -> Result<SocketAddr, Invalid> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        Invalid::value(format!("`{text}` is no address"), "write it like `127.0.0.1:7443` or `[::1]:7443`")
+    })?;
+    if !address.ip().is_loopback() {
+        return Err(Invalid::value(
+            format!("`{text}` is not on loopback"),
+            "there are no users yet, so only this machine may connect: use 127.0.0.1 or [::1], and reach it from elsewhere with `ssh -L 7443:127.0.0.1:7443`",
+        ));
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(text: &str) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("toft.toml"), text).unwrap();
+        Config::resolve(Flags { data_dir: Some(dir.path().to_owned()), ..Flags::default() }, "My-Box.lan")
+    }
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config = resolve("").unwrap();
+        assert_eq!(config.node.name.as_str(), "my-box");
+        assert_eq!(config.api.bind.to_string(), "127.0.0.1:7443");
+        assert!(config.paths.private);
+        assert_eq!(config.paths.run, config.paths.data);
+    }
+
+    #[test]
+    fn every_fault_is_told_with_its_key() {
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[network]\nrange = 'x'\n";
+        let faults = resolve(text).unwrap_err().0;
+        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range"] {
+            assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_keys_are_told_with_file_and_line() {
+        let fault = &resolve("[node]\ncolour = 1\n").unwrap_err().0[0];
+        assert!(fault.contains("toft.toml") && fault.contains("colour") && fault.contains("line 2"), "{fault}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Waits until a workload has reached what somebody waits for.
+
+use std::time::Duration;
+
+use toft_model::{
+    instance::{Desired, InstanceState},
+    name::Name,
+    state::{WorkloadView, query_workload},
+};
+
+use super::Ops;
+use crate::control::ControlError;
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// Every instance runs or has finished, or it is clear that one cannot for now.
+    Settled,
+    /// No instance runs any more, and none will by itself; or it is clear that one cannot start.
+    Ended,
+    /// Every process is down as the user wanted.
+    Stopped,
+    /// Nothing of it is left.
+    Gone,
+}
+
+impl Milestone {
+    fn reached(self, workload: Option<&WorkloadView>) -> bool {
+        let Some(workload) = workload else { return true };
+        let states: Vec<_> = workload.instances.iter().map(|instance| (instance, instance.state())).collect();
+        let current = |instance: &toft_model::state::InstanceView| {
+            instance.row.report.as_ref().is_some_and(|report| report.epoch == workload.row.epoch)
+        };
+        let placed = states.iter().filter(|(i, _)| i.row.desired != Desired::Removed).count();
+        let all_there = placed == workload.row.spec.replicas as usize && placed == states.len();
+        let stuck = workload.row.pending.is_some()
+            || states.iter().any(|(i, state)| current(i) && matches!(state, InstanceState::BackOff { .. }));
+        match self {
+            Self::Settled => {
+                let settled = |state: &InstanceState| {
+                    matches!(state, InstanceState::Running { .. } | InstanceState::Finished { .. })
+                };
+                stuck || (all_there && states.iter().all(|(i, state)| current(i) && settled(state)))
+            }
+            Self::Ended => {
+                let never_ran = |i: &toft_model::state::InstanceView| {
+                    i.row.report.as_ref().is_some_and(|report| report.last_exit.is_none())
+                };
+                let blocked = workload.row.pending.is_some()
+                    || states.iter().any(|(i, state)| never_ran(i) && matches!(state, InstanceState::BackOff { .. }));
+                let over = |state: &InstanceState| {
+                    matches!(state, InstanceState::Finished { .. } | InstanceState::Stopped { .. })
+                };
+                blocked || (all_there && states.iter().all(|(_, state)| over(state)))
+            }
+            Self::Stopped => workload.row.desired != Desired::Stopped || workload.status() == "stopped",
+            Self::Gone => false,
+        }
+    }
+}
+
+impl Ops {
+    /// Waits until `milestone` or for `timeout`; gives whether it was reached and the workload as it then is.
+    pub async fn wait_for_workload(
+        &self,
+        name: &Name,
+        milestone: Milestone,
+        timeout: Duration,
+    ) -> Result<(bool, Option<WorkloadView>), ControlError> {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let mut applied = self.state.watch();
+        loop {
+            applied.mark_unchanged();
+            let asked = name.clone();
+            let workload = self.state.read(move |connection| query_workload(connection, &asked)).await?;
+            if milestone.reached(workload.as_ref()) {
+                return Ok((true, workload));
+            }
+            let moved = tokio::time::timeout_at(deadline, applied.changed()).await;
+            if !matches!(moved, Ok(Ok(()))) {
+                return Ok((false, workload));
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Where everything lies on disk, and the lock that keeps a second toft away.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
+use sha2::{Digest, Sha256};
+
+use super::Hinted;
+use crate::config::Paths;
+
+/// The directories of one appliance, locked for as long as this lives.
+pub(super) struct Directories {
+    data: PathBuf,
+    run: PathBuf,
+    suffix: Option<String>,
+    _lock: Flock<File>,
+}
+
+/// Names of the kernel's objects.
+pub(super) struct NetworkNames {
+    pub(super) bridge: String,
+    pub(super) table: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("another toft{0} is using the data directory `{1}`")]
+struct InUse(String, PathBuf);
+
+impl Directories {
+    /// Makes what is missing, takes the lock and writes the pid file.
+    pub(super) fn prepare(paths: &Paths) -> anyhow::Result<Self> {
+        for (dir, mode) in [(&paths.data, 0o700), (&paths.run, 0o755)] {
+            make(dir, mode).with_context(|| format!("making the directory `{}`", dir.display()))?;
+        }
+        let data = fs::canonicalize(&paths.data).with_context(|| format!("opening `{}`", paths.data.display()))?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).context("keeping others out of the data directory")?;
+        let run = fs::canonicalize(&paths.run).with_context(|| format!("opening `{}`", paths.run.display()))?;
+        let lock = lock(&data, &run)?;
+        let suffix = paths.private.then(|| hex::encode(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..4]));
+        let directories = Self { data, run, suffix, _lock: lock };
+        for dir in [directories.logs(), directories.instances(), directories.programs()] {
+            make(&dir, 0o700).with_context(|| format!("making the directory `{}`", dir.display()))?;
+        }
+        write_file(&directories.pid_file(), 0o644, format!("{}\n", std::process::id()).as_bytes())
+            .context("writing the pid file")?;
+        Ok(directories)
+    }
+
+    pub(super) fn state_file(&self) -> PathBuf {
+        self.data.join("state.sqlite")
+    }
+
+    pub(super) fn ledger_file(&self) -> PathBuf {
+        self.data.join("ledger.redb")
+    }
+
+    pub(super) fn node_file(&self) -> PathBuf {
+        self.data.join("node.json")
+    }
+
+    pub(super) fn password_file(&self) -> PathBuf {
+        self.data.join("admin-password")
+    }
+
+    pub(super) fn logs(&self) -> PathBuf {
+        self.data.join("logs")
+    }
+
+    pub(super) fn instances(&self) -> PathBuf {
+        self.data.join("instances")
+    }
+
+    pub(super) fn programs(&self) -> PathBuf {
+        self.data.join("programs")
+    }
+
+    pub(super) fn containerd(&self) -> PathBuf {
+        self.data.join("containerd")
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.run.join("toft.sock")
+    }
+
+    pub(super) fn url_file(&self) -> PathBuf {
+        self.run.join("toft.url")
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.run.join("toft.pid")
+    }
+
+    /// Names for bridge and nftables table; an appliance with a data directory of its own has its own.
+    pub(super) fn network_names(&self) -> NetworkNames {
+        match &self.suffix {
+            None => NetworkNames { bridge: "toft0".into(), table: "toft".into() },
+            Some(suffix) => NetworkNames { bridge: format!("toft-{suffix}"), table: format!("toft_{suffix}") },
+        }
+    }
+
+    /// Control group of all containers.
+    pub(super) fn cgroup_parent(&self) -> String {
+        self.suffix.as_ref().map_or_else(|| "toft".to_owned(), |suffix| format!("toft-{suffix}"))
+    }
+
+    /// Removes what says that a daemon runs.
+    pub(super) fn remove_traces(&self) {
+        for path in [self.socket(), self.url_file(), self.pid_file()] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, "`{}` could not be removed", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Writes a small file whole: who reads it sees the old or the new content.
+pub(super) fn write_file(path: &Path, mode: u32, content: &[u8]) -> std::io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    if let Some(dir) = path.parent() {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn make(dir: &Path, mode: u32) -> std::io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(mode).create(dir)
+}
+
+fn lock(data: &Path, run: &Path) -> anyhow::Result<Flock<File>> {
+    let path = data.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("opening `{}`", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => {
+            let pid = fs::read_to_string(run.join("toft.pid")).unwrap_or_default();
+            let who = if pid.trim().is_empty() { String::new() } else { format!(" (process {})", pid.trim()) };
+            let hint = "stop it first, or give this one a directory of its own with --data-dir";
+            Hinted::new(InUse(who, data.to_owned()), hint).into()
+        }
+        errno => anyhow::Error::new(errno).context(format!("locking `{}`", path.display())),
+    })
+}

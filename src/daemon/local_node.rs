@@ -1,0 +1,134 @@
+//! This node as control sees it: its images, logs and ports, and the way its reports take.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use toft_model::{
+    ids::{InstanceId, NodeId},
+    image::{ImageRef, NodeImage},
+    instance::{InstanceReport, PublishedPort},
+    log::LogQuery,
+    workload::PortSpec,
+};
+
+use crate::{
+    agent::{
+        logs::{self, Reading},
+        network::{Network, port_taken},
+        report::ReportSink,
+        runtime::{Availability, Image, Runtime, RuntimeError},
+    },
+    control::{
+        ControlError, ErrorKind,
+        node_access::{ArchiveReader, LogLines, NodeAccess},
+        ops::Ops,
+    },
+    observe::chain,
+};
+
+/// This node.
+pub(super) struct LocalNode {
+    runtime: Arc<dyn Runtime>,
+    logs_dir: PathBuf,
+    retry: Arc<Notify>,
+    cancel: CancellationToken,
+}
+
+impl LocalNode {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, logs_dir: PathBuf, retry: Arc<Notify>, cancel: CancellationToken) -> Self {
+        Self { runtime, logs_dir, retry, cancel }
+    }
+
+    /// The way this node's reports take.
+    pub(super) fn sink(&self, ops: Ops, node_id: NodeId) -> Arc<dyn ReportSink> {
+        Arc::new(Sink { ops, node_id })
+    }
+}
+
+struct Sink {
+    ops: Ops,
+    node_id: NodeId,
+}
+
+#[async_trait]
+impl ReportSink for Sink {
+    async fn report(&self, reports: Vec<InstanceReport>) -> Result<(), String> {
+        self.ops.report_instances(self.node_id, reports).await.map_err(|e| chain(&e))
+    }
+}
+
+#[async_trait]
+impl NodeAccess for LocalNode {
+    fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
+        let port = PublishedPort { host: port.host?, container: port.container, protocol: port.protocol };
+        port_taken(port).err().map(|error| chain(&error))
+    }
+
+    fn runtime_trouble(&self) -> Option<String> {
+        match &*self.runtime.availability().borrow() {
+            Availability::Up(_) => None,
+            Availability::Down(why) => Some(why.clone()),
+        }
+    }
+
+    async fn logs(&self, instance: InstanceId, query: LogQuery, ended: CancellationToken) -> Result<LogLines, ControlError> {
+        let dir = self.logs_dir.join(instance.to_string());
+        let (sender, receiver) = mpsc::channel(8);
+        let follow = query.follow.then_some(ended);
+        let reading = Reading { tail: query.tail, since_ns: query.since_ns, follow };
+        let cancel = self.cancel.clone();
+        // Read as the lines are asked for: the reader is part of the stream, not a task of its own.
+        let reader = async move {
+            let read = cancel.run_until_cancelled(logs::read(dir, reading, sender)).await;
+            match read {
+                Some(Err(error)) => Some(Err(ControlError::new(ErrorKind::Internal, format!("the logs could not be read: {error}")))),
+                Some(Ok(())) | None => None,
+            }
+        };
+        let reader = stream::once(reader).filter_map(async |outcome| outcome);
+        let lines = ReceiverStream::new(receiver).flat_map(|lines| stream::iter(lines.into_iter().map(Ok)));
+        Ok(stream::select(lines, reader).boxed())
+    }
+
+    async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
+        Ok(self.runtime.images().await.map_err(refused)?.into_iter().map(told).collect())
+    }
+
+    async fn import_image(&self, archive: ArchiveReader, name: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
+        let images = self.runtime.import_image(archive, name.as_ref()).await.map_err(refused)?;
+        // Instances may be waiting for just this image.
+        self.retry.notify_one();
+        Ok(images.into_iter().map(told).collect())
+    }
+
+    async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
+        self.runtime.remove_image(&image).await.map_err(refused)
+    }
+}
+
+fn told(image: Image) -> NodeImage {
+    let Image { name, digest, size_bytes, created_at_ms, platform } = image;
+    NodeImage { name, digest, size_bytes, created_at_ms, platform }
+}
+
+fn refused(error: RuntimeError) -> ControlError {
+    let message = chain(&error);
+    match error {
+        RuntimeError::Unavailable { .. } => ControlError::new(ErrorKind::Unavailable, message).hint("try again; `toft doctor` may say more"),
+        RuntimeError::BadArchive { .. } => ControlError::new(ErrorKind::Invalid, message)
+            .field("archive")
+            .hint("send an OCI image layout as tar, or what `docker save` writes"),
+        RuntimeError::ImageMissing { .. } | RuntimeError::NotFound { .. } => ControlError::new(ErrorKind::NotFound, message),
+        RuntimeError::ImageUnusable { .. } => ControlError::new(ErrorKind::Invalid, message),
+        RuntimeError::DiskFull { .. } => ControlError::new(ErrorKind::DiskFull, message).hint("free some space and try again"),
+        RuntimeError::Exists { .. } => ControlError::new(ErrorKind::Conflict, message),
+        RuntimeError::StartFailed { .. } | RuntimeError::Failed { .. } => ControlError::new(ErrorKind::Internal, message),
+    }
+}

@@ -1,0 +1,280 @@
+//! Builds every room and ends them: the only place that knows them all.
+//!
+//! Order of start: directories and lock, state, ledger, runtime, network, agent, loops, doors. Order of the end: doors,
+//! loops, agent (containers go on), reports, state.
+
+mod directories;
+mod doors;
+mod identity;
+mod local_node;
+mod runtime;
+mod tasks;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use toft_model::{
+    instance::AssignmentSet,
+    state::{assignments_generation, query_assignments},
+};
+
+use crate::{
+    agent::{
+        Agent, AgentConfig, AgentParts,
+        execute::Executor,
+        host,
+        ledger::Ledger,
+        network::{Network, kernel::{KernelNetwork, KernelNetworkConfig}, pick_subnet},
+        report::Outbox,
+        runtime::{Availability, Runtime},
+    },
+    api::http::{ApiState, Readiness},
+    config::Config,
+    consensus::{self, Handle},
+    control::{loops, ops::Ops},
+    embedded,
+    observe::{chain, metrics::Metrics},
+};
+use directories::Directories;
+use identity::Identity;
+use local_node::LocalNode;
+use tasks::Tasks;
+
+/// Longest wait for the doors to finish what they are answering.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
+/// An error with the next step for the person who reads it.
+#[derive(Debug)]
+pub struct Hinted {
+    hint: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Hinted {
+    fn new(source: impl std::error::Error + Send + Sync + 'static, hint: impl Into<String>) -> Self {
+        Self { hint: hint.into(), source: Box::new(source) }
+    }
+
+    /// The next step.
+    pub fn hint(&self) -> &str {
+        &self.hint
+    }
+}
+
+impl std::fmt::Display for Hinted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.source.to_string())
+    }
+}
+
+impl std::error::Error for Hinted {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.source()
+    }
+}
+
+/// Runs the appliance until a signal ends it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let directories = Directories::prepare(&config.paths)?;
+    let doors_cancel = CancellationToken::new();
+    let cancel = CancellationToken::new();
+    let mut tasks = Tasks::default();
+
+    let (state, writer) = consensus::open(&directories.state_file()).map_err(|error| {
+        let hint = error.hint();
+        Hinted::new(error, hint)
+    })?;
+    tasks.spawn("state", writer);
+    let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
+    let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
+
+    let found = runtime::find(&config, &directories).await?;
+    let (containerd, watching) = runtime::connect(&found, cancel.clone())?;
+    tasks.spawn("containerd connection", watching);
+    let supervisor = found.supervisor.clone();
+    if let Some(supervisor) = supervisor.clone() {
+        let stop = cancel.clone();
+        tasks.spawn("containerd supervisor", async move { supervisor.run(stop).await });
+    }
+    let names = directories.network_names();
+    let kernel = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
+    let taken = kernel.host_routes().await.unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "the host's routes could not be read");
+        Vec::new()
+    });
+    let identity = Identity::load_or_make(&directories, || pick_subnet(config.network.range, &taken))?;
+    if identity.subnet.is_none() {
+        tracing::error!("no /24 of {} is free of the host's routes; instances get no bridge network", config.network.range);
+    }
+    let remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
+    refuse_older_state(&state, remembered.set.as_ref(), &directories)?;
+
+    let network: Arc<dyn Network> = Arc::new(kernel);
+    let runtime: Arc<dyn Runtime> = containerd;
+    let retry = Arc::new(Notify::new());
+    let node = Arc::new(LocalNode::new(
+        Arc::clone(&runtime),
+        directories.logs(),
+        Arc::clone(&retry),
+        cancel.clone(),
+    ));
+    let ops = Ops::new(state.clone(), node.clone());
+    let outbox = Outbox::default();
+    let executor = Executor {
+        runtime: Arc::clone(&runtime),
+        network,
+        ledger,
+        node: config.node.name.clone(),
+        logger,
+        logs_dir: directories.logs(),
+        instances_dir: directories.instances(),
+        log_max_bytes: config.logs.max_bytes,
+        log_max_files: config.logs.max_files,
+        builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
+    };
+    let (feed, assignments) = watch::channel(None);
+    let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
+    let agent_config = AgentConfig { subnet: identity.subnet, remembered };
+    let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
+
+    tasks.spawn("container network", keep_network);
+    tasks.spawn("agent", agent.run(cancel.clone()));
+    tasks.spawn("reports", outbox.run(node.sink(ops.clone(), identity.node_id), cancel.clone()));
+    tasks.spawn("registration", register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()));
+    tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
+    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
+
+    let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
+    let api = ApiState { ops, metrics: Metrics::install(), readiness };
+    let mut doors = doors::open(api, &config, &directories, doors_cancel.clone()).await?;
+    tracing::info!("toft {} serves on http://{} and {}", env!("CARGO_PKG_VERSION"), doors.address, directories.socket().display());
+    tell_systemd(&[sd_notify::NotifyState::Ready]);
+
+    let ended_early = tokio::select! {
+        signal = stop_signal() => { tracing::info!("stopping on {}; containers go on", signal?); None }
+        name = tasks.first_end() => Some(name),
+        name = doors.tasks.first_end() => Some(name),
+    };
+    tell_systemd(&[sd_notify::NotifyState::Stopping]);
+    doors_cancel.cancel();
+    doors.tasks.join(LAST_ANSWERS).await;
+    cancel.cancel();
+    drop(doors);
+    drop(node);
+    drop(state);
+    tasks.join(Duration::from_secs(10)).await;
+    if let (Some(supervisor), None) = (supervisor, ended_early) {
+        supervisor.shut_down().await;
+    }
+    directories.remove_traces();
+    match ended_early {
+        None => Ok(()),
+        Some(name) => anyhow::bail!("the task `{name}` ended unexpectedly"),
+    }
+}
+
+/// The agent ignores orders older than those in its ledger. A state that is older than the ledger was put in place of
+/// the one that made those orders, and its first orders would remove containers it does not know.
+fn refuse_older_state(state: &Handle, known: Option<&AssignmentSet>, directories: &Directories) -> anyhow::Result<()> {
+    let applied = *state.watch().borrow();
+    let Some(set) = known.filter(|set| set.generation > applied) else { return Ok(()) };
+    let error = anyhow::anyhow!(
+        "the state ends at {applied}, but this node has carried out orders up to {}: the state was replaced by an older one",
+        set.generation
+    );
+    let hint = format!(
+        "put the newer state back; or, to let go of the {} containers it does not know, move `{}` away too",
+        set.assignments.len(),
+        directories.ledger_file().display()
+    );
+    Err(Hinted { hint, source: error.into() }.into())
+}
+
+/// Tells the cluster what this node is: at once, and whenever the runtime comes with another version.
+async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, config: Config, cancel: CancellationToken) {
+    let mut availability = runtime.availability();
+    let mut told: Option<String> = None;
+    loop {
+        let now = match &*availability.borrow_and_update() {
+            Availability::Up(version) => version.clone(),
+            Availability::Down(_) => told.clone().unwrap_or_default(),
+        };
+        let mut failed = false;
+        if told.as_ref() != Some(&now) {
+            let inventory = host::inventory(now.clone(), identity.subnet);
+            let node = &config.node;
+            match ops.register_node(identity.node_id, node.name.clone(), node.labels.clone(), inventory).await {
+                Ok(()) => told = Some(now),
+                Err(error) => {
+                    failed = true;
+                    tracing::error!(error = chain(&error), "this node could not register");
+                }
+            }
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(5)), if failed => {}
+            changed = availability.changed() => if changed.is_err() { return cancel.cancelled().await },
+        }
+    }
+}
+
+/// Hands the agent its whole set whenever it changed.
+async fn feed_assignments(
+    state: Handle,
+    identity: Identity,
+    feed: watch::Sender<Option<AssignmentSet>>,
+    cancel: CancellationToken,
+) {
+    let mut applied = state.watch();
+    let node_id = identity.node_id;
+    loop {
+        applied.mark_unchanged();
+        let known = feed.borrow().as_ref().map(|set| set.generation);
+        let question = move |connection: &rusqlite::Connection| {
+            if assignments_generation(connection, node_id)? == known { Ok(None) } else { query_assignments(connection, node_id) }
+        };
+        match state.read(question).await {
+            Ok(Some(set)) => drop(feed.send_replace(Some(set))),
+            Ok(None) => {}
+            Err(error) => tracing::error!(error = chain(&error), "the node's assignments could not be read"),
+        }
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            changed = applied.changed() => if changed.is_err() { return cancel.cancelled().await },
+        }
+    }
+}
+
+struct RuntimeReadiness(watch::Receiver<Availability>);
+
+impl Readiness for RuntimeReadiness {
+    fn trouble(&self) -> Option<String> {
+        match &*self.0.borrow() {
+            Availability::Up(_) => None,
+            Availability::Down(why) => Some(format!("the container runtime does not answer: {why}")),
+        }
+    }
+}
+
+fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}
+
+async fn stop_signal() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok("SIGTERM"),
+            _ = interrupt.recv() => return Ok("SIGINT"),
+            _ = hang_up.recv() => tracing::info!("SIGHUP: nothing of the configuration can change while running yet"),
+        }
+    }
+}
