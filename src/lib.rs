@@ -7,5 +7,6 @@ pub mod config;
 pub mod consensus;
 pub mod control;
 pub mod daemon;
+pub mod dashboard;
 pub mod embedded;
 pub mod observe;

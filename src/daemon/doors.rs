@@ -15,6 +15,7 @@ use super::{
 use crate::{
     api::http::{self, ApiState, auth::Password, serve},
     config::Config,
+    dashboard,
 };
 
 /// The open doors.
@@ -53,7 +54,8 @@ pub(super) async fn open(
     write_file(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
         .context("writing the URL file")?;
 
-    let app = http::router(api.clone());
+    let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
+    let app = http::router(api).merge(pages);
     let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), http::auth::require));
     let mut tasks = Tasks::default();
     tasks.spawn("TCP door", serve::tcp(tcp, guarded, cancel.clone()));

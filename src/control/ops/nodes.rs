@@ -7,7 +7,7 @@ use toft_model::{
     instance::InstanceReport,
     name::Name,
     node::Inventory,
-    state::{Command, EventRow, InstanceView, NodeRow, query_events, query_instances},
+    state::{Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of, query_instances},
 };
 
 use super::{Ops, now_ms};
@@ -50,5 +50,15 @@ impl Ops {
         limit: u32,
     ) -> Result<Vec<EventRow>, ControlError> {
         Ok(self.state.read(move |connection| query_events(connection, subject.as_deref(), before, limit)).await?)
+    }
+
+    /// The newest events of a workload and of its instances, newest first.
+    pub async fn workload_events(&self, workload: &WorkloadView, limit: u32) -> Result<Vec<EventRow>, ControlError> {
+        let name = &workload.row.spec.name;
+        let placed = workload.instances.iter().map(|instance| instance.row.ordinal + 1).max().unwrap_or(0);
+        let mut subjects = vec![format!("workload/{name}")];
+        let ordinals = 0..placed.max(workload.row.spec.replicas);
+        subjects.extend(ordinals.map(|ordinal| format!("instance/{name}-{ordinal}")));
+        Ok(self.state.read(move |connection| query_events_of(connection, &subjects, limit)).await?)
     }
 }

@@ -15,7 +15,7 @@ pub use apply::{Applied, apply};
 pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use query::{
-    InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_instances,
-    query_snapshot, query_workload, query_workloads,
+    InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
+    query_instances, query_snapshot, query_workload, query_workloads,
 };
 pub use tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, applied_index};

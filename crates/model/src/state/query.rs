@@ -156,3 +156,8 @@ pub fn query_events(
 ) -> rusqlite::Result<Vec<EventRow>> {
     EventRow::newest(connection, subject, before, limit)
 }
+
+/// The newest events of any of `subjects`, newest first.
+pub fn query_events_of(connection: &Connection, subjects: &[String], limit: u32) -> rusqlite::Result<Vec<EventRow>> {
+    EventRow::newest_of(connection, subjects, limit)
+}

@@ -81,4 +81,15 @@ impl EventRow {
             .query_map(params![before.unwrap_or(i64::MAX), subject, limit], Self::read)?
             .collect()
     }
+
+    /// The newest `limit` events of any of `subjects`, newest first.
+    pub fn newest_of(connection: &Connection, subjects: &[String], limit: u32) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(
+                "SELECT seq, at_ms, level, subject, message FROM events
+                 WHERE subject IN (SELECT value FROM json_each(?1)) ORDER BY seq DESC LIMIT ?2",
+            )?
+            .query_map(params![super::to_json(&subjects)?, limit], Self::read)?
+            .collect()
+    }
 }

@@ -1,0 +1,266 @@
+//! What a workload's instances wrote: the last lines as a page, the next ones as they come.
+
+use std::{collections::HashSet, time::Duration};
+
+use askama::Template;
+use axum::{
+    extract::{Path, Query, State},
+    http::HeaderMap,
+    response::{Response, sse::Event},
+};
+use futures_util::{StreamExt, stream};
+use serde::Deserialize;
+use toft_model::{
+    ids::InstanceId,
+    instance::InstanceState,
+    log::{LogLine, LogQuery, LogStream},
+    name::Name,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{Dashboard, Frame, error::PageError, live, plain::plain, present::Moment, render, request::named, show};
+use crate::control::{
+    ControlError,
+    ops::{
+        Ops,
+        logs::{NamedLine, merged},
+    },
+};
+
+/// Lines on a page when nobody asked for another number.
+const LINES: usize = 200;
+/// Numbers of lines the page offers; the last is the most.
+const LINES_OFFERED: [usize; 4] = [LINES, 500, 1_000, 5_000];
+/// Longest wait for the lines of a page.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most lines in one event.
+const CHUNK: usize = 500;
+/// Least time between two events.
+const PACE: Duration = Duration::from_millis(100);
+
+/// Which lines.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Asked {
+    lines: Option<usize>,
+    /// Only this instance's, when not empty.
+    instance: String,
+    /// Only those at or after, in nanoseconds since 1970.
+    since: Option<i64>,
+}
+
+#[derive(Template)]
+#[template(path = "logs/index.html")]
+struct Page {
+    frame: Frame,
+    name: String,
+    lines: Vec<Line>,
+    trouble: Option<String>,
+    /// Where the lines after these come from.
+    follow: String,
+    counts: Vec<(usize, bool)>,
+    instances: Vec<(String, bool)>,
+}
+
+#[derive(Template)]
+#[template(path = "logs/_lines.html")]
+struct Fragment {
+    lines: Vec<Line>,
+}
+
+struct Line {
+    at: Moment,
+    error: bool,
+    instance: String,
+    text: String,
+    partial: bool,
+}
+
+impl Line {
+    fn of(instance: String, line: LogLine) -> Self {
+        Self {
+            at: Moment::clock(line.at_ns / 1_000_000),
+            error: line.stream == LogStream::Stderr,
+            instance,
+            text: plain(&line.text),
+            partial: line.partial,
+        }
+    }
+}
+
+pub(super) async fn page(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Query(asked): Query<Asked>,
+) -> Result<Response, PageError> {
+    let workload = dashboard.ops.workload(&named(&name)?).await?;
+    let most = asked.lines.unwrap_or(LINES).clamp(1, LINES_OFFERED[LINES_OFFERED.len() - 1]);
+    let names: Vec<String> = workload.instances.iter().map(|instance| instance.name()).collect();
+    let instance = names.iter().find(|name| **name == asked.instance);
+    let read = newest(&dashboard.ops, &workload.row.spec.name, instance, most);
+    let (lines, trouble) = match tokio::time::timeout(READ_TIMEOUT, read).await {
+        Ok(Ok(lines)) => (lines, None),
+        Ok(Err(error)) => (Vec::new(), Some(error.message)),
+        Err(_) => (Vec::new(), Some(format!("no answer came within {} seconds", READ_TIMEOUT.as_secs()))),
+    };
+    let since = lines.iter().map(|(_, line)| line.at_ns + 1).max().unwrap_or(0);
+    let instance = instance.map(String::as_str).unwrap_or_default();
+    let mut counts: Vec<(usize, bool)> = LINES_OFFERED.iter().map(|count| (*count, *count == most)).collect();
+    if !LINES_OFFERED.contains(&most) {
+        counts.insert(0, (most, true));
+    }
+    show(&Page {
+        frame: Frame::at("workloads"),
+        follow: format!("/live/workloads/{name}/logs?instance={instance}&since={since}"),
+        name,
+        lines: lines.into_iter().map(|(instance, line)| Line::of(instance, line)).collect(),
+        trouble,
+        counts,
+        instances: names.iter().map(|name| (name.clone(), name == instance)).collect(),
+    })
+}
+
+/// The newest `most` lines of all instances or of one, oldest first.
+async fn newest(
+    ops: &Ops,
+    name: &Name,
+    only: Option<&String>,
+    most: usize,
+) -> Result<Vec<(String, LogLine)>, ControlError> {
+    let query = LogQuery { tail: Some(most), since_ns: None, follow: false };
+    let mut newest = Vec::new();
+    for mut output in ops.workload_logs(name, query).await? {
+        if only.is_some_and(|only| *only != output.instance) {
+            continue;
+        }
+        while let Some(line) = output.lines.next().await {
+            newest.push((output.instance.clone(), line?));
+        }
+        // Sorting is stable: lines of one moment stay in the order they were written.
+        newest.sort_by_key(|(_, line)| line.at_ns);
+        newest.drain(..newest.len().saturating_sub(most));
+    }
+    Ok(newest)
+}
+
+type Chunks = stream::BoxStream<'static, Vec<NamedLine>>;
+
+/// Reads on for as long as the workload exists, whichever instances it has and however often they start.
+struct Follow {
+    ops: Ops,
+    name: Name,
+    only: String,
+    since_ns: i64,
+    moved: watch::Receiver<u64>,
+    shutdown: CancellationToken,
+    /// The instances whose output is being read, with the start it belongs to.
+    writing: HashSet<(InstanceId, u64)>,
+    chunks: Option<Chunks>,
+    sent: Option<Instant>,
+}
+
+impl Follow {
+    /// The next lines; `None` when the workload is gone or the appliance shuts down.
+    async fn next(&mut self) -> Option<Vec<Line>> {
+        let shutdown = self.shutdown.clone();
+        let lines = tokio::select! {
+            () = shutdown.cancelled() => None,
+            lines = self.read_on() => lines,
+        };
+        self.sent = Some(Instant::now());
+        lines
+    }
+
+    async fn read_on(&mut self) -> Option<Vec<Line>> {
+        if let Some(sent) = self.sent {
+            tokio::time::sleep_until(sent + PACE).await;
+        }
+        loop {
+            let Some(chunks) = &mut self.chunks else {
+                self.chunks = Some(self.open().await.ok()?);
+                continue;
+            };
+            tokio::select! {
+                chunk = chunks.next() => match chunk {
+                    Some(chunk) => {
+                        let lines = self.take(chunk);
+                        if !lines.is_empty() {
+                            return Some(lines);
+                        }
+                    }
+                    None => {
+                        // All are down; whichever writes next is new.
+                        self.chunks = Some(stream::pending().boxed());
+                        self.writing.clear();
+                    }
+                },
+                moved = self.moved.changed() => {
+                    moved.ok()?;
+                    let writing = writing(&self.ops, &self.name).await?;
+                    if !writing.is_subset(&self.writing) {
+                        self.chunks = None;
+                    }
+                    self.writing = writing;
+                }
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<Chunks, ControlError> {
+        let query = LogQuery { tail: None, since_ns: Some(self.since_ns), follow: true };
+        let mut logs = self.ops.workload_logs(&self.name, query).await?;
+        logs.retain(|log| self.only.is_empty() || log.instance == self.only);
+        Ok(merged(logs).ready_chunks(CHUNK).boxed())
+    }
+
+    fn take(&mut self, chunk: Vec<NamedLine>) -> Vec<Line> {
+        let mut lines = Vec::with_capacity(chunk.len());
+        for (instance, line) in chunk {
+            let Ok(line) = line else { continue };
+            self.since_ns = self.since_ns.max(line.at_ns + 1);
+            lines.push(Line::of(instance, line));
+        }
+        lines
+    }
+}
+
+/// The instances that may write, each with its start; `None` when the workload is gone.
+async fn writing(ops: &Ops, name: &Name) -> Option<HashSet<(InstanceId, u64)>> {
+    let workload = ops.workload(name).await.ok()?;
+    let live = workload
+        .instances
+        .iter()
+        .filter(|instance| !matches!(instance.state(), InstanceState::Finished { .. } | InstanceState::Stopped { .. }));
+    Some(live.map(|instance| (instance.row.id, instance.row.epoch)).collect())
+}
+
+pub(super) async fn live(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Query(asked): Query<Asked>,
+    headers: HeaderMap,
+) -> Result<Response, PageError> {
+    let name = named(&name)?;
+    dashboard.ops.workload(&name).await?;
+    // A browser that connects again tells what it got last.
+    let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    let follow = Follow {
+        ops: dashboard.ops.clone(),
+        only: asked.instance,
+        since_ns: seen.or(asked.since).unwrap_or(0),
+        moved: dashboard.ops.state().watch(),
+        shutdown: dashboard.shutdown.clone(),
+        writing: writing(&dashboard.ops, &name).await.unwrap_or_default(),
+        name,
+        chunks: None,
+        sent: None,
+    };
+    let events = stream::unfold(follow, |mut follow| async move {
+        let lines = follow.next().await?;
+        let id = follow.since_ns.to_string();
+        let fragment = render(&Fragment { lines }).ok()?;
+        Some((Event::default().event("lines").id(id).data(fragment), follow))
+    });
+    Ok(live::answer(&dashboard, events))
+}

@@ -1,0 +1,115 @@
+//! The web pages people use: server-rendered, readable without JavaScript, live with it.
+//!
+//! One file a page family, each with its page structs beside its handlers and its templates in `templates/<family>/`.
+//! Every change is a form that posts and then redirects, so a page never depends on a script; scripts only replace
+//! parts of a page by the same fragments the full page includes. [`live`] sends those fragments when the state moves.
+//! This room decides nothing and knows nobody's rights: it asks [`Ops`], and the daemon puts authentication in front.
+
+mod assets;
+mod error;
+mod forms;
+pub mod guard;
+mod images;
+mod live;
+mod logs;
+mod overview;
+mod plain;
+mod present;
+mod request;
+mod run;
+mod workload;
+mod workloads;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::{
+    Router, middleware,
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::control::ops::Ops;
+use error::PageError;
+
+/// Most live streams at a time; a page that gets none stays usable and tries again.
+const STREAMS: usize = 256;
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Dashboard {
+    ops: Ops,
+    streams: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+/// The pages, to be merged beside other routers. Live streams end only with their readers.
+pub fn router(ops: Ops) -> Router {
+    router_until(ops, CancellationToken::new())
+}
+
+/// The pages, whose live streams end when `shutdown` is cancelled: a server that drains its connections would wait
+/// for them otherwise.
+pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
+    let state = Dashboard { ops, streams: Arc::new(Semaphore::new(STREAMS)), shutdown };
+    Router::new()
+        .route("/", get(overview::page))
+        .route("/run", get(run::page).post(run::submit))
+        .route("/workloads", get(workloads::page))
+        .route("/workloads/{name}", get(workload::page))
+        .route("/workloads/{name}/start", post(workloads::start))
+        .route("/workloads/{name}/stop", post(workloads::stop))
+        .route("/workloads/{name}/restart", post(workloads::restart))
+        .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
+        .route("/workloads/{name}/logs", get(logs::page))
+        .route("/images", get(images::page))
+        .route("/images/remove", get(images::confirm_removal).post(images::remove))
+        .route("/live/overview", get(overview::live))
+        .route("/live/workloads", get(workloads::live))
+        .route("/live/workloads/{name}", get(workload::live))
+        .route("/live/workloads/{name}/logs", get(logs::live))
+        .route("/static/{*path}", get(assets::serve))
+        .route("/favicon.ico", get(assets::favicon))
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::wrong_method)
+        .layer(middleware::from_fn(guard::pages))
+        .with_state(state)
+}
+
+/// What every full page's frame needs to know.
+struct Frame {
+    /// The entry of the navigation that is lit.
+    here: &'static str,
+}
+
+impl Frame {
+    fn at(here: &'static str) -> Self {
+        Self { here }
+    }
+
+    /// Address of a static file that changes with its content.
+    fn asset(&self, path: &str) -> String {
+        assets::url(path)
+    }
+
+    fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+}
+
+/// A rendered page.
+fn show(template: &impl Template) -> Result<Response, PageError> {
+    Ok(Html(render(template)?).into_response())
+}
+
+fn render(template: &impl Template) -> Result<String, PageError> {
+    template.render().map_err(|error| {
+        tracing::error!(%error, "a page could not be rendered");
+        PageError::internal()
+    })
+}

@@ -1,0 +1,121 @@
+//! The form that runs a new workload.
+
+use askama::Template;
+use axum::{
+    Form,
+    extract::{Query, State, rejection::FormRejection},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+};
+use serde::Deserialize;
+use toft_model::{image::ImageRef, state::PutMode};
+
+use super::{
+    Dashboard, Frame,
+    error::PageError,
+    forms::{Mistakes, RunForm},
+    show,
+};
+
+/// Restart policies the form offers: value and words.
+const RESTARTS: [(&str, &str); 5] = [
+    ("", "default: always"),
+    ("always", "always"),
+    ("on-failure", "when it fails"),
+    ("on-failure:3", "when it fails, at most 3 times"),
+    ("no", "never"),
+];
+/// Networks the form offers: value and words.
+const NETWORKS: [(&str, &str); 3] =
+    [("", "an address of its own (default)"), ("host", "the host's network"), ("none", "none, loopback only")];
+
+#[derive(Template)]
+#[template(path = "run/index.html")]
+struct Page {
+    frame: Frame,
+    form: RunForm,
+    wrong: Mistakes,
+    restarts: Vec<Choice>,
+    networks: Vec<Choice>,
+    /// What the node has, to choose from.
+    images: Vec<String>,
+}
+
+impl Page {
+    /// Whether the less common fields shall be visible from the start.
+    fn more_open(&self) -> bool {
+        let form = &self.form;
+        let fields = ["command", "cpu", "env", "memory", "network", "replicas", "restart"];
+        let texts = [&form.command, &form.cpu, &form.env, &form.memory, &form.network, &form.replicas, &form.restart];
+        self.wrong.any(&fields) || texts.iter().any(|text| !text.is_empty())
+    }
+}
+
+struct Choice {
+    value: String,
+    words: String,
+    chosen: bool,
+}
+
+/// The choices; what was typed stays one of them.
+fn choices(offered: &[(&str, &str)], typed: &str) -> Vec<Choice> {
+    let mut choices: Vec<Choice> = offered
+        .iter()
+        .map(|(value, words)| Choice { value: (*value).into(), words: (*words).into(), chosen: *value == typed })
+        .collect();
+    if !choices.iter().any(|choice| choice.chosen) {
+        choices.push(Choice { value: typed.into(), words: typed.into(), chosen: true });
+    }
+    choices
+}
+
+async fn form_page(dashboard: &Dashboard, form: RunForm, wrong: Mistakes) -> Result<Response, PageError> {
+    // The list only helps to type; without it the form works as well.
+    let images = dashboard.ops.images().await.unwrap_or_default();
+    let familiar = |name: String| name.parse::<ImageRef>().map(|image| image.familiar().to_owned()).ok();
+    show(&Page {
+        frame: Frame::at("run"),
+        restarts: choices(&RESTARTS, &form.restart),
+        networks: choices(&NETWORKS, &form.network),
+        images: images.into_iter().filter_map(|image| familiar(image.name)).collect(),
+        form,
+        wrong,
+    })
+}
+
+/// How the form may be asked for: with the demo in it, or with fields of one's own.
+#[derive(Deserialize)]
+pub(super) struct Prefill {
+    demo: Option<String>,
+    #[serde(flatten)]
+    form: RunForm,
+}
+
+pub(super) async fn page(
+    State(dashboard): State<Dashboard>,
+    Query(prefill): Query<Prefill>,
+) -> Result<Response, PageError> {
+    let form = if prefill.demo.is_some() { RunForm::demo() } else { prefill.form };
+    form_page(&dashboard, form, Mistakes::default()).await
+}
+
+pub(super) async fn submit(
+    State(dashboard): State<Dashboard>,
+    form: Result<Form<RunForm>, FormRejection>,
+) -> Result<Response, PageError> {
+    let Form(form) = form.map_err(unreadable)?;
+    let wrong = match form.read() {
+        Ok(spec) => match dashboard.ops.put_workload(spec, PutMode::Create).await {
+            Ok(workload) => return Ok(Redirect::to(&format!("/workloads/{}", workload.row.spec.name)).into_response()),
+            Err(error) => Mistakes::refused(error),
+        },
+        Err(wrong) => wrong,
+    };
+    let mut page = form_page(&dashboard, form, wrong).await?;
+    *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    Ok(page)
+}
+
+fn unreadable(rejection: FormRejection) -> PageError {
+    PageError::new(rejection.status(), "That form cannot be read", rejection.body_text(), "go back and send it again")
+}

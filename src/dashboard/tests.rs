@@ -1,0 +1,8 @@
+//! Tests of the dashboard over a real state and a node that only pretends.
+
+mod house;
+mod links;
+mod live;
+mod look;
+mod pages;
+mod safety;

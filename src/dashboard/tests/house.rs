@@ -1,0 +1,262 @@
+//! The dashboard with a state of its own, the scheduler, and a node whose reports the test writes.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, StatusCode, header},
+};
+use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt;
+use toft_model::{
+    ids::{InstanceId, NodeId},
+    image::{ImageRef, NodeImage},
+    instance::{Exit, InstanceReport, InstanceState},
+    log::{LogLine, LogQuery, LogStream},
+    node::Inventory,
+    state::{PutMode, WorkloadView},
+    workload::{PortSpec, WorkloadSpec},
+};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use uuid::Uuid;
+
+use crate::{
+    control::{
+        ControlError,
+        loops::schedule,
+        node_access::{ArchiveReader, LogLines, NodeAccess},
+        ops::{Ops, now_ms},
+    },
+    dashboard::router_until,
+};
+
+/// Longest wait for anything a test waits for.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// A node that runs nothing.
+#[derive(Default)]
+pub(super) struct FakeNode {
+    pub(super) trouble: Mutex<Option<String>>,
+    pub(super) images: Mutex<Vec<NodeImage>>,
+    written: Mutex<BTreeMap<InstanceId, (Vec<LogLine>, Option<broadcast::Sender<LogLine>>)>>,
+}
+
+impl FakeNode {
+    pub(super) fn write(&self, instance: InstanceId, stream: LogStream, text: &str) {
+        let mut written = self.written.lock().unwrap();
+        let (lines, sender) = written.entry(instance).or_default();
+        let now_ns = now_ms() * 1_000_000;
+        let at_ns = lines.last().map_or(now_ns, |line| now_ns.max(line.at_ns + 1));
+        let line = LogLine { at_ns, stream, text: text.into(), partial: false };
+        lines.push(line.clone());
+        if let Some(sender) = sender {
+            drop(sender.send(line));
+        }
+    }
+
+    pub(super) fn add_image(&self, name: &str, size_bytes: u64) {
+        self.images.lock().unwrap().push(NodeImage {
+            name: name.into(),
+            digest: format!("sha256:{}", "3f5c".repeat(16)),
+            size_bytes,
+            created_at_ms: now_ms() - 3 * 3_600_000,
+            platform: "linux/amd64".into(),
+        });
+    }
+}
+
+#[async_trait]
+impl NodeAccess for FakeNode {
+    fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
+        (port.host == Some(22)).then(|| "host port 22/tcp is taken by another program".into())
+    }
+
+    fn runtime_trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap().clone()
+    }
+
+    async fn logs(
+        &self,
+        instance: InstanceId,
+        query: LogQuery,
+        ended: CancellationToken,
+    ) -> Result<LogLines, ControlError> {
+        let mut written = self.written.lock().unwrap();
+        let (lines, sender) = written.entry(instance).or_default();
+        let mut past: Vec<_> =
+            lines.iter().filter(|line| query.since_ns.is_none_or(|since| line.at_ns >= since)).cloned().collect();
+        past.drain(..past.len().saturating_sub(query.tail.unwrap_or(usize::MAX)));
+        let past = stream::iter(past.into_iter().map(Ok));
+        if !query.follow {
+            return Ok(past.boxed());
+        }
+        let receiver = sender.get_or_insert_with(|| broadcast::channel(1_000).0).subscribe();
+        let next = stream::unfold(receiver, |mut receiver| async { Some((Ok(receiver.recv().await.ok()?), receiver)) });
+        Ok(past.chain(next.boxed().take_until(ended.cancelled_owned())).boxed())
+    }
+
+    async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
+        Ok(self.images.lock().unwrap().clone())
+    }
+
+    async fn import_image(&self, _: ArchiveReader, _: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
+        let mut images = self.images.lock().unwrap();
+        let before = images.len();
+        images.retain(|known| known.name != image.as_str());
+        Ok(images.len() < before)
+    }
+}
+
+/// What the dashboard answered.
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+}
+
+impl Answer {
+    pub(super) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    #[track_caller]
+    pub(super) fn shows(&self, text: &str) -> &Self {
+        assert!(self.text.contains(text), "`{text}` is missing in:\n{}", self.text);
+        self
+    }
+
+    #[track_caller]
+    pub(super) fn hides(&self, text: &str) -> &Self {
+        assert!(!self.text.contains(text), "`{text}` is in:\n{}", self.text);
+        self
+    }
+}
+
+/// The dashboard and everything below it.
+pub(super) struct House {
+    pub(super) ops: Ops,
+    pub(super) app: Router,
+    pub(super) node: Arc<FakeNode>,
+    pub(super) shutdown: CancellationToken,
+    node_id: NodeId,
+    _dir: tempfile::TempDir,
+}
+
+impl House {
+    pub(super) async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, writer) = crate::consensus::open(&dir.path().join("state.db")).unwrap();
+        let shutdown = CancellationToken::new();
+        tokio::spawn(writer);
+        tokio::spawn(schedule::run(state.clone(), shutdown.clone()));
+        let node = Arc::new(FakeNode::default());
+        let ops = Ops::new(state, node.clone());
+        let app = router_until(ops.clone(), shutdown.clone());
+        let node_id = NodeId(Uuid::now_v7());
+        let inventory = Inventory {
+            cpus: 16,
+            memory_bytes: 64 << 30,
+            kernel: "6.12.9-amd64".into(),
+            os: "Debian GNU/Linux 13 (trixie)".into(),
+            arch: "x86_64".into(),
+            version: "0.1.0".into(),
+            runtime: "containerd 2.1.4".into(),
+            subnet: Some("10.210.0.0/24".parse().unwrap()),
+        };
+        ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();
+        Self { ops, app, node, shutdown, node_id, _dir: dir }
+    }
+
+    pub(super) async fn ask(&self, request: Request<Body>) -> Answer {
+        let answer = self.app.clone().oneshot(request).await.unwrap();
+        let (parts, body) = answer.into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Answer { status: parts.status, headers: parts.headers, text }
+    }
+
+    pub(super) async fn get(&self, path: &str) -> Answer {
+        self.ask(Request::get(path).header(header::HOST, "attic.lan:7443").body(Body::empty()).unwrap()).await
+    }
+
+    pub(super) async fn post(&self, path: &str, form: &str) -> Answer {
+        let request = Request::post(path)
+            .header(header::HOST, "attic.lan:7443")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Body::from(form.to_owned()));
+        self.ask(request.unwrap()).await
+    }
+
+    /// Writes a specification and waits until all its instances are placed.
+    pub(super) async fn run(&self, name: &str, change: impl FnOnce(&mut WorkloadSpec)) -> WorkloadView {
+        let mut spec = WorkloadSpec::new(name.parse().unwrap(), "toft/demo".parse().unwrap());
+        change(&mut spec);
+        self.ops.put_workload(spec, PutMode::Create).await.unwrap();
+        self.until(name, |workload| {
+            workload.row.pending.is_some() || workload.instances.len() == workload.row.spec.replicas as usize
+        })
+        .await
+    }
+
+    /// The same with every instance running.
+    pub(super) async fn run_up(&self, name: &str, change: impl FnOnce(&mut WorkloadSpec)) -> WorkloadView {
+        let workload = self.run(name, change).await;
+        for ordinal in 0..workload.instances.len() {
+            self.report(name, ordinal, InstanceState::Running { pid: 4_242, since_ms: now_ms() - 125_000 }, 0).await;
+        }
+        self.until(name, |_| true).await
+    }
+
+    pub(super) async fn report(&self, name: &str, ordinal: usize, state: InstanceState, restarts: u32) {
+        let workload = self.ops.workload(&name.parse().unwrap()).await.unwrap();
+        let row = &workload.instances[ordinal].row;
+        let report = InstanceReport {
+            instance_id: row.id,
+            state: Some(state),
+            epoch: row.epoch,
+            restarts,
+            last_exit: None,
+            at_ms: now_ms(),
+        };
+        self.ops.report_instances(self.node_id, vec![report]).await.unwrap();
+    }
+
+    pub(super) async fn fail(&self, name: &str, code: i32) {
+        let exit = Exit { code: Some(code), at_ms: now_ms() - 60_000 };
+        self.report(name, 0, InstanceState::Finished { exit }, 0).await;
+    }
+
+    pub(super) async fn until(&self, name: &str, reached: impl Fn(&WorkloadView) -> bool) -> WorkloadView {
+        let name = name.parse().unwrap();
+        let mut moved = self.ops.state().watch();
+        let wait = async {
+            loop {
+                moved.mark_unchanged();
+                let workload = self.ops.workload(&name).await.unwrap();
+                if reached(&workload) {
+                    return workload;
+                }
+                moved.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(DEADLINE, wait).await.expect("the workload did not get there")
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}

@@ -1,0 +1,69 @@
+//! A dashboard full of things, to be looked at: `TOFT_LOOK=127.0.0.1:8099 cargo test --lib look_at_it -- --ignored`.
+
+use toft_model::{instance::InstanceState, log::LogStream};
+
+use super::house::House;
+use crate::control::ops::now_ms;
+
+#[tokio::test]
+#[ignore = "serves until it is interrupted"]
+async fn look_at_it() {
+    let address = std::env::var("TOFT_LOOK").unwrap_or_else(|_| "127.0.0.1:8099".into());
+    let house = House::new().await;
+    if std::env::var_os("TOFT_LOOK_EMPTY").is_none() {
+        furnish(&house).await;
+    }
+    if let Ok(trouble) = std::env::var("TOFT_LOOK_TROUBLE") {
+        *house.node.trouble.lock().unwrap() = Some(trouble);
+    }
+    let listener = tokio::net::TcpListener::bind(&address).await.unwrap();
+    axum::serve(listener, house.app.clone()).await.unwrap();
+}
+
+async fn furnish(house: &House) {
+    for (name, size) in [("toft/demo:latest", 3), ("library/nginx:1.29", 71), ("library/postgres:17.2", 151)] {
+        house.node.add_image(&format!("docker.io/{name}"), size << 20);
+    }
+    house.node.add_image("ghcr.io/some-organisation/inference-server-with-a-long-name:v0.11.2-cuda12.8", 7_800 << 20);
+    let demo = house.run_up("demo", |spec| spec.ports = vec!["18080:8080".parse().unwrap()]).await;
+    let web = house
+        .run_up("web", |spec| {
+            spec.image = "nginx:1.29".parse().unwrap();
+            spec.replicas = 3;
+            spec.ports = vec!["80".parse().unwrap(), "443".parse().unwrap()];
+            spec.env = [("MODE".into(), "production".into()), ("TOKEN".into(), "s3cret".into())].into();
+            spec.command = vec!["nginx".into(), "-g".into(), "daemon off;".into()];
+            spec.resources.memory_bytes = Some(512 << 20);
+            spec.resources.cpu_millis = Some(1_500);
+        })
+        .await;
+    house.run("inference", |spec| spec.resources.memory_bytes = Some(512 << 30)).await;
+    house
+        .run("flaky", |spec| {
+            spec.image = "ghcr.io/some-organisation/inference-server-with-a-long-name:v0.11.2".parse().unwrap()
+        })
+        .await;
+    let reason = "exited with code 3 after 2s".into();
+    house.report("flaky", 0, InstanceState::BackOff { until_ms: now_ms() + 95_000, reason }, 7).await;
+    house.run("migrate", |spec| spec.restart = Some("no".parse().unwrap())).await;
+    house.fail("migrate", 137).await;
+    house.run("postgres", |spec| spec.image = "postgres:17.2".parse().unwrap()).await;
+    house.report("postgres", 0, InstanceState::Starting, 0).await;
+    house.run("dns", |spec| spec.ports = vec!["5353:53/udp".parse().unwrap(), "5353:53".parse().unwrap()]).await;
+    house.post("/workloads/dns/stop", "").await;
+    house.report("dns", 0, InstanceState::Stopped { exit: None }, 0).await;
+    let long = "x".repeat(300);
+    let lines = [
+        (LogStream::Stdout, "\u{1b}[32mready\u{1b}[0m on port 8080"),
+        (LogStream::Stdout, "GET / 200 in 3 ms"),
+        (LogStream::Stderr, "warning: the cache directory is missing, <nothing> is kept & that is fine"),
+        (LogStream::Stdout, long.as_str()),
+        (LogStream::Stdout, "GET /metrics 200 in 1 ms"),
+    ];
+    for i in 0..12 {
+        for (stream, text) in lines {
+            house.node.write(demo.instances[0].row.id, stream, text);
+            house.node.write(web.instances[i % 3].row.id, stream, text);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What pages show and what forms do, as a browser without scripts sees it.
+
+use axum::http::StatusCode;
+use toft_model::{instance::InstanceState, log::LogStream};
+
+use super::house::House;
+use crate::control::ops::now_ms;
+
+#[tokio::test]
+async fn an_empty_appliance_tells_the_next_step() {
+    let house = House::new().await;
+    house.get("/workloads").await.shows("No workloads yet").shows("href=\"/run?demo\"");
+    house.get("/").await.shows("Nothing runs yet").shows("attic").shows("64 GiB").shows("10.210.0.0/24");
+    house.get("/images").await.shows("toft image import");
+    house.get("/run?demo").await.shows("value=\"toft/demo\"").shows("18080:8080");
+    house.get("/run?image=nginx").await.shows("value=\"nginx\"");
+}
+
+#[tokio::test]
+async fn a_workload_runs_stops_and_goes_without_scripts() {
+    let house = House::new().await;
+    let answer = house.post("/run", "image=toft%2Fdemo&name=web&ports=18080%3A8080&env=A%3D1").await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/workloads/web"));
+    house.until("web", |web| web.instances.len() == 1).await;
+    house.get("/workloads/web").await.shows("starting").shows("18080:8080/tcp").shows("placed on node attic");
+    house.report("web", 0, InstanceState::Running { pid: 7, since_ms: now_ms() }, 2).await;
+    house.get("/workloads").await.shows("pill ok\">running").shows("1/1").shows("http://attic.lan:18080");
+    house.get("/workloads/web").await.shows("process 7").shows("action=\"/workloads/web/stop\"");
+
+    let answer = house.post("/workloads/web/stop", "from=list").await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/workloads"));
+    house.report("web", 0, InstanceState::Stopping, 2).await;
+    house.report("web", 0, InstanceState::Stopped { exit: None }, 2).await;
+    house.get("/workloads").await.shows("pill idle\">stopped").shows("action=\"/workloads/web/start\"");
+    let answer = house.post("/workloads/web/start", "from=one").await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/workloads/web"));
+
+    house.get("/workloads/web/remove").await.shows("Remove web?").shows("This cannot be undone");
+    let answer = house.post("/workloads/web/remove", "").await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/workloads"));
+    house.get("/workloads").await.shows("pill busy\">removing").hides("/workloads/web/stop");
+}
+
+#[tokio::test]
+async fn refused_forms_keep_what_was_typed() {
+    let house = House::new().await;
+    let typed = "image=A%20B&name=Web&ports=80%3Ax&env=FOO&command=a+%27b&replicas=many&memory=lots&restart=often";
+    let answer = house.post("/run", typed).await;
+    assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+    for kept in ["value=\"A B\"", "value=\"Web\"", "\n80:x</textarea>", "\nFOO</textarea>", "a &#39;b</textarea>"] {
+        answer.shows(kept);
+    }
+    answer.shows("value=\"many\"").shows("value=\"lots\"").shows("<option value=\"often\" selected");
+    for field in ["image", "name", "ports", "env", "command", "replicas", "memory", "restart"] {
+        answer.shows(&format!("id=\"{field}-mistake\"")).shows(&format!("href=\"#{field}\""));
+    }
+    answer.shows("<details open").shows("aria-invalid=\"true\"").hides("id=\"cpu-mistake\"");
+    assert!(house.ops.workloads().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn refusals_of_operations_stand_at_their_field() {
+    let house = House::new().await;
+    house.run("web", |spec| spec.ports = vec!["18080:80".parse().unwrap()]).await;
+    let answer = house.post("/run", "image=toft%2Fdemo&name=web").await;
+    answer.shows("id=\"name-mistake\"").shows("there is a workload").hides("id=\"ports-mistake\"");
+    let answer = house.post("/run", "image=toft%2Fdemo&name=other&ports=18080%3A80").await;
+    answer.shows("id=\"ports-mistake\"").shows("is taken by workload").shows("18080:80</textarea>");
+    house.post("/run", "image=toft%2Fdemo&name=other&ports=22%3A80").await.shows("taken by another program");
+}
+
+#[tokio::test]
+async fn a_workload_that_is_not_well_says_why() {
+    let house = House::new().await;
+    house.run("large", |spec| spec.resources.memory_bytes = Some(1 << 45)).await;
+    house.get("/workloads/large").await.shows("waits for a place").shows("attic: 32 TiB of memory are wanted");
+    house.run("flaky", |_| {}).await;
+    let until_ms = now_ms() + 40_000;
+    house.report("flaky", 0, InstanceState::BackOff { until_ms, reason: "exited with code 3".into() }, 5).await;
+    house.get("/workloads").await.shows("backing off").shows("exited with code 3").shows(">5</td>");
+    house.get("/workloads/flaky").await.shows("data-until>at ").shows("action=\"/workloads/flaky/start\"");
+    house.run("once", |spec| spec.restart = Some("no".parse().unwrap())).await;
+    house.fail("once", 137).await;
+    house.get("/workloads/once").await.shows("pill bad\">failed").shows("exit code 137 (signal 9)");
+    house.get("/").await.shows("<strong>3</strong> need attention");
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_away_is_told_on_every_page_that_matters() {
+    let house = House::new().await;
+    house.run("web", |_| {}).await;
+    *house.node.trouble.lock().unwrap() = Some("`containerd` does not answer".into());
+    for path in ["/", "/workloads", "/workloads/web"] {
+        house.get(path).await.shows("No container can be started now").shows("<code>containerd</code> does not answer");
+    }
+    house.get("/").await.shows("runtime down");
+}
+
+#[tokio::test]
+async fn logs_show_the_last_lines_of_all_or_one() {
+    let house = House::new().await;
+    let web = house.run_up("web", |spec| spec.replicas = 2).await;
+    for i in 0..300 {
+        house.node.write(web.instances[0].row.id, LogStream::Stdout, &format!("first {i}."));
+    }
+    house.node.write(web.instances[1].row.id, LogStream::Stderr, "second");
+    let all = house.get("/workloads/web/logs").await;
+    assert_eq!(all.text.matches("class=\"line").count(), 200);
+    all.shows("first 299.").shows("class=\"line err\"").shows("web-1").hides("first 3.");
+    let few = house.get("/workloads/web/logs?lines=1&instance=web-0").await;
+    few.shows("first 299.").hides("first 298.").hides(">second<").shows("value=\"1\" selected");
+    house.get("/workloads/web/logs?lines=0").await.shows("first 299.");
+    let wrong = house.get("/workloads/web/logs?lines=x").await;
+    assert_eq!(wrong.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn images_in_use_stay() {
+    let house = House::new().await;
+    house.node.add_image("docker.io/toft/demo:latest", 3 << 20);
+    house.node.add_image("docker.io/library/nginx:1.29", 70 << 20);
+    house.run("web", |_| {}).await;
+    let page = house.get("/images").await;
+    page.shows("nginx:1.29").shows("70 MiB").shows("/workloads/web").hides("remove?name=docker.io%2Ftoft");
+    house.get("/images/remove?name=nginx:1.29").await.shows("Remove nginx:1.29?");
+    let refused = house.post("/images/remove", "name=toft%2Fdemo").await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    refused.shows("is used by <code>web</code>");
+    let done = house.post("/images/remove", "name=docker.io%2Flibrary%2Fnginx%3A1.29").await;
+    assert_eq!((done.status, done.header("location")), (StatusCode::SEE_OTHER, "/images"));
+    house.get("/images").await.hides("nginx");
+}
+
+#[tokio::test]
+async fn what_is_not_there_gets_a_page_with_a_hint() {
+    let house = House::new().await;
+    for path in ["/nothing", "/workloads/web", "/workloads/Not%20A%20Name", "/workloads/web/logs", "/static/no.js"] {
+        let answer = house.get(path).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        answer.shows("<h1>Not found</h1>").shows("class=\"hint\"").shows("href=\"/workloads\"");
+    }
+    let answer = house.post("/workloads", "").await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    answer.shows("Not that way");
+    assert_eq!(house.get("/workloads/new").await.header("location"), "/run");
+    house.run("new", |_| {}).await;
+    house.get("/workloads/new").await.shows("<h1>new</h1>");
+}

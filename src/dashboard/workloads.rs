@@ -1,0 +1,177 @@
+//! The list of workloads, and what can be done to one.
+
+use askama::Template;
+use axum::{
+    Form,
+    extract::{Path, State},
+    response::{Redirect, Response},
+};
+use serde::Deserialize;
+use toft_model::{
+    instance::{Desired, InstanceState},
+    state::{PowerAction, WorkloadView},
+};
+
+use super::{
+    Dashboard, Frame,
+    error::PageError,
+    live,
+    present::{self, Moment, Pill, PortLine},
+    render,
+    request::{ReachedAs, named},
+    show,
+};
+use crate::control::ops::{Ops, now_ms};
+
+#[derive(Template)]
+#[template(path = "workloads/index.html")]
+struct Page {
+    frame: Frame,
+    table: Table,
+}
+
+#[derive(Template)]
+#[template(path = "workloads/_table.html")]
+struct Fragment {
+    table: Table,
+}
+
+struct Table {
+    trouble: Option<String>,
+    lines: Vec<Line>,
+}
+
+struct Line {
+    name: String,
+    state: Pill,
+    why: Option<String>,
+    running: usize,
+    wanted: u32,
+    image: String,
+    ports: Vec<PortLine>,
+    more_ports: usize,
+    nodes: String,
+    age: Moment,
+    restarts: u32,
+    actions: Actions,
+}
+
+impl Line {
+    fn of(workload: &WorkloadView, reached: &ReachedAs, now_ms: i64) -> Self {
+        let (ports, more_ports) = present::ports(&workload.instances, reached);
+        let mut nodes: Vec<&str> = workload.instances.iter().map(|instance| instance.node.as_str()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        Self {
+            name: workload.row.spec.name.to_string(),
+            state: Pill::of_workload(workload),
+            why: why(workload),
+            running: workload.running(),
+            wanted: workload.row.spec.replicas,
+            image: workload.row.spec.image.familiar().to_owned(),
+            ports,
+            more_ports,
+            nodes: nodes.join(", "),
+            age: Moment::age(workload.row.created_at_ms, now_ms),
+            restarts: restarts(workload),
+            actions: Actions::of(workload, "list"),
+        }
+    }
+}
+
+/// Which buttons a workload has.
+pub(super) struct Actions {
+    pub(super) name: String,
+    /// The page to come back to: `list` or `one`.
+    pub(super) from: &'static str,
+    pub(super) start: bool,
+    pub(super) stop: bool,
+    pub(super) restart: bool,
+    pub(super) remove: bool,
+}
+
+impl Actions {
+    pub(super) fn of(workload: &WorkloadView, from: &'static str) -> Self {
+        let desired = workload.row.desired;
+        let ended = matches!(workload.status(), "finished" | "back_off");
+        Self {
+            name: workload.row.spec.name.to_string(),
+            from,
+            start: desired == Desired::Stopped || (desired == Desired::Running && ended),
+            stop: desired == Desired::Running,
+            restart: desired == Desired::Running && !ended,
+            remove: desired != Desired::Removed,
+        }
+    }
+}
+
+/// Why a workload is not what the user wants, as far as one sentence can tell.
+pub(super) fn why(workload: &WorkloadView) -> Option<String> {
+    let of_instance = |state: InstanceState| match state {
+        InstanceState::BackOff { reason, .. } => Some(reason),
+        InstanceState::Finished { exit } if exit.code != Some(0) => Some(present::exit(exit)),
+        _ => None,
+    };
+    let waits = workload.row.pending.as_ref().map(|reason| format!("waits for a place: {reason}"));
+    waits.or_else(|| workload.instances.iter().find_map(|instance| of_instance(instance.state())))
+}
+
+/// Restarts of all instances since the last start a person asked for.
+fn restarts(workload: &WorkloadView) -> u32 {
+    workload.instances.iter().filter_map(|instance| instance.row.report.as_ref()).map(|report| report.restarts).sum()
+}
+
+async fn read(ops: &Ops, reached: &ReachedAs) -> Result<Table, PageError> {
+    let now_ms = now_ms();
+    let workloads = ops.workloads().await?;
+    Ok(Table {
+        trouble: ops.runtime_trouble(),
+        lines: workloads.iter().map(|workload| Line::of(workload, reached, now_ms)).collect(),
+    })
+}
+
+pub(super) async fn page(State(dashboard): State<Dashboard>, reached: ReachedAs) -> Result<Response, PageError> {
+    show(&Page { frame: Frame::at("workloads"), table: read(&dashboard.ops, &reached).await? })
+}
+
+pub(super) async fn live(State(dashboard): State<Dashboard>, reached: ReachedAs) -> Response {
+    let ops = dashboard.ops.clone();
+    live::fragments(&dashboard, move || {
+        let (ops, reached) = (ops.clone(), reached.clone());
+        async move { render(&Fragment { table: read(&ops, &reached).await? }) }
+    })
+}
+
+/// What an action's form carries.
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    /// The page to come back to.
+    #[serde(default)]
+    from: String,
+}
+
+pub(super) async fn start(dashboard: State<Dashboard>, name: Path<String>, asked: Form<Asked>) -> Done {
+    power(dashboard, name, asked, PowerAction::Start).await
+}
+
+pub(super) async fn stop(dashboard: State<Dashboard>, name: Path<String>, asked: Form<Asked>) -> Done {
+    power(dashboard, name, asked, PowerAction::Stop).await
+}
+
+pub(super) async fn restart(dashboard: State<Dashboard>, name: Path<String>, asked: Form<Asked>) -> Done {
+    power(dashboard, name, asked, PowerAction::Restart).await
+}
+
+type Done = Result<Redirect, PageError>;
+
+async fn power(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Form(asked): Form<Asked>,
+    action: PowerAction,
+) -> Done {
+    let name = named(&name)?;
+    let back = if asked.from == "list" { "/workloads".to_owned() } else { format!("/workloads/{name}") };
+    dashboard.ops.power_workload(name, action).await?;
+    Ok(Redirect::to(&back))
+}
