@@ -3,6 +3,9 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
 mod harness;
+mod lifecycle;
 mod network;
+mod rest_api;
+mod run_command;
 mod runtime_conformance;
 mod runtime_containerd;
