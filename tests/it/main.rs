@@ -6,3 +6,4 @@ mod harness;
 mod network;
 mod runtime_conformance;
 mod runtime_containerd;
+mod tidy;
