@@ -36,7 +36,7 @@ pub(super) struct BlobWriter {
 /// How a blob begins.
 pub(super) enum Opened {
     /// Its bytes are wanted.
-    Writer(BlobWriter),
+    Writer(Box<BlobWriter>),
     /// It is in the store; the lease holds it.
     Present,
 }
@@ -76,7 +76,8 @@ impl BlobWriter {
             Err(refusal) => return Err(refusal.into()),
         };
         let present = total > 0 && offset == total;
-        Ok(Opened::Writer(Self { pieces, answers, reference, total, offset, unanswered: 0, present }))
+        let writer = Self { pieces, answers, reference, total, offset, unanswered: 0, present };
+        Ok(Opened::Writer(Box::new(writer)))
     }
 
     /// Appends a piece.

@@ -17,7 +17,7 @@ use super::{
     connection::{self, Collect, Session},
     content, images,
     media::Descriptor,
-    resolve::ResolvedImage,
+    resolve::{self, ResolvedImage},
     unpack::Snapshots,
 };
 use crate::agent::runtime::{ArchiveReader, Image, RuntimeError};
@@ -114,7 +114,8 @@ impl Import<'_> {
         let client = &self.shared.client;
         let mut trouble = None;
         for target in candidates {
-            let image = match self.shared.resolved.get(client, target).await {
+            // Not what is known from before: it may have been collected since.
+            let image = match resolve::resolve(client, target).await {
                 Ok(image) => image,
                 Err(unusable) => {
                     trouble.get_or_insert(unusable.of_archive());
