@@ -277,6 +277,37 @@ async fn bad_archives_are_refused_with_a_reason_and_leave_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told_and_nothing_is_left() {
+    let Some(lab) = Lab::start_on(Some(40)).await else { return };
+    let connected = lab.connect().await;
+    let runtime = &*connected.runtime;
+    let before = store(&lab);
+    let large = |compressed: bool| {
+        let mut layout = Layout::new();
+        let layer = image::tar(&[("large".to_owned(), vec![0; 60 << 20])]);
+        let diff = image::digest(&layer);
+        let kind = "application/vnd.oci.image.layer.v1.tar";
+        let layer = match compressed {
+            true => layout.blob(&format!("{kind}+gzip"), image::gzip(&layer)),
+            false => layout.blob(kind, layer),
+        };
+        let config = json!({"architecture": image::here(), "os": "linux", "rootfs": {"diff_ids": [diff]}});
+        let config = layout.blob("application/vnd.oci.image.config.v1+json", config.to_string().into_bytes());
+        let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+        let manifest = layout.blob("application/vnd.oci.image.manifest.v1+json", manifest.to_string().into_bytes());
+        layout.name(manifest, FULL_NAME, "large");
+        layout.archive()
+    };
+    for compressed in [false, true] {
+        let error = import(runtime, large(compressed), None).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::DiskFull { .. }), "{compressed}: {error:?}");
+        assert_eq!(store(&lab), before, "{compressed}");
+    }
+    import(runtime, plain(), None).await.expect("there is room for a small one");
+    assert_eq!(run(&lab, runtime, &spec(&["echo", "fits"])).await.1, "fits\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_containerd_that_is_killed_comes_back_and_the_process_never_notices() {
     let Some(lab) = Lab::start().await else { return };
     let connected = lab.connect().await;
@@ -435,5 +466,55 @@ async fn start_cost() {
         let mut times: Vec<Duration> = spent.iter().map(|row| row[i]).collect();
         times.sort();
         println!("{name:>18}: median {:?}, fastest {:?}, slowest {:?}", times[15], times[0], times[29]);
+    }
+}
+
+/// Time and memory an archive with a layer of 1 GiB costs; run with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn import_cost() {
+    const SIZE: u64 = 1 << 30;
+    let Some(lab) = Lab::start().await else { return };
+    let connected = lab.connect().await;
+    let layer = lab.dir.join("layer.tar");
+    let mut builder = tar::Builder::new(fs::File::create(&layer).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(SIZE);
+    builder.append_data(&mut header, "large", std::io::Read::take(std::io::repeat(7), SIZE)).unwrap();
+    drop(builder.into_inner().unwrap());
+    let mut hash = <sha2::Sha256 as sha2::Digest>::new();
+    std::io::copy(&mut fs::File::open(&layer).unwrap(), &mut HashWriter(&mut hash)).unwrap();
+    let diff = format!("sha256:{}", hex::encode(sha2::Digest::finalize(hash)));
+    let config = json!({"architecture": image::here(), "os": "linux", "rootfs": {"diff_ids": [diff]}}).to_string();
+    let archive = lab.dir.join("archive.tar");
+    let mut builder = tar::Builder::new(fs::File::create(&archive).unwrap());
+    let manifest = json!([{"Config": "c.json", "RepoTags": ["large:v1"], "Layers": ["l.tar"]}]).to_string();
+    for (path, text) in [("c.json", config), ("manifest.json", manifest)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        builder.append_data(&mut header, path, text.as_bytes()).unwrap();
+    }
+    builder.append_path_with_name(&layer, "l.tar").unwrap();
+    drop(builder.into_inner().unwrap());
+    let peak = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("VmHWM")).unwrap().to_owned()
+    };
+    let (before, begun) = (peak(), std::time::Instant::now());
+    let file = tokio::fs::File::open(&archive).await.unwrap();
+    connected.runtime.import_image(Box::new(file), None).await.unwrap();
+    println!("1 GiB in {:?}; before {before}, after {}", begun.elapsed(), peak());
+}
+
+struct HashWriter<'a>(&'a mut sha2::Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        sha2::Digest::update(self.0, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::{
-    mount::{MntFlags, umount2},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -49,6 +49,11 @@ impl Drop for Connected {
 impl Lab {
     /// `None` where containers cannot be run: not root, or no containerd.
     pub async fn start() -> Option<Self> {
+        Self::start_on(None).await
+    }
+
+    /// The same on a disk of that many MiB.
+    pub async fn start_on(disk_mib: Option<u32>) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let binary = find_binary()?;
         if !nix::unistd::geteuid().is_root() || !Path::new("/bin/busybox").exists() {
@@ -57,6 +62,11 @@ impl Lab {
         }
         let tag = format!("toft-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&tag);
+        fs::create_dir_all(dir.join("c")).unwrap();
+        if let Some(mib) = disk_mib {
+            let size = format!("size={mib}m");
+            mount(Some("tmpfs"), &dir.join("c"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        }
         let supervisor = Arc::new(ContainerdSupervisor::new(&dir.join("c"), binary).unwrap());
         let mut lab = Self { dir, supervisor, name: tag, supervising: None };
         lab.supervise();
