@@ -1,5 +1,6 @@
 //! toft: a self-contained appliance that runs containers on homelab boxes. See `docs/ARCHITECTURE.md`.
 
+pub mod access;
 pub mod agent;
 pub mod api;
 pub mod cli;

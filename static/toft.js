@@ -26,6 +26,11 @@
     }
   };
 
+  // What a reader opened stays open when the server sends the part anew.
+  if (window.Idiomorph) {
+    Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.matches("details"));
+  }
+
   // The live connection.
   const tell = (state, words) => {
     const live = one("[data-live]");

@@ -212,8 +212,15 @@ impl Agent {
         }
     }
 
+    fn runtime_is_up(&self) -> bool {
+        matches!(*self.parts.executor.runtime.availability().borrow(), Availability::Up(_))
+    }
+
     /// Compares everything with the runtime.
     async fn compare(&mut self) {
+        if !self.runtime_is_up() {
+            return;
+        }
         let containers = match self.parts.executor.runtime.containers().await {
             Ok(containers) => containers,
             Err(error) => {
@@ -277,8 +284,7 @@ impl Agent {
     /// Takes steps for one instance until one must be waited for.
     fn look_at(&mut self, id: InstanceId) {
         // Without the runtime nothing is known, and nothing can be done.
-        let up = matches!(*self.parts.executor.runtime.availability().borrow(), Availability::Up(_));
-        if self.busy.contains(&id) || !up {
+        if self.busy.contains(&id) || !self.runtime_is_up() {
             return;
         }
         loop {

@@ -13,7 +13,8 @@ use super::{
     tasks::Tasks,
 };
 use crate::{
-    api::http::{self, ApiState, auth::Password, serve},
+    access::{self, Password},
+    api::http::{self, ApiState, serve},
     config::Config,
     dashboard,
 };
@@ -56,7 +57,7 @@ pub(super) async fn open(
 
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
-    let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), http::auth::require));
+    let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), access::require));
     let mut tasks = Tasks::default();
     tasks.spawn("TCP door", serve::tcp(tcp, guarded, cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, app, cancel));

@@ -5,7 +5,10 @@ use axum::{
     extract::Request,
     http::{
         HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri,
-        header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, HOST, ORIGIN, REFERRER_POLICY, VARY, X_CONTENT_TYPE_OPTIONS},
+        header::{
+            CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, REFERRER_POLICY, VARY,
+            X_CONTENT_TYPE_OPTIONS,
+        },
     },
     middleware::Next,
     response::{IntoResponse, Response},
@@ -25,6 +28,7 @@ const HEADERS: [(HeaderName, HeaderValue); 5] = [
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
 ];
 
+const UNREADABLE: &str = "the address or the form holds something that cannot be read";
 const REFUSED: &str = "this request came from another site and was refused; nothing was changed";
 const REFUSED_HINT: &str = "open toft itself in the browser and repeat it there; behind a proxy, the proxy must pass \
                             the `Host` header on unchanged";
@@ -37,6 +41,10 @@ pub(super) async fn pages(request: Request, next: Next) -> Response {
     } else {
         next.run(request).await
     };
+    if is_plain_refusal(&response) {
+        let hint = "go back and try again, or choose a page in the navigation";
+        response = PageError::new(response.status(), "That cannot be read", UNREADABLE, hint).into_response();
+    }
     if let Some(error) = response.extensions_mut().remove::<PageError>() {
         response = if by_script { error.notice() } else { error.page() };
     }
@@ -45,6 +53,12 @@ pub(super) async fn pages(request: Request, next: Next) -> Response {
     headers.append(VARY, HeaderValue::from_static("hx-request"));
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
+}
+
+/// Whether the framework refused a request itself, with a bare line of text.
+fn is_plain_refusal(response: &Response) -> bool {
+    let plain = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    plain && response.status().is_client_error()
 }
 
 /// Middleware for other routers that browsers reach: refuses what [`from_other_site`] finds, in plain text.

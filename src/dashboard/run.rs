@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::{
     Form,
-    extract::{Query, State, rejection::FormRejection},
+    extract::{Query, State},
     http::StatusCode,
     response::{IntoResponse, Redirect, Response},
 };
@@ -101,9 +101,8 @@ pub(super) async fn page(
 
 pub(super) async fn submit(
     State(dashboard): State<Dashboard>,
-    form: Result<Form<RunForm>, FormRejection>,
+    Form(form): Form<RunForm>,
 ) -> Result<Response, PageError> {
-    let Form(form) = form.map_err(unreadable)?;
     let wrong = match form.read() {
         Ok(spec) => match dashboard.ops.put_workload(spec, PutMode::Create).await {
             Ok(workload) => return Ok(Redirect::to(&format!("/workloads/{}", workload.row.spec.name)).into_response()),
@@ -114,8 +113,4 @@ pub(super) async fn submit(
     let mut page = form_page(&dashboard, form, wrong).await?;
     *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
     Ok(page)
-}
-
-fn unreadable(rejection: FormRejection) -> PageError {
-    PageError::new(rejection.status(), "That form cannot be read", rejection.body_text(), "go back and send it again")
 }

@@ -93,13 +93,14 @@ pub(super) struct Actions {
 impl Actions {
     pub(super) fn of(workload: &WorkloadView, from: &'static str) -> Self {
         let desired = workload.row.desired;
-        let ended = matches!(workload.status(), "finished" | "back_off");
+        let finished = workload.status() == "finished";
+        let ended = finished || workload.status() == "back_off";
         Self {
             name: workload.row.spec.name.to_string(),
             from,
             start: desired == Desired::Stopped || (desired == Desired::Running && ended),
-            stop: desired == Desired::Running,
-            restart: desired == Desired::Running && !ended,
+            stop: desired == Desired::Running && !finished,
+            restart: desired == Desired::Running && !ended && !workload.instances.is_empty(),
             remove: desired != Desired::Removed,
         }
     }

@@ -9,3 +9,4 @@ mod rest_api;
 mod run_command;
 mod runtime_conformance;
 mod runtime_containerd;
+mod tidy;

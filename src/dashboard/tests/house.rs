@@ -52,9 +52,9 @@ pub(super) struct FakeNode {
 impl FakeNode {
     pub(super) fn write(&self, instance: InstanceId, stream: LogStream, text: &str) {
         let mut written = self.written.lock().unwrap();
+        let last = written.values().filter_map(|(lines, _)| Some(lines.last()?.at_ns)).max().unwrap_or(0);
+        let at_ns = (now_ms() * 1_000_000).max(last + 1);
         let (lines, sender) = written.entry(instance).or_default();
-        let now_ns = now_ms() * 1_000_000;
-        let at_ns = lines.last().map_or(now_ns, |line| now_ns.max(line.at_ns + 1));
         let line = LogLine { at_ns, stream, text: text.into(), partial: false };
         lines.push(line.clone());
         if let Some(sender) = sender {

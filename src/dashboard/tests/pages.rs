@@ -109,9 +109,10 @@ async fn logs_show_the_last_lines_of_all_or_one() {
     all.shows("first 299.").shows("class=\"line err\"").shows("web-1").hides("first 3.");
     let few = house.get("/workloads/web/logs?lines=1&instance=web-0").await;
     few.shows("first 299.").hides("first 298.").hides(">second<").shows("value=\"1\" selected");
-    house.get("/workloads/web/logs?lines=0").await.shows("first 299.");
+    house.get("/workloads/web/logs?lines=0").await.shows(">second<").hides("first 299.");
     let wrong = house.get("/workloads/web/logs?lines=x").await;
     assert_eq!(wrong.status, StatusCode::BAD_REQUEST);
+    wrong.shows("<h1>That cannot be read</h1>");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use nix::{
-    mount::{MntFlags, umount2},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -29,7 +29,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Lab {
     pub dir: PathBuf,
     pub supervisor: Arc<ContainerdSupervisor>,
-    pub cgroup_parent: String,
+    /// Its containerd namespace, and its control group.
+    pub name: String,
     supervising: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
@@ -48,6 +49,11 @@ impl Drop for Connected {
 impl Lab {
     /// `None` where containers cannot be run: not root, or no containerd.
     pub async fn start() -> Option<Self> {
+        Self::start_on(None).await
+    }
+
+    /// The same on a disk of that many MiB.
+    pub async fn start_on(disk_mib: Option<u32>) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let binary = find_binary()?;
         if !nix::unistd::geteuid().is_root() || !Path::new("/bin/busybox").exists() {
@@ -56,8 +62,13 @@ impl Lab {
         }
         let tag = format!("toft-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&tag);
+        fs::create_dir_all(dir.join("c")).unwrap();
+        if let Some(mib) = disk_mib {
+            let size = format!("size={mib}m");
+            mount(Some("tmpfs"), &dir.join("c"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        }
         let supervisor = Arc::new(ContainerdSupervisor::new(&dir.join("c"), binary).unwrap());
-        let mut lab = Self { dir, supervisor, cgroup_parent: tag, supervising: None };
+        let mut lab = Self { dir, supervisor, name: tag, supervising: None };
         lab.supervise();
         Some(lab)
     }
@@ -80,7 +91,9 @@ impl Lab {
 
     pub fn config(&self) -> ContainerdConfig {
         ContainerdConfig {
-            cgroup_parent: self.cgroup_parent.clone(),
+            cgroup_parent: self.name.clone(),
+            namespace: self.name.clone(),
+
             ..ContainerdConfig::at(self.supervisor.address())
         }
     }
@@ -114,12 +127,24 @@ impl Lab {
         LoggerCommand { program, args: vec![("dir".into(), self.dir.to_string_lossy().into_owned())] }
     }
 
+    /// Pids of the shims of a container.
+    pub fn shims(&self, id: &str) -> Vec<u32> {
+        let ours = processes(&format!("-id {id}"));
+        ours.into_iter().filter(|(_, line)| line.contains("containerd-shim")).map(|(pid, _)| pid).collect()
+    }
+
+    /// What a power cut does: every process of the lab ends at once, mounts and state are gone.
+    pub fn switch_off(&self) {
+        self.end_all();
+        let _ = fs::remove_dir_all(self.dir.join("c/state"));
+    }
+
     pub fn control_groups(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut roots = vec![PathBuf::from("/sys/fs/cgroup")];
         roots.extend(fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|entry| entry.path()));
         for root in roots {
-            let group = root.join(&self.cgroup_parent);
+            let group = root.join(&self.name);
             if group.is_dir() {
                 found.push(group);
             }
@@ -152,12 +177,8 @@ fn end(pid: u32) {
     let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
 }
 
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Some((stop, task)) = self.supervising.take() {
-            stop.cancel();
-            task.abort();
-        }
+impl Lab {
+    fn end_all(&self) {
         let dir = self.dir.to_string_lossy().into_owned();
         for _ in 0..50 {
             let mut left = processes(&format!("{dir}/"));
@@ -173,11 +194,27 @@ impl Drop for Lab {
             left.iter().for_each(|(pid, _)| end(*pid));
             std::thread::sleep(Duration::from_millis(20));
         }
+        let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(&self.name));
+        let bundles = self.dir.join("c/state/io.containerd.runtime.v2.task").join(&self.name);
+        for bundle in fs::read_dir(bundles).into_iter().flatten().flatten() {
+            let address = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
+            let _ = fs::remove_file(address.trim_start_matches("unix://"));
+        }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let below = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|m| m.starts_with(&dir));
         for mount in below {
             let _ = umount2(mount, MntFlags::MNT_DETACH);
         }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Some((stop, task)) = self.supervising.take() {
+            stop.cancel();
+            task.abort();
+        }
+        self.end_all();
         for group in self.control_groups() {
             for entry in fs::read_dir(&group).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
                 let _ = fs::remove_dir(entry.path());

@@ -149,9 +149,7 @@ impl<R: Read> Members<'_, R> {
         let path = inside(&raw)?;
         let size = known.size.unwrap_or(stated);
         match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if kind != EntryType::GNUSparse => {
-                self.file(path, size)
-            }
+            EntryType::Regular | EntryType::Continuous => self.file(path, size),
             EntryType::Symlink | EntryType::Link => {
                 let target = match known.link {
                     Some(target) => target,
@@ -159,7 +157,7 @@ impl<R: Read> Members<'_, R> {
                 };
                 let base =
                     if kind == EntryType::Symlink { path.rsplit_once('/').map_or("", |(dir, _)| dir) } else { "" };
-                let target = inside(&format!("{base}/{target}").trim_start_matches('/').to_owned())?;
+                let target = inside(format!("{base}/{target}").trim_start_matches('/'))?;
                 self.skip(size)?;
                 Ok(self.pieces.blocking_send(Piece::Link { path, target }).is_ok())
             }

@@ -121,7 +121,7 @@ struct File {
 /// Where the bytes of a file go.
 enum Sink {
     Memory(&'static str, Vec<u8>),
-    Store(BlobWriter),
+    Store(Box<BlobWriter>),
     Nowhere,
 }
 
