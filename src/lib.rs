@@ -1,10 +1,13 @@
 //! toft: a self-contained appliance that runs containers on homelab boxes. See `docs/ARCHITECTURE.md`.
 
+pub mod access;
 pub mod agent;
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod control;
+pub mod daemon;
 pub mod dashboard;
 pub mod embedded;
 pub mod observe;

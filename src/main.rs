@@ -1,1 +1,5 @@
-fn main() {}
+//! The `toft` program: parse, run, exit code.
+
+fn main() {
+    std::process::exit(toft::cli::main());
+}

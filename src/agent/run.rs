@@ -212,8 +212,15 @@ impl Agent {
         }
     }
 
+    fn runtime_is_up(&self) -> bool {
+        matches!(*self.parts.executor.runtime.availability().borrow(), Availability::Up(_))
+    }
+
     /// Compares everything with the runtime.
     async fn compare(&mut self) {
+        if !self.runtime_is_up() {
+            return;
+        }
         let containers = match self.parts.executor.runtime.containers().await {
             Ok(containers) => containers,
             Err(error) => {
@@ -277,8 +284,7 @@ impl Agent {
     /// Takes steps for one instance until one must be waited for.
     fn look_at(&mut self, id: InstanceId) {
         // Without the runtime nothing is known, and nothing can be done.
-        let up = matches!(*self.parts.executor.runtime.availability().borrow(), Availability::Up(_));
-        if self.busy.contains(&id) || !up {
+        if self.busy.contains(&id) || !self.runtime_is_up() {
             return;
         }
         loop {
@@ -405,7 +411,11 @@ impl Agent {
                 self.observed.insert(id, Observed { task });
                 self.advance(id, Event::Started { pid, at_ms: now_ms() });
             }
-            Done::StartFailed { reason, exit_code } => self.start_failed(id, reason, exit_code).await,
+            Done::StartFailed { reason, exit_code } => {
+                self.start_failed(id, reason, exit_code);
+                // The container may have been made before the failure.
+                self.compare().await;
+            }
             Done::Ended { exit } => {
                 self.observed.insert(id, Observed { task: TaskState::None });
                 let wanted = self.orders.get(&id).is_some_and(|order| {
@@ -435,9 +445,7 @@ impl Agent {
         self.look_at(id);
     }
 
-    async fn start_failed(&mut self, id: InstanceId, reason: String, exit_code: Option<i32>) {
-        // The container may have been made before the failure.
-        self.compare().await;
+    fn start_failed(&mut self, id: InstanceId, reason: String, exit_code: Option<i32>) {
         self.close_ports(id);
         let Some(order) = self.orders.get(&id).cloned() else { return };
         let memory = self.memory.entry(id).or_default();

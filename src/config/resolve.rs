@@ -152,6 +152,20 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_example_shows_the_defaults() {
+        let example = include_str!("../../packaging/toft.toml");
+        let shown: Vec<_> = example
+            .lines()
+            .map(|line| line.strip_prefix("# ").filter(|rest| rest.contains(" = ")).unwrap_or(line))
+            .collect();
+        let shown = resolve(&shown.join("\n")).unwrap();
+        let defaults = resolve("").unwrap();
+        assert_eq!((shown.logs, shown.network), (defaults.logs, defaults.network));
+        assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
+        assert!(!shown.node.labels.is_empty() && shown.runtime.containerd.is_some());
+    }
+
+    #[test]
     fn unknown_keys_are_told_with_file_and_line() {
         let fault = &resolve("[node]\ncolour = 1\n").unwrap_err().0[0];
         assert!(fault.contains("toft.toml") && fault.contains("colour") && fault.contains("line 2"), "{fault}");

@@ -6,6 +6,8 @@
 
 mod handle;
 mod open;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use handle::{Handle, ProposeError, ReadError};

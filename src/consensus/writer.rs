@@ -1,7 +1,7 @@
 //! The one thread that writes. It takes all proposals that wait, applies them in one transaction, and answers after the
 //! commit.
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use toft_model::state::{Applied, Command, apply};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -54,14 +54,14 @@ fn run(
         }
         match commit(&mut connection, index, &batch) {
             Ok((reached, answers)) => {
-                let moved = reached != index;
-                index = reached;
+                // Before the answers: who has one finds it in the watch.
+                if reached != index {
+                    index = reached;
+                    applied.send_replace(index);
+                }
                 for (proposal, answer) in batch.drain(..).zip(answers) {
                     // Whoever asked may have gone; the command is applied all the same.
-                    drop(proposal.answer.send(Ok(answer)));
-                }
-                if moved {
-                    applied.send_replace(index);
+                    drop(proposal.answer.send(answer));
                 }
             }
             Err(error) => {
@@ -74,17 +74,29 @@ fn run(
     }
 }
 
-/// Applies a batch in one transaction; refused commands leave no trace.
-fn commit(connection: &mut Connection, index: u64, batch: &[Proposal]) -> rusqlite::Result<(u64, Vec<Applied>)> {
+/// What each command of a batch is answered.
+type Answers = Vec<Result<Applied, ProposeError>>;
+
+/// Applies a batch in one transaction; commands that are refused or fail leave no trace.
+fn commit(connection: &mut Connection, index: u64, batch: &[Proposal]) -> rusqlite::Result<(u64, Answers)> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut reached = index;
     let mut answers = Vec::with_capacity(batch.len());
     for proposal in batch {
         let savepoint = transaction.savepoint()?;
-        let answer = apply(&savepoint, reached + 1, &proposal.command)?;
-        if answer.is_ok() {
+        let answer = match apply(&savepoint, reached + 1, &proposal.command) {
+            Err(error) if fails_all(&error) => return Err(error),
+            Err(error) => {
+                tracing::error!(%error, "a command could not be applied");
+                Err(ProposeError::of(&error))
+            }
+            Ok(answer) => Ok(answer),
+        };
+        if matches!(answer, Ok(Ok(_))) {
             savepoint.commit()?;
             reached += 1;
+        } else {
+            savepoint.finish()?;
         }
         answers.push(answer);
     }
@@ -92,4 +104,56 @@ fn commit(connection: &mut Connection, index: u64, batch: &[Proposal]) -> rusqli
         transaction.commit()?;
     }
     Ok((reached, answers))
+}
+
+/// Whether an error says something of the database, not just of the command (a broken rule, an unreadable row).
+fn fails_all(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code().is_some_and(|code| code != ErrorCode::ConstraintViolation)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use toft_model::{
+        ids::WorkloadId,
+        state::{PutMode, Reply, WorkloadRow, applied_index, migrate},
+        workload::WorkloadSpec,
+    };
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn put(name: &str) -> Proposal {
+        let spec = Box::new(WorkloadSpec::new(name.parse().unwrap(), "demo".parse().unwrap()));
+        let workload_id = WorkloadId(Uuid::now_v7());
+        let command = Command::PutWorkload { workload_id, spec, mode: PutMode::Create, at_ms: 1 };
+        Proposal { command, answer: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn a_batch_shares_one_transaction_and_the_refused_leave_no_trace() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let commits = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&commits);
+        let count = move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+            false
+        };
+        connection.commit_hook(Some(count)).unwrap();
+        let batch = ["web", "api", "web", "db"].map(put);
+        let (reached, answers) = commit(&mut connection, 0, &batch).unwrap();
+        let accepted = answers.iter().map(|answer| matches!(answer, Ok(Ok(Reply::Workload(_))))).collect::<Vec<_>>();
+        assert_eq!(accepted, [true, true, false, true]);
+        assert_eq!((reached, applied_index(&connection).unwrap()), (3, 3));
+        assert_eq!(WorkloadRow::all(&connection).unwrap().len(), 3);
+        let events: i64 = connection.query_row("SELECT MAX(seq) FROM events", [], |row| row.get(0)).unwrap();
+        assert_eq!((events, commits.load(Ordering::Relaxed)), (3, 1));
+        let (reached, _) = commit(&mut connection, reached, &["web", "db"].map(put)).unwrap();
+        assert_eq!((reached, commits.load(Ordering::Relaxed)), (3, 1), "nothing but refusals was written");
+    }
 }

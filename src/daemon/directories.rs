@@ -39,7 +39,8 @@ impl Directories {
             make(dir, mode).with_context(|| format!("making the directory `{}`", dir.display()))?;
         }
         let data = fs::canonicalize(&paths.data).with_context(|| format!("opening `{}`", paths.data.display()))?;
-        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).context("keeping others out of the data directory")?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))
+            .context("keeping others out of the data directory")?;
         let run = fs::canonicalize(&paths.run).with_context(|| format!("opening `{}`", paths.run.display()))?;
         let lock = lock(&data, &run)?;
         let suffix = paths.private.then(|| hex::encode(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..4]));

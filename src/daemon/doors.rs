@@ -13,8 +13,10 @@ use super::{
     tasks::Tasks,
 };
 use crate::{
-    api::http::{self, ApiState, auth::Password, serve},
+    access::{self, Password},
+    api::http::{self, ApiState, serve},
     config::Config,
+    dashboard,
 };
 
 /// The open doors.
@@ -48,11 +50,14 @@ pub(super) async fn open(
     let unix = UnixListener::bind(&socket).with_context(|| {
         format!("binding the socket `{}` (its path may be at most 107 bytes long)", socket.display())
     })?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).context("keeping others from the socket")?;
-    write_file(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes()).context("writing the URL file")?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
+        .context("keeping others from the socket")?;
+    write_file(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
+        .context("writing the URL file")?;
 
-    let app = http::router(api.clone());
-    let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), http::auth::require));
+    let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
+    let app = http::router(api).merge(pages);
+    let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), access::require));
     let mut tasks = Tasks::default();
     tasks.spawn("TCP door", serve::tcp(tcp, guarded, cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, app, cancel));
@@ -62,7 +67,9 @@ pub(super) async fn open(
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
     let wanted = config.api.bind;
     match TcpListener::bind(wanted).await {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && config.paths.private && !config.api.bind_chosen => {
+        Err(error)
+            if error.kind() == std::io::ErrorKind::AddrInUse && config.paths.private && !config.api.bind_chosen =>
+        {
             TcpListener::bind((wanted.ip(), 0)).await.context("binding a free port")
         }
         other => other.with_context(|| format!("binding {wanted}; choose another address with --bind")),

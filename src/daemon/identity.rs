@@ -20,7 +20,10 @@ pub(super) struct Identity {
 
 impl Identity {
     /// Reads it, or decides it with `pick`. A node that found no free network looks again.
-    pub(super) fn load_or_make(directories: &Directories, pick: impl FnOnce() -> Option<Subnet>) -> anyhow::Result<Self> {
+    pub(super) fn load_or_make(
+        directories: &Directories,
+        pick: impl FnOnce() -> Option<Subnet>,
+    ) -> anyhow::Result<Self> {
         let path = directories.node_file();
         let known: Option<Self> = match fs::read(&path) {
             Ok(bytes) => Some(serde_json::from_slice(&bytes).with_context(|| format!("reading `{}`", path.display()))?),
@@ -58,6 +61,7 @@ pub(super) fn admin_password(directories: &Directories) -> anyhow::Result<(Strin
         }
         password.push(char::from(LETTERS[usize::from(byte % 32)]));
     }
-    write_file(&path, 0o600, format!("{password}\n").as_bytes()).with_context(|| format!("writing `{}`", path.display()))?;
+    write_file(&path, 0o600, format!("{password}\n").as_bytes())
+        .with_context(|| format!("writing `{}`", path.display()))?;
     Ok((password, true))
 }

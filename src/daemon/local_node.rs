@@ -1,15 +1,9 @@
 //! This node as control sees it: its images, logs and ports, and the way its reports take.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
-use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use toft_model::{
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
@@ -17,11 +11,14 @@ use toft_model::{
     log::LogQuery,
     workload::PortSpec,
 };
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::{
         logs::{self, Reading},
-        network::{Network, port_taken},
+        network::check_free,
         report::ReportSink,
         runtime::{Availability, Image, Runtime, RuntimeError},
     },
@@ -42,7 +39,12 @@ pub(super) struct LocalNode {
 }
 
 impl LocalNode {
-    pub(super) fn new(runtime: Arc<dyn Runtime>, logs_dir: PathBuf, retry: Arc<Notify>, cancel: CancellationToken) -> Self {
+    pub(super) fn new(
+        runtime: Arc<dyn Runtime>,
+        logs_dir: PathBuf,
+        retry: Arc<Notify>,
+        cancel: CancellationToken,
+    ) -> Self {
         Self { runtime, logs_dir, retry, cancel }
     }
 
@@ -68,7 +70,7 @@ impl ReportSink for Sink {
 impl NodeAccess for LocalNode {
     fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
         let port = PublishedPort { host: port.host?, container: port.container, protocol: port.protocol };
-        port_taken(port).err().map(|error| chain(&error))
+        check_free(port).err().map(|error| chain(&error))
     }
 
     fn runtime_trouble(&self) -> Option<String> {
@@ -78,7 +80,12 @@ impl NodeAccess for LocalNode {
         }
     }
 
-    async fn logs(&self, instance: InstanceId, query: LogQuery, ended: CancellationToken) -> Result<LogLines, ControlError> {
+    async fn logs(
+        &self,
+        instance: InstanceId,
+        query: LogQuery,
+        ended: CancellationToken,
+    ) -> Result<LogLines, ControlError> {
         let dir = self.logs_dir.join(instance.to_string());
         let (sender, receiver) = mpsc::channel(8);
         let follow = query.follow.then_some(ended);
@@ -88,7 +95,9 @@ impl NodeAccess for LocalNode {
         let reader = async move {
             let read = cancel.run_until_cancelled(logs::read(dir, reading, sender)).await;
             match read {
-                Some(Err(error)) => Some(Err(ControlError::new(ErrorKind::Internal, format!("the logs could not be read: {error}")))),
+                Some(Err(error)) => {
+                    Some(Err(ControlError::new(ErrorKind::Internal, format!("the logs could not be read: {error}"))))
+                }
                 Some(Ok(())) | None => None,
             }
         };
@@ -101,7 +110,11 @@ impl NodeAccess for LocalNode {
         Ok(self.runtime.images().await.map_err(refused)?.into_iter().map(told).collect())
     }
 
-    async fn import_image(&self, archive: ArchiveReader, name: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
+    async fn import_image(
+        &self,
+        archive: ArchiveReader,
+        name: Option<ImageRef>,
+    ) -> Result<Vec<NodeImage>, ControlError> {
         let images = self.runtime.import_image(archive, name.as_ref()).await.map_err(refused)?;
         // Instances may be waiting for just this image.
         self.retry.notify_one();
@@ -121,14 +134,22 @@ fn told(image: Image) -> NodeImage {
 fn refused(error: RuntimeError) -> ControlError {
     let message = chain(&error);
     match error {
-        RuntimeError::Unavailable { .. } => ControlError::new(ErrorKind::Unavailable, message).hint("try again; `toft doctor` may say more"),
+        RuntimeError::Unavailable { .. } => {
+            ControlError::new(ErrorKind::Unavailable, message).hint("try again; `toft doctor` may say more")
+        }
         RuntimeError::BadArchive { .. } => ControlError::new(ErrorKind::Invalid, message)
             .field("archive")
             .hint("send an OCI image layout as tar, or what `docker save` writes"),
-        RuntimeError::ImageMissing { .. } | RuntimeError::NotFound { .. } => ControlError::new(ErrorKind::NotFound, message),
+        RuntimeError::ImageMissing { .. } | RuntimeError::NotFound { .. } => {
+            ControlError::new(ErrorKind::NotFound, message)
+        }
         RuntimeError::ImageUnusable { .. } => ControlError::new(ErrorKind::Invalid, message),
-        RuntimeError::DiskFull { .. } => ControlError::new(ErrorKind::DiskFull, message).hint("free some space and try again"),
+        RuntimeError::DiskFull { .. } => {
+            ControlError::new(ErrorKind::DiskFull, message).hint("free some space and try again")
+        }
         RuntimeError::Exists { .. } => ControlError::new(ErrorKind::Conflict, message),
-        RuntimeError::StartFailed { .. } | RuntimeError::Failed { .. } => ControlError::new(ErrorKind::Internal, message),
+        RuntimeError::StartFailed { .. } | RuntimeError::Failed { .. } => {
+            ControlError::new(ErrorKind::Internal, message)
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 mod directories;
 mod doors;
+mod down;
 mod identity;
 mod local_node;
 mod runtime;
@@ -13,12 +14,12 @@ mod tasks;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use tokio::sync::{Notify, watch};
-use tokio_util::sync::CancellationToken;
 use toft_model::{
     instance::AssignmentSet,
     state::{assignments_generation, query_assignments},
 };
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::{
@@ -26,7 +27,11 @@ use crate::{
         execute::Executor,
         host,
         ledger::Ledger,
-        network::{Network, kernel::{KernelNetwork, KernelNetworkConfig}, pick_subnet},
+        network::{
+            Network,
+            kernel::{KernelNetwork, KernelNetworkConfig},
+            pick_subnet,
+        },
         report::Outbox,
         runtime::{Availability, Runtime},
     },
@@ -38,6 +43,7 @@ use crate::{
     observe::{chain, metrics::Metrics},
 };
 use directories::Directories;
+pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
 use tasks::Tasks;
@@ -106,7 +112,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     });
     let identity = Identity::load_or_make(&directories, || pick_subnet(config.network.range, &taken))?;
     if identity.subnet.is_none() {
-        tracing::error!("no /24 of {} is free of the host's routes; instances get no bridge network", config.network.range);
+        tracing::error!(
+            "no /24 of {} is free of the host's routes; instances get no bridge network",
+            config.network.range
+        );
     }
     let remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     refuse_older_state(&state, remembered.set.as_ref(), &directories)?;
@@ -114,12 +123,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
-    let node = Arc::new(LocalNode::new(
-        Arc::clone(&runtime),
-        directories.logs(),
-        Arc::clone(&retry),
-        cancel.clone(),
-    ));
+    let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone());
     let outbox = Outbox::default();
     let executor = Executor {
@@ -142,14 +146,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn("container network", keep_network);
     tasks.spawn("agent", agent.run(cancel.clone()));
     tasks.spawn("reports", outbox.run(node.sink(ops.clone(), identity.node_id), cancel.clone()));
-    tasks.spawn("registration", register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()));
+    tasks.spawn(
+        "registration",
+        register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()),
+    );
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
 
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
     let api = ApiState { ops, metrics: Metrics::install(), readiness };
     let mut doors = doors::open(api, &config, &directories, doors_cancel.clone()).await?;
-    tracing::info!("toft {} serves on http://{} and {}", env!("CARGO_PKG_VERSION"), doors.address, directories.socket().display());
+    tracing::info!(
+        "toft {} serves on http://{} and {}",
+        env!("CARGO_PKG_VERSION"),
+        doors.address,
+        directories.socket().display()
+    );
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 
     let ended_early = tokio::select! {
@@ -234,7 +246,11 @@ async fn feed_assignments(
         applied.mark_unchanged();
         let known = feed.borrow().as_ref().map(|set| set.generation);
         let question = move |connection: &rusqlite::Connection| {
-            if assignments_generation(connection, node_id)? == known { Ok(None) } else { query_assignments(connection, node_id) }
+            if assignments_generation(connection, node_id)? == known {
+                Ok(None)
+            } else {
+                query_assignments(connection, node_id)
+            }
         };
         match state.read(question).await {
             Ok(Some(set)) => drop(feed.send_replace(Some(set))),

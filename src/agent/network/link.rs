@@ -110,11 +110,11 @@ async fn join(host: &Handle, inside: &Handle, namespace: &File, place: Place<'_>
         }
     }
 
+    // The peer comes up later: while the pair is being made the kernel refuses that.
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
         .name(INSIDE)
         .address(hardware_address(place.address))
         .setns_by_fd(namespace.as_raw_fd())
-        .up()
         .build();
     let pair = LinkVeth::new(&name, INSIDE).set_info_data(InfoData::Veth(InfoVeth::Peer(peer))).controller(bridge).up();
     host.link().add(pair.build()).execute().await.map_err(failed(DOING))?;

@@ -18,6 +18,7 @@ mod port;
 mod rules;
 mod subnet;
 
+pub use port::check_free;
 pub use subnet::pick_subnet;
 
 /// The part that all containers share. It is applied whole: what is not in it is removed.

@@ -111,3 +111,24 @@ fn code(error: &rtnetlink::Error) -> Option<nix::errno::Errno> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_name_the_capability() {
+        for errno in [nix::errno::Errno::EPERM, nix::errno::Errno::EACCES] {
+            let error = io_failed("making a bridge", &io::Error::from(errno));
+            assert_eq!(error.to_string(), "making a bridge is not permitted: the capability CAP_NET_ADMIN is missing");
+        }
+    }
+
+    #[tokio::test]
+    async fn namespaces_of_the_dead_and_our_own_are_refused() {
+        let gone = Netlink::of_process(u32::MAX).await.err();
+        assert!(matches!(gone, Some(NetworkError::ProcessGone { pid: u32::MAX })));
+        let own = Netlink::of_process(std::process::id()).await.err();
+        assert!(matches!(own, Some(NetworkError::Failed { .. })));
+    }
+}

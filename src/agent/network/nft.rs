@@ -14,8 +14,12 @@ const DOING: &str = "applying the packet rules";
 
 /// Runs `script`.
 pub(super) async fn run(script: &str) -> Result<(), NetworkError> {
+    run_with("nft", script).await
+}
+
+async fn run_with(program: &str, script: &str) -> Result<(), NetworkError> {
     let failed = |reason: String| NetworkError::Failed { doing: DOING, reason };
-    let output = tokio::time::timeout(TIMEOUT, feed(script))
+    let output = tokio::time::timeout(TIMEOUT, feed(program, script))
         .await
         .map_err(|_| failed(format!("`nft` took longer than {} s", TIMEOUT.as_secs())))?
         .map_err(|error| match error.kind() {
@@ -35,9 +39,9 @@ pub(super) async fn run(script: &str) -> Result<(), NetworkError> {
     Err(failed(if first.is_empty() { output.status.to_string() } else { first.to_owned() }))
 }
 
-/// Starts `nft`, writes the script and waits for the end.
-async fn feed(script: &str) -> io::Result<std::process::Output> {
-    let mut child = Command::new("nft")
+/// Starts the program, writes the script and waits for the end.
+async fn feed(program: &str, script: &str) -> io::Result<std::process::Output> {
+    let mut child = Command::new(program)
         .args(["-f", "-"])
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
@@ -53,4 +57,21 @@ async fn feed(script: &str) -> io::Result<std::process::Output> {
         }
     }
     child.wait_with_output().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_missing_program_says_how_to_get_it() {
+        let error = run_with("nft-that-nobody-installed", "").await.unwrap_err();
+        assert!(matches!(error, NetworkError::ToolMissing { tool: "nft", hint } if hint.contains("apt-get")));
+    }
+
+    #[tokio::test]
+    async fn a_failure_without_words_tells_the_status() {
+        let error = run_with("false", &"x".repeat(1 << 20)).await.unwrap_err();
+        assert_eq!(error.to_string(), "applying the packet rules failed: exit status: 1");
+    }
 }

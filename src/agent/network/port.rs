@@ -13,7 +13,7 @@ use toft_model::{instance::PublishedPort, workload::Protocol};
 use super::NetworkError;
 
 /// Fails when somebody holds the port on any IPv4 or IPv6 address. Connections in TIME_WAIT do not count.
-pub(super) fn check_free(port: PublishedPort) -> Result<(), NetworkError> {
+pub fn check_free(port: PublishedPort) -> Result<(), NetworkError> {
     let number = port.host;
     try_bind(port.protocol, AddressFamily::Inet, &SockaddrIn::new(0, 0, 0, 0, number))
         .and_then(|()| {

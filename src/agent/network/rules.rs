@@ -40,7 +40,7 @@ table ip {table} {{
         fib daddr type local dnat ip to meta l4proto . th dport map @published
     }}
     chain output {{
-        type nat hook output priority dstnat; policy accept;
+        type nat hook output priority -100; policy accept;
         fib daddr type local dnat ip to meta l4proto . th dport map @published
     }}
     chain postrouting {{
@@ -132,7 +132,7 @@ mod tests {
                 fib daddr type local dnat ip to meta l4proto . th dport map @published
             }
             chain output {
-                type nat hook output priority dstnat; policy accept;
+                type nat hook output priority -100; policy accept;
                 fib daddr type local dnat ip to meta l4proto . th dport map @published
             }
             chain postrouting {

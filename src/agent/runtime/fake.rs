@@ -1,1 +1,360 @@
-//! x
+//! A runtime in memory, for tests of everything above the runtime. It behaves as the real one does, as far as can be
+//! seen from outside, and does as it is told: processes end by command (`exit 3`, `sleep 2`, `true`), by signal, or by
+//! [`FakeRuntime::end`]; the whole runtime goes away and comes back; calls fail on request.
+//!
+//! Time is tokio's, so tests can pause it.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{broadcast, watch},
+};
+
+use super::{
+    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
+    TaskState,
+};
+
+mod script;
+
+use script::Script;
+
+/// How an archive made by [`FakeRuntime::archive`] begins.
+const MAGIC: &str = "toft fake image\n";
+const SIGTERM: i32 = 15;
+const SIGKILL: i32 = 9;
+
+/// The calls that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Call {
+    /// [`Runtime::containers`]
+    Containers,
+    /// [`Runtime::create_container`]
+    CreateContainer,
+    /// [`Runtime::create_task`]
+    CreateTask,
+    /// [`Runtime::start_task`]
+    StartTask,
+    /// [`Runtime::signal_task`]
+    SignalTask,
+    /// [`Runtime::stop_signal`]
+    StopSignal,
+    /// [`Runtime::delete_task`]
+    DeleteTask,
+    /// [`Runtime::delete_container`]
+    DeleteContainer,
+    /// [`Runtime::import_image`]
+    ImportImage,
+    /// [`Runtime::images`]
+    Images,
+    /// [`Runtime::remove_image`]
+    RemoveImage,
+}
+
+#[derive(Debug)]
+struct FakeContainer {
+    spec: ContainerSpec,
+    stop_signal: i32,
+    task: TaskState,
+    /// Tells the tasks of one container apart.
+    task_number: u64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    images: BTreeMap<String, (Image, i32)>,
+    containers: BTreeMap<InstanceId, FakeContainer>,
+    failures: HashMap<Call, VecDeque<RuntimeError>>,
+    calls: Vec<Call>,
+    next_pid: u32,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Mutex<State>,
+    availability: watch::Sender<Availability>,
+    events: broadcast::Sender<RuntimeEvent>,
+}
+
+/// A runtime in memory.
+#[derive(Debug, Clone)]
+pub struct FakeRuntime {
+    inner: Arc<Inner>,
+}
+
+impl Default for FakeRuntime {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl FakeRuntime {
+    /// An empty one, up.
+    pub fn new() -> Self {
+        let state = Mutex::new(State { next_pid: 1000, ..State::default() });
+        let availability = watch::Sender::new(Availability::Up("fake 1.0".to_owned()));
+        Self { inner: Arc::new(Inner { state, availability, events: broadcast::Sender::new(1024) }) }
+    }
+
+    /// An archive that [`Runtime::import_image`] of the fake takes. `name` may be empty.
+    pub fn archive(name: &str, stop_signal: &str) -> Vec<u8> {
+        format!("{MAGIC}{name}\n{stop_signal}\n").into_bytes()
+    }
+
+    /// Puts an image into the store.
+    pub fn add_image(&self, image: &ImageRef) {
+        let image = made_up_image(image.as_str());
+        self.state().images.insert(image.name.clone(), (image, SIGTERM));
+    }
+
+    /// Ends the process of a container that runs; tells the event unless the runtime is down.
+    pub fn end(&self, id: InstanceId, code: i32) {
+        self.inner.end(id, None, Some(code));
+    }
+
+    /// As after a power cut: no container has a process any more, and nobody was told.
+    pub fn lose_tasks(&self) {
+        for container in self.state().containers.values_mut() {
+            container.task = TaskState::None;
+            container.task_number += 1;
+        }
+    }
+
+    /// Says that the kernel killed a process for want of memory.
+    pub fn out_of_memory(&self, id: InstanceId) {
+        self.inner.tell(RuntimeEvent::OutOfMemory { id });
+    }
+
+    /// Goes away: every call fails until [`FakeRuntime::set_up`]. Processes go on.
+    pub fn set_down(&self, reason: &str) {
+        self.inner.availability.send_replace(Availability::Down(reason.to_owned()));
+    }
+
+    /// Comes back.
+    pub fn set_up(&self) {
+        self.inner.availability.send_replace(Availability::Up("fake 1.0".to_owned()));
+    }
+
+    /// The next call of this kind fails with `error`. Several are used up in order.
+    pub fn fail_next(&self, call: Call, error: RuntimeError) {
+        self.state().failures.entry(call).or_default().push_back(error);
+    }
+
+    /// How many calls of this kind were made.
+    pub fn calls(&self, call: Call) -> usize {
+        self.state().calls.iter().filter(|made| **made == call).count()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner.state()
+    }
+
+    /// Notes a call, and gives the state unless the call is to fail.
+    fn begin(&self, call: Call) -> Result<MutexGuard<'_, State>, RuntimeError> {
+        if let Availability::Down(reason) = &*self.inner.availability.borrow() {
+            return Err(RuntimeError::Unavailable { reason: reason.clone() });
+        }
+        let mut state = self.state();
+        state.calls.push(call);
+        match state.failures.get_mut(&call).and_then(VecDeque::pop_front) {
+            Some(error) => Err(error),
+            None => Ok(state),
+        }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, event: RuntimeEvent) {
+        if matches!(*self.availability.borrow(), Availability::Up(_)) {
+            // Nobody listening is fine.
+            let _ = self.events.send(event);
+        }
+    }
+
+    /// Ends a running process; with `task_number` only that one.
+    fn end(&self, id: InstanceId, task_number: Option<u64>, code: Option<i32>) {
+        let exit = Exit { code, at_ms: jiff::Timestamp::now().as_millisecond() };
+        {
+            let mut state = self.state();
+            let Some(container) = state.containers.get_mut(&id) else { return };
+            let another = task_number.is_some_and(|number| number != container.task_number);
+            if another || !matches!(container.task, TaskState::Running { .. } | TaskState::Created { .. }) {
+                return;
+            }
+            container.task = TaskState::Ended(exit);
+        }
+        self.tell(RuntimeEvent::TaskEnded { id, exit });
+    }
+}
+
+fn made_up_image(name: &str) -> Image {
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(name)));
+    let platform = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
+    Image { name: name.to_owned(), digest, size_bytes: 1 << 20, created_at_ms: 1, platform: platform.to_owned() }
+}
+
+async fn end_later(inner: Weak<Inner>, id: InstanceId, number: u64, after: Duration, code: i32) {
+    tokio::time::sleep(after).await;
+    if let Some(inner) = inner.upgrade() {
+        inner.end(id, Some(number), Some(code));
+    }
+}
+
+#[async_trait]
+impl Runtime for FakeRuntime {
+    fn availability(&self) -> watch::Receiver<Availability> {
+        self.inner.availability.subscribe()
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.inner.events.subscribe()
+    }
+
+    async fn containers(&self) -> Result<Vec<Container>, RuntimeError> {
+        let state = self.begin(Call::Containers)?;
+        let one = |(id, container): (&InstanceId, &FakeContainer)| Container {
+            id: *id,
+            image: container.spec.image.as_str().to_owned(),
+            labels: container.spec.labels.clone(),
+            task: container.task,
+        };
+        Ok(state.containers.iter().map(one).collect())
+    }
+
+    async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
+        let mut state = self.begin(Call::CreateContainer)?;
+        let image = spec.image.as_str();
+        let Some((_, stop_signal)) = state.images.get(image) else {
+            return Err(RuntimeError::ImageMissing { image: image.to_owned() });
+        };
+        let stop_signal = *stop_signal;
+        if state.containers.contains_key(&spec.id) {
+            return Err(RuntimeError::Exists { id: spec.id });
+        }
+        let container = FakeContainer { spec: spec.clone(), stop_signal, task: TaskState::None, task_number: 0 };
+        state.containers.insert(spec.id, container);
+        Ok(())
+    }
+
+    async fn create_task(&self, id: InstanceId, _logger: &LoggerCommand) -> Result<u32, RuntimeError> {
+        let mut state = self.begin(Call::CreateTask)?;
+        let pid = state.next_pid;
+        state.next_pid += 1;
+        let container = state.containers.get_mut(&id).ok_or(RuntimeError::NotFound { id })?;
+        if container.task != TaskState::None {
+            return Err(RuntimeError::Exists { id });
+        }
+        Script::of(&container.spec).map_err(|command| RuntimeError::StartFailed {
+            reason: format!("the command `{command}` is not in the image"),
+        })?;
+        container.task = TaskState::Created { pid };
+        container.task_number += 1;
+        Ok(pid)
+    }
+
+    async fn start_task(&self, id: InstanceId) -> Result<(), RuntimeError> {
+        let mut state = self.begin(Call::StartTask)?;
+        let container = state.containers.get_mut(&id).ok_or(RuntimeError::NotFound { id })?;
+        let TaskState::Created { pid } = container.task else { return Err(RuntimeError::NotFound { id }) };
+        container.task = TaskState::Running { pid };
+        if let Ok(Script { ends: Some((after, code)), .. }) = Script::of(&container.spec) {
+            tokio::spawn(end_later(Arc::downgrade(&self.inner), id, container.task_number, after, code));
+        }
+        Ok(())
+    }
+
+    async fn signal_task(&self, id: InstanceId, signal: i32) -> Result<(), RuntimeError> {
+        let reaction = {
+            let state = self.begin(Call::SignalTask)?;
+            let container = state.containers.get(&id).ok_or(RuntimeError::NotFound { id })?;
+            match container.task {
+                TaskState::None => return Err(RuntimeError::NotFound { id }),
+                TaskState::Ended(_) => return Ok(()),
+                TaskState::Created { .. } | TaskState::Running { .. } => {}
+            }
+            match Script::of(&container.spec) {
+                _ if signal == SIGKILL => Some(128 + SIGKILL),
+                Ok(script) => script.on_signal(signal),
+                Err(_) => None,
+            }
+        };
+        if let Some(code) = reaction {
+            self.inner.end(id, None, Some(code));
+        }
+        Ok(())
+    }
+
+    async fn stop_signal(&self, id: InstanceId) -> Result<i32, RuntimeError> {
+        let state = self.begin(Call::StopSignal)?;
+        state.containers.get(&id).map(|container| container.stop_signal).ok_or(RuntimeError::NotFound { id })
+    }
+
+    async fn delete_task(&self, id: InstanceId) -> Result<Option<Exit>, RuntimeError> {
+        let mut state = self.begin(Call::DeleteTask)?;
+        let Some(container) = state.containers.get_mut(&id) else { return Ok(None) };
+        let exit = match container.task {
+            TaskState::None => return Ok(None),
+            TaskState::Running { .. } => {
+                let reason = format!("the process of `{id}` still runs");
+                return Err(RuntimeError::Failed { doing: "removing the process", reason });
+            }
+            TaskState::Created { .. } => {
+                Exit { code: Some(128 + SIGKILL), at_ms: jiff::Timestamp::now().as_millisecond() }
+            }
+            TaskState::Ended(exit) => exit,
+        };
+        container.task = TaskState::None;
+        Ok(Some(exit))
+    }
+
+    async fn delete_container(&self, id: InstanceId) -> Result<(), RuntimeError> {
+        let mut state = self.begin(Call::DeleteContainer)?;
+        if state.containers.get(&id).is_some_and(|container| container.task != TaskState::None) {
+            let reason = format!("the process of `{id}` is still there");
+            return Err(RuntimeError::Failed { doing: "removing a container", reason });
+        }
+        state.containers.remove(&id);
+        Ok(())
+    }
+
+    async fn import_image(
+        &self,
+        mut archive: ArchiveReader,
+        name: Option<&ImageRef>,
+    ) -> Result<Vec<Image>, RuntimeError> {
+        let bad = |reason: &str| RuntimeError::BadArchive { reason: reason.to_owned() };
+        let mut text = String::new();
+        archive.read_to_string(&mut text).await.map_err(|error| bad(&error.to_string()))?;
+        let mut state = self.begin(Call::ImportImage)?;
+        let mut lines = text.strip_prefix(MAGIC).ok_or_else(|| bad("it is no tar archive"))?.lines();
+        let name = match (lines.next().unwrap_or_default(), name) {
+            ("", None) => return Err(bad("its image has no name; give it one")),
+            ("", Some(name)) => name.clone(),
+            (written, _) => written.parse().map_err(|_| bad("an image in it is named wrongly"))?,
+        };
+        let stop_signal = lines.next().and_then(|signal| signal.parse::<nix::sys::signal::Signal>().ok());
+        let image = made_up_image(name.as_str());
+        state.images.insert(image.name.clone(), (image.clone(), stop_signal.map_or(SIGTERM, |signal| signal as i32)));
+        Ok(vec![image])
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
+        Ok(self.begin(Call::Images)?.images.values().map(|(image, _)| image.clone()).collect())
+    }
+
+    async fn remove_image(&self, image: &ImageRef) -> Result<bool, RuntimeError> {
+        Ok(self.begin(Call::RemoveImage)?.images.remove(image.as_str()).is_some())
+    }
+}

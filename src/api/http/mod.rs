@@ -2,7 +2,6 @@
 //!
 //! The same routes answer under `/api/v1` and `/v1`.
 
-pub mod auth;
 mod error;
 mod events;
 mod health;

@@ -4,50 +4,47 @@ use std::{collections::HashSet, net::Ipv4Addr};
 
 use crate::{
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
-    state::{InstanceRow, NodeRow},
+    state::NodeRow,
     workload::{NetworkMode, PortSpec, Protocol, WorkloadSpec},
 };
 
-/// Host ports given to mappings that name none; below the kernel's own ephemeral range.
+/// Host ports given to mappings that name none; below the kernel's own ephemeral range. An instance that holds another
+/// for such a mapping is replaced (the user gave up the port once named), so narrowing the range moves instances.
 const FREE_PORTS: std::ops::Range<u16> = 20_000..30_000;
 
-/// What two instances on one node cannot share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Conflict {
-    /// A host port.
-    Port(u16, Protocol),
-    /// An address.
-    Address(Ipv4Addr),
+/// What the instances of one node hold, those on their way out included.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    instances: usize,
+    addresses: HashSet<Ipv4Addr>,
+    ports: HashSet<(u16, Protocol)>,
 }
 
-/// The first thing `order` claims that a resident of the same node holds already.
-pub fn conflict(order: &ContainerOrder, residents: &[InstanceRow]) -> Option<Conflict> {
-    let NetworkOrder::Bridge { address, ports } = &order.network else { return None };
-    let (addresses, taken) = claims(residents);
-    if addresses.contains(address) {
-        return Some(Conflict::Address(*address));
-    }
-    ports
-        .iter()
-        .find(|port| taken.contains(&(port.host, port.protocol)))
-        .map(|port| Conflict::Port(port.host, port.protocol))
-}
-
-fn claims(residents: &[InstanceRow]) -> (HashSet<Ipv4Addr>, HashSet<(u16, Protocol)>) {
-    let mut addresses = HashSet::new();
-    let mut taken = HashSet::new();
-    for resident in residents {
-        if let NetworkOrder::Bridge { address, ports } = &resident.container.network {
-            addresses.insert(*address);
-            taken.extend(ports.iter().map(|port| (port.host, port.protocol)));
+impl Claims {
+    /// What an instance with this network holds is held from now on.
+    pub(crate) fn add(&mut self, network: &NetworkOrder) {
+        self.instances += 1;
+        if let NetworkOrder::Bridge { address, ports } = network {
+            self.addresses.insert(*address);
+            self.ports.extend(ports.iter().map(|port| (port.host, port.protocol)));
         }
     }
-    (addresses, taken)
+
+    /// Whether `network` claims something that is held already.
+    pub(crate) fn conflict(&self, network: &NetworkOrder) -> bool {
+        let NetworkOrder::Bridge { address, ports } = network else { return false };
+        self.addresses.contains(address) || ports.iter().any(|port| self.ports.contains(&(port.host, port.protocol)))
+    }
+
+    /// How many instances hold them.
+    pub(super) fn instances(&self) -> usize {
+        self.instances
+    }
 }
 
-/// The complete order for an instance of `spec` on `node` beside `residents`, or why there can be none.
-pub(super) fn fit(spec: &WorkloadSpec, node: &NodeRow, residents: &[InstanceRow]) -> Result<ContainerOrder, String> {
-    if spec.node.as_ref().is_some_and(|wanted| *wanted != node.name) {
+/// The complete order for an instance of `spec` on `node` beside what is claimed there, or why there can be none.
+pub(super) fn fit(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<ContainerOrder, String> {
+    if !pinned_to(spec, node) {
         return Err("the specification names another node".into());
     }
     if let Some(memory) = spec.resources.memory_bytes.filter(|memory| *memory > node.inventory.memory_bytes) {
@@ -60,28 +57,31 @@ pub(super) fn fit(spec: &WorkloadSpec, node: &NodeRow, residents: &[InstanceRow]
     let network = match spec.network {
         NetworkMode::Host => NetworkOrder::Host,
         NetworkMode::None => NetworkOrder::None,
-        NetworkMode::Bridge => bridge(spec, node, residents)?,
+        NetworkMode::Bridge => bridge(spec, node, claims)?,
     };
     Ok(ContainerOrder::of(spec, network))
 }
 
-fn bridge(spec: &WorkloadSpec, node: &NodeRow, residents: &[InstanceRow]) -> Result<NetworkOrder, String> {
+fn pinned_to(spec: &WorkloadSpec, node: &NodeRow) -> bool {
+    spec.node.as_ref().is_none_or(|wanted| *wanted == node.name)
+}
+
+fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<NetworkOrder, String> {
     let subnet = node.inventory.subnet.ok_or("it has no container network")?;
-    let (addresses, taken) = claims(residents);
     // The first address is the bridge's, the last the broadcast address.
     let address = (2..subnet.size() - 1)
         .filter_map(|offset| subnet.nth(offset))
-        .find(|address| !addresses.contains(address))
+        .find(|address| !claims.addresses.contains(address))
         .ok_or_else(|| format!("every address of {subnet} is in use"))?;
     let mut ports = Vec::with_capacity(spec.ports.len());
     for PortSpec { host, container, protocol } in &spec.ports {
         let free = |port: &u16| {
             let own = ports.iter().any(|own: &PublishedPort| own.host == *port && own.protocol == *protocol);
             let asked = spec.ports.iter().any(|other| other.host == Some(*port) && other.protocol == *protocol);
-            !own && !asked && !taken.contains(&(*port, *protocol))
+            !own && !asked && !claims.ports.contains(&(*port, *protocol))
         };
         let host = match host {
-            Some(port) if taken.contains(&(*port, *protocol)) => {
+            Some(port) if claims.ports.contains(&(*port, *protocol)) => {
                 return Err(format!("host port {port}/{protocol} is in use"));
             }
             Some(port) => *port,
@@ -92,19 +92,34 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, residents: &[InstanceRow]) -> Res
     Ok(NetworkOrder::Bridge { address, ports })
 }
 
-/// Whether an instance under `order` is what `spec` asks for.
-pub(super) fn serves(order: &ContainerOrder, spec: &WorkloadSpec) -> bool {
-    let network = match (&order.network, spec.network) {
+/// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
+/// run on.
+pub(super) fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
+    let ContainerOrder { image, entrypoint, command, env, resources, restart, stop_grace_ms, network } = order;
+    pinned_to(spec, node)
+        && network_serves(network, spec, node)
+        && *image == spec.image
+        && *entrypoint == spec.entrypoint
+        && *command == spec.command
+        && *env == spec.env
+        && *resources == spec.resources
+        && *restart == spec.restart_policy()
+        && *stop_grace_ms == spec.stop_grace_ms
+}
+
+fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
+    match (order, spec.network) {
         (NetworkOrder::Host, NetworkMode::Host) | (NetworkOrder::None, NetworkMode::None) => true,
-        (NetworkOrder::Bridge { ports, .. }, NetworkMode::Bridge) => {
-            ports.len() == spec.ports.len()
+        (NetworkOrder::Bridge { address, ports }, NetworkMode::Bridge) => {
+            // A node that lost its network may get it back; one that has another needs other addresses.
+            node.inventory.subnet.is_none_or(|subnet| subnet.contains(*address))
+                && ports.len() == spec.ports.len()
                 && ports.iter().zip(&spec.ports).all(|(have, want)| {
                     have.container == want.container
                         && have.protocol == want.protocol
-                        && want.host.is_none_or(|host| host == have.host)
+                        && want.host.map_or_else(|| FREE_PORTS.contains(&have.host), |host| host == have.host)
                 })
         }
-        _ => false,
-    };
-    network && *order == ContainerOrder::of(spec, order.network.clone())
+        (NetworkOrder::Host | NetworkOrder::None | NetworkOrder::Bridge { .. }, _) => false,
+    }
 }

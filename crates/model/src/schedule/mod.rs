@@ -4,7 +4,9 @@ mod feasible;
 mod plan;
 mod rank;
 mod snapshot;
+#[cfg(test)]
+mod tests;
 
-pub use feasible::{Conflict, conflict};
+pub(crate) use feasible::Claims;
 pub use plan::{Plan, plan, why_nowhere};
 pub use snapshot::Snapshot;

@@ -1,9 +1,9 @@
 //! Walks the workloads and decides.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    feasible::{fit, serves},
+    feasible::{Claims, fit, serves},
     rank,
     snapshot::Snapshot,
 };
@@ -35,31 +35,30 @@ impl Plan {
 /// Decides what should change. `mint` gives fresh instance ids.
 pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
     let mut plan = Plan::default();
-    let mut residents: HashMap<NodeId, Vec<InstanceRow>> = HashMap::new();
+    let mut claims = claims(snapshot);
+    let nodes: HashMap<NodeId, &NodeRow> = snapshot.nodes.iter().map(|node| (node.id, node)).collect();
     let mut by_workload: HashMap<WorkloadId, Vec<&InstanceRow>> = HashMap::new();
     for instance in &snapshot.instances {
-        residents.entry(instance.node_id).or_default().push(instance.clone());
         by_workload.entry(instance.workload_id).or_default().push(instance);
     }
     for workload in &snapshot.workloads {
         let existing = by_workload.remove(&workload.id).unwrap_or_default();
-        let mut missing = Vec::new();
-        order_existing(workload, &existing, &mut missing, &mut plan.changes);
+        plan.changes.extend(existing.iter().filter_map(|instance| order(workload, instance, &nodes)));
         let mut reason = None;
-        for ordinal in missing {
-            match choose(&workload.spec, &snapshot.nodes, &residents) {
+        for ordinal in missing(workload, &existing) {
+            match choose(&workload.spec, &snapshot.nodes, &claims) {
                 Ok((node_id, container)) => {
-                    let placement = Placement {
+                    claims.entry(node_id).or_default().add(&container.network);
+                    plan.placements.push(Placement {
                         instance_id: mint(),
                         workload_id: workload.id,
                         generation: workload.generation,
                         ordinal,
                         node_id,
                         container,
-                    };
-                    residents.entry(node_id).or_default().push(resident(&placement, workload.epoch));
-                    plan.placements.push(placement);
+                    });
                 }
+                // What has no place for this copy has none for the next.
                 Err(why) => {
                     reason = Some(why);
                     break;
@@ -75,71 +74,58 @@ pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
 
 /// Why an instance of `spec` can be placed on no node; `None` when one can take it.
 pub fn why_nowhere(spec: &WorkloadSpec, snapshot: &Snapshot) -> Option<String> {
-    let mut residents: HashMap<NodeId, Vec<InstanceRow>> = HashMap::new();
+    choose(spec, &snapshot.nodes, &claims(snapshot)).err()
+}
+
+fn claims(snapshot: &Snapshot) -> HashMap<NodeId, Claims> {
+    let mut claims: HashMap<NodeId, Claims> = HashMap::new();
     for instance in &snapshot.instances {
-        residents.entry(instance.node_id).or_default().push(instance.clone());
+        claims.entry(instance.node_id).or_default().add(&instance.container.network);
     }
-    choose(spec, &snapshot.nodes, &residents).err()
+    claims
 }
 
-/// Orders for the instances a workload has, and the ordinals it lacks.
-fn order_existing(
-    workload: &WorkloadRow,
-    existing: &[&InstanceRow],
-    missing: &mut Vec<u32>,
-    changes: &mut Vec<InstanceChange>,
-) {
-    let mut held = BTreeMap::new();
-    for instance in existing {
-        held.insert(instance.ordinal, ());
-        let wanted = instance.ordinal < workload.spec.replicas && serves(&instance.container, &workload.spec);
-        let desired = if wanted { workload.desired } else { Desired::Removed };
-        let change = InstanceChange { instance_id: instance.id, desired, epoch: workload.epoch };
-        if instance.desired != Desired::Removed && (instance.desired != desired || instance.epoch != workload.epoch) {
-            changes.push(change);
-        }
+/// The new order for an instance that exists, if it needs one.
+fn order(workload: &WorkloadRow, instance: &InstanceRow, nodes: &HashMap<NodeId, &NodeRow>) -> Option<InstanceChange> {
+    if instance.desired == Desired::Removed {
+        return None;
     }
-    if workload.desired == Desired::Running {
-        missing.extend((0..workload.spec.replicas).filter(|ordinal| !held.contains_key(ordinal)));
-    }
+    let serves = nodes.get(&instance.node_id).is_some_and(|node| serves(&instance.container, &workload.spec, node));
+    let wanted = instance.ordinal < workload.spec.replicas && serves;
+    let desired = if wanted { workload.desired } else { Desired::Removed };
+    let change = InstanceChange { instance_id: instance.id, desired, epoch: workload.epoch };
+    (instance.desired != desired || instance.epoch != workload.epoch).then_some(change)
 }
 
+/// The ordinals that have no instance. One that is on its way out still holds its own.
+fn missing(workload: &WorkloadRow, existing: &[&InstanceRow]) -> Vec<u32> {
+    if workload.desired != Desired::Running {
+        return Vec::new();
+    }
+    let held: HashSet<u32> = existing.iter().map(|instance| instance.ordinal).collect();
+    (0..workload.spec.replicas).filter(|ordinal| !held.contains(ordinal)).collect()
+}
+
+/// The best node that can take an instance of `spec`, with its order; else every node's reason.
 fn choose(
     spec: &WorkloadSpec,
     nodes: &[NodeRow],
-    residents: &HashMap<NodeId, Vec<InstanceRow>>,
+    claims: &HashMap<NodeId, Claims>,
 ) -> Result<(NodeId, ContainerOrder), String> {
-    let mut best = None;
-    let mut reasons = Vec::new();
-    for node in nodes {
-        let beside = residents.get(&node.id).map(Vec::as_slice).unwrap_or_default();
-        match fit(spec, node, beside) {
-            Ok(order) => {
-                let key = rank::key(node.id, beside.len());
-                if best.as_ref().is_none_or(|(least, _, _)| key < *least) {
-                    best = Some((key, node.id, order));
-                }
-            }
-            Err(why) => reasons.push(format!("{}: {why}", node.name)),
+    if nodes.is_empty() {
+        return Err("no node has registered yet".into());
+    }
+    let nothing = Claims::default();
+    let beside = |node: &NodeRow| claims.get(&node.id).unwrap_or(&nothing);
+    let mut best_first: Vec<&NodeRow> = nodes.iter().collect();
+    best_first.sort_by_key(|node| rank::key(node.id, beside(node).instances()));
+    let mut reasons = BTreeMap::new();
+    for node in best_first {
+        match fit(spec, node, beside(node)) {
+            Ok(order) => return Ok((node.id, order)),
+            Err(why) => drop(reasons.insert(&node.name, why)),
         }
     }
-    match best {
-        Some((_, node_id, order)) => Ok((node_id, order)),
-        None if nodes.is_empty() => Err("no node has registered yet".into()),
-        None => Err(reasons.join("; ")),
-    }
-}
-
-fn resident(placement: &Placement, epoch: u64) -> InstanceRow {
-    InstanceRow {
-        id: placement.instance_id,
-        workload_id: placement.workload_id,
-        ordinal: placement.ordinal,
-        node_id: placement.node_id,
-        desired: Desired::Running,
-        epoch,
-        container: placement.container.clone(),
-        report: None,
-        created_at_ms: 0,
-    }
+    let reasons: Vec<String> = reasons.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    Err(reasons.join("; "))
 }

@@ -3,14 +3,14 @@
 use rusqlite::Connection;
 
 use super::{
-    command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply},
+    command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
+    commit_plan::PlanCommit,
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, set_applied_index},
 };
 use crate::{
     ids::{NodeId, WorkloadId},
     instance::{Desired, InstanceReport, InstanceState},
     name::Name,
-    schedule,
     workload::WorkloadSpec,
 };
 
@@ -38,16 +38,18 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::PowerWorkload { name, action, at_ms } => power_workload(connection, name, *action, *at_ms)?,
         Command::RemoveWorkload { name, at_ms } => remove_workload(connection, name, *at_ms)?,
         Command::CommitPlan { placements, changes, pending, at_ms } => {
+            let mut commit = PlanCommit::new(connection, *at_ms);
             let mut placed = 0;
             for placement in placements {
-                placed += usize::from(place(connection, index, placement, *at_ms)?);
+                placed += usize::from(commit.place(placement)?);
             }
             for change in changes {
-                change_order(connection, index, *change)?;
+                commit.change_order(*change)?;
             }
             for (workload_id, reason) in pending {
-                note_pending(connection, *workload_id, reason.as_deref(), *at_ms)?;
+                commit.note_pending(*workload_id, reason.as_deref())?;
             }
+            commit.finish(index)?;
             Ok(Reply::Plan { placed, dropped: placements.len() - placed })
         }
         Command::ReportInstances { node_id, reports, at_ms } => {
@@ -130,6 +132,13 @@ fn put_workload(
             tell(connection, at_ms, name, &format!("changed to generation {}", row.generation + 1))?;
             WorkloadRow { generation: row.generation + 1, spec: spec.clone(), updated_at_ms: at_ms, ..row }
         }
+        (None, _) if WorkloadRow::order_of(connection, id)?.is_some() => {
+            return Ok(Err(Refusal {
+                kind: RefusalKind::Exists,
+                message: format!("the id {id} belongs to another workload"),
+                hint: "repeat the request".into(),
+            }));
+        }
         (None, _) => {
             tell(connection, at_ms, name, &format!("created from image {}", spec.image))?;
             WorkloadRow {
@@ -160,7 +169,7 @@ fn power_workload(connection: &Connection, name: &Name, action: PowerAction, at_
             "stopped by request"
         }
         // What runs keeps running; what is down, for whatever reason, gets a new epoch and with it a new start.
-        PowerAction::Start if row.desired == Desired::Running && !has_ended(connection, row.id)? => {
+        PowerAction::Start if row.desired == Desired::Running && !has_ended(connection, &row)? => {
             return Ok(Ok(Reply::Workload(Box::new(row))));
         }
         PowerAction::Start => {
@@ -180,10 +189,13 @@ fn power_workload(connection: &Connection, name: &Name, action: PowerAction, at_
     Ok(Ok(Reply::Workload(Box::new(row))))
 }
 
-fn has_ended(connection: &Connection, id: WorkloadId) -> rusqlite::Result<bool> {
-    Ok(InstanceRow::of_workload(connection, id)?.iter().any(|instance| {
-        let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
-        matches!(state, Some(InstanceState::Finished { .. } | InstanceState::BackOff { .. }))
+/// Whether an instance that shall stay is down, and no newer start is on its way to it already.
+fn has_ended(connection: &Connection, workload: &WorkloadRow) -> rusqlite::Result<bool> {
+    Ok(InstanceRow::of_workload(connection, workload.id)?.iter().any(|instance| {
+        let report = instance.report.as_ref().filter(|report| report.epoch >= workload.epoch);
+        let state = report.and_then(|report| report.state.as_ref());
+        instance.desired != Desired::Removed
+            && matches!(state, Some(InstanceState::Finished { .. } | InstanceState::BackOff { .. }))
     }))
 }
 
@@ -201,61 +213,11 @@ fn remove_workload(connection: &Connection, name: &Name, at_ms: i64) -> rusqlite
 }
 
 fn delete_if_empty(connection: &Connection, row: &WorkloadRow, at_ms: i64) -> rusqlite::Result<()> {
-    if row.desired == Desired::Removed && InstanceRow::of_workload(connection, row.id)?.is_empty() {
+    if row.desired == Desired::Removed && !InstanceRow::any_of_workload(connection, row.id)? {
         WorkloadRow::delete(connection, row.id)?;
         tell(connection, at_ms, &row.spec.name, "removed")?;
     }
     Ok(())
-}
-
-/// Makes a placement real unless the state moved on since it was planned.
-fn place(connection: &Connection, index: u64, placement: &Placement, at_ms: i64) -> rusqlite::Result<bool> {
-    let Some(workload) = WorkloadRow::by_id(connection, placement.workload_id)? else { return Ok(false) };
-    let Some(node) = NodeRow::by_id(connection, placement.node_id)? else { return Ok(false) };
-    let current = workload.desired == Desired::Running
-        && workload.generation == placement.generation
-        && placement.ordinal < workload.spec.replicas;
-    let taken = InstanceRow::of_workload(connection, workload.id)?.iter().any(|i| i.ordinal == placement.ordinal);
-    let residents = InstanceRow::of_node(connection, node.id)?;
-    if !current || taken || schedule::conflict(&placement.container, &residents).is_some() {
-        return Ok(false);
-    }
-    let row = InstanceRow {
-        id: placement.instance_id,
-        workload_id: workload.id,
-        ordinal: placement.ordinal,
-        node_id: node.id,
-        desired: Desired::Running,
-        epoch: workload.epoch,
-        container: placement.container.clone(),
-        report: None,
-        created_at_ms: at_ms,
-    };
-    row.insert(connection)?;
-    NodeRow::touch_assignments(connection, node.id, index)?;
-    let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
-    EventRow::add(connection, at_ms, EventLevel::Info, &subject, &format!("placed on node {}", node.name))?;
-    Ok(true)
-}
-
-fn change_order(connection: &Connection, index: u64, change: InstanceChange) -> rusqlite::Result<()> {
-    let Some(row) = InstanceRow::by_id(connection, change.instance_id)? else { return Ok(()) };
-    // Removal is final: a plan made before it cannot call the instance back.
-    if row.desired == Desired::Removed || (row.desired == change.desired && row.epoch == change.epoch) {
-        return Ok(());
-    }
-    InstanceRow::set_order(connection, row.id, change.desired, change.epoch.max(row.epoch))?;
-    NodeRow::touch_assignments(connection, row.node_id, index)
-}
-
-fn note_pending(connection: &Connection, id: WorkloadId, reason: Option<&str>, at_ms: i64) -> rusqlite::Result<()> {
-    if !WorkloadRow::set_pending(connection, id, reason)? {
-        return Ok(());
-    }
-    let Some(row) = WorkloadRow::by_id(connection, id)? else { return Ok(()) };
-    let Some(reason) = reason else { return Ok(()) };
-    let subject = format!("workload/{}", row.spec.name);
-    EventRow::add(connection, at_ms, EventLevel::Warning, &subject, &format!("waits for a place: {reason}"))
 }
 
 fn take_report(
@@ -268,21 +230,23 @@ fn take_report(
     let Some(row) = InstanceRow::by_id(connection, report.instance_id)?.filter(|row| row.node_id == node_id) else {
         return Ok(());
     };
-    let Some(workload) = WorkloadRow::by_id(connection, row.workload_id)? else { return Ok(()) };
     let Some(state) = &report.state else {
         if row.desired == Desired::Removed {
             InstanceRow::delete(connection, row.id)?;
             NodeRow::touch_assignments(connection, node_id, index)?;
-            delete_if_empty(connection, &workload, at_ms)?;
+            if let Some(workload) = WorkloadRow::by_id(connection, row.workload_id)? {
+                delete_if_empty(connection, &workload, at_ms)?;
+            }
         }
         return Ok(());
     };
     let before = row.report.as_ref().and_then(|report| report.state.as_ref());
-    if before.map(InstanceState::as_str) != Some(state.as_str()) {
-        let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
-        if let Some((level, message)) = story(state) {
-            EventRow::add(connection, report.at_ms, level, &subject, &message)?;
-        }
+    if before.map(InstanceState::as_str) != Some(state.as_str())
+        && let Some((level, message)) = story(state)
+        && let Some(workload) = WorkloadRow::name_of(connection, row.workload_id)?
+    {
+        let subject = format!("instance/{workload}-{}", row.ordinal);
+        EventRow::add(connection, report.at_ms, level, &subject, &message)?;
     }
     InstanceRow::set_report(connection, report)
 }

@@ -4,9 +4,12 @@
 
 mod apply;
 mod command;
+mod commit_plan;
 mod migrate;
 mod query;
 mod tables;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use apply::{Applied, apply};
 pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};

@@ -124,11 +124,11 @@ pub fn query_assignments(connection: &Connection, node_id: NodeId) -> rusqlite::
     let Some(node) = NodeRow::by_id(connection, node_id)? else { return Ok(None) };
     let mut assignments = Vec::new();
     for instance in InstanceRow::of_node(connection, node_id)? {
-        let Some(workload) = WorkloadRow::by_id(connection, instance.workload_id)? else { continue };
+        let Some(workload) = WorkloadRow::name_of(connection, instance.workload_id)? else { continue };
         assignments.push(Assignment {
             instance_id: instance.id,
             workload_id: instance.workload_id,
-            workload: workload.spec.name,
+            workload,
             ordinal: instance.ordinal,
             desired: instance.desired,
             epoch: instance.epoch,

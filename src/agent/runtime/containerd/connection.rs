@@ -151,7 +151,8 @@ async fn choose_snapshotter(client: &Client) -> Result<String, RuntimeError> {
 async fn session_lease(shared: &Shared) -> Result<Lease, RuntimeError> {
     let client = &shared.client;
     let filters = vec![format!("labels.\"{OWNER_LABEL}\"==toft")];
-    let old = call("listing leases", QUICK, client.leases().list(client.request(ListLeasesRequest { filters }))).await?;
+    let old =
+        call("listing leases", QUICK, client.leases().list(client.request(ListLeasesRequest { filters }))).await?;
     let held = shared.session.borrow().as_ref().map(|session| session.lease.clone());
     if let Some(held) = held.filter(|held| old.leases.iter().any(|lease| lease.id == held.id)) {
         return Ok(held);

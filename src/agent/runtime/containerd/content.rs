@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    AbortRequest, Info, InfoRequest, ListStatusesRequest, ReadContentRequest, UpdateRequest, WriteAction,
+    WriteContentRequest, WriteContentResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -36,7 +37,7 @@ pub(super) struct BlobWriter {
 /// How a blob begins.
 pub(super) enum Opened {
     /// Its bytes are wanted.
-    Writer(BlobWriter),
+    Writer(Box<BlobWriter>),
     /// It is in the store; the lease holds it.
     Present,
 }
@@ -76,7 +77,8 @@ impl BlobWriter {
             Err(refusal) => return Err(refusal.into()),
         };
         let present = total > 0 && offset == total;
-        Ok(Opened::Writer(Self { pieces, answers, reference, total, offset, unanswered: 0, present }))
+        let writer = Self { pieces, answers, reference, total, offset, unanswered: 0, present };
+        Ok(Opened::Writer(Box::new(writer)))
     }
 
     /// Appends a piece.
@@ -149,7 +151,7 @@ pub(super) async fn write_whole(
     digest: &str,
     bytes: Vec<u8>,
 ) -> Result<(), RuntimeError> {
-    let reference = format!("toft-{}-{digest}", lease.id);
+    let reference = format!("{}-{digest}", lease.id);
     match BlobWriter::open(client, lease, reference, bytes.len() as u64, Some(digest)).await? {
         Opened::Present => Ok(()),
         Opened::Writer(mut writer) => {
@@ -157,6 +159,21 @@ pub(super) async fn write_whole(
             writer.commit(digest).await
         }
     }
+}
+
+/// Throws away what was begun under references that begin with `prefix` and never ended.
+pub(super) async fn abort_unfinished(client: &Client, prefix: &str) -> Result<(), RuntimeError> {
+    const ABORTING: &str = "throwing away unfinished blobs";
+    let request = client.request(ListStatusesRequest { filters: Vec::new() });
+    let statuses = call(ABORTING, QUICK, client.content().list_statuses(request)).await?.statuses;
+    for status in statuses.into_iter().filter(|status| status.r#ref.starts_with(prefix)) {
+        let request = client.request(AbortRequest { r#ref: status.r#ref });
+        match call(ABORTING, QUICK, client.content().abort(request)).await {
+            Err(refusal) if !refusal.not_found() => return Err(refusal.into()),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Size of a blob; `None` when it is not there.
@@ -183,8 +200,7 @@ pub(super) enum Unread {
 /// Reads a blob of at most `most` bytes.
 pub(super) async fn read_whole(client: &Client, digest: &str, most: u64) -> Result<Vec<u8>, Unread> {
     const READING: &str = "reading from the content store";
-    let refused =
-        |refusal: Refusal| if refusal.not_found() { Unread::Missing } else { Unread::Failed(refusal.into()) };
+    let refused = |refusal: Refusal| if refusal.not_found() { Unread::Missing } else { Unread::Failed(refusal.into()) };
     let limit = i64::try_from(most).unwrap_or(i64::MAX - 1) + 1;
     let request = client.request(ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 });
     let mut stream = call(READING, QUICK, client.content().read(request)).await.map_err(refused)?;

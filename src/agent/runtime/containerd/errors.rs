@@ -87,7 +87,11 @@ fn first_line(text: &str) -> String {
     const LONGEST: usize = 400;
     let line = text.trim().lines().next().unwrap_or_default();
     let line = line.strip_suffix(": unknown").unwrap_or(line);
-    if line.len() <= LONGEST { line.to_owned() } else { format!("{}...", line.chars().take(LONGEST).collect::<String>()) }
+    if line.len() <= LONGEST {
+        line.to_owned()
+    } else {
+        format!("{}...", line.chars().take(LONGEST).collect::<String>())
+    }
 }
 
 /// Reads the long texts of runc and crun. `None` when the text is not about starting a process.

@@ -96,7 +96,8 @@ impl ResolvedImages {
     }
 }
 
-async fn resolve(client: &Client, target: &Descriptor) -> Result<ResolvedImage, Unusable> {
+/// Reads what `target` stands for from the store, whatever is known already.
+pub(super) async fn resolve(client: &Client, target: &Descriptor) -> Result<ResolvedImage, Unusable> {
     let mut queue = VecDeque::from([target.clone()]);
     let mut others: Vec<String> = Vec::new();
     let mut read = 0;

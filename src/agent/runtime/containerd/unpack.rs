@@ -60,13 +60,7 @@ impl Snapshots<'_> {
         found(call("looking at a snapshot", QUICK, { stat }.stat(self.client.request(message))).await)
     }
 
-    async fn unpack_layer(
-        &self,
-        layer: &Descriptor,
-        parent: &str,
-        chain: &str,
-        diff_id: &str,
-    ) -> Result<(), Unusable> {
+    async fn unpack_layer(&self, layer: &Descriptor, parent: &str, chain: &str, diff_id: &str) -> Result<(), Unusable> {
         let key = format!("toft-unpack-{} {chain}", Uuid::new_v4());
         let mounts = self.prepare(&key, parent, UNPACKING).await.map_err(RuntimeError::from)?;
         let done = self.apply_and_commit(layer, mounts, &key, chain, diff_id).await;

@@ -10,10 +10,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use containerd_client::{
-    services::v1::snapshots::ViewSnapshotRequest,
-    types::Mount,
-};
+use containerd_client::{services::v1::snapshots::ViewSnapshotRequest, types::Mount};
 use nix::{
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     mount::{MntFlags, MsFlags, mount, umount2},
@@ -68,9 +65,7 @@ fn by_number(wanted: &str) -> Option<Identity> {
     match wanted.split_once(':') {
         None if matches!(wanted, "" | "0" | "root") => Some(Identity::default()),
         None => None,
-        Some((user, group)) => {
-            Some(Identity { uid: user.parse().ok()?, gid: group.parse().ok()?, groups: Vec::new() })
-        }
+        Some((user, group)) => Some(Identity { uid: user.parse().ok()?, gid: group.parse().ok()?, groups: Vec::new() }),
     }
 }
 

@@ -67,10 +67,7 @@ impl Files {
             ("debug".to_owned(), table(vec![("level", Value::String("warn".to_owned()))])),
             (
                 "plugins".to_owned(),
-                table(vec![(
-                    "io.containerd.internal.v1.opt",
-                    table(vec![("path", path(&self.dir.join("opt")))]),
-                )]),
+                table(vec![("io.containerd.internal.v1.opt", table(vec![("path", path(&self.dir.join("opt")))]))]),
             ),
         ])
     }

@@ -49,7 +49,9 @@ pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
 }
 
 fn find(name: &str) -> Option<PathBuf> {
-    search_path().into_iter().filter(|place| place.is_absolute()).map(|place| place.join(name)).find(|path| {
-        path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-    })
+    search_path()
+        .into_iter()
+        .filter(|place| place.is_absolute())
+        .map(|place| place.join(name))
+        .find(|path| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0))
 }

@@ -38,22 +38,13 @@ const FAREWELL: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
     /// None runs and none is installed.
-    #[error(
-        "containerd is not installed\nhint: install it with `apt install containerd` (Debian, Ubuntu), `dnf install \
-         containerd` (Fedora) or `pacman -S containerd` (Arch)"
-    )]
+    #[error("containerd is not installed, and none is running")]
     NotInstalled,
     /// containerd is there, but not what it starts containers with.
-    #[error(
-        "runc is not installed, and containerd needs it\nhint: install it with `apt install runc` (Debian, Ubuntu), \
-         `dnf install runc` (Fedora) or `pacman -S runc` (Arch)"
-    )]
+    #[error("runc is not installed, and containerd needs it")]
     RuncMissing,
     /// The socket's path does not fit.
-    #[error(
-        "the socket `{path}` would have a path of {length} bytes, and {LONGEST_SOCKET} is the most\nhint: use a \
-         shorter --data-dir"
-    )]
+    #[error("the socket `{path}` would have a path of {length} bytes, and {LONGEST_SOCKET} is the most")]
     PathTooLong {
         /// The path.
         path: PathBuf,
@@ -69,6 +60,21 @@ pub enum SupervisorError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl SupervisorError {
+    /// The next step for the person who reads the error.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NotInstalled | Self::RuncMissing => {
+                "install both with `apt install containerd runc` (Debian, Ubuntu), `dnf install containerd runc` (Fedora) \
+                 or `pacman -S containerd runc` (Arch)"
+                    .into()
+            }
+            Self::PathTooLong { .. } => "use a shorter --data-dir".into(),
+            Self::Files { .. } => "check that the directory is writable and its disk not full".into(),
+        }
+    }
 }
 
 /// Keeps one containerd alive.

@@ -85,7 +85,8 @@ impl Running {
 
     /// Waits for its end and tells so.
     pub(super) async fn ended(self) -> String {
-        match AsyncFd::register(self.handle) {
+        // SAFETY: the descriptor is owned, so it stays open and the same for as long as it is registered.
+        match unsafe { AsyncFd::register(self.handle) } {
             Ok(handle) => match handle.readable().await {
                 Ok(_) => "it ended".to_owned(),
                 Err(error) => error.to_string(),

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{from_json, to_json};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
-    instance::{ContainerOrder, Desired, InstanceReport},
+    instance::{ContainerOrder, Desired, InstanceReport, NetworkOrder},
 };
 
 /// One row of `instances`.
@@ -80,12 +80,37 @@ impl InstanceRow {
             .optional()
     }
 
-    /// Writes a new row.
-    pub fn insert(&self, connection: &Connection) -> rusqlite::Result<()> {
+    /// Whether the workload has an instance.
+    pub fn any_of_workload(connection: &Connection, id: WorkloadId) -> rusqlite::Result<bool> {
+        connection.prepare_cached("SELECT 1 FROM instances WHERE workload_id = ?1")?.exists([id])
+    }
+
+    /// Whether the workload has an instance of that ordinal.
+    pub fn holds_ordinal(connection: &Connection, id: WorkloadId, ordinal: u32) -> rusqlite::Result<bool> {
         connection
+            .prepare_cached("SELECT 1 FROM instances WHERE workload_id = ?1 AND ordinal = ?2")?
+            .exists(params![id, ordinal])
+    }
+
+    /// The networks of the instances placed on one node.
+    pub fn networks_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<NetworkOrder>> {
+        /// The part of a [`ContainerOrder`] that is worth reading here.
+        #[derive(serde::Deserialize)]
+        struct Networked {
+            network: NetworkOrder,
+        }
+        connection
+            .prepare_cached("SELECT container FROM instances WHERE node_id = ?1")?
+            .query_map([id], |row| from_json::<Networked>(row.get_ref(0)?.as_str()?).map(|order| order.network))?
+            .collect()
+    }
+
+    /// Writes a new row; `false` when the id is in use.
+    pub fn insert(&self, connection: &Connection) -> rusqlite::Result<bool> {
+        let inserted = connection
             .prepare_cached(
                 "INSERT INTO instances (id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, ?8)",
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, ?8) ON CONFLICT (id) DO NOTHING",
             )?
             .execute(params![
                 self.id,
@@ -97,7 +122,7 @@ impl InstanceRow {
                 to_json(&self.container)?,
                 self.created_at_ms
             ])?;
-        Ok(())
+        Ok(inserted > 0)
     }
 
     /// Changes the order.

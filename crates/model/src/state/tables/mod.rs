@@ -10,10 +10,10 @@ pub use instances::InstanceRow;
 pub use nodes::NodeRow;
 pub use workloads::WorkloadRow;
 
-use rusqlite::{Connection, types::FromSqlError};
+use rusqlite::{Connection, Row, types::FromSqlError};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::instance::Desired;
+use crate::{instance::Desired, invalid::Invalid, name::Name};
 
 /// Index of the last command applied.
 pub fn applied_index(connection: &Connection) -> rusqlite::Result<u64> {
@@ -33,6 +33,14 @@ fn to_json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
 fn from_json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
     serde_json::from_str(text)
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
+}
+
+fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
+    let text = row.get_ref(column)?.as_str()?;
+    text.parse().map_err(|e| {
+        let cause = Box::<Invalid>::new(e);
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, cause)
+    })
 }
 
 impl rusqlite::types::ToSql for Desired {

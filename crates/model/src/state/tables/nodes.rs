@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{from_json, to_json};
+use super::{from_json, name, to_json};
 use crate::{ids::NodeId, name::Name, node::Inventory};
 
 /// One row of `nodes`.
@@ -28,16 +28,9 @@ const COLUMNS: &str = "id, name, labels, inventory, registered_at_ms, assignment
 
 impl NodeRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let name: String = row.get(1)?;
         Ok(Self {
             id: row.get(0)?,
-            name: name.parse().map_err(|e| {
-                rusqlite::Error::FromSqlConversionFailure(
-                    1,
-                    rusqlite::types::Type::Text,
-                    Box::<crate::invalid::Invalid>::new(e),
-                )
-            })?,
+            name: name(row, 1)?,
             labels: from_json(row.get_ref(2)?.as_str()?)?,
             inventory: from_json(row.get_ref(3)?.as_str()?)?,
             registered_at_ms: row.get(4)?,

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{from_json, to_json};
+use super::{from_json, name, to_json};
 use crate::{ids::WorkloadId, instance::Desired, name::Name, workload::WorkloadSpec};
 
 /// One row of `workloads`.
@@ -63,6 +63,22 @@ impl WorkloadRow {
         connection
             .prepare_cached(&format!("SELECT {COLUMNS} FROM workloads WHERE id = ?1"))?
             .query_row([id], Self::read)
+            .optional()
+    }
+
+    /// What the user wants of the workload of that id, and its epoch; without reading the specification.
+    pub fn order_of(connection: &Connection, id: WorkloadId) -> rusqlite::Result<Option<(Desired, u64)>> {
+        connection
+            .prepare_cached("SELECT desired, epoch FROM workloads WHERE id = ?1")?
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+    }
+
+    /// The name of the workload of that id; without reading the specification.
+    pub fn name_of(connection: &Connection, id: WorkloadId) -> rusqlite::Result<Option<Name>> {
+        connection
+            .prepare_cached("SELECT name FROM workloads WHERE id = ?1")?
+            .query_row([id], |row| name(row, 0))
             .optional()
     }
 

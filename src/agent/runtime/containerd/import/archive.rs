@@ -112,7 +112,8 @@ impl<R: Read> Members<'_, R> {
                 }
             }
         }
-        let padding = io::copy(&mut (&mut self.source).take(MOST_PADDING + 1), &mut io::sink()).map_err(|e| broken(&e))?;
+        let padding =
+            io::copy(&mut (&mut self.source).take(MOST_PADDING + 1), &mut io::sink()).map_err(|e| broken(&e))?;
         if padding > MOST_PADDING { Err("it goes on after its end".to_owned()) } else { Ok(()) }
     }
 
@@ -148,16 +149,15 @@ impl<R: Read> Members<'_, R> {
         let path = inside(&raw)?;
         let size = known.size.unwrap_or(stated);
         match kind {
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse if kind != EntryType::GNUSparse => {
-                self.file(path, size)
-            }
+            EntryType::Regular | EntryType::Continuous => self.file(path, size),
             EntryType::Symlink | EntryType::Link => {
                 let target = match known.link {
                     Some(target) => target,
                     None => text(&header.link_name_bytes().unwrap_or_default())?,
                 };
-                let base = if kind == EntryType::Symlink { path.rsplit_once('/').map_or("", |(dir, _)| dir) } else { "" };
-                let target = inside(&format!("{base}/{target}").trim_start_matches('/').to_owned())?;
+                let base =
+                    if kind == EntryType::Symlink { path.rsplit_once('/').map_or("", |(dir, _)| dir) } else { "" };
+                let target = inside(format!("{base}/{target}").trim_start_matches('/'))?;
                 self.skip(size)?;
                 Ok(self.pieces.blocking_send(Piece::Link { path, target }).is_ok())
             }
@@ -267,7 +267,11 @@ fn inside(raw: &str) -> Result<String, String> {
 }
 
 fn ended_in(error: &io::Error, path: &str) -> String {
-    if error.kind() == io::ErrorKind::UnexpectedEof { format!("it ends in the middle of `{path}`") } else { broken(error) }
+    if error.kind() == io::ErrorKind::UnexpectedEof {
+        format!("it ends in the middle of `{path}`")
+    } else {
+        broken(error)
+    }
 }
 
 fn broken(error: &io::Error) -> String {

@@ -8,9 +8,7 @@ use super::{
     super::{
         client::{Client, Lease},
         content,
-        media::{
-            DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_LAYER_TAR, DOCKER_MANIFEST, Descriptor, Manifest, digest_of,
-        },
+        media::{DOCKER_CONFIG, DOCKER_LAYER_GZIP, DOCKER_LAYER_TAR, DOCKER_MANIFEST, Descriptor, Manifest, digest_of},
     },
     Found, bad,
     spool::{Contents, Spooled},
@@ -37,8 +35,8 @@ pub(super) async fn images(
     document: &[u8],
     contents: &Contents,
 ) -> Result<Vec<Found>, RuntimeError> {
-    let saved: Vec<Saved> =
-        serde_json::from_slice(document).map_err(|error| bad(format!("its `manifest.json` cannot be read: {error}")))?;
+    let saved: Vec<Saved> = serde_json::from_slice(document)
+        .map_err(|error| bad(format!("its `manifest.json` cannot be read: {error}")))?;
     if saved.len() > MOST {
         return Err(bad(format!("it names more than {MOST} images")));
     }

@@ -17,7 +17,7 @@ use super::{
     connection::{self, Collect, Session},
     content, images,
     media::Descriptor,
-    resolve::ResolvedImage,
+    resolve::{self, ResolvedImage},
     unpack::Snapshots,
 };
 use crate::agent::runtime::{ArchiveReader, Image, RuntimeError};
@@ -58,11 +58,9 @@ pub(super) async fn run(
     let lease = connection::create_lease(&shared.client, "import", Some(lifetime)).await?;
     let import = Import { shared, session, lease };
     let result = import.all(archive, name).await;
-    let collect = if result.is_ok() { Collect::Later } else { Collect::Now };
-    let released = connection::delete_lease(&shared.client, &import.lease, collect).await;
-    if let Err(error) = &released {
-        // It expires by itself.
-        tracing::warn!(error = %error, "the lease of an import could not be deleted");
+    if let Err(error) = import.release(result.is_ok()).await {
+        // The lease expires by itself, and all goes with it.
+        tracing::warn!(error = %error, "what an import had used could not be released");
     }
     result
 }
@@ -74,6 +72,16 @@ struct Import<'a> {
 }
 
 impl Import<'_> {
+    /// Lets go of everything that did not get a name; after a failure, at once.
+    async fn release(&self, done: bool) -> Result<(), RuntimeError> {
+        let client = &self.shared.client;
+        if done {
+            return connection::delete_lease(client, &self.lease, Collect::Later).await;
+        }
+        content::abort_unfinished(client, &self.lease.id).await?;
+        connection::delete_lease(client, &self.lease, Collect::Now).await
+    }
+
     async fn all(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {
         let contents = spool::spool(&self.shared.client, &self.lease, archive).await?;
         let found = self.find(&contents).await?;
@@ -114,7 +122,8 @@ impl Import<'_> {
         let client = &self.shared.client;
         let mut trouble = None;
         for target in candidates {
-            let image = match self.shared.resolved.get(client, target).await {
+            // Not what is known from before: it may have been collected since.
+            let image = match resolve::resolve(client, target).await {
                 Ok(image) => image,
                 Err(unusable) => {
                     trouble.get_or_insert(unusable.of_archive());
@@ -250,10 +259,7 @@ impl Import<'_> {
 }
 
 /// Groups what was found by name; several targets of one name are the same image for several platforms.
-fn choose_names(
-    found: Vec<Found>,
-    name: Option<&ImageRef>,
-) -> Result<Vec<(ImageRef, Vec<Descriptor>)>, RuntimeError> {
+fn choose_names(found: Vec<Found>, name: Option<&ImageRef>) -> Result<Vec<(ImageRef, Vec<Descriptor>)>, RuntimeError> {
     let mut named: Vec<(ImageRef, Vec<Descriptor>)> = Vec::new();
     let mut unnamed: Vec<Option<String>> = Vec::new();
     for image in found {

@@ -7,11 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{
-    io::AsyncReadExt,
-    sync::mpsc,
-    task::JoinHandle,
-};
+use tokio::{io::AsyncReadExt, sync::mpsc, task::JoinHandle};
 
 use super::{
     super::{
@@ -101,11 +97,7 @@ async fn feed(mut archive: ArchiveReader, chunks: mpsc::Sender<io::Result<Bytes>
     }
 }
 
-async fn take(
-    client: &Client,
-    lease: &Lease,
-    mut pieces: mpsc::Receiver<Piece>,
-) -> Result<Contents, RuntimeError> {
+async fn take(client: &Client, lease: &Lease, mut pieces: mpsc::Receiver<Piece>) -> Result<Contents, RuntimeError> {
     let mut contents = Contents::default();
     while let Some(piece) = pieces.recv().await {
         match piece {
@@ -129,7 +121,7 @@ struct File {
 /// Where the bytes of a file go.
 enum Sink {
     Memory(&'static str, Vec<u8>),
-    Store(BlobWriter),
+    Store(Box<BlobWriter>),
     Nowhere,
 }
 

@@ -48,12 +48,8 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, String> {
 
 fn linux(parts: &Parts<'_>) -> Linux {
     let new_network = parts.order.network == NetworkNamespace::New;
-    let mut kinds = vec![
-        LinuxNamespaceType::Pid,
-        LinuxNamespaceType::Ipc,
-        LinuxNamespaceType::Uts,
-        LinuxNamespaceType::Mount,
-    ];
+    let mut kinds =
+        vec![LinuxNamespaceType::Pid, LinuxNamespaceType::Ipc, LinuxNamespaceType::Uts, LinuxNamespaceType::Mount];
     if new_network {
         kinds.push(LinuxNamespaceType::Network);
     }
@@ -147,7 +143,7 @@ mod tests {
         let env: Vec<&str> = spec["process"]["env"].as_array().unwrap().iter().map(|e| e.as_str().unwrap()).collect();
         assert!(env.contains(&"A=order") && env.contains(&"B=image") && env.contains(&"HOSTNAME=web-1"), "{env:?}");
         assert!(!env.contains(&"A=image") && env.iter().any(|e| e.starts_with("PATH=")), "{env:?}");
-        assert_eq!(spec["process"]["user"], serde_json::json!({"uid": 5, "gid": 6, "additionalGids": [7]}));
+        assert_eq!(spec["process"]["user"], serde_json::json!({"uid": 5, "gid": 6, "additionalGids": [6, 7]}));
         assert_eq!(spec["process"]["rlimits"][0]["hard"], 20_000);
         assert_eq!(spec["linux"]["cgroupsPath"], "/toft/0192f0c0-0000-7000-8000-000000000001");
         assert_eq!(spec["linux"]["resources"]["cpu"], serde_json::json!({"quota": 150_000, "period": 100_000}));

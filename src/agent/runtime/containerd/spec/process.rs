@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User};
+use oci_spec::runtime::{
+    Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User,
+};
 
 use super::Parts;
 
@@ -76,9 +78,9 @@ fn environment(parts: &Parts<'_>) -> Vec<String> {
 fn user(parts: &Parts<'_>) -> User {
     let mut user = User::default();
     user.set_uid(parts.identity.uid).set_gid(parts.identity.gid);
-    if !parts.identity.groups.is_empty() {
-        user.set_additional_gids(Some(parts.identity.groups.clone()));
-    }
+    // The main group is among the further ones too: without that, a process could leave it and with it a ban.
+    let groups = std::iter::once(parts.identity.gid).chain(parts.identity.groups.iter().copied());
+    user.set_additional_gids(Some(groups.collect()));
     user
 }
 

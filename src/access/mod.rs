@@ -10,8 +10,10 @@ use axum::{
 };
 use sha2::{Digest, Sha256};
 
-use super::ApiError;
-use crate::control::{ControlError, ErrorKind};
+use crate::{
+    api::http::ApiError,
+    control::{ControlError, ErrorKind},
+};
 
 /// Open to everybody: they tell nothing that is worth hiding.
 const OPEN: [&str; 2] = ["/health", "/ready"];

@@ -1,0 +1,244 @@
+//! Whatever users, nodes and late plans did: once they pause, the cluster comes to rest in what was asked for.
+
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use crate::{
+    instance::{Desired, NetworkOrder},
+    node::Inventory,
+    schedule::Plan,
+    state::{
+        Command, InstanceRow, NodeRow, PowerAction, PutMode, WorkloadRow, query_snapshot,
+        tests::cluster::{Cluster, Outcome, inventory, node_id, spec},
+    },
+    workload::{NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
+};
+
+const NODES: [&str; 3] = ["one", "two", "six"];
+const NAMES: [&str; 4] = ["aaa", "bbb", "ccc", "ddd"];
+
+/// Something that can happen to a cluster.
+#[derive(Debug, Clone)]
+enum Happening {
+    Register(&'static str, Inventory),
+    Put(WorkloadSpec, PutMode),
+    Power(&'static str, PowerAction),
+    Remove(&'static str),
+    /// The scheduler looks at the state, and commits later.
+    Think,
+    /// The oldest thought is committed.
+    Commit,
+    /// A node carries out some of its orders and reports.
+    Act(&'static str, Outcome, u8),
+}
+
+fn a_node() -> impl Strategy<Value = Happening> {
+    let subnet = prop_oneof![
+        1 => Just(None),
+        2 => Just(Some("10.0.0.0/30")),
+        3 => Just(Some("10.0.1.0/29")),
+        3 => Just(Some("10.0.2.0/24")),
+    ];
+    let memory = prop_oneof![Just(16u64 << 20), Just(8 << 30)];
+    (prop::sample::select(&NODES[..]), subnet, memory).prop_map(|(name, subnet, memory_bytes)| {
+        Happening::Register(name, Inventory { memory_bytes, ..inventory(subnet) })
+    })
+}
+
+fn a_port() -> impl Strategy<Value = PortSpec> {
+    let host = prop_oneof![
+        2 => Just(None),
+        1 => prop::sample::select(&[80u16, 443, 20_000, 20_001][..]).prop_map(Some),
+    ];
+    let protocol = prop_oneof![3 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)];
+    (host, 1u16..3, protocol).prop_map(|(host, container, protocol)| PortSpec { host, container, protocol })
+}
+
+fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
+    let network =
+        prop_oneof![6 => Just(NetworkMode::Bridge), 1 => Just(NetworkMode::Host), 1 => Just(NetworkMode::None)];
+    let memory = prop_oneof![3 => Just(None), 1 => Just(Some(8u64 << 20)), 1 => Just(Some(64 << 20))];
+    let node =
+        prop_oneof![4 => Just(None), 2 => prop::sample::select(&NODES[..]).prop_map(Some), 1 => Just(Some("none"))];
+    (
+        prop::sample::select(&NAMES[..]),
+        prop::sample::select(&["demo:1", "demo:2"][..]),
+        0u32..5,
+        prop::collection::vec(a_port(), 0..3),
+        network,
+        memory,
+        node,
+    )
+        .prop_map(|(name, image, replicas, ports, network, memory_bytes, node)| {
+            let mut spec = WorkloadSpec {
+                replicas,
+                network,
+                resources: Resources { cpu_millis: None, memory_bytes },
+                node: node.map(|node| node.parse().unwrap()),
+                ..spec(name, image)
+            };
+            // Only what a door would let pass.
+            if network == NetworkMode::Bridge {
+                let mut seen = HashSet::new();
+                spec.ports = ports;
+                spec.ports.retain(|port| port.host.is_none() || seen.insert((port.host, port.protocol)));
+            }
+            spec.validate().unwrap();
+            spec
+        })
+}
+
+fn happening() -> impl Strategy<Value = Happening> {
+    let name = || prop::sample::select(&NAMES[..]);
+    let action = prop::sample::select(&[PowerAction::Start, PowerAction::Stop, PowerAction::Restart][..]);
+    let outcome = prop::sample::select(&[Outcome::Runs, Outcome::Runs, Outcome::BacksOff, Outcome::Finishes][..]);
+    let mode = prop_oneof![
+        4 => Just(PutMode::Replace { if_generation: None }),
+        1 => Just(PutMode::Create),
+        1 => (1u64..4).prop_map(|seen| PutMode::Replace { if_generation: Some(seen) }),
+    ];
+    prop_oneof![
+        2 => a_node(),
+        5 => (a_spec(), mode).prop_map(|(spec, mode)| Happening::Put(spec, mode)),
+        2 => (name(), action).prop_map(|(name, action)| Happening::Power(name, action)),
+        1 => name().prop_map(Happening::Remove),
+        4 => Just(Happening::Think),
+        4 => Just(Happening::Commit),
+        4 => (prop::sample::select(&NODES[..]), outcome, any::<u8>())
+            .prop_map(|(node, outcome, mask)| Happening::Act(node, outcome, mask)),
+    ]
+}
+
+fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening) {
+    let at_ms = cluster.now_ms();
+    // Refusals are as good as anything here; `try_apply` checks what holds for them.
+    match happening {
+        Happening::Register(name, inventory) => drop(cluster.register_with(name, inventory)),
+        Happening::Put(spec, mode) => {
+            let command = cluster.put_command(spec, mode);
+            drop(cluster.try_apply(command));
+        }
+        Happening::Power(name, action) => {
+            drop(cluster.try_apply(Command::PowerWorkload { name: name.parse().unwrap(), action, at_ms }));
+        }
+        Happening::Remove(name) => {
+            drop(cluster.try_apply(Command::RemoveWorkload { name: name.parse().unwrap(), at_ms }));
+        }
+        Happening::Think => thoughts.push(cluster.think()),
+        Happening::Commit if thoughts.is_empty() => {}
+        Happening::Commit => drop(cluster.commit(thoughts.remove(0))),
+        Happening::Act(node, outcome, mask) => {
+            let known = NodeRow::by_id(&cluster.connection, node_id(node)).unwrap().is_some();
+            if known {
+                cluster.node_acts(node_id(node), outcome, |i| mask & (1 << (i % 8)) != 0);
+            }
+        }
+    }
+}
+
+/// Says for itself, by the words of the problem, whether `node` could take one more copy.
+fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) -> bool {
+    let pinned_elsewhere = spec.node.as_ref().is_some_and(|name| *name != node.name);
+    let too_big = spec.resources.memory_bytes.is_some_and(|wanted| wanted > node.inventory.memory_bytes);
+    if pinned_elsewhere || too_big {
+        return false;
+    }
+    if spec.network != NetworkMode::Bridge {
+        return true;
+    }
+    let Some(subnet) = node.inventory.subnet else { return false };
+    let (mut addresses, mut ports) = (Vec::new(), Vec::new());
+    for instance in instances.iter().filter(|instance| instance.node_id == node.id) {
+        if let NetworkOrder::Bridge { address, ports: published } = &instance.container.network {
+            addresses.push(*address);
+            ports.extend(published.iter().map(|port| (port.host, port.protocol)));
+        }
+    }
+    let free = (2..subnet.size() - 1).any(|offset| !addresses.contains(&subnet.nth(offset).unwrap()));
+    free && spec.ports.iter().all(|port| port.host.is_none_or(|host| !ports.contains(&(host, port.protocol))))
+}
+
+/// What a cluster at rest owes its users.
+fn assert_as_wanted(cluster: &Cluster) {
+    let snapshot = query_snapshot(&cluster.connection).unwrap();
+    for workload in &snapshot.workloads {
+        let own: Vec<&InstanceRow> = snapshot.instances.iter().filter(|i| i.workload_id == workload.id).collect();
+        for instance in &own {
+            assert_eq!((instance.desired, instance.epoch), (workload.desired, workload.epoch));
+            assert!(instance.ordinal < workload.spec.replicas);
+            assert_made_of(instance, workload, &snapshot.nodes);
+            let report = instance.report.as_ref().expect("its node told of it");
+            assert_eq!(report.epoch, instance.epoch);
+            let word = report.state.as_ref().map_or("gone", |state| state.as_str());
+            let fitting: &[&str] = match instance.desired {
+                Desired::Running => &["running", "finished"],
+                Desired::Stopped => &["stopped"],
+                Desired::Removed => &[],
+            };
+            assert!(fitting.contains(&word), "{word} is not {:?}", instance.desired);
+        }
+        let missing = (0..workload.spec.replicas).filter(|n| own.iter().all(|i| i.ordinal != *n)).count();
+        match (&workload.pending, workload.desired) {
+            (_, Desired::Removed) => panic!("a removed workload is still there"),
+            (reason, Desired::Stopped) => assert_eq!(*reason, None),
+            (None, Desired::Running) => assert_eq!(missing, 0, "a copy is missing without a reason"),
+            (Some(reason), Desired::Running) => {
+                assert!(missing > 0, "nothing is missing, and yet: {reason}");
+                for node in &snapshot.nodes {
+                    assert!(!could_take(node, &workload.spec, &snapshot.instances), "untrue: {reason}");
+                    assert!(reason.contains(&format!("{}: ", node.name)), "{} is not in: {reason}", node.name);
+                }
+            }
+        }
+    }
+}
+
+fn assert_made_of(instance: &InstanceRow, workload: &WorkloadRow, nodes: &[NodeRow]) {
+    let node = nodes.iter().find(|node| node.id == instance.node_id).unwrap();
+    assert!(workload.spec.node.as_ref().is_none_or(|name| *name == node.name), "it runs beside its pin");
+    assert_eq!(instance.container.image, workload.spec.image);
+    assert_eq!(instance.container.resources, workload.spec.resources);
+    match (&instance.container.network, workload.spec.network) {
+        (NetworkOrder::Host, NetworkMode::Host) | (NetworkOrder::None, NetworkMode::None) => {}
+        (NetworkOrder::Bridge { address, ports }, NetworkMode::Bridge) => {
+            if let Some(subnet) = node.inventory.subnet {
+                assert!(subnet.contains(*address) && *address != subnet.gateway());
+            }
+            assert_eq!(ports.len(), workload.spec.ports.len());
+            for (have, want) in ports.iter().zip(&workload.spec.ports) {
+                assert_eq!((have.container, have.protocol), (want.container, want.protocol));
+                match want.host {
+                    Some(host) => assert_eq!(have.host, host),
+                    None => assert!((20_000..30_000).contains(&have.host)),
+                }
+            }
+        }
+        other => panic!("another network than wanted: {other:?}"),
+    }
+}
+
+fn cases() -> ProptestConfig {
+    let full = std::env::var_os("TOFT_TEST_FULL").is_some_and(|value| value == "1");
+    ProptestConfig { cases: if full { 100_000 } else { 2_000 }, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn every_past_leads_to_rest(past in prop::collection::vec(happening(), 0..40)) {
+        let mut cluster = Cluster::new();
+        let mut thoughts = Vec::new();
+        for happening in past {
+            happen(&mut cluster, &mut thoughts, happening);
+        }
+        // What was thought long ago arrives at last.
+        for late in thoughts {
+            cluster.commit(late);
+        }
+        cluster.settle();
+        assert_as_wanted(&cluster);
+        prop_assert!(cluster.think().is_empty());
+    }
+}

@@ -1,0 +1,290 @@
+//! Tests of the scheduler: what it decides (here), and that its decisions lead to rest (`convergence`).
+
+mod convergence;
+
+use crate::{
+    instance::NetworkOrder,
+    node::Inventory,
+    schedule::why_nowhere,
+    state::{
+        NodeRow, PowerAction, query_snapshot,
+        tests::cluster::{Cluster, inventory, spec},
+    },
+    workload::{NetworkMode, Resources, WorkloadSpec},
+};
+
+/// What the scheduler would do now, one line a decision, in words.
+fn decisions(cluster: &mut Cluster) -> Vec<String> {
+    let plan = cluster.think();
+    let snapshot = query_snapshot(&cluster.connection).unwrap();
+    let name_of = |id| snapshot.workloads.iter().find(|w| w.id == id).unwrap().spec.name.to_string();
+    let node_of = |id| snapshot.nodes.iter().find(|n: &&NodeRow| n.id == id).unwrap().name.to_string();
+    let mut lines = Vec::new();
+    for placement in &plan.placements {
+        let network = match &placement.container.network {
+            NetworkOrder::Host => "host".to_owned(),
+            NetworkOrder::None => "none".to_owned(),
+            NetworkOrder::Bridge { address, ports } => {
+                let ports = ports.iter().map(|port| format!(" {}:{}/{}", port.host, port.container, port.protocol));
+                format!("{address}{}", ports.collect::<String>())
+            }
+        };
+        let (name, ordinal) = (name_of(placement.workload_id), placement.ordinal);
+        lines.push(format!("{name}-{ordinal} on {}: {network}", node_of(placement.node_id)));
+    }
+    for change in &plan.changes {
+        let instance = snapshot.instances.iter().find(|i| i.id == change.instance_id).unwrap();
+        let name = format!("{}-{}", name_of(instance.workload_id), instance.ordinal);
+        lines.push(format!("{name} {} epoch {}", change.desired.as_str(), change.epoch));
+    }
+    for (id, reason) in &plan.pending {
+        lines.push(format!("{} waits: {}", name_of(*id), reason.as_deref().unwrap_or("no more")));
+    }
+    lines
+}
+
+#[track_caller]
+fn check(cluster: &mut Cluster, expected: &[&str]) {
+    assert_eq!(decisions(cluster), expected);
+}
+
+fn with_ports(name: &str, ports: &[&str]) -> WorkloadSpec {
+    let ports = ports.iter().map(|port| port.parse().unwrap()).collect();
+    WorkloadSpec { ports, ..spec(name, "demo") }
+}
+
+fn two_nodes() -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.register("one", Some("10.1.0.0/24"));
+    cluster.register("two", Some("10.2.0.0/24"));
+    cluster
+}
+
+#[test]
+fn without_nodes_everything_waits() {
+    let mut cluster = Cluster::new();
+    check(&mut cluster, &[]);
+    cluster.put(spec("web", "demo"));
+    cluster.put(WorkloadSpec { replicas: 0, ..spec("zero", "demo") });
+    check(&mut cluster, &["web waits: no node has registered yet"]);
+    cluster.settle();
+    cluster.register("one", Some("10.1.0.0/24"));
+    check(&mut cluster, &["web-0 on one: 10.1.0.2", "web waits: no more"]);
+}
+
+#[test]
+fn copies_spread_over_the_nodes() {
+    let mut cluster = two_nodes();
+    cluster.put(WorkloadSpec { replicas: 3, ..spec("web", "demo") });
+    cluster.put(WorkloadSpec { network: NetworkMode::Host, ..spec("zzz", "demo") });
+    check(
+        &mut cluster,
+        &["web-0 on one: 10.1.0.2", "web-1 on two: 10.2.0.2", "web-2 on one: 10.1.0.3", "zzz-0 on two: host"],
+    );
+}
+
+#[test]
+fn ports_without_a_host_port_get_free_ones() {
+    let mut cluster = Cluster::of_one().0;
+    cluster.put(with_ports("aaa", &["20001:80", "80", "53/udp", "81"]));
+    cluster.put(with_ports("bbb", &["80", "20003:81"]));
+    check(
+        &mut cluster,
+        &[
+            "aaa-0 on box: 10.210.0.2 20001:80/tcp 20000:80/tcp 20000:53/udp 20002:81/tcp",
+            "bbb-0 on box: 10.210.0.3 20004:80/tcp 20003:81/tcp",
+        ],
+    );
+}
+
+#[test]
+fn a_free_port_that_was_given_is_kept_when_the_specification_names_it() {
+    let mut cluster = Cluster::of_one().0;
+    cluster.put(with_ports("web", &["80"]));
+    cluster.settle();
+    cluster.put(with_ports("web", &["20000:80"]));
+    check(&mut cluster, &[]);
+    cluster.put(with_ports("web", &["20001:80"]));
+    check(&mut cluster, &["web-0 removed epoch 1"]);
+}
+
+#[test]
+fn a_host_port_that_is_named_no_more_is_given_up() {
+    let mut cluster = Cluster::of_one().0;
+    cluster.put(with_ports("web", &["80:80"]));
+    cluster.settle();
+    cluster.put(with_ports("web", &["80"]));
+    cluster.put(with_ports("zzz", &["80:80"]));
+    check(&mut cluster, &["web-0 removed epoch 1", "zzz waits: box: host port 80/tcp is in use"]);
+    cluster.settle();
+    assert_eq!(cluster.workload("zzz").unwrap().pending, None);
+}
+
+#[test]
+fn a_host_port_serves_one_copy_a_node_and_protocol() {
+    let mut cluster = two_nodes();
+    cluster.put(WorkloadSpec { replicas: 3, ..with_ports("aaa", &["53:53"]) });
+    cluster.put(with_ports("bbb", &["53:53/udp"]));
+    let wait = "aaa waits: one: host port 53/tcp is in use; two: host port 53/tcp is in use";
+    check(
+        &mut cluster,
+        &[
+            "aaa-0 on one: 10.1.0.2 53:53/tcp",
+            "aaa-1 on two: 10.2.0.2 53:53/tcp",
+            "bbb-0 on one: 10.1.0.3 53:53/udp",
+            wait,
+        ],
+    );
+}
+
+#[test]
+fn reasons_name_every_node() {
+    let mut cluster = Cluster::new();
+    cluster.register("away", None);
+    cluster.register("full", Some("10.1.0.0/30"));
+    cluster.register_with("tiny", Inventory { memory_bytes: 1 << 20, ..inventory(Some("10.2.0.0/24")) });
+    cluster.put(WorkloadSpec { node: Some("full".parse().unwrap()), ..spec("aaa", "demo") });
+    cluster.settle();
+    let resources = Resources { cpu_millis: None, memory_bytes: Some(64 << 20) };
+    cluster.put(WorkloadSpec { resources, ..spec("web", "demo") });
+    let why = "away: it has no container network; full: every address of 10.1.0.0/30 is in use; \
+               tiny: 64 MiB of memory are wanted and it has 1.0 MiB";
+    check(&mut cluster, &[&format!("web waits: {why}")]);
+    let web = cluster.workload("web").unwrap().spec;
+    let snapshot = query_snapshot(&cluster.connection).unwrap();
+    assert_eq!(why_nowhere(&web, &snapshot).as_deref(), Some(why));
+    assert_eq!(why_nowhere(&WorkloadSpec { network: NetworkMode::None, ..spec("x", "demo") }, &snapshot), None);
+    cluster.put(WorkloadSpec { node: Some("nowhere".parse().unwrap()), ..spec("web", "demo") });
+    let other = "the specification names another node";
+    check(&mut cluster, &[&format!("web waits: away: {other}; full: {other}; tiny: {other}")]);
+}
+
+#[test]
+fn every_change_of_what_a_container_is_made_of_replaces_it() {
+    type Change = fn(&mut WorkloadSpec);
+    let changes: [(Change, bool); 14] = [
+        (|s| s.image = "demo:2".parse().unwrap(), true),
+        (|s| s.entrypoint = Some(vec!["/x".into()]), true),
+        (|s| s.command = vec!["x".into()], true),
+        (|s| drop(s.env.insert("A".into(), "b".into())), true),
+        (|s| s.resources.cpu_millis = Some(100), true),
+        (|s| s.resources.memory_bytes = Some(8 << 20), true),
+        (|s| s.restart = Some("no".parse().unwrap()), true),
+        (|s| s.stop_grace_ms = 1, true),
+        (|s| s.network = NetworkMode::Host, true),
+        (|s| s.ports = vec!["80".parse().unwrap()], true),
+        (|s| s.node = Some("two".parse().unwrap()), true),
+        (|s| s.node = Some("one".parse().unwrap()), false),
+        (|s| drop(s.labels.insert("a".into(), "b".into())), false),
+        (|s| s.restart = Some("always".parse().unwrap()), false),
+    ];
+    for (i, (change, replaces)) in changes.into_iter().enumerate() {
+        let mut cluster = two_nodes();
+        let mut web = spec("web", "demo");
+        cluster.put(web.clone());
+        cluster.settle();
+        let before = cluster.only_instance();
+        change(&mut web);
+        cluster.put(web);
+        check(&mut cluster, if replaces { &["web-0 removed epoch 1"] } else { &[] });
+        cluster.schedule();
+        // Its place is free only when its node said so.
+        check(&mut cluster, &[]);
+        cluster.settle();
+        assert_eq!(cluster.only_instance().id != before.id, replaces, "change {i}");
+    }
+}
+
+#[test]
+fn a_pinned_workload_follows_its_pin() {
+    let mut cluster = two_nodes();
+    let pinned = |node: &str| WorkloadSpec { node: Some(node.parse().unwrap()), replicas: 2, ..spec("web", "demo") };
+    cluster.put(pinned("one"));
+    cluster.settle();
+    cluster.put(pinned("two"));
+    cluster.settle();
+    check(&mut cluster, &[]);
+    let two = NodeRow::id_of(&cluster.connection, &"two".parse().unwrap()).unwrap().unwrap();
+    assert!(cluster.instances().iter().all(|instance| instance.node_id == two));
+}
+
+#[test]
+fn instances_move_into_the_new_network_of_their_node() {
+    let (mut cluster, _) = Cluster::of_one();
+    cluster.put(spec("web", "demo"));
+    cluster.put(WorkloadSpec { network: NetworkMode::Host, ..spec("host", "demo") });
+    cluster.settle();
+    // A node that could not make its bridge this time keeps what it has.
+    cluster.register("box", None);
+    check(&mut cluster, &[]);
+    cluster.register("box", Some("10.99.0.0/24"));
+    check(&mut cluster, &["web-0 removed epoch 1"]);
+    cluster.schedule();
+    cluster.settle();
+    let web = cluster.workload("web").unwrap().id;
+    let instances = cluster.instances();
+    let moved = instances.iter().find(|instance| instance.workload_id == web).unwrap();
+    assert!(
+        matches!(moved.container.network, NetworkOrder::Bridge { address, .. } if address.octets() == [10, 99, 0, 2])
+    );
+}
+
+#[test]
+fn scaling_takes_the_highest_ordinals_first_and_fills_gaps() {
+    let (mut cluster, _) = Cluster::of_one();
+    let scaled = |replicas| WorkloadSpec { replicas, ..spec("web", "demo") };
+    cluster.put(scaled(3));
+    cluster.settle();
+    cluster.put(scaled(1));
+    check(&mut cluster, &["web-1 removed epoch 1", "web-2 removed epoch 1"]);
+    cluster.schedule();
+    cluster.put(scaled(4));
+    // The ordinals on their way out are not free yet.
+    check(&mut cluster, &["web-3 on box: 10.210.0.5"]);
+    cluster.settle();
+    assert_eq!(cluster.instances().iter().map(|i| i.ordinal).collect::<Vec<_>>(), [0, 1, 2, 3]);
+}
+
+#[test]
+fn power_actions_become_orders() {
+    let (mut cluster, _) = Cluster::of_one();
+    cluster.put(WorkloadSpec { replicas: 2, ..spec("web", "demo") });
+    cluster.settle();
+    for (action, orders) in [
+        (PowerAction::Stop, ["web-0 stopped epoch 1", "web-1 stopped epoch 1"]),
+        (PowerAction::Start, ["web-0 running epoch 2", "web-1 running epoch 2"]),
+        (PowerAction::Restart, ["web-0 running epoch 3", "web-1 running epoch 3"]),
+    ] {
+        cluster.power("web", action);
+        check(&mut cluster, &orders);
+        cluster.settle();
+    }
+    cluster.remove("web");
+    check(&mut cluster, &["web-0 removed epoch 3", "web-1 removed epoch 3"]);
+    cluster.settle();
+    check(&mut cluster, &[]);
+}
+
+#[test]
+fn a_workload_changed_while_stopped_is_made_anew_only_when_it_starts() {
+    let (mut cluster, _) = Cluster::of_one();
+    cluster.put(spec("web", "demo:1"));
+    cluster.settle();
+    cluster.power("web", PowerAction::Stop);
+    cluster.settle();
+    cluster.put(spec("web", "demo:2"));
+    cluster.settle();
+    assert!(cluster.instances().is_empty());
+    cluster.power("web", PowerAction::Start);
+    check(&mut cluster, &["web-0 on box: 10.210.0.2"]);
+}
+
+#[test]
+fn a_workload_that_is_not_to_run_does_not_wait() {
+    let mut cluster = Cluster::new();
+    cluster.put(spec("web", "demo"));
+    cluster.settle();
+    assert!(cluster.workload("web").unwrap().pending.is_some());
+    cluster.power("web", PowerAction::Stop);
+    check(&mut cluster, &["web waits: no more"]);
+}

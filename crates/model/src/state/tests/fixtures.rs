@@ -1,0 +1,92 @@
+//! One file for each command, as some version of toft wrote it. They must parse for ever: old logs hold them.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use super::cluster::{Cluster, dump};
+use crate::state::Command;
+
+/// The order in which the fixtures tell one story, from the node's first word to the last container's end.
+const STORY: [&str; 6] =
+    ["register_node", "put_workload", "commit_plan", "report_instances", "power_workload", "remove_workload"];
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/fixtures")
+}
+
+pub(super) fn fixture(variant: &str) -> Command {
+    let path = folder().join(format!("{variant}.json"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("`{}` cannot be read: {e}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("`{}` does not parse any more: {e}", path.display()))
+}
+
+pub(super) fn story() -> impl Iterator<Item = Command> {
+    STORY.into_iter().map(fixture)
+}
+
+/// The variants by their names in a log, as serde lists them when it meets one it does not know.
+fn variants() -> BTreeSet<String> {
+    let error = serde_json::from_str::<Command>(r#"{"command":"?"}"#).unwrap_err().to_string();
+    let names = error.split('`').skip(3).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+    assert!(names.contains("register_node"), "no variants in `{error}`");
+    names
+}
+
+#[test]
+fn every_command_has_a_fixture_and_a_place_in_the_story() {
+    let files: BTreeSet<String> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(variants(), files, "left: commands, right: files in src/state/fixtures");
+    assert_eq!(variants(), STORY.map(str::to_owned).into(), "left: commands, right: the story");
+}
+
+#[test]
+fn fixtures_survive_a_round_trip() {
+    for command in story() {
+        let text = serde_json::to_string(&command).unwrap();
+        assert_eq!(serde_json::from_str::<Command>(&text).unwrap(), command);
+    }
+}
+
+/// Whoever changes what a command writes sees it here, and asks what becomes of the nodes that still run the old way.
+#[test]
+fn what_the_fixtures_write_is_known() {
+    let mut cluster = Cluster::new();
+    for command in story() {
+        let before = dump(&cluster.connection);
+        cluster.apply(command);
+        assert_ne!(dump(&cluster.connection), before);
+    }
+    insta::assert_snapshot!(dump(&cluster.connection));
+}
+
+#[test]
+fn the_words_inside_commands_parse_for_ever() {
+    use crate::{
+        instance::{Desired, InstanceState, NetworkOrder},
+        state::{PowerAction, PutMode},
+    };
+    fn parses<T: serde::de::DeserializeOwned>(texts: &[&str]) {
+        for text in texts {
+            assert!(serde_json::from_str::<T>(text).is_ok(), "`{text}` does not parse any more");
+        }
+    }
+    parses::<PutMode>(&[r#"{"mode":"create"}"#, r#"{"mode":"replace","if_generation":7}"#]);
+    parses::<PowerAction>(&[r#""start""#, r#""stop""#, r#""restart""#]);
+    parses::<Desired>(&[r#""running""#, r#""stopped""#, r#""removed""#]);
+    parses::<NetworkOrder>(&[
+        r#"{"mode":"host"}"#,
+        r#"{"mode":"none"}"#,
+        r#"{"mode":"bridge","address":"10.0.0.2","ports":[]}"#,
+    ]);
+    parses::<InstanceState>(&[
+        r#"{"state":"assigned"}"#,
+        r#"{"state":"starting"}"#,
+        r#"{"state":"running","pid":1,"since_ms":2}"#,
+        r#"{"state":"stopping"}"#,
+        r#"{"state":"stopped","exit":null}"#,
+        r#"{"state":"back_off","until_ms":1,"reason":"exited with code 1"}"#,
+        r#"{"state":"finished","exit":{"code":null,"at_ms":1}}"#,
+    ]);
+}

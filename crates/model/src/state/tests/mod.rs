@@ -1,0 +1,7 @@
+//! Tests of the state, and the cluster in memory that the scheduler's tests use as well.
+
+mod applying;
+pub(crate) mod cluster;
+mod fixtures;
+mod replay;
+mod reports;

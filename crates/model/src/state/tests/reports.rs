@@ -1,0 +1,92 @@
+//! What a node's word changes, and whose word counts.
+
+use super::cluster::{Cluster, report, spec};
+use crate::{
+    ids::{InstanceId, NodeId},
+    instance::{Exit, InstanceState},
+    state::{InstanceRow, query_assignments},
+};
+
+fn one_running() -> (Cluster, NodeId, InstanceRow) {
+    let (mut cluster, node) = Cluster::of_one();
+    cluster.put(spec("web", "demo"));
+    cluster.settle();
+    let row = cluster.only_instance();
+    (cluster, node, row)
+}
+
+#[test]
+fn the_newest_report_replaces_the_one_before_and_no_order() {
+    let (mut cluster, node, before) = one_running();
+    let news = report(&before, Some(InstanceState::Stopping));
+    cluster.report(node, vec![news.clone()]);
+    let after = cluster.only_instance();
+    assert_eq!(after.report, Some(news.clone()));
+    assert_eq!(InstanceRow { report: before.report.clone(), ..after }, before);
+}
+
+#[test]
+fn reports_of_another_node_are_ignored() {
+    let (mut cluster, _, before) = one_running();
+    let other = cluster.register("other", None);
+    cluster.report(other, vec![report(&before, Some(InstanceState::Stopping)), report(&before, None)]);
+    assert_eq!(cluster.only_instance(), before);
+    cluster.remove("web");
+    cluster.schedule();
+    cluster.report(other, vec![report(&before, None)]);
+    assert_eq!(cluster.instances().len(), 1, "another node's word removed an instance");
+    let unregistered = super::cluster::node_id("nobody");
+    cluster.report(unregistered, vec![report(&before, None)]);
+    assert_eq!(cluster.instances().len(), 1);
+}
+
+#[test]
+fn reports_of_unknown_instances_are_ignored() {
+    let (mut cluster, node, before) = one_running();
+    let mut stranger = report(&before, Some(InstanceState::Starting));
+    stranger.instance_id = InstanceId(uuid::Uuid::from_u128(99));
+    let mut gone = stranger.clone();
+    gone.state = None;
+    cluster.report(node, vec![stranger, gone]);
+    assert_eq!(cluster.instances(), vec![before]);
+}
+
+#[test]
+fn an_instance_that_shall_stay_is_not_forgotten_when_its_node_lost_it() {
+    let (mut cluster, node, before) = one_running();
+    let generation = query_assignments(&cluster.connection, node).unwrap().unwrap().generation;
+    cluster.report(node, vec![report(&before, None)]);
+    assert_eq!(cluster.only_instance(), before);
+    let set = query_assignments(&cluster.connection, node).unwrap().unwrap();
+    assert_eq!((set.generation, set.assignments.len()), (generation, 1));
+}
+
+#[test]
+fn only_a_change_of_state_is_told() {
+    let (mut cluster, node, row) = one_running();
+    let exit = |code| Exit { code, at_ms: 7 };
+    let states = [
+        InstanceState::Running { pid: 8, since_ms: 9 },
+        InstanceState::BackOff { until_ms: 5, reason: "exited with code 1".into() },
+        InstanceState::BackOff { until_ms: 9, reason: "exited with code 1".into() },
+        InstanceState::Starting,
+        InstanceState::Finished { exit: exit(Some(0)) },
+        InstanceState::Assigned,
+        InstanceState::Finished { exit: exit(Some(3)) },
+        InstanceState::Assigned,
+        InstanceState::Finished { exit: exit(None) },
+        InstanceState::Stopped { exit: None },
+    ];
+    let before = cluster.story().len();
+    cluster.report(node, states.map(|state| report(&row, Some(state))).into());
+    assert_eq!(
+        cluster.story()[before..],
+        [
+            "instance/web-0: exited with code 1; will be tried again",
+            "instance/web-0: finished with exit code 0",
+            "instance/web-0: ended with exit code 3",
+            "instance/web-0: its process vanished",
+            "instance/web-0: stopped",
+        ]
+    );
+}

@@ -1,0 +1,280 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use toft_model::{
+    image::ImageRef,
+    name::Name,
+    workload::{PortSpec, RestartPolicy},
+};
+
+/// Runs containers on this machine and the ones joined to it.
+#[derive(Debug, Parser)]
+#[command(name = "toft", version, max_term_width = 110, disable_help_subcommand = true)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// Which appliance is meant.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Appliance to talk to: unix://PATH or http://HOST:PORT [default: unix:///run/toft/toft.sock]
+    #[arg(long, global = true, env = "TOFT_CONNECT", value_name = "URL", help_heading = "Connection")]
+    pub(super) connect: Option<String>,
+    /// Appliance to talk to, by its name in ~/.config/toft/config.toml
+    #[arg(long, global = true, env = "TOFT_CONTEXT", value_name = "NAME", help_heading = "Connection")]
+    pub(super) context: Option<String>,
+    /// File with the password of `admin`, needed for http://
+    #[arg(long, global = true, env = "TOFT_PASSWORD_FILE", value_name = "FILE", help_heading = "Connection")]
+    pub(super) password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the appliance in the foreground
+    Up(UpArgs),
+    /// End the appliance and its containers; what should run starts again with the next `toft up`
+    Down(DownArgs),
+    /// Run an image as a workload
+    #[command(after_help = RUN_HELP)]
+    Run(RunArgs),
+    /// List workloads
+    Ls(ListArgs),
+    /// List instances, the running copies of workloads
+    Ps(ListArgs),
+    /// Show everything about a workload, as JSON
+    Inspect {
+        /// Workload
+        name: Name,
+    },
+    /// Show what a workload's instances wrote
+    Logs(LogsArgs),
+    /// Start stopped or finished workloads
+    Start(NamesArgs),
+    /// Stop workloads; their containers stay
+    Stop(NamesArgs),
+    /// End and start workloads' processes
+    Restart(NamesArgs),
+    /// Set how many instances a workload has
+    Scale {
+        /// NAME=COUNT
+        #[arg(required = true, value_name = "NAME=COUNT", value_parser = parse_scale)]
+        changes: Vec<(Name, u32)>,
+        /// Do not wait until it is so
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Stop workloads and remove their containers
+    Rm(NamesArgs),
+    /// Show what happened, newest last
+    Events(EventsArgs),
+    /// Nodes of the cluster
+    Node {
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Images on this node
+    Image {
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Print the completion script for a shell
+    Completion {
+        /// Shell
+        shell: clap_complete::Shell,
+    },
+}
+
+const RUN_HELP: &str = "Examples:
+  toft run -n web -p 18080:8080 toft/demo     keep the demo running, reachable on port 18080
+  toft run --rm busybox -- echo hello         run a command, show its output, pass on its exit code
+
+With --rm the command stays in the foreground and exits as Docker does: 125 when toft failed, 126 or 127 when the
+command could not be executed, else the command's own code.";
+
+#[derive(Debug, Args)]
+pub(super) struct UpArgs {
+    /// Keep everything under this directory, beside the machine's own appliance
+    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Address of the one TCP port [default: 127.0.0.1:7443]
+    #[arg(long, env = "TOFT_BIND", value_name = "ADDR:PORT")]
+    pub(super) bind: Option<String>,
+    /// Name of this node [default: the host's]
+    #[arg(long, env = "TOFT_NAME", value_name = "NAME")]
+    pub(super) name: Option<String>,
+    /// Configuration file [default: /etc/toft/toft.toml, or toft.toml in the data directory]
+    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DownArgs {
+    /// Data directory of the appliance to end
+    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Configuration file it was started with
+    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// Name of the workload [default: made from the image's]
+    #[arg(short, long)]
+    pub(super) name: Option<Name>,
+    /// Publish a port: [host:]container[/tcp|udp]; without a host port a free one is taken
+    #[arg(short, long = "publish", value_name = "PORT")]
+    pub(super) ports: Vec<PortSpec>,
+    /// Set an environment variable; without a value, the one of this shell
+    #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
+    pub(super) env: Vec<String>,
+    /// Limit of CPU time in cores
+    #[arg(long, value_name = "CORES", value_parser = toft_model::units::parse_cpu_millis)]
+    pub(super) cpu: Option<u32>,
+    /// Limit of memory
+    #[arg(short, long, value_name = "SIZE", value_parser = toft_model::units::parse_bytes)]
+    pub(super) memory: Option<u64>,
+    /// Copies to run
+    #[arg(long, default_value_t = 1)]
+    pub(super) replicas: u32,
+    /// What happens when the process ends: always, on-failure[:N], no [default: always; with --rm no]
+    #[arg(long, value_name = "POLICY")]
+    pub(super) restart: Option<RestartPolicy>,
+    /// Run on this node only
+    #[arg(long)]
+    pub(super) node: Option<Name>,
+    /// Network of the containers
+    #[arg(long, value_parser = ["bridge", "host", "none"], default_value = "bridge")]
+    pub(super) network: String,
+    /// Label the workload
+    #[arg(short, long = "label", value_name = "KEY=VALUE")]
+    pub(super) labels: Vec<String>,
+    /// Replace the image's entrypoint
+    #[arg(long, value_name = "PROGRAM")]
+    pub(super) entrypoint: Option<String>,
+    /// Seconds between the stop signal and the kill
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    pub(super) stop_timeout: u32,
+    /// Run once in the foreground, pass on the exit code, remove it afterwards
+    #[arg(long)]
+    pub(super) rm: bool,
+    /// Do not wait until it runs
+    #[arg(long, conflicts_with = "rm")]
+    pub(super) no_wait: bool,
+    /// Print the workload as JSON
+    #[arg(long, conflicts_with = "rm")]
+    pub(super) json: bool,
+    /// Image to run
+    pub(super) image: ImageRef,
+    /// Command instead of the image's
+    #[arg(last = true, value_name = "CMD")]
+    pub(super) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Print names only
+    #[arg(short, long, conflicts_with = "json")]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NamesArgs {
+    /// Workloads
+    #[arg(required = true, value_name = "NAME")]
+    pub(super) names: Vec<Name>,
+    /// Do not wait until it is done
+    #[arg(long)]
+    pub(super) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LogsArgs {
+    /// Workload
+    pub(super) name: Name,
+    /// Go on as lines come
+    #[arg(short, long)]
+    pub(super) follow: bool,
+    /// Only the last so many lines of each instance
+    #[arg(short = 'n', long, value_name = "LINES")]
+    pub(super) tail: Option<usize>,
+    /// Only lines since a span (10m, 3h, 2d) or a time
+    #[arg(long, value_name = "SPAN|TIME")]
+    pub(super) since: Option<String>,
+    /// Show when each line was written
+    #[arg(short, long)]
+    pub(super) timestamps: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct EventsArgs {
+    /// Only of this workload
+    pub(super) name: Option<Name>,
+    /// How many
+    #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(super) limit: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NodeCommand {
+    /// List nodes
+    Ls(ListArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageCommand {
+    /// List images
+    Ls(ListArgs),
+    /// Import an archive: an OCI image layout as tar, or what `docker save` writes; plain or gzip
+    Import(ImportArgs),
+    /// Remove images that no workload uses
+    Rm {
+        /// Images
+        #[arg(required = true, value_name = "IMAGE")]
+        names: Vec<ImageRef>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArgs {
+    /// Archive; `-` is standard input
+    pub(super) file: PathBuf,
+    /// Name for an image whose archive carries none
+    #[arg(short, long)]
+    pub(super) name: Option<ImageRef>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn parse_scale(text: &str) -> Result<(Name, u32), String> {
+    let (name, count) = text.split_once('=').ok_or("write it like `web=3`")?;
+    let count = count.parse().map_err(|_| format!("`{count}` is no number of instances"))?;
+    Ok((name.parse().map_err(|e: toft_model::invalid::Invalid| format!("{e}; {}", e.hint))?, count))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

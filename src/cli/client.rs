@@ -1,0 +1,201 @@
+//! Speaks HTTP to an appliance, over its socket or over TCP.
+
+use std::path::Path;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    sync::Mutex,
+};
+
+use super::{Failure, context::Target};
+use crate::api::types::ErrorEnvelope;
+
+/// A client that keeps its connection between calls.
+pub(super) struct Client {
+    target: Target,
+    kept: Mutex<Option<http1::SendRequest<Body>>>,
+}
+
+impl Client {
+    pub(super) fn new(target: Target) -> Self {
+        Self { target, kept: Mutex::new(None) }
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        decode(self.send(Method::GET, path, Body::empty()).await?).await
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        decode(self.send(Method::POST, path, json(body)?).await?).await
+    }
+
+    pub(super) async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        decode(self.send(Method::PUT, path, json(body)?).await?).await
+    }
+
+    pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
+        let response = self.send(Method::DELETE, path, Body::empty()).await?;
+        // Read to its end, so that the connection can be used again.
+        drop(response.into_body().collect().await);
+        Ok(())
+    }
+
+    /// Sends a body as it comes.
+    pub(super) async fn upload<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
+        decode(self.send(Method::POST, path, body).await?).await
+    }
+
+    /// The body of an answer as it comes.
+    pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
+        Ok(self.send(Method::GET, path, Body::empty()).await?.into_body())
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.host());
+        if let Target::Http { password: Some(password), .. } = &self.target {
+            let credentials = format!("Basic {}", encode_base64(format!("admin:{password}").as_bytes()));
+            request = request.header(header::AUTHORIZATION, credentials);
+        }
+        let request = request
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|e| Failure::of(1, format!("the request could not be made: {e}")))?;
+        let mut sender = match self.kept.lock().await.take().filter(|kept| !kept.is_closed()) {
+            Some(kept) => kept,
+            None => self.connect().await?,
+        };
+        let lost = |e: hyper::Error| Failure::of(1, format!("the connection to toft broke: {e}"));
+        sender.ready().await.map_err(lost)?;
+        let response = sender.send_request(request).await.map_err(lost)?;
+        *self.kept.lock().await = Some(sender);
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(refusal(response).await)
+    }
+
+    fn host(&self) -> &str {
+        match &self.target {
+            Target::Unix(_) => "localhost",
+            Target::Http { authority, .. } => authority,
+        }
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Body>, Failure> {
+        match &self.target {
+            Target::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|e| no_socket(path, &e))?;
+                handshake(stream).await
+            }
+            Target::Http { authority, .. } => {
+                let stream = TcpStream::connect(authority).await.map_err(|e| {
+                    Failure::of(1, format!("no toft answers on http://{authority}: {e}"))
+                        .hint("check the address; `toft up` starts an appliance")
+                })?;
+                handshake(stream).await
+            }
+        }
+    }
+}
+
+fn no_socket(path: &Path, error: &std::io::Error) -> Failure {
+    let failure = Failure::of(1, format!("no toft answers on {}: {error}", path.display()));
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => failure.hint("the socket is root's: try again with sudo"),
+        _ => failure
+            .hint("start it with `sudo systemctl start toft` or `sudo toft up`; --connect names another appliance"),
+    }
+}
+
+async fn handshake(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+) -> Result<http1::SendRequest<Body>, Failure> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| Failure::of(1, format!("toft does not speak HTTP: {e}")))?;
+    // It lives as long as the command, which is one short process.
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+async fn decode<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T, Failure> {
+    let bytes = read(response).await?;
+    serde_json::from_slice(&bytes).map_err(|e| {
+        Failure::of(1, format!("the answer was not understood: {e}"))
+            .hint("client and appliance may be of different versions")
+    })
+}
+
+async fn read(response: Response<Incoming>) -> Result<Bytes, Failure> {
+    let body = response.into_body().collect().await;
+    Ok(body.map_err(|e| Failure::of(1, format!("the connection to toft broke: {e}")))?.to_bytes())
+}
+
+async fn refusal(response: Response<Incoming>) -> Failure {
+    let status = response.status();
+    let bytes = match read(response).await {
+        Ok(bytes) => bytes,
+        Err(failure) => return failure,
+    };
+    match serde_json::from_slice::<ErrorEnvelope>(&bytes) {
+        Ok(envelope) if status == StatusCode::UNAUTHORIZED => Failure::from(envelope.error)
+            .hint("name the file with the password of `admin` with --password-file, or use the unix socket as root"),
+        Ok(envelope) => envelope.error.into(),
+        Err(_) => Failure::of(1, format!("toft answered {status}")),
+    }
+}
+
+fn json(body: &impl Serialize) -> Result<Body, Failure> {
+    let bytes = serde_json::to_vec(body).map_err(|e| Failure::of(1, format!("the request could not be made: {e}")))?;
+    Ok(Body::from(bytes))
+}
+
+/// Percent-encodes a value for a query (RFC 3986: all but the unreserved characters).
+pub(super) fn query_value(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            other => out.push_str(&format!("%{other:02X}")),
+        }
+    }
+    out
+}
+
+/// RFC 4648, standard alphabet, padded.
+fn encode_base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let word = chunk.iter().fold(0u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for i in 0..4 {
+            let letter = ALPHABET[(word >> (18 - 6 * i) & 63) as usize];
+            out.push(if i > chunk.len() { '=' } else { char::from(letter) });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        for (plain, coded) in [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")] {
+            assert_eq!(encode_base64(plain.as_bytes()), coded);
+        }
+    }
+
+    #[test]
+    fn query_values_are_encoded() {
+        assert_eq!(query_value("a/b:c d&é"), "a%2Fb%3Ac%20d%26%C3%A9");
+    }
+}

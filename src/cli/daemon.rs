@@ -1,0 +1,53 @@
+//! `up` and `down`: the commands of the daemon itself.
+
+use super::{
+    Failure,
+    args::{DownArgs, UpArgs},
+};
+use crate::{
+    agent::host::host_name,
+    config::{Config, ConfigError, Flags},
+    daemon, observe,
+};
+
+pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
+    let flags = Flags { data_dir: args.data_dir, config: args.config, bind: args.bind, name: args.name };
+    let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
+    root_only()?;
+    observe::init_logging("info", config.api.json_logs);
+    let runtime = runtime()?;
+    let ended = runtime.block_on(daemon::run(config));
+    // A blocking call that hangs must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    ended?;
+    Ok(0)
+}
+
+pub(super) fn down(args: DownArgs) -> Result<i32, Failure> {
+    let flags = Flags { data_dir: args.data_dir, config: args.config, ..Flags::default() };
+    let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
+    root_only()?;
+    observe::init_logging("warn", false);
+    let ended = runtime()?.block_on(daemon::down(config))?;
+    println!("toft is down; {ended} container(s) were ended. What should run starts again with the next `toft up`.");
+    Ok(0)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4))
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))
+}
+
+fn root_only() -> Result<(), Failure> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::of(1, "only root can run the appliance: it makes containers and networks").hint("try again with sudo"))
+}
+
+fn misconfigured(error: ConfigError) -> Failure {
+    Failure::of(2, format!("{error}:\n  {}", error.0.join("\n  ")))
+}

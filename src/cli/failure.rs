@@ -1,0 +1,60 @@
+//! Failures as people read them.
+
+use std::io::IsTerminal;
+
+use crate::{api::types::ErrorBody, daemon::Hinted, observe::chain};
+
+/// A failed command.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the process exits with.
+    pub exit_code: i32,
+    message: String,
+    field: Option<String>,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure without field and hint.
+    pub fn of(exit_code: i32, message: impl Into<String>) -> Self {
+        Self { exit_code, message: message.into(), field: None, hint: None }
+    }
+
+    /// The same with the next step.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The same with another exit code.
+    pub fn with_code(mut self, exit_code: i32) -> Self {
+        self.exit_code = exit_code;
+        self
+    }
+
+    /// Says it on stderr.
+    pub fn print(&self) {
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let (red, bold, plain) = if colour { ("\x1b[31;1m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
+        eprintln!("{red}error:{plain} {}", self.message);
+        if let Some(field) = &self.field {
+            eprintln!("{bold}field:{plain} {field}");
+        }
+        if let Some(hint) = &self.hint {
+            eprintln!("{bold}hint:{plain} {hint}");
+        }
+    }
+}
+
+impl From<ErrorBody> for Failure {
+    fn from(body: ErrorBody) -> Self {
+        Self { exit_code: 1, message: body.message, field: body.field, hint: body.hint }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let hint = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint().to_owned());
+        Self { exit_code: 1, message: chain(error.as_ref()), field: None, hint }
+    }
+}

@@ -1,0 +1,109 @@
+//! `image ls`, `image import`, `image rm`.
+
+use std::{io::IsTerminal, path::Path, time::Duration};
+
+use axum::body::Body;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use toft_model::image::ImageRef;
+use tokio::io::AsyncRead;
+use tokio_util::io::ReaderStream;
+
+use super::{
+    Failure,
+    args::{ImportArgs, ListArgs},
+    client::{Client, query_value},
+    output,
+    workloads::all,
+};
+use crate::api::types::Image;
+
+pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
+    let images: Vec<Image> = all(client, "/api/v1/images").await?;
+    if args.json {
+        output::json(&images)?;
+    } else if args.quiet {
+        images.iter().for_each(|image| println!("{}", image.name));
+    } else {
+        let rows = images.iter().map(|image| {
+            vec![
+                image.name.clone(),
+                image.digest.chars().skip("sha256:".len()).take(12).collect(),
+                image.platform.clone(),
+                output::bytes(image.size_bytes),
+                output::age(&image.created_at),
+            ]
+        });
+        output::table(&["IMAGE", "DIGEST", "PLATFORM", "SIZE", "AGE"], rows);
+    }
+    Ok(0)
+}
+
+pub(super) async fn import(client: &Client, args: ImportArgs) -> Result<i32, Failure> {
+    let (reader, length) = open(&args.file).await?;
+    let bar = bar(length);
+    let bytes = ReaderStream::with_capacity(bar.wrap_async_read(reader), 256 * 1024);
+    let name = args.name.map(|name| format!("?name={}", query_value(name.as_str()))).unwrap_or_default();
+    let uploaded = client.upload::<Vec<Image>>(&format!("/api/v1/images/import{name}"), Body::from_stream(bytes)).await;
+    bar.finish_and_clear();
+    let images = uploaded?;
+    if args.json {
+        output::json(&images)?;
+    } else {
+        images.iter().for_each(|image| println!("{}", image.name));
+    }
+    Ok(0)
+}
+
+async fn open(path: &Path) -> Result<(Box<dyn AsyncRead + Send + Unpin>, Option<u64>), Failure> {
+    if path == Path::new("-") {
+        return Ok((Box::new(tokio_stdin()?), None));
+    }
+    let unreadable = |e: std::io::Error| Failure::of(1, format!("`{}` cannot be read: {e}", path.display()));
+    let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+    let meta = file.metadata().await.map_err(unreadable)?;
+    if meta.is_dir() {
+        return Err(Failure::of(1, format!("`{}` is a directory", path.display()))
+            .hint("pack the layout first: `tar -C DIRECTORY -cf image.tar .`"));
+    }
+    Ok((Box::new(file), Some(meta.len()).filter(|length| *length > 0)))
+}
+
+fn tokio_stdin() -> Result<tokio::fs::File, Failure> {
+    use std::os::fd::AsFd;
+    let own = std::io::stdin().as_fd().try_clone_to_owned();
+    own.map(|descriptor| tokio::fs::File::from_std(descriptor.into()))
+        .map_err(|e| Failure::of(1, format!("standard input cannot be read: {e}")))
+}
+
+fn bar(length: Option<u64>) -> ProgressBar {
+    let bar = match length {
+        Some(length) => ProgressBar::new(length),
+        None => ProgressBar::new_spinner(),
+    };
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    let template = match length {
+        Some(_) => "importing {wide_bar:.cyan} {bytes}/{total_bytes} {binary_bytes_per_sec}",
+        None => "importing {spinner} {bytes} {binary_bytes_per_sec}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+pub(super) async fn rm(client: &Client, names: Vec<ImageRef>) -> Result<i32, Failure> {
+    let mut code = 0;
+    for name in names {
+        match client.delete(&format!("/api/v1/images?name={}", query_value(name.as_str()))).await {
+            Ok(()) => println!("{name}"),
+            Err(failure) => {
+                failure.print();
+                code = failure.exit_code;
+            }
+        }
+    }
+    Ok(code)
+}

@@ -1,0 +1,80 @@
+//! The command line: a client of the HTTP API, plus the commands of the daemon itself.
+
+mod args;
+mod client;
+mod context;
+mod daemon;
+mod failure;
+mod images;
+mod inspect;
+mod logs;
+mod output;
+mod run;
+mod workloads;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Cli, Command, ImageCommand, NodeCommand};
+use client::Client;
+pub use failure::Failure;
+
+/// Parses the arguments, does what they say, and gives the exit code.
+pub fn main() -> i32 {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            failure.print();
+            failure.exit_code
+        }
+    }
+}
+
+/// The command line, for completions and documentation.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+fn dispatch(cli: Cli) -> Result<i32, Failure> {
+    match cli.command {
+        Command::Up(flags) => daemon::up(flags),
+        Command::Down(flags) => daemon::down(flags),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
+            Ok(0)
+        }
+        other => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))?;
+            runtime.block_on(async {
+                let client = Client::new(context::target(&cli.global)?);
+                ask(&client, other).await
+            })
+        }
+    }
+}
+
+async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
+    match command {
+        Command::Up(_) | Command::Down(_) | Command::Completion { .. } => Ok(0),
+        Command::Run(args) => run::run(client, args).await,
+        Command::Ls(list) => workloads::ls(client, list).await,
+        Command::Ps(list) => workloads::ps(client, list).await,
+        Command::Inspect { name } => inspect::inspect(client, &name).await,
+        Command::Logs(args) => logs::logs(client, args).await,
+        Command::Start(names) => workloads::power(client, names, "start").await,
+        Command::Stop(names) => workloads::power(client, names, "stop").await,
+        Command::Restart(names) => workloads::power(client, names, "restart").await,
+        Command::Scale { changes, no_wait } => workloads::scale(client, changes, no_wait).await,
+        Command::Rm(names) => workloads::rm(client, names).await,
+        Command::Events(args) => inspect::events(client, args).await,
+        Command::Node { command: NodeCommand::Ls(list) } => inspect::nodes(client, list).await,
+        Command::Image { command } => match command {
+            ImageCommand::Ls(list) => images::ls(client, list).await,
+            ImageCommand::Import(args) => images::import(client, args).await,
+            ImageCommand::Rm { names } => images::rm(client, names).await,
+        },
+    }
+}

@@ -1,0 +1,74 @@
+//! Tables, JSON and short words.
+
+use comfy_table::{Table, TableStyle};
+use jiff::Timestamp;
+use serde::Serialize;
+use toft_model::{
+    instance::PublishedPort,
+    units::{format_bytes, format_span_ms},
+};
+
+use super::Failure;
+use crate::api::types::{Instance, LastExit};
+
+/// Prints a table without lines, as `docker ps` does.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new()).set_header(header);
+    table.add_rows(rows);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end());
+    }
+}
+
+/// Prints JSON, indented.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::of(1, e.to_string()))?;
+    println!("{text}");
+    Ok(())
+}
+
+/// How long ago an RFC 3339 time was.
+pub(super) fn age(time: &str) -> String {
+    span_to(time).map_or_else(|| time.to_owned(), |ms| format_span_ms(-ms))
+}
+
+fn span_to(time: &str) -> Option<i64> {
+    let time: Timestamp = time.parse().ok()?;
+    Some(time.as_millisecond() - Timestamp::now().as_millisecond())
+}
+
+/// `18080->8080/tcp, ...`
+pub(super) fn ports(ports: &[PublishedPort]) -> String {
+    let texts: Vec<String> =
+        ports.iter().map(|port| format!("{}->{}/{}", port.host, port.container, port.protocol)).collect();
+    texts.join(", ")
+}
+
+/// State with what matters of it: `running 3m 20s`, `back_off (exited with code 1), next try in 4s`.
+pub(super) fn state(instance: &Instance) -> String {
+    let code = |exit: &LastExit| exit.code.map_or_else(|| "vanished".to_owned(), |code| format!("exit code {code}"));
+    match (instance.state.as_str(), &instance.reason, &instance.started_at, &instance.last_exit) {
+        ("running", _, Some(since), _) => format!("running {}", age(since)),
+        ("back_off", Some(reason), _, _) => {
+            let next = instance.retry_at.as_deref().and_then(span_to).filter(|ms| *ms > 0);
+            let next = next.map_or_else(String::new, |ms| format!(", next try in {}", format_span_ms(ms + 999)));
+            format!("back_off ({reason}){next}")
+        }
+        (word @ ("finished" | "stopped"), _, _, Some(exit)) => format!("{word} ({})", code(exit)),
+        (word, ..) => word.to_owned(),
+    }
+}
+
+/// An amount of memory or disk.
+pub(super) fn bytes(bytes: u64) -> String {
+    format_bytes(bytes)
+}
+
+/// The characters of a text from outside that a terminal would take as commands, shown instead of sent.
+pub(super) fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,137 @@
+//! Ends an appliance whole: daemon, containers, network, private containerd. State and data stay.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use futures_util::{StreamExt, stream};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{Hinted, directories::Directories, runtime, tasks::Tasks};
+use crate::{
+    agent::{
+        network::{
+            Network,
+            kernel::{KernelNetwork, KernelNetworkConfig},
+        },
+        runtime::{Availability, Runtime, RuntimeError, RuntimeEvent, TaskState},
+    },
+    config::Config,
+    observe::chain,
+};
+
+/// Longest wait for the daemon to end.
+const DAEMON_END: Duration = Duration::from_secs(30);
+/// Longest wait for containerd to answer.
+const RUNTIME_START: Duration = Duration::from_secs(15);
+/// Time containers have between the stop signal and the kill.
+const GRACE: Duration = Duration::from_secs(10);
+/// Containers ended at once.
+const AT_ONCE: usize = 8;
+
+/// Ends it and gives the number of containers ended.
+pub async fn down(config: Config) -> anyhow::Result<usize> {
+    end_daemon(&config).await?;
+    if !config.paths.data.exists() {
+        return Ok(0);
+    }
+    let directories = Directories::prepare(&config.paths)?;
+    let ended = end_containers(&config, &directories).await;
+    let names = directories.network_names();
+    let network = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
+    let removed = network.remove_all().await;
+    directories.remove_traces();
+    let ended = ended?;
+    removed.context("removing the container network")?;
+    Ok(ended)
+}
+
+async fn end_daemon(config: &Config) -> anyhow::Result<()> {
+    let Some(pid) = running(&config.paths.run.join("toft.pid")) else { return Ok(()) };
+    kill(pid, Signal::SIGTERM).context("asking the daemon to end")?;
+    let deadline = tokio::time::Instant::now() + DAEMON_END;
+    let mut look = tokio::time::interval(Duration::from_millis(50));
+    while kill(pid, None).is_ok() {
+        if tokio::time::Instant::now() > deadline {
+            let error =
+                anyhow::anyhow!("the daemon (process {pid}) did not end within {} seconds", DAEMON_END.as_secs());
+            return Err(Hinted {
+                hint: format!("look at its log, or end it with `kill -9 {pid}`"),
+                source: error.into(),
+            }
+            .into());
+        }
+        look.tick().await;
+    }
+    Ok(())
+}
+
+/// The process of a pid file, if it is a toft.
+fn running(pid_file: &Path) -> Option<Pid> {
+    let pid: i32 = std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = command.split(|byte| *byte == 0);
+    let program = words.next()?;
+    (program.ends_with(b"toft") && words.next() == Some(b"up")).then(|| Pid::from_raw(pid))
+}
+
+async fn end_containers(config: &Config, directories: &Directories) -> anyhow::Result<usize> {
+    let found = match runtime::find(config, directories).await {
+        Ok(found) => found,
+        // Without any containerd there is nothing of ours in it.
+        Err(error) => {
+            tracing::warn!(error = chain(error.as_ref()), "no container could be looked for");
+            return Ok(0);
+        }
+    };
+    let cancel = CancellationToken::new();
+    let mut tasks = Tasks::default();
+    let (containerd, watching) = runtime::connect(&found, cancel.clone())?;
+    tasks.spawn("containerd connection", watching);
+    if let Some(supervisor) = found.supervisor.clone() {
+        let stop = cancel.clone();
+        tasks.spawn("containerd supervisor", async move { supervisor.run(stop).await });
+    }
+    let mut availability = containerd.availability();
+    let up = availability.wait_for(|now| matches!(now, Availability::Up(_)));
+    tokio::time::timeout(RUNTIME_START, up)
+        .await
+        .context("containerd did not answer")?
+        .context("containerd is gone")?;
+    let containers = containerd.containers().await.context("listing the containers")?;
+    let count = containers.len();
+    let ends = stream::iter(containers).map(|container| end(Arc::clone(&containerd), container.id, container.task));
+    let outcomes: Vec<Result<(), RuntimeError>> = ends.buffer_unordered(AT_ONCE).collect().await;
+    cancel.cancel();
+    tasks.join(Duration::from_secs(5)).await;
+    if let Some(supervisor) = found.supervisor {
+        supervisor.shut_down().await;
+    }
+    outcomes.into_iter().collect::<Result<(), _>>().context("ending the containers")?;
+    Ok(count)
+}
+
+async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: TaskState) -> Result<(), RuntimeError> {
+    let mut events = runtime.events();
+    if matches!(task, TaskState::Running { .. }) {
+        let polite = runtime.stop_signal(id).await.unwrap_or(nix::libc::SIGTERM);
+        for (signal, patience) in [(polite, GRACE), (nix::libc::SIGKILL, GRACE)] {
+            runtime.signal_task(id, signal).await?;
+            let ended = async {
+                while let Ok(event) = events.recv().await {
+                    if matches!(event, RuntimeEvent::TaskEnded { id: other, .. } if other == id) {
+                        break;
+                    }
+                }
+            };
+            if tokio::time::timeout(patience, ended).await.is_ok() {
+                break;
+            }
+        }
+    }
+    runtime.delete_task(id).await?;
+    runtime.delete_container(id).await
+}
