@@ -54,6 +54,12 @@
   });
   document.addEventListener("htmx:beforeRequest", () => one("#notices").replaceChildren());
 
+  // A button that was pressed may be replaced by another; the keyboard stays in its row.
+  document.addEventListener("htmx:afterSettle", (event) => {
+    const row = event.detail.requestConfig?.elt?.dataset.row;
+    if (row && document.activeElement === document.body) document.getElementById(row)?.querySelector("button, a")?.focus();
+  });
+
   // Confirming in a dialog.
   const dialog = one("#dialog");
   document.addEventListener("htmx:afterSwap", (event) => {

@@ -79,8 +79,9 @@ impl ReaderPool {
 /// Propose, read, watch.
 #[derive(Clone)]
 pub struct Handle {
-    writer: Writer,
+    // Before the writer, whose connection must close last: only a writing connection tidies the log away.
     readers: Arc<ReaderPool>,
+    writer: Writer,
 }
 
 impl Handle {

@@ -150,6 +150,13 @@ pub(super) fn exit(exit: Exit) -> String {
     }
 }
 
+/// A message as a sentence: a capital letter, unless it begins with a name, and a full stop.
+pub(super) fn sentence(message: impl AsRef<str>) -> String {
+    let mut chars = message.as_ref().chars();
+    let first = chars.next().into_iter().flat_map(char::to_uppercase);
+    format!("{}{}.", first.collect::<String>(), chars.as_str().trim_end_matches('.'))
+}
+
 /// One entry of the story.
 pub(super) struct EventLine {
     pub(super) at: Moment,

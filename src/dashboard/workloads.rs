@@ -108,6 +108,9 @@ impl Actions {
 
 /// Why a workload is not what the user wants, as far as one sentence can tell.
 pub(super) fn why(workload: &WorkloadView) -> Option<String> {
+    if workload.row.desired != Desired::Running {
+        return None;
+    }
     let of_instance = |state: InstanceState| match state {
         InstanceState::BackOff { reason, .. } => Some(reason),
         InstanceState::Finished { exit } if exit.code != Some(0) => Some(present::exit(exit)),

@@ -223,7 +223,7 @@ async fn on_fake<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) {
 }
 
 async fn on_containerd<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) {
-    let Some(lab) = Lab::start().await else { return };
+    let lab = Lab::start().await;
     let connected = lab.connect().await;
     let archive = image::busybox("busybox", json!({"Cmd": ["sh"], "StopSignal": "SIGQUIT"}));
     test(Subject { runtime: connected.runtime.clone(), logger: lab.logger(), archive }).await;

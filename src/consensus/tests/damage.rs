@@ -42,7 +42,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let read = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
     let mut files: BTreeMap<_, _> = fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap())).collect();
     // The index of the log is made anew whenever it is missing; an empty log says nothing.
-    files.retain(|name, bytes| !name.ends_with("-shm") && !(name.ends_with("-wal") && bytes.is_empty()));
+    files.retain(|name, bytes| !(name.ends_with("-shm") || name.ends_with("-wal") && bytes.is_empty()));
     files
 }
 

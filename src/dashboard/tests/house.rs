@@ -46,19 +46,26 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 pub(super) struct FakeNode {
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) images: Mutex<Vec<NodeImage>>,
-    written: Mutex<BTreeMap<InstanceId, (Vec<LogLine>, Option<broadcast::Sender<LogLine>>)>>,
+    written: Mutex<BTreeMap<InstanceId, Output>>,
+}
+
+/// What an instance wrote, and who follows it.
+#[derive(Default)]
+struct Output {
+    lines: Vec<LogLine>,
+    followers: Option<broadcast::Sender<LogLine>>,
 }
 
 impl FakeNode {
     pub(super) fn write(&self, instance: InstanceId, stream: LogStream, text: &str) {
         let mut written = self.written.lock().unwrap();
-        let last = written.values().filter_map(|(lines, _)| Some(lines.last()?.at_ns)).max().unwrap_or(0);
+        let last = written.values().filter_map(|output| Some(output.lines.last()?.at_ns)).max().unwrap_or(0);
         let at_ns = (now_ms() * 1_000_000).max(last + 1);
-        let (lines, sender) = written.entry(instance).or_default();
+        let Output { lines, followers } = written.entry(instance).or_default();
         let line = LogLine { at_ns, stream, text: text.into(), partial: false };
         lines.push(line.clone());
-        if let Some(sender) = sender {
-            drop(sender.send(line));
+        if let Some(followers) = followers {
+            drop(followers.send(line));
         }
     }
 
@@ -90,7 +97,7 @@ impl NodeAccess for FakeNode {
         ended: CancellationToken,
     ) -> Result<LogLines, ControlError> {
         let mut written = self.written.lock().unwrap();
-        let (lines, sender) = written.entry(instance).or_default();
+        let Output { lines, followers } = written.entry(instance).or_default();
         let mut past: Vec<_> =
             lines.iter().filter(|line| query.since_ns.is_none_or(|since| line.at_ns >= since)).cloned().collect();
         past.drain(..past.len().saturating_sub(query.tail.unwrap_or(usize::MAX)));
@@ -98,7 +105,7 @@ impl NodeAccess for FakeNode {
         if !query.follow {
             return Ok(past.boxed());
         }
-        let receiver = sender.get_or_insert_with(|| broadcast::channel(1_000).0).subscribe();
+        let receiver = followers.get_or_insert_with(|| broadcast::channel(1_000).0).subscribe();
         let next = stream::unfold(receiver, |mut receiver| async { Some((Ok(receiver.recv().await.ok()?), receiver)) });
         Ok(past.chain(next.boxed().take_until(ended.cancelled_owned())).boxed())
     }

@@ -118,7 +118,7 @@ async fn scripts_get_errors_as_a_notice() {
         .body(Body::empty());
     let answer = house.ask(request.unwrap()).await;
     assert_eq!((answer.status, answer.header("hx-retarget")), (StatusCode::NOT_FOUND, "#notices"));
-    answer.shows("there is no workload <code>gone</code>").hides("<html");
+    answer.shows("There is no workload <code>gone</code>").hides("<html");
 }
 
 #[tokio::test]
