@@ -29,7 +29,7 @@ fn a_command_that_cannot_be_executed_gives_the_codes_of_a_shell_and_says_why() {
     let toft = with_busybox();
     for (program, code) in [("/no/such/program", 127), ("nosuchprogram", 127), ("/etc/noexec", 126)] {
         let error = toft.toft(&["run", "--rm", "busybox", "--", program]).bad(code);
-        assert!(error.contains("error:") && error.contains(program), "{program}: {error}");
+        assert!(error.contains(program), "{program}: {error}");
     }
     let error = toft.toft(&["run", "--rm", "nosuchimage"]).bad(125);
     assert!(error.contains("nosuchimage") && error.contains("hint:"), "{error}");
@@ -125,10 +125,7 @@ fn a_process_that_takes_too_much_memory_is_killed_and_its_code_says_so() {
 fn networks_differ_as_asked() {
     let toft = with_busybox();
     let interfaces = |network: &str| {
-        let arguments = ["run", "--rm", "--network", network, "busybox", "--", "ls", "/sys/class/net"];
-        let listed = toft.toft(&["run", "--rm", "--network", network, "busybox", "--", "cat", "/proc/net/dev"]).good();
-        let _ = arguments;
-        listed
+        toft.toft(&["run", "--rm", "--network", network, "busybox", "--", "cat", "/proc/net/dev"]).good()
     };
     assert!(interfaces("bridge").contains("eth0:"));
     assert!(!interfaces("none").contains("eth0:"));

@@ -238,12 +238,21 @@ impl Appliance {
         })
     }
 
+    /// The records of what a workload wrote.
+    pub fn records(&self, workload: &str, query: &str) -> Vec<Value> {
+        let answer = self.get(&format!("/api/v1/workloads/{workload}/logs{query}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// What a workload wrote, a text a line.
     pub fn logs(&self, workload: &str) -> Vec<String> {
-        let answer = self.get(&format!("/api/v1/workloads/{workload}/logs"));
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let text = |line: &str| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned();
-        answer.text().lines().map(text).collect()
+        self.records(workload, "").iter().map(|record| record["text"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The newest log file of a workload's one instance, also while no daemon runs.
+    pub fn log_file(&self, instance: &Value) -> PathBuf {
+        self.data.join("logs").join(instance["id"].as_str().unwrap()).join("current.log")
     }
 
     /// Puts the image `busybox` into the store.
@@ -253,6 +262,12 @@ impl Appliance {
             ARCHIVE.get_or_init(|| image::busybox("docker.io/library/busybox:latest", json!({"Cmd": ["sh"]})));
         let imported = self.request("POST", "/api/v1/images/import", &[], archive);
         assert_eq!(imported.good()[0]["name"], "busybox:latest");
+    }
+
+    /// How many containers have a shim.
+    pub fn shims(&self) -> usize {
+        let shim = |line: &str| line.contains("containerd-shim") && line.contains(&format!("{}/", self.data.display()));
+        self.machine.processes().iter().filter(|(_, line)| shim(line)).count()
     }
 
     pub fn containerd_pid(&self) -> i32 {

@@ -5,3 +5,4 @@ pub mod containerd;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod prober;
