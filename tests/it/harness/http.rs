@@ -81,9 +81,11 @@ pub fn exchange(
 fn read_answer(stream: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<()> {
     let mut part = [0; 16 * 1024];
     loop {
-        match stream.read(&mut part)? {
-            0 => return Ok(()),
-            length => bytes.extend_from_slice(&part[..length]),
+        match stream.read(&mut part) {
+            Ok(0) => return Ok(()),
+            Ok(length) => bytes.extend_from_slice(&part[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
         if parse(bytes).is_some_and(|answer| answer.header("content-length").is_some()) {
             return Ok(());
