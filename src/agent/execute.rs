@@ -86,9 +86,8 @@ impl Executor {
     ) -> Done {
         match self.try_start(assignment, existing, outcome, ready).await {
             Ok(pid) => Done::Started { pid },
-            Err(StartError::Runtime(RuntimeError::StartFailed { reason })) => {
-                let exit_code = Some(if reason.contains("permission") { 126 } else { 127 });
-                Done::StartFailed { reason, exit_code }
+            Err(StartError::Runtime(RuntimeError::StartFailed { reason, exit_code })) => {
+                Done::StartFailed { reason, exit_code: Some(exit_code) }
             }
             Err(error) => Done::StartFailed { reason: chain(&error), exit_code: None },
         }

@@ -26,6 +26,12 @@ pub struct Outcome {
     pub epoch: u64,
     /// Restarts within that epoch.
     pub restarts: u32,
+    /// When the newest process was started, in milliseconds since 1970.
+    #[serde(default)]
+    pub started_ms: Option<i64>,
+    /// How the process before it ended.
+    #[serde(default)]
+    pub last_exit: Option<Exit>,
     /// How the process ended, when it stays down.
     pub finished: Option<Exit>,
 }

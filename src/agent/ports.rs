@@ -35,12 +35,14 @@ pub(super) struct OpenPorts {
     subnet: Subnet,
     open: BTreeMap<InstanceId, (Ipv4Addr, Vec<PublishedPort>)>,
     version: u64,
+    held: bool,
     wanted: watch::Sender<Option<Wanted>>,
     in_force: watch::Receiver<InForce>,
 }
 
 impl OpenPorts {
-    /// For a node whose bridge has `subnet`; the future applies until `cancel`.
+    /// For a node whose bridge has `subnet`; the future applies until `cancel`. Nothing is applied before
+    /// [`OpenPorts::release`]: what an earlier daemon opened stays open until it is known which of it is still needed.
     pub(super) fn new(
         subnet: Subnet,
         network: Arc<dyn Network>,
@@ -48,7 +50,7 @@ impl OpenPorts {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (wanted, wants) = watch::channel(None);
         let (tells, in_force) = watch::channel(InForce::default());
-        let ports = Self { subnet, open: BTreeMap::new(), version: 0, wanted, in_force };
+        let ports = Self { subnet, open: BTreeMap::new(), version: 0, held: true, wanted, in_force };
         (ports, apply(network, wants, tells, cancel))
     }
 
@@ -70,8 +72,19 @@ impl OpenPorts {
         }
     }
 
+    /// Lets what is open now come into force, and what is opened later at once. With `anew` also when nothing is open:
+    /// an earlier daemon may have left something.
+    pub(super) fn release(&mut self, anew: bool) {
+        if std::mem::take(&mut self.held) && (anew || !self.open.is_empty()) {
+            self.publish();
+        }
+    }
+
     fn publish(&mut self) {
         self.version += 1;
+        if self.held {
+            return;
+        }
         let ports =
             self.open.values().flat_map(|(address, ports)| ports.iter().map(|port| (*port, *address))).collect();
         let config = NetworkConfig { subnet: self.subnet, ports };

@@ -2,7 +2,7 @@
 
 use toft_model::instance::{Assignment, Desired, Exit, InstanceState};
 
-use super::runtime::TaskState;
+use super::{ledger::Outcome, runtime::TaskState};
 
 /// Shortest and longest wait before an automatic restart; between them it doubles (Docker's numbers).
 const BACK_OFF_MS: std::ops::RangeInclusive<i64> = 100..=60_000;
@@ -29,11 +29,21 @@ pub struct Memory {
     pub streak: u32,
     /// How the last process ended.
     pub last_exit: Option<Exit>,
+    /// When the newest process was started, in milliseconds since 1970.
+    pub started_ms: Option<i64>,
+}
+
+impl Memory {
+    /// What of it must survive a reboot; `finished` when the process stays down.
+    pub fn outcome(&self, finished: Option<Exit>) -> Outcome {
+        let Self { epoch, restarts, started_ms, last_exit, .. } = *self;
+        Outcome { epoch, restarts, started_ms, last_exit, finished }
+    }
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { state: InstanceState::Assigned, epoch: 0, restarts: 0, streak: 0, last_exit: None }
+        Self { state: InstanceState::Assigned, epoch: 0, restarts: 0, streak: 0, last_exit: None, started_ms: None }
     }
 }
 

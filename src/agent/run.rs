@@ -63,6 +63,8 @@ pub struct Agent {
     orders: HashMap<InstanceId, Assignment>,
     observed: HashMap<InstanceId, Observed>,
     memory: HashMap<InstanceId, Memory>,
+    /// Whether `observed` is what the runtime has: it was compared since the runtime came up.
+    known: bool,
     busy: HashSet<InstanceId>,
     early: HashMap<InstanceId, Exit>,
     gone: HashSet<InstanceId>,
@@ -87,6 +89,7 @@ impl Agent {
             orders: HashMap::new(),
             observed: HashMap::new(),
             memory: HashMap::new(),
+            known: false,
             busy: HashSet::new(),
             early: HashMap::new(),
             gone: HashSet::new(),
@@ -100,7 +103,8 @@ impl Agent {
                 epoch: outcome.epoch,
                 restarts: outcome.restarts,
                 streak: 0,
-                last_exit: outcome.finished,
+                last_exit: outcome.finished.or(outcome.last_exit),
+                started_ms: outcome.started_ms,
             };
             agent.memory.insert(id, memory);
         }
@@ -140,6 +144,7 @@ impl Agent {
                     if changed.is_err() { break }
                     let up = matches!(*availability.borrow_and_update(), Availability::Up(_));
                     metrics::gauge!("toft_runtime_up").set(f64::from(u8::from(up)));
+                    self.known &= up;
                     if up { self.compare().await; }
                 }
                 _ = resync.tick() => self.compare().await,
@@ -237,7 +242,11 @@ impl Agent {
             }
         }
         self.observed = seen;
+        self.known = true;
         self.look_at_all();
+        if let Some(ports) = &mut self.ports {
+            ports.release(!self.orders.is_empty());
+        }
     }
 
     fn look_at_all(&mut self) {
@@ -284,7 +293,7 @@ impl Agent {
     /// Takes steps for one instance until one must be waited for.
     fn look_at(&mut self, id: InstanceId) {
         // Without the runtime nothing is known, and nothing can be done.
-        if self.busy.contains(&id) || !self.runtime_is_up() {
+        if self.busy.contains(&id) || !self.known || !self.runtime_is_up() {
             return;
         }
         loop {
@@ -304,15 +313,20 @@ impl Agent {
                 Step::Adopt { pid } => {
                     let epoch = order.as_ref().map_or(0, |order| order.epoch);
                     *memory = Memory { epoch, state: InstanceState::Assigned, ..memory.clone() };
+                    let at_ms = memory.started_ms.unwrap_or_else(now_ms);
                     if let Some(order) = &order {
                         self.open_ports(order);
                     }
-                    self.advance(id, Event::Started { pid, at_ms: now_ms() });
+                    self.advance(id, Event::Started { pid, at_ms });
                 }
                 Step::SettleStopped => {
                     let exit = memory.last_exit;
                     if matches!(memory.state, InstanceState::Running { .. } | InstanceState::Starting) {
                         memory.state = InstanceState::Stopping;
+                    }
+                    if memory.state == InstanceState::Stopping {
+                        let outcome = memory.outcome(None);
+                        self.note(id, outcome);
                     }
                     self.close_ports(id);
                     self.advance(id, Event::Stopped { exit });
@@ -362,7 +376,8 @@ impl Agent {
     fn start(&mut self, id: InstanceId, order: Option<Assignment>, observed: Option<Observed>) {
         let Some(order) = order else { return };
         let memory = self.memory.entry(id).or_default();
-        let outcome = Outcome { epoch: order.epoch, restarts: memory.restarts, finished: None };
+        memory.started_ms = Some(now_ms());
+        let outcome = memory.outcome(None);
         self.advance(id, Event::StartRequested);
         // Who holds its ports already (a restart) does not look for others on them.
         let check = match &order.container.network {
@@ -422,12 +437,20 @@ impl Agent {
                     order.desired == Desired::Running
                         && self.memory.get(&id).is_some_and(|memory| memory.epoch == order.epoch)
                 });
-                let stopping = self.memory.get(&id).is_some_and(|memory| memory.state == InstanceState::Stopping);
-                let exit = exit.unwrap_or(Exit { code: None, at_ms: now_ms() });
-                if wanted && !stopping {
-                    self.process_ended(id, exit);
+                let ran = self.memory.get(&id).is_some_and(|memory| match memory.state {
+                    InstanceState::Starting | InstanceState::Running { .. } => true,
+                    // After a start of the daemon: without an exit it was left by a start that was cut short.
+                    InstanceState::Assigned => exit.is_some(),
+                    InstanceState::Stopping
+                    | InstanceState::Stopped { .. }
+                    | InstanceState::BackOff { .. }
+                    | InstanceState::Finished { .. } => false,
+                });
+                let vanished = Exit { code: None, at_ms: now_ms() };
+                if wanted && ran {
+                    self.process_ended(id, exit.unwrap_or(vanished));
                 } else if let Some(memory) = self.memory.get_mut(&id) {
-                    memory.last_exit = Some(exit);
+                    memory.last_exit = exit.or((!wanted).then_some(vanished)).or(memory.last_exit);
                 }
             }
             Done::Removed => {
@@ -480,11 +503,16 @@ impl Agent {
     fn finish(&mut self, id: InstanceId, exit: Exit) {
         self.close_ports(id);
         let memory = self.memory.entry(id).or_default();
-        let outcome = Outcome { epoch: memory.epoch, restarts: memory.restarts, finished: Some(exit) };
+        let outcome = memory.outcome(Some(exit));
+        self.note(id, outcome);
+        self.advance(id, Event::Finished { exit });
+    }
+
+    /// Writes down how an instance ended.
+    fn note(&self, id: InstanceId, outcome: Outcome) {
         if let Err(error) = self.parts.executor.ledger.store_outcome(id, outcome) {
             tracing::error!(instance.id = %id, error = chain(&error), "an instance's end could not be written to the ledger");
         }
-        self.advance(id, Event::Finished { exit });
     }
 
     fn advance(&mut self, id: InstanceId, event: Event) {

@@ -54,7 +54,10 @@ impl Client {
 
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
-        Ok(self.send(Method::GET, path, Body::empty()).await?.into_body())
+        let response = self.send(Method::GET, path, Body::empty()).await?;
+        // The connection is busy until the stream ends: what is asked meanwhile or afterwards takes another.
+        drop(self.kept.lock().await.take());
+        Ok(response.into_body())
     }
 
     async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {

@@ -103,8 +103,22 @@ fn pairs(texts: Vec<String>, from_shell: bool) -> Result<BTreeMap<String, String
 async fn run_once(client: &Client, name: &str) -> Result<i32, Failure> {
     let followed = async {
         let shown = Shown { timestamps: false, json: false, instance_names: false };
-        logs::follow(client, name, shown).await?;
-        wait(client, name, "ended").await
+        let shows = logs::follow(client, name, shown);
+        tokio::pin!(shows);
+        tokio::select! {
+            shown = &mut shows => {
+                shown?;
+                wait(client, name, "ended").await
+            }
+            ended = wait(client, name, "ended") => {
+                let ended = ended?;
+                // What cannot start has nothing to show, and its logs would be followed until it can.
+                if ended.as_ref().is_none_or(|workload| workload.status == "finished") {
+                    shows.await?;
+                }
+                Ok(ended)
+            }
+        }
     };
     let ended = tokio::select! {
         ended = followed => ended,

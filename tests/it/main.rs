@@ -2,8 +2,22 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
+mod bad_input;
+mod containerd_loss;
+mod damage;
+mod endurance;
+mod full_disk;
 mod harness;
+mod hostile_api;
+mod lifecycle;
+mod logs;
 mod network;
+mod reboot;
+mod rest_api;
+mod restarts;
+mod run_command;
 mod runtime_conformance;
 mod runtime_containerd;
+mod security;
+mod side_by_side;
 mod tidy;

@@ -258,6 +258,7 @@ impl Runtime for FakeRuntime {
         }
         Script::of(&container.spec).map_err(|command| RuntimeError::StartFailed {
             reason: format!("the command `{command}` is not in the image"),
+            exit_code: 127,
         })?;
         container.task = TaskState::Created { pid };
         container.task_number += 1;

@@ -173,6 +173,8 @@ pub enum RuntimeError {
     StartFailed {
         /// Why, in the runtime's words made short.
         reason: String,
+        /// What a shell would exit with: 126 when the command is there but cannot be executed, else 127.
+        exit_code: i32,
     },
     /// Anything else.
     #[error("{doing} failed: {reason}")]

@@ -5,7 +5,8 @@ use std::time::Duration;
 use toft_model::{
     instance::{Desired, InstanceState},
     name::Name,
-    state::{WorkloadView, query_workload},
+    schedule::serves,
+    state::{InstanceView, NodeRow, WorkloadView, query_workload},
 };
 
 use super::Ops;
@@ -25,13 +26,19 @@ pub enum Milestone {
 }
 
 impl Milestone {
-    fn reached(self, workload: Option<&WorkloadView>) -> bool {
+    fn reached(self, workload: Option<&WorkloadView>, nodes: &[NodeRow]) -> bool {
         let Some(workload) = workload else { return true };
         let states: Vec<_> = workload.instances.iter().map(|instance| (instance, instance.state())).collect();
-        let current = |instance: &toft_model::state::InstanceView| {
-            instance.row.report.as_ref().is_some_and(|report| report.epoch == workload.row.epoch)
+        // One made of an older specification says nothing of this one; the scheduler has yet to replace it.
+        let serves = |instance: &InstanceView| {
+            let node = nodes.iter().find(|node| node.id == instance.row.node_id);
+            node.is_some_and(|node| serves(&instance.row.container, &workload.row.spec, node))
         };
-        let placed = states.iter().filter(|(i, _)| i.row.desired != Desired::Removed).count();
+        let current = |instance: &InstanceView| {
+            let report = instance.row.report.as_ref();
+            report.is_some_and(|report| report.epoch == workload.row.epoch) && serves(instance)
+        };
+        let placed = states.iter().filter(|(i, _)| i.row.desired != Desired::Removed && serves(i)).count();
         let all_there = placed == workload.row.spec.replicas as usize && placed == states.len();
         let stuck = workload.row.pending.is_some()
             || states.iter().any(|(i, state)| current(i) && matches!(state, InstanceState::BackOff { .. }));
@@ -43,8 +50,8 @@ impl Milestone {
                 stuck || (all_there && states.iter().all(|(i, state)| current(i) && settled(state)))
             }
             Self::Ended => {
-                let never_ran = |i: &toft_model::state::InstanceView| {
-                    i.row.report.as_ref().is_some_and(|report| report.last_exit.is_none())
+                let never_ran = |i: &InstanceView| {
+                    serves(i) && i.row.report.as_ref().is_some_and(|report| report.last_exit.is_none())
                 };
                 let blocked = workload.row.pending.is_some()
                     || states.iter().any(|(i, state)| never_ran(i) && matches!(state, InstanceState::BackOff { .. }));
@@ -72,8 +79,9 @@ impl Ops {
         loop {
             applied.mark_unchanged();
             let asked = name.clone();
-            let workload = self.state.read(move |connection| query_workload(connection, &asked)).await?;
-            if milestone.reached(workload.as_ref()) {
+            let question = move |connection: &_| Ok((query_workload(connection, &asked)?, NodeRow::all(connection)?));
+            let (workload, nodes) = self.state.read(question).await?;
+            if milestone.reached(workload.as_ref(), &nodes) {
                 return Ok((true, workload));
             }
             let moved = tokio::time::timeout_at(deadline, applied.changed()).await;

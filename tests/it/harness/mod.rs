@@ -1,4 +1,8 @@
 //! What the tests run against.
 
+pub mod appliance;
 pub mod containerd;
+pub mod http;
 pub mod image;
+pub mod machine;
+pub mod prober;

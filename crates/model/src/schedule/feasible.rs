@@ -94,7 +94,7 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
 
 /// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
 /// run on.
-pub(super) fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
+pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
     let ContainerOrder { image, entrypoint, command, env, resources, restart, stop_grace_ms, network } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)

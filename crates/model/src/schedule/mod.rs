@@ -8,5 +8,6 @@ mod snapshot;
 mod tests;
 
 pub(crate) use feasible::Claims;
+pub use feasible::serves;
 pub use plan::{Plan, plan, why_nowhere};
 pub use snapshot::Snapshot;

@@ -50,7 +50,7 @@ impl Refusal {
         if self.unreached || disk_full(&self.text) {
             return None;
         }
-        start_failure(&self.text).map(|reason| RuntimeError::StartFailed { reason })
+        start_failure(&self.text).map(|(reason, exit_code)| RuntimeError::StartFailed { reason, exit_code })
     }
 }
 
@@ -94,27 +94,34 @@ fn first_line(text: &str) -> String {
     }
 }
 
-/// Reads the long texts of runc and crun. `None` when the text is not about starting a process.
-fn start_failure(text: &str) -> Option<String> {
+/// What a shell exits with when a command is there but cannot be executed.
+const NOT_EXECUTABLE: i32 = 126;
+/// What a shell exits with when there is no such command.
+const NOT_FOUND: i32 = 127;
+
+/// Reads the long texts of runc and crun: why, and what a shell would exit with. `None` when the text is not about
+/// starting a process.
+fn start_failure(text: &str) -> Option<(String, i32)> {
     if let Some(command) = quoted_after(text, "exec: ").or_else(|| backticked_after(text, "executable file ")) {
         let lower = text.to_ascii_lowercase();
         return Some(if lower.contains("permission denied") {
-            format!("the command `{command}` is not executable")
+            (format!("the command `{command}` is not executable"), NOT_EXECUTABLE)
         } else if lower.contains("is a directory") {
-            format!("the command `{command}` is a directory")
+            (format!("the command `{command}` is a directory"), NOT_EXECUTABLE)
         } else if lower.contains("exec format error") {
-            format!("the command `{command}` is made for another kind of processor")
+            (format!("the command `{command}` is made for another kind of processor"), NOT_EXECUTABLE)
         } else if lower.contains("not found") || lower.contains("no such file") {
-            format!("the command `{command}` is not in the image")
+            (format!("the command `{command}` is not in the image"), NOT_FOUND)
         } else {
-            format!("the command `{command}` cannot be executed: {}", tail(text))
+            (format!("the command `{command}` cannot be executed: {}", tail(text)), NOT_EXECUTABLE)
         });
     }
     if text.contains("exec format error") {
-        return Some("the command is made for another kind of processor, or a script without `#!` line".to_owned());
+        let reason = "the command is made for another kind of processor, or a script without `#!` line";
+        return Some((reason.to_owned(), NOT_EXECUTABLE));
     }
     let starting = ["OCI runtime create failed", "OCI runtime start failed", "unable to start container process"];
-    starting.iter().any(|words| text.contains(words)).then(|| tail(text))
+    starting.iter().any(|words| text.contains(words)).then(|| (tail(text), NOT_FOUND))
 }
 
 /// What follows the last of runc's own introductions.
@@ -147,7 +154,9 @@ mod tests {
     use super::*;
 
     fn check(text: &str, want: &str) {
-        assert_eq!(start_failure(text).unwrap(), want, "{text}");
+        let (reason, exit_code) = start_failure(text).unwrap();
+        assert_eq!(reason, want, "{text}");
+        assert_eq!(exit_code == NOT_EXECUTABLE, want.contains("not executable"), "{text}");
     }
 
     #[test]
