@@ -5,6 +5,7 @@
 
 use std::{
     collections::VecDeque,
+    fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom},
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -95,24 +96,35 @@ impl Drop for Watch {
     }
 }
 
-/// The log files, oldest first.
-fn files(dir: &Path) -> Vec<PathBuf> {
-    let mut numbered: Vec<(u32, PathBuf)> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let entry = entry.ok()?;
-            let number = entry.file_name().to_str()?.strip_prefix("current.log.")?.parse().ok()?;
-            Some((number, entry.path()))
-        })
-        .collect();
-    numbered.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
-    let mut files: Vec<PathBuf> = numbered.into_iter().map(|(_, path)| path).collect();
-    files.push(dir.join("current.log"));
-    files
+/// A log file and what tells it from others while it is open.
+#[derive(Debug)]
+struct LogFile {
+    file: File,
+    inode: u64,
 }
 
-/// Reads what there is; gives where `current.log` was left.
+/// The log files that are there, oldest first. They are opened newest first: a rotation in between moves a file to where
+/// it is still to be met, and none is passed by.
+fn files(dir: &Path) -> io::Result<Vec<LogFile>> {
+    let number = |entry: io::Result<std::fs::DirEntry>| -> Option<u32> {
+        entry.ok()?.file_name().to_str()?.strip_prefix("current.log.")?.parse().ok()
+    };
+    let oldest = std::fs::read_dir(dir).into_iter().flatten().filter_map(number).max().unwrap_or(0);
+    let mut files: Vec<LogFile> = Vec::new();
+    for number in 0.. {
+        let name = if number == 0 { "current.log".to_owned() } else { format!("current.log.{number}") };
+        match open(&dir.join(name))? {
+            Some(found) if files.iter().all(|file| file.inode != found.inode) => files.push(found),
+            Some(_) => {}
+            None if number > oldest => break,
+            None => {}
+        }
+    }
+    files.reverse();
+    Ok(files)
+}
+
+/// Reads what there is; gives where the newest file was left.
 fn existing(
     dir: &Path,
     tail: Option<usize>,
@@ -122,14 +134,17 @@ fn existing(
     let mut last = VecDeque::new();
     let mut chunk = Vec::with_capacity(CHUNK);
     let mut position = Position::default();
-    for path in tail.map_or_else(|| files(dir), |tail| tail_files(dir, tail)) {
-        let Some((file, inode)) = open(&path)? else { continue };
-        let mut reader = BufReader::with_capacity(64 * 1024, file);
+    let mut files = files(dir)?;
+    if let Some(tail) = tail {
+        keep_tail(&mut files, tail)?;
+    }
+    for mut log in files {
         let mut offset = 0;
         if let Some(tail) = tail {
-            offset = seek_before_last(reader.get_mut(), tail)?;
-            reader.seek(SeekFrom::Start(offset))?;
+            offset = seek_before_last(&mut log.file, tail)?;
         }
+        log.file.seek(SeekFrom::Start(offset))?;
+        let mut reader = BufReader::with_capacity(64 * 1024, &log.file);
         while let Some((line, length)) = record(&mut reader)? {
             offset += length;
             let Some(line) = line.filter(|line| since.is_none_or(|since| line.at_ns >= since)) else { continue };
@@ -148,7 +163,7 @@ fn existing(
                 }
             }
         }
-        position = Position { inode, offset };
+        position = Position { newest: Some(log), offset };
     }
     chunk.extend(last);
     for part in chunk.chunks(CHUNK) {
@@ -159,24 +174,22 @@ fn existing(
     Ok(position)
 }
 
-/// The newest files that surely hold the last `tail` lines.
-fn tail_files(dir: &Path, tail: usize) -> Vec<PathBuf> {
-    let mut chosen = Vec::new();
+/// Leaves the newest files that surely hold the last `tail` lines.
+fn keep_tail(files: &mut Vec<LogFile>, tail: usize) -> io::Result<()> {
     let mut counted = 0;
-    for path in files(dir).into_iter().rev() {
-        chosen.push(path.clone());
-        counted +=
-            open(&path).ok().flatten().map_or(0, |(file, _)| BufReader::new(file).split(b'\n').take(tail + 1).count());
+    for (i, log) in files.iter_mut().enumerate().rev() {
+        log.file.seek(SeekFrom::Start(0))?;
+        counted += BufReader::new(&log.file).split(b'\n').take(tail + 1).count();
         if counted > tail {
+            files.drain(..i);
             break;
         }
     }
-    chosen.reverse();
-    chosen
+    Ok(())
 }
 
 /// The offset from which a file holds its last `lines` lines.
-fn seek_before_last(file: &mut std::fs::File, lines: usize) -> io::Result<u64> {
+fn seek_before_last(file: &mut File, lines: usize) -> io::Result<u64> {
     let mut end = file.metadata()?.len();
     let mut wanted = lines + 1;
     let mut block = vec![0; 64 * 1024];
@@ -196,11 +209,11 @@ fn seek_before_last(file: &mut std::fs::File, lines: usize) -> io::Result<u64> {
     Ok(0)
 }
 
-fn open(path: &Path) -> io::Result<Option<(std::fs::File, u64)>> {
-    match std::fs::File::open(path) {
+fn open(path: &Path) -> io::Result<Option<LogFile>> {
+    match File::open(path) {
         Ok(file) => {
             let inode = file.metadata()?.ino();
-            Ok(Some((file, inode)))
+            Ok(Some(LogFile { file, inode }))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -232,25 +245,24 @@ fn parse(record: &[u8]) -> Option<LogLine> {
     Some(LogLine { at_ns: i64::try_from(time.as_nanosecond()).ok()?, stream, text, partial })
 }
 
-/// Where reading left the newest file.
-#[derive(Debug, Clone, Copy, Default)]
+/// Where reading left the newest file. It stays open, so that no younger file can be taken for it.
+#[derive(Debug, Default)]
 struct Position {
-    inode: u64,
+    newest: Option<LogFile>,
     offset: u64,
 }
 
 impl Position {
     /// Reads what came since, over any number of rotations.
     fn read_on(mut self, dir: &Path, lines: &mpsc::Sender<Vec<LogLine>>) -> io::Result<Self> {
-        let all = files(dir);
-        let known = all.iter().position(|path| std::fs::metadata(path).is_ok_and(|meta| meta.ino() == self.inode));
+        let files = files(dir)?;
+        let known = self.newest.as_ref().and_then(|newest| files.iter().position(|log| log.inode == newest.inode));
         // A file that was rotated out of existence leaves a gap; reading goes on with the oldest that is left.
-        for (i, path) in all.iter().enumerate().skip(known.unwrap_or(0)) {
-            let Some((file, inode)) = open(path)? else { continue };
-            let offset = if known == Some(i) && inode == self.inode { self.offset } else { 0 };
-            let mut reader = BufReader::with_capacity(64 * 1024, file);
-            reader.seek(SeekFrom::Start(offset))?;
-            self = Self { inode, offset };
+        for (i, mut log) in files.into_iter().enumerate().skip(known.unwrap_or(0)) {
+            let offset = if known == Some(i) { self.offset } else { 0 };
+            log.file.seek(SeekFrom::Start(offset))?;
+            let mut reader = BufReader::with_capacity(64 * 1024, &log.file);
+            self.offset = offset;
             let mut chunk = Vec::new();
             while let Some((line, length)) = record(&mut reader)? {
                 self.offset += length;
@@ -259,6 +271,7 @@ impl Position {
                     return Ok(self);
                 }
             }
+            self.newest = Some(log);
             if !chunk.is_empty() && lines.blocking_send(chunk).is_err() {
                 return Ok(self);
             }

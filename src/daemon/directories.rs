@@ -105,6 +105,12 @@ impl Directories {
         }
     }
 
+    /// Number of the network with which the search for a free one begins: 0 for the machine's own appliance, another for
+    /// each with a data directory of its own.
+    pub(super) fn first_subnet(&self) -> u32 {
+        self.suffix.as_ref().and_then(|suffix| u32::from_str_radix(suffix, 16).ok()).unwrap_or(0)
+    }
+
     /// Control group of all containers.
     pub(super) fn cgroup_parent(&self) -> String {
         self.suffix.as_ref().map_or_else(|| "toft".to_owned(), |suffix| format!("toft-{suffix}"))

@@ -18,7 +18,10 @@ use toft_model::{
     instance::AssignmentSet,
     state::{assignments_generation, query_assignments},
 };
-use tokio::sync::{Notify, watch};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, watch},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -83,6 +86,8 @@ impl std::error::Error for Hinted {
 
 /// Runs the appliance until a signal ends it.
 pub async fn run(config: Config) -> anyhow::Result<()> {
+    // First of all: whoever asks it to end while it starts shall have it end in order.
+    let mut stop_signals = StopSignals::listen().context("listening for signals")?;
     let directories = Directories::prepare(&config.paths)?;
     let doors_cancel = CancellationToken::new();
     let cancel = CancellationToken::new();
@@ -110,7 +115,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!(error = chain(&error), "the host's routes could not be read");
         Vec::new()
     });
-    let identity = Identity::load_or_make(&directories, || pick_subnet(config.network.range, &taken))?;
+    let identity =
+        Identity::load_or_make(&directories, || pick_subnet(config.network.range, &taken, directories.first_subnet()))?;
     if identity.subnet.is_none() {
         tracing::error!(
             "no /24 of {} is free of the host's routes; instances get no bridge network",
@@ -165,7 +171,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tell_systemd(&[sd_notify::NotifyState::Ready]);
 
     let ended_early = tokio::select! {
-        signal = stop_signal() => { tracing::info!("stopping on {}; containers go on", signal?); None }
+        signal = stop_signals.first() => { tracing::info!("stopping on {signal}; containers go on"); None }
         name = tasks.first_end() => Some(name),
         name = doors.tasks.first_end() => Some(name),
     };
@@ -281,16 +287,30 @@ fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-async fn stop_signal() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => return Ok("SIGTERM"),
-            _ = interrupt.recv() => return Ok("SIGINT"),
-            _ = hang_up.recv() => tracing::info!("SIGHUP: nothing of the configuration can change while running yet"),
+/// The signals that end the daemon, taken note of from the moment this is made.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one and gives its name.
+    async fn first(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => tracing::info!("SIGHUP: nothing of the configuration can change while running yet"),
+            }
         }
     }
 }

@@ -1,1 +1,139 @@
-//! What workloads wrote.
+//! What workloads wrote, as it is kept and shown.
+
+use std::{collections::BTreeSet, fs};
+
+use serde_json::Value;
+
+use crate::harness::{
+    appliance::Appliance,
+    machine::{Machine, wait_until},
+};
+
+fn with_busybox() -> Appliance {
+    let toft = Appliance::start();
+    toft.import_busybox();
+    toft
+}
+
+/// Runs a script to its end and keeps the workload.
+fn finished(toft: &Appliance, name: &str, script: &str) {
+    let arguments = ["run", "-n", name, "--no-wait", "--restart", "no", "busybox", "--", "sh", "-c", script];
+    toft.toft(&arguments).good();
+    toft.instance_until(name, "is over", |instance| instance["state"] == "finished");
+}
+
+#[test]
+fn both_streams_are_kept_with_their_time() {
+    let toft = with_busybox();
+    finished(&toft, "job", "echo one; echo two >&2; printf three");
+    let ran = toft.toft(&["logs", "job"]);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("one\nthree\n", "two\n"));
+    let stamped = toft.toft(&["logs", "-t", "job"]);
+    for line in stamped.out.lines().chain(stamped.err.lines()) {
+        let (time, text) = line.split_once(' ').unwrap();
+        time.parse::<jiff::Timestamp>().unwrap();
+        assert!(["one", "two", "three"].contains(&text), "{line}");
+    }
+    let json = toft.good("logs --json job");
+    let records: Vec<Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let streams: BTreeSet<_> =
+        records.iter().map(|r| (r["stream"].as_str().unwrap(), r["text"].as_str().unwrap())).collect();
+    assert_eq!(streams, BTreeSet::from([("stdout", "one"), ("stderr", "two"), ("stdout", "three")]));
+    assert!(records.iter().all(|record| record["instance"] == "job-0"), "{json}");
+    assert!(toft.toft(&["logs", "nobody"]).bad(1).contains("there is no workload `nobody`"));
+}
+
+#[test]
+fn tail_and_since_choose_lines() {
+    let toft = with_busybox();
+    finished(&toft, "job", "busybox seq 100; busybox sleep 1; echo late");
+    assert_eq!(toft.good("logs -n 3 job"), "99\n100\nlate\n");
+    assert_eq!(toft.good("logs -n 0 job"), "");
+    assert_eq!(toft.good("logs job").lines().count(), 101);
+    let records = toft.records("job", "");
+    let late = records.last().unwrap()["at"].as_str().unwrap();
+    assert_eq!(toft.good(&format!("logs --since {late} job")), "late\n");
+    assert_eq!(toft.good("logs --since 1h job").lines().count(), 101);
+    assert_eq!(toft.good("logs --since 2099-01-01T00:00:00Z job"), "");
+    let error = toft.toft(&["logs", "--since", "yesterday", "job"]).bad(1);
+    assert!(error.contains("field: since") && error.contains("hint:"), "{error}");
+}
+
+#[test]
+fn files_are_rotated_by_size_and_read_as_one() {
+    let mut toft = Appliance::prepare(&Machine::new(), "d");
+    fs::write(toft.data.join("toft.toml"), "[logs]\nmax_bytes = '64KiB'\nmax_files = 3\n").unwrap();
+    toft.up();
+    toft.import_busybox();
+    finished(&toft, "job", "busybox seq 20000");
+    let dir = toft.log_file(&toft.instance("job")).parent().unwrap().to_owned();
+    let sizes: Vec<u64> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    assert_eq!(sizes.len(), 3, "{sizes:?}");
+    assert!(sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
+    let lines: Vec<u32> = toft.logs("job").iter().map(|line| line.parse().unwrap()).collect();
+    assert!(lines.len() > 2_000, "most of the three files is used: {}", lines.len());
+    assert!(lines.iter().copied().eq(20_001 - lines.len() as u32..=20_000), "the newest lines, without a gap");
+    let tail: Vec<u32> = toft.good("logs -n 1500 job").lines().map(|line| line.parse().unwrap()).collect();
+    assert!(tail.into_iter().eq(18_501..=20_000), "over more than one file");
+}
+
+#[test]
+fn following_goes_on_over_rotations_and_to_the_very_end() {
+    let mut toft = Appliance::prepare(&Machine::new(), "d");
+    fs::write(toft.data.join("toft.toml"), "[logs]\nmax_bytes = '64KiB'\nmax_files = 20\n").unwrap();
+    toft.up();
+    toft.import_busybox();
+    let script = "while [ ! -e /go ]; do busybox sleep 0.05; done; busybox seq 20000";
+    toft.toft(&["run", "-n", "job", "--restart", "no", "busybox", "--", "sh", "-c", script]).good();
+    let follower = toft.follow(&["logs", "-f", "job"]);
+    let pid = toft.instance("job")["pid"].clone();
+    fs::write(format!("/proc/{pid}/root/go"), "").unwrap();
+    let (code, lines) = follower.end();
+    assert_eq!(code, 0, "the command ends with the workload");
+    assert!(lines.iter().map(|line| line.parse::<u32>().unwrap()).eq(1..=20_000), "{} lines", lines.len());
+}
+
+#[test]
+fn following_goes_on_over_a_restart_of_the_container() {
+    let toft = with_busybox();
+    let script = "trap 'echo bye; exit 0' TERM; echo hello; while :; do busybox sleep 0.05; done";
+    toft.toft(&["run", "-n", "web", "busybox", "--", "sh", "-c", script]).good();
+    let follower = toft.follow(&["logs", "-f", "web"]);
+    assert_eq!(follower.line(), "hello");
+    toft.good("restart web");
+    assert_eq!([follower.line(), follower.line()], ["bye", "hello"]);
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(toft.instance("web")["pid"].as_i64().unwrap() as i32),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    assert_eq!(follower.line(), "hello", "it was started again by itself");
+    toft.good("stop web");
+    assert_eq!(follower.end(), (0, vec!["bye".to_owned()]), "the command ends when the workload is stopped");
+}
+
+#[test]
+fn lines_of_several_instances_tell_whose_they_are() {
+    let toft = with_busybox();
+    let script = "echo I am $TOFT_INSTANCE; busybox sleep 1000";
+    toft.toft(&["run", "-n", "many", "--replicas", "3", "busybox", "--", "sh", "-c", script]).good();
+    let lines = wait_until("all have spoken", || {
+        let lines: BTreeSet<String> = toft.good("logs many").lines().map(str::to_owned).collect();
+        (lines.len() == 3).then_some(lines)
+    });
+    assert_eq!(lines, BTreeSet::from([0, 1, 2].map(|n| format!("many-{n}  I am many-{n}"))));
+    let record = toft.records("many", "?tail=1");
+    assert_eq!(record.len(), 3, "so many of each: {record:?}");
+}
+
+#[test]
+fn odd_output_is_kept_whole() {
+    let toft = with_busybox();
+    let long = "x".repeat(40_000);
+    let script = "printf '\\033[31mred\\033[0m\\n'; printf 'a\\000b\\n'; printf '\\377\\n'; echo; busybox yes x | busybox head -n 40000 | busybox tr -d '\\n'; echo";
+    finished(&toft, "odd", script);
+    let out = toft.good("logs odd");
+    let lines: Vec<&str> = out.split('\n').collect();
+    assert_eq!(lines[..4], ["\u{1b}[31mred\u{1b}[0m", "a\0b", "\u{fffd}", ""]);
+    assert_eq!(lines[4], long, "a long line is one line again");
+}

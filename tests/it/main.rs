@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
 mod bad_input;
+mod browser;
 mod containerd_loss;
 mod damage;
 mod endurance;

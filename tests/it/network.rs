@@ -335,7 +335,7 @@ fn networks_in_use_are_seen_and_avoided() {
         for wanted in ["10.210.0.76/30", "10.210.1.0/25", "192.0.2.0/24", "127.0.0.0/8"] {
             assert!(seen.contains(&wanted.to_owned()), "{wanted} in {seen:?}");
         }
-        let picked = pick_subnet("10.210.0.0/16".parse().unwrap(), &taken).unwrap();
+        let picked = pick_subnet("10.210.0.0/16".parse().unwrap(), &taken, 0).unwrap();
         assert_eq!(picked.to_string(), "10.210.2.0/24", "our own bridge does not stand in its own way");
     });
 }

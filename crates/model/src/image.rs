@@ -59,9 +59,13 @@ fn component_ok(part: &str) -> bool {
 
 fn registry_ok(host: &str) -> bool {
     let (name, port) = host.split_once(':').unwrap_or((host, "80"));
-    !name.is_empty()
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-'))
-        && port.parse::<u16>().is_ok()
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+    let label_ok = |label: &str| {
+        edge(label.chars().next())
+            && edge(label.chars().last())
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    name.split('.').all(label_ok) && port.parse::<u16>().is_ok()
 }
 
 fn tag_ok(tag: &str) -> bool {
@@ -177,9 +181,25 @@ mod tests {
 
     #[test]
     fn malformed_references_are_refused() {
-        for bad in
-            ["", "A", "a//b", "a/", "/a", "a:", "a:b:c", "a b", "a@sha256:12", "a:-x", "ä", "x/../y", "-a", "h:99999/a"]
-        {
+        for bad in [
+            "",
+            "A",
+            "a//b",
+            "a/",
+            "/a",
+            "a:",
+            "a:b:c",
+            "a b",
+            "a@sha256:12",
+            "a:-x",
+            "ä",
+            "x/../y",
+            "-a",
+            "h:99999/a",
+            "../a",
+            "-h.example/a",
+            "h..example/a",
+        ] {
             assert!(bad.parse::<ImageRef>().is_err(), "{bad}");
         }
     }

@@ -11,12 +11,15 @@ const NODE_PREFIX: u8 = 24;
 const LONGEST: u8 = 30;
 const SHORTEST: u8 = 8;
 
-/// The first /24 of `range` that overlaps none of `taken`; a smaller range is taken as a whole or not at all.
-pub fn pick_subnet(range: Subnet, taken: &[Subnet]) -> Option<Subnet> {
+/// The first /24 of `range` that overlaps none of `taken`; a smaller range is taken as a whole or not at all. The search
+/// begins at the one numbered `from`, wherever that falls in the range: appliances beside each other begin at different
+/// ones, because one that has no container yet has no route that others could see.
+pub fn pick_subnet(range: Subnet, taken: &[Subnet], from: u32) -> Option<Subnet> {
     let prefix = range.prefix.max(NODE_PREFIX);
     let step = 1_u32 << (32 - u32::from(prefix));
-    (0..range.size() / step)
-        .filter_map(|number| range.nth(number * step))
+    let count = range.size() / step;
+    (0..count)
+        .filter_map(|number| range.nth((number + from % count) % count * step))
         .map(|base| Subnet { base, prefix })
         .find(|candidate| !taken.iter().any(|other| other.overlaps(*candidate)))
 }
@@ -44,7 +47,7 @@ mod tests {
     fn the_first_free_network_is_picked() {
         let check = |range: &str, taken: &[&str], want: Option<&str>| {
             let taken: Vec<Subnet> = taken.iter().map(|text| subnet(text)).collect();
-            assert_eq!(pick_subnet(subnet(range), &taken), want.map(subnet), "{range} without {taken:?}");
+            assert_eq!(pick_subnet(subnet(range), &taken, 0), want.map(subnet), "{range} without {taken:?}");
         };
         check("10.210.0.0/16", &[], Some("10.210.0.0/24"));
         check("10.210.0.0/16", &["10.210.0.0/24", "10.210.1.128/25"], Some("10.210.2.0/24"));
@@ -66,5 +69,17 @@ mod tests {
         check("10.1.2.3", 24, Some("10.1.2.0/24"));
         check("10.1.2.3", 32, Some("10.1.2.0/30"));
         check("10.1.2.6", 31, Some("10.1.2.4/30"));
+    }
+
+    #[test]
+    fn the_search_begins_where_it_is_told_and_goes_round() {
+        let check = |from: u32, taken: &str, want: &str| {
+            let picked = pick_subnet(subnet("10.210.0.0/16"), &[subnet(taken)], from);
+            assert_eq!(picked, Some(subnet(want)), "from {from} without {taken}");
+        };
+        check(7, "10.0.0.0/24", "10.210.7.0/24");
+        check(256 + 7, "10.210.7.0/24", "10.210.8.0/24");
+        check(255, "10.210.255.0/24", "10.210.0.0/24");
+        check(u32::MAX, "10.0.0.0/24", "10.210.255.0/24");
     }
 }

@@ -70,11 +70,27 @@ pub fn exchange(
     // Who refuses a body may close before it is sent; the answer is there all the same.
     let sent = stream.write_all(body);
     let mut bytes = Vec::new();
-    let received = stream.read_to_end(&mut bytes);
+    let received = read_answer(&mut stream, &mut bytes);
     if bytes.is_empty() {
         sent.and(received)?;
     }
     parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no whole answer came"))
+}
+
+/// Reads to the end: of the connection, or of the length that the answer tells (some servers keep the connection).
+fn read_answer(stream: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<()> {
+    let mut part = [0; 16 * 1024];
+    loop {
+        match stream.read(&mut part) {
+            Ok(0) => return Ok(()),
+            Ok(length) => bytes.extend_from_slice(&part[..length]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if parse(bytes).is_some_and(|answer| answer.header("content-length").is_some()) {
+            return Ok(());
+        }
+    }
 }
 
 fn parse(bytes: &[u8]) -> Option<Answer> {

@@ -1,6 +1,7 @@
 //! What the tests run against.
 
 pub mod appliance;
+pub mod browser;
 pub mod containerd;
 pub mod http;
 pub mod image;

@@ -1,0 +1,149 @@
+//! A real browser, driven through its WebDriver (W3C WebDriver, `chromedriver`), in the network of the thread that uses
+//! it.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    http::{PATIENCE, exchange},
+    machine::wait_until,
+};
+
+const DRIVER_PORT: u16 = 19_515;
+/// Key of an element's reference in WebDriver's answers.
+const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
+
+/// The browser; it ends when this is dropped.
+pub struct Browser {
+    driver: Child,
+    session: String,
+}
+
+impl Browser {
+    /// Starts one whose profile lies in `profile`.
+    pub fn start(profile: &Path, scripts: bool) -> Self {
+        let driver = Command::new("chromedriver")
+            .arg(format!("--port={DRIVER_PORT}"))
+            .env("HOME", profile)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed (package chromium-driver)");
+        let mut browser = Self { driver, session: String::new() };
+        wait_until("the driver answers", || call("GET", "/status", &Value::Null).ok());
+        let data = format!("--user-data-dir={}", profile.join("chromium").display());
+        let flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--window-size=1440,900",
+            data.as_str(),
+        ];
+        // 2 blocks, 1 allows.
+        let preferences = json!({ "profile.managed_default_content_settings.javascript": if scripts { 1 } else { 2 } });
+        let options = json!({ "args": flags, "prefs": preferences });
+        let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } } } });
+        browser.session = call("POST", "/session", &wanted).unwrap()["sessionId"].as_str().unwrap().to_owned();
+        browser
+    }
+
+    fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+        call(method, &format!("/session/{}{path}", self.session), body)
+    }
+
+    /// Opens an address.
+    pub fn open(&self, url: &str) {
+        self.ask("POST", "/url", &json!({ "url": url })).unwrap();
+    }
+
+    /// The address of the page.
+    pub fn url(&self) -> String {
+        self.ask("GET", "/url", &Value::Null).unwrap().as_str().unwrap().to_owned()
+    }
+
+    /// The page's title.
+    pub fn title(&self) -> String {
+        self.ask("GET", "/title", &Value::Null).unwrap().as_str().unwrap().to_owned()
+    }
+
+    fn find(&self, xpath: &str) -> Option<String> {
+        let asked = json!({ "using": "xpath", "value": xpath });
+        let found = self.ask("POST", "/element", &asked).ok()?;
+        Some(found[ELEMENT].as_str()?.to_owned())
+    }
+
+    /// Waits for an element and clicks it. One that is replaced meanwhile is found again.
+    pub fn click(&self, xpath: &str) {
+        wait_until(xpath, || self.ask("POST", &format!("/element/{}/click", self.find(xpath)?), &json!({})).ok());
+    }
+
+    /// Replaces the text of a field.
+    pub fn fill(&self, xpath: &str, text: &str) {
+        let field = wait_until(xpath, || self.find(xpath));
+        self.ask("POST", &format!("/element/{field}/clear"), &json!({})).unwrap();
+        self.ask("POST", &format!("/element/{field}/value"), &json!({ "text": text })).unwrap();
+    }
+
+    /// What a person reads in an element, if it is there.
+    pub fn text(&self, xpath: &str) -> Option<String> {
+        let text = self.ask("GET", &format!("/element/{}/text", self.find(xpath)?), &Value::Null).ok()?;
+        Some(text.as_str()?.to_owned())
+    }
+
+    /// Waits until an element reads like that; the page is not loaded again.
+    pub fn wait_for_text(&self, xpath: &str, part: &str) {
+        let what = format!("`{part}` in {xpath}");
+        wait_until(&what, || self.text(xpath).filter(|text| text.contains(part)));
+    }
+
+    /// Waits until an element is gone from the page.
+    pub fn wait_for_absence(&self, xpath: &str) {
+        wait_until(xpath, || self.find(xpath).is_none().then_some(()));
+    }
+
+    /// Loads the page again.
+    pub fn reload(&self) {
+        self.ask("POST", "/refresh", &json!({})).unwrap();
+    }
+
+    /// What the console complained about since the last call.
+    pub fn complaints(&self) -> Vec<String> {
+        let entries = self.ask("POST", "/se/log", &json!({ "type": "browser" })).unwrap();
+        let entries = entries.as_array().unwrap().iter();
+        entries.filter(|e| e["level"] == "SEVERE").map(|e| e["message"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Ends the browser; the driver does not do so when it is killed.
+        drop(self.ask("DELETE", "", &Value::Null));
+        drop(self.driver.kill());
+        drop(self.driver.wait());
+    }
+}
+
+fn call(method: &str, path: &str, body: &Value) -> Result<Value, String> {
+    let address = SocketAddr::from(([127, 0, 0, 1], DRIVER_PORT));
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).map_err(|e| e.to_string())?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let answer = exchange(stream, method, path, &[], &body).map_err(|e| e.to_string())?;
+    let value = answer.json()["value"].clone();
+    match value.get("error") {
+        Some(error) => Err(format!("{error}: {}", value["message"])),
+        None => Ok(value),
+    }
+}
