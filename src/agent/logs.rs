@@ -35,7 +35,7 @@ pub struct Reading {
 /// Sends the wanted lines of the logs in `dir`, oldest first. Ends when the receiver is gone.
 pub async fn read(dir: PathBuf, reading: Reading, lines: mpsc::Sender<Vec<LogLine>>) -> io::Result<()> {
     let watch = match &reading.follow {
-        Some(_) => Some(watch(&dir)?),
+        Some(_) => Some(Watch::of(&dir)?),
         None => None,
     };
     let (tail, since) = (reading.tail, reading.since_ns);
@@ -55,12 +55,7 @@ pub async fn read(dir: PathBuf, reading: Reading, lines: mpsc::Sender<Vec<LogLin
         tokio::select! {
             () = ended.cancelled() => {}
             () = lines.closed() => return Ok(()),
-            ready = watch.readable() => {
-                let mut ready = ready?;
-                // What happened does not matter, only that something did.
-                while nix::unistd::read(ready.get_inner(), &mut [0; 4096]).is_ok_and(|length| length > 0) {}
-                ready.clear_ready();
-            }
+            changed = watch.changed() => changed?,
         }
     }
 }
@@ -69,12 +64,36 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-fn watch(dir: &Path) -> io::Result<AsyncFd<OwnedFd>> {
-    std::fs::create_dir_all(dir)?;
-    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-    inotify.add_watch(dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
-    // SAFETY: the descriptor is owned, so it stays open and the same for as long as it is registered.
-    Ok(unsafe { AsyncFd::register(OwnedFd::from(inotify)) }?)
+/// Watches the directory for anything written.
+struct Watch(Option<AsyncFd<OwnedFd>>);
+
+impl Watch {
+    fn of(dir: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        inotify.add_watch(dir, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+        // SAFETY: the descriptor is owned, so it stays open and the same for as long as it is registered.
+        Ok(Self(Some(unsafe { AsyncFd::register(OwnedFd::from(inotify)) }?)))
+    }
+
+    /// Returns when something was written since the last call.
+    async fn changed(&self) -> io::Result<()> {
+        let Some(inotify) = &self.0 else { return Ok(()) };
+        let mut ready = inotify.readable().await?;
+        // What happened does not matter, only that something did.
+        while nix::unistd::read(ready.get_inner(), &mut [0; 4096]).is_ok_and(|length| length > 0) {}
+        ready.clear_ready();
+        Ok(())
+    }
+}
+
+impl Drop for Watch {
+    /// The kernel takes tens of milliseconds to close it, which neither a task nor who waits for the end shall spend.
+    fn drop(&mut self) {
+        if let (Some(inotify), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            drop(runtime.spawn_blocking(move || drop(inotify)));
+        }
+    }
 }
 
 /// A log file and what tells it from others while it is open.

@@ -1,4 +1,5 @@
-//! Sends observations up: the latest of each instance, many in one message, never faster than [`GAP`].
+//! Sends observations up: the latest of each instance, many in one message, after a short burst never faster than one
+//! every [`GAP`].
 
 use std::{
     collections::BTreeMap,
@@ -8,11 +9,13 @@ use std::{
 
 use async_trait::async_trait;
 use toft_model::{ids::InstanceId, instance::InstanceReport};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Least time between two messages.
+/// Time between two messages when there is much to tell.
 const GAP: Duration = Duration::from_millis(20);
+/// Messages that may go ahead of that: a single start and end is told without delay.
+const BURST: u32 = 10;
 /// Wait after a message that was not taken.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
@@ -50,6 +53,7 @@ impl Outbox {
 
     /// Sends until `cancel`.
     pub async fn run(self, sink: Arc<dyn ReportSink>, cancel: CancellationToken) {
+        let mut due = Instant::now();
         loop {
             let reports = self.take();
             if reports.is_empty() {
@@ -59,7 +63,11 @@ impl Outbox {
                 }
             }
             let wait = match sink.report(reports.values().cloned().collect()).await {
-                Ok(()) => GAP,
+                Ok(()) => {
+                    let now = Instant::now();
+                    due = due.max(now) + GAP;
+                    (due - now).saturating_sub(GAP * BURST)
+                }
                 Err(error) => {
                     tracing::warn!(error, "reports were not taken and will be sent again");
                     self.put_back(reports);

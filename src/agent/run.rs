@@ -127,7 +127,7 @@ impl Agent {
         let mut events = self.parts.executor.runtime.events();
         let mut assignments = self.parts.assignments.clone();
         let retry = Arc::clone(&self.parts.retry);
-        let mut resync = tokio::time::interval(RESYNC);
+        let mut resync = tokio::time::interval_at(tokio::time::Instant::now() + RESYNC, RESYNC);
         assignments.mark_changed();
         availability.mark_changed();
         loop {
@@ -147,7 +147,7 @@ impl Agent {
                     self.known &= up;
                     if up { self.compare().await; }
                 }
-                _ = resync.tick() => self.compare().await,
+                _ = resync.tick(), if self.runtime_is_up() => self.compare().await,
                 event = events.recv() => match event {
                     Ok(event) => self.take_event(event),
                     Err(broadcast::error::RecvError::Lagged(_)) => self.compare().await,

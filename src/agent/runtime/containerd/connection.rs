@@ -22,6 +22,8 @@ use super::{
 };
 use crate::agent::runtime::{Availability, RuntimeError};
 
+/// Shortest and longest time between two attempts to connect.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(500));
 /// Marks the leases of this appliance.
 const OWNER_LABEL: &str = "toft/owner";
 
@@ -38,7 +40,8 @@ pub(super) struct Session {
 
 /// Runs until `stop`.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    let mut pause = Duration::from_millis(20);
+    let (shortest, longest) = PAUSES;
+    let mut pause = shortest;
     loop {
         let ended = tokio::select! {
             () = stop.cancelled() => return,
@@ -48,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             let was_up = matches!(now, Availability::Up(_));
             if was_up {
                 tracing::warn!(reason = %ended.reason, "containerd went away");
-                pause = Duration::from_millis(20);
+                pause = shortest;
             }
             let next = Availability::Down(ended.reason.clone());
             let changed = *now != next;
@@ -59,7 +62,8 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
         }
-        pause = (pause * 2).min(Duration::from_millis(500));
+        // Slowly longer: a containerd that is starting is found soon after it listens.
+        pause = (pause * 5 / 4).min(longest);
     }
 }
 

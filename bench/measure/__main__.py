@@ -1,0 +1,43 @@
+"""Runs one bench inside the namespaces that bench/run.sh made."""
+
+import argparse
+import os
+import shutil
+import sys
+
+import idle
+import image
+import start
+from processes import BenchError
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bench", choices=["start", "idle"])
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--toft", required=True)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--engines", default="toft,ctr,docker,podman,runc")
+    options = parser.parse_args()
+    options.work = os.path.realpath(options.work)
+    options.result = os.path.join(options.work, "result.json")
+    options.archive = os.path.join(options.work, "image.tar")
+    with open(os.path.join(options.work, "cgroups"), "w"):
+        pass
+    rootfs = os.path.join(options.work, "rootfs")
+    busybox = shutil.which("busybox") or "/bin/busybox"
+    image.make_rootfs(rootfs, busybox, os.path.join(options.work, "stamp"))
+    image.make_archive(rootfs, options.archive)
+    os.environ["HOME"] = options.work
+    try:
+        {"start": start, "idle": idle}[options.bench].run(options)
+    except BenchError as error:
+        sys.exit(f"bench: {error}")
+    finally:
+        with open(os.path.join(options.work, "cgroups"), "a") as file:
+            file.write(f"{os.path.basename(options.work)}\n")
+
+
+main()

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Measures toft beside containerd's ctr, Docker, Podman and runc, as root. See bench/README.md.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+repository=$(dirname "$here")
+
+usage() {
+  cat <<'END'
+usage: bench/run.sh NAME [options]
+       bench/run.sh --list
+
+  --runs N         measured runs of each engine (start: 30, idle: 10)
+  --seconds N      idle: length of the watch (60)
+  --engines A,B    start: only these of toft, ctr, docker, podman, runc
+  --profile NAME   Cargo profile of toft: release (default) or ci
+  --toft FILE      measure this binary and build nothing
+  --out FILE.json  write the numbers there too
+END
+}
+
+list() {
+  cat <<'END'
+start   from a request to a process that runs, and whole runs, beside ctr, docker, podman and runc
+idle    memory, CPU and start of the daemons with 0 and 10 containers, beside dockerd with containerd
+END
+}
+
+fail() { echo "bench/run.sh: $1" >&2; exit 2; }
+
+# Prints the packages that the benches need and that are not installed.
+missing_packages() {
+  local package
+  sed -e 's/#.*//' -e '/^[[:space:]]*$/d' -e 's/[[:space:]]*$//' "$here/packages.txt" | while read -r package; do
+    [[ $(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+  done
+}
+
+# Runs a command while no package may start a service on this machine.
+without_services() (
+  policy=/usr/sbin/policy-rc.d
+  [[ ! -e $policy ]] || mv "$policy" "$policy.saved"
+  trap 'rm -f "$policy"; [[ ! -e $policy.saved ]] || mv "$policy.saved" "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy"
+  chmod 0755 "$policy"
+  "$@"
+)
+
+install_packages() {
+  local missing
+  mapfile -t missing < <(missing_packages)
+  ((${#missing[@]} > 0)) || return 0
+  echo "installing ${missing[*]}" >&2
+  apt-get update -qq >&2 || echo "not every package list could be refreshed" >&2
+  without_services env DEBIAN_FRONTEND=noninteractive \
+    apt-get install --yes -qq --no-install-recommends "${missing[@]}" >&2
+}
+
+# Builds toft and prints where it is.
+build_toft() {
+  local target
+  (cd "$repository" && cargo build --quiet --locked --profile "$1" --bin toft) >&2
+  target=$(cd "$repository" && cargo metadata --format-version 1 --no-deps --locked |
+    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+  echo "$target/$1/toft"
+}
+
+# Everything the bench made outside its own namespaces: the directory and the control groups.
+clean_up() {
+  local name hierarchy
+  # The namespaces end with the process that made them, and every process, mount and link in them.
+  [[ -z ${inside:-} ]] || { kill -KILL "$inside" && wait "$inside"; } 2>/dev/null || true
+  while read -r name; do
+    for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/*; do
+      [[ ! -d $hierarchy/$name ]] || find "$hierarchy/$name" -depth -type d -exec rmdir {} + 2>/dev/null || true
+    done
+  done < <(cat "$work/cgroups" 2>/dev/null)
+  rm -rf --one-file-system "$work"
+}
+
+main() {
+  local name='' out='' profile=release toft='' arguments=()
+  while (($# > 0)); do
+    case $1 in
+      --list) list; return ;;
+      --help | -h) usage; return ;;
+      --runs | --seconds | --engines) arguments+=("$1" "${2:?$1 wants a value}"); shift ;;
+      --profile) profile=${2:?--profile wants a name}; shift ;;
+      --toft) toft=$(realpath -- "${2:?--toft wants a file}"); shift ;;
+      --out) out=$(realpath -- "${2:?--out wants a file}"); shift ;;
+      -*) usage >&2; fail "unknown option \`$1\`" ;;
+      *) [[ -z $name ]] || fail "one bench at a time"; name=$1 ;;
+    esac
+    shift
+  done
+  [[ $name == start || $name == idle ]] || { usage >&2; exit 2; }
+  ((EUID == 0)) || fail "only root can make containers: try again with sudo"
+  install_packages
+  if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
+
+  # A short path: the engines put sockets under it.
+  work=$(mktemp -d /var/tmp/toft-bench.XXXXXX)
+  trap clean_up EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  cc -O2 -static -o "$work/stamp" "$here/stamp.c"
+  : >"$work/result.json"
+  unshare --net --mount --pid --fork --kill-child --mount-proc \
+    "$here/inside.sh" "$work" python3 -B "$here/measure" "$name" --work "$work" --toft "$toft" --profile "$profile" \
+    "${arguments[@]}" &
+  inside=$!
+  wait "$inside" || { inside=''; fail "the bench did not finish"; }
+  inside=''
+  [[ -z $out ]] || cp "$work/result.json" "$out"
+}
+
+main "$@"
