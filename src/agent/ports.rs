@@ -9,7 +9,7 @@ use toft_model::{ids::InstanceId, instance::PublishedPort, node::Subnet};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::network::{Network, NetworkConfig};
+use super::network::{Network, NetworkConfig, PortClaim};
 use crate::observe::chain;
 
 /// Wait after a configuration that could not be applied.
@@ -33,7 +33,9 @@ struct InForce {
 /// The reconciler's side.
 pub(super) struct OpenPorts {
     subnet: Subnet,
+    network: Arc<dyn Network>,
     open: BTreeMap<InstanceId, (Ipv4Addr, Vec<PublishedPort>)>,
+    claims: BTreeMap<InstanceId, Vec<PortClaim>>,
     version: u64,
     held: bool,
     wanted: watch::Sender<Option<Wanted>>,
@@ -50,7 +52,16 @@ impl OpenPorts {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (wanted, wants) = watch::channel(None);
         let (tells, in_force) = watch::channel(InForce::default());
-        let ports = Self { subnet, open: BTreeMap::new(), version: 0, held: true, wanted, in_force };
+        let ports = Self {
+            subnet,
+            network: Arc::clone(&network),
+            open: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            version: 0,
+            held: true,
+            wanted,
+            in_force,
+        };
         (ports, apply(network, wants, tells, cancel))
     }
 
@@ -66,7 +77,15 @@ impl OpenPorts {
         }
     }
 
+    /// Keeps others from the ports of an instance that runs. Only once it does: until then they are looked at for others.
+    pub(super) fn claim(&mut self, id: InstanceId) {
+        let Some((_, ports)) = self.open.get(&id).filter(|_| !self.claims.contains_key(&id)) else { return };
+        let claims = ports.iter().map(|port| self.network.claim_port(*port)).collect();
+        self.claims.insert(id, claims);
+    }
+
     pub(super) fn close(&mut self, id: InstanceId) {
+        self.claims.remove(&id);
         if self.open.remove(&id).is_some_and(|(_, ports)| !ports.is_empty()) {
             self.publish();
         }

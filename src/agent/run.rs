@@ -328,6 +328,7 @@ impl Agent {
                     if let Some(order) = &order {
                         self.open_ports(order);
                     }
+                    self.claim_ports(id);
                     self.advance(id, Event::Started { pid, at_ms });
                 }
                 Step::SettleStopped => {
@@ -423,6 +424,12 @@ impl Agent {
         }
     }
 
+    fn claim_ports(&mut self, id: InstanceId) {
+        if let Some(ports) = &mut self.ports {
+            ports.claim(id);
+        }
+    }
+
     fn close_ports(&mut self, id: InstanceId) {
         if let Some(ports) = &mut self.ports {
             ports.close(id);
@@ -435,6 +442,7 @@ impl Agent {
             Done::Started { pid } => {
                 let task = self.early.remove(&id).map_or(TaskState::Running { pid }, TaskState::Ended);
                 self.observed.insert(id, Observed { task });
+                self.claim_ports(id);
                 self.advance(id, Event::Started { pid, at_ms: now_ms() });
             }
             Done::StartFailed { reason, exit_code } => {

@@ -77,7 +77,7 @@ fn a_port_taken_while_the_workload_was_stopped_is_told_and_waited_for() {
     assert!(error.contains("18080"), "{error}");
     drop(foreign);
     toft.instance_until("web", "runs", |instance| instance["state"] == "running");
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
 }
 
 #[test]
@@ -172,6 +172,6 @@ fn a_tcp_port_that_is_taken_is_told_when_it_was_asked_for() {
     let url = fs::read_to_string(toft.data.join("toft.url")).unwrap();
     assert!(!url.contains(":7443"), "without a wish a free one is taken: {url}");
     let port = url.trim().trim_end_matches('/').rsplit_once(':').unwrap().1.parse().unwrap();
-    assert_eq!(machine.http(port, "GET", "/health", &[]).unwrap().status, 200);
+    assert_eq!(machine.visit(port, "/health").status, 200);
     drop(taken);
 }

@@ -92,7 +92,7 @@ fn what_is_asked_for_meanwhile_is_done_afterwards() {
     assert_eq!(run.end(), (0, vec!["late".to_owned()]));
     assert_eq!(rm.end(), (0, vec!["going".to_owned()]));
     assert_eq!(stop.end(), (0, vec!["old".to_owned()]));
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "late-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "late-0");
     assert_eq!(toft.instance("old")["state"], "stopped");
     assert_eq!(toft.good("ls -q"), "late\nold\n");
 }
@@ -112,7 +112,7 @@ fn an_end_that_happened_while_containerd_was_away_is_noticed() {
     let again = toft.instance_until("web", "runs again", |i| i["state"] == "running" && i["restarts"] == 1);
     assert_eq!(again["last_exit"]["code"], 137);
     assert_ne!(again["pid"], web["pid"]);
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
     let over = toft.instance_until("once", "is over", |instance| instance["state"] == "finished");
     assert_eq!((&over["restarts"], &over["last_exit"]["code"]), (&json!(0), &json!(137)));
 }

@@ -30,7 +30,7 @@ fn refused(harm: impl FnOnce(&Path), words: &[&str]) {
         }
         assert!(fs::read(&database).unwrap() == harmed, "the file was changed");
     }
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
 
     for file in files {
         drop(fs::remove_file(toft.data.join(file)));
@@ -95,7 +95,7 @@ fn a_state_older_than_the_ledger_is_refused_for_it_knows_less_than_what_runs() {
     }
     let error = toft.up_refuses().bad(1);
     assert!(error.contains("older") && error.contains("hint:") && error.contains("ledger.redb"), "{error}");
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_damaged_ledger_or_identity_is_refused_with_its_name() {
         assert_eq!(fs::read(&path).unwrap(), b"not what it was", "{file} was changed");
         fs::write(&path, good).unwrap();
     }
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
     toft.up();
     toft.instance_until("web", "is adopted", |instance| instance["state"] == "running");
 }

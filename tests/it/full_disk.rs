@@ -61,7 +61,7 @@ fn a_full_disk_is_told_and_nothing_acknowledged_is_lost() {
     let told = toft.toft(&["run", "-n", "more", "toft/demo"]).bad(125);
     assert!(told.contains("no space") && told.contains("hint:"), "{told}");
     assert_eq!(toft.get("/health").status, 200);
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
     let listed = |toft: &Appliance| -> Vec<String> {
         let mut names: Vec<String> = toft.good("ls -q").lines().map(str::to_owned).collect();
         names.retain(|name| name != "web");
@@ -116,7 +116,7 @@ fn an_import_that_does_not_fit_is_told_and_leaves_nothing() {
     assert!([507, 400].contains(&error.status), "{}", error.text());
     assert_eq!(toft.get("/api/v1/images").good()["items"], json!([]));
     toft.good("run -n web -p 18080:8080 toft/demo");
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
 }
 
 #[test]

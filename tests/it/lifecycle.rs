@@ -25,7 +25,7 @@ fn the_demo_answers_on_its_published_port_and_says_where_it_runs() {
     let node = toft.json("node ls --json")[0]["name"].clone();
     let said = demo(&toft, 18080);
     assert_eq!((&said["node"], &said["instance"]), (&node, &Value::from("web-0")), "{said}");
-    let page = toft.machine.http(18080, "GET", "/", &[]).unwrap();
+    let page = toft.machine.visit(18080, "/");
     assert!(page.text().contains("web-0"), "{}", page.text());
     assert!(toft.logs("web").iter().any(|line| line.contains("GET /json")), "{:?}", toft.logs("web"));
 }

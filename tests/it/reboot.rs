@@ -44,7 +44,7 @@ fn three_kinds() -> (Appliance, Vec<Value>) {
     let job = json!({"name": "job", "kind": "job", "image": "busybox", "command": ["sh", "-c", script]});
     assert_eq!(toft.post("/api/v1/workloads", &job).status, 201);
     toft.instance_until("job", "is over", |instance| instance["state"] == "finished");
-    toft.machine.http(18080, "GET", "/before", &[]).unwrap();
+    toft.machine.visit(18080, "/before");
     let before = ["web", "idle", "job"].iter().map(|name| toft.instance(name)).collect();
     (toft, before)
 }

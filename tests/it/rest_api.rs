@@ -59,7 +59,7 @@ fn a_changed_specification_replaces_the_instance() {
     assert_ne!(after[0]["id"], before["id"], "the container was made anew");
     let environment = std::fs::read(format!("/proc/{}/environ", after[0]["pid"])).unwrap();
     assert!(environment.windows(9).any(|window| window == b"MODE=fast"));
-    assert_eq!(toft.machine.http(18081, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18081, "/json").good()["instance"], "web-0");
     assert!(toft.machine.http(18080, "GET", "/", &[]).is_err(), "the old port is closed");
     assert!(!std::path::Path::new(&format!("/proc/{}", before["pid"])).exists());
 }

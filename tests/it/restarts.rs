@@ -23,7 +23,7 @@ fn a_process_that_dies_is_started_again_on_the_same_port() {
     end(before["pid"].as_i64().unwrap() as i32);
     let after = toft.instance_until("web", "runs again", |i| i["state"] == "running" && i["restarts"] == 1);
     assert_eq!((&after["id"], &after["last_exit"]["code"]), (&before["id"], &json!(137)));
-    assert_eq!(toft.machine.http(18080, "GET", "/json", &[]).unwrap().good()["instance"], "web-0");
+    assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
     let metrics = toft.get("/metrics").text();
     assert!(metrics.contains("toft_instance_restarts_total 1"), "{metrics}");
     toft.good("restart web");

@@ -107,10 +107,10 @@ async fn limits_and_control_groups_are_in_force() {
     let runtime = &*connected.runtime;
     import(runtime, plain(), None).await.unwrap();
     let mut events = runtime.events();
-    // dd fills its buffer, which is larger than the limit.
+    // dd fills its buffer, which is larger than the limit; the shim begins to watch for that a moment after the start.
     let order = ContainerSpec {
         resources: Resources { cpu_millis: Some(500), memory_bytes: Some(16 << 20) },
-        ..spec(&["sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1; sleep 1000"])
+        ..spec(&["sh", "-c", "sleep 2; dd if=/dev/zero of=/dev/null bs=64M count=1; sleep 1000"])
     };
     runtime.create_container(&order).await.unwrap();
     runtime.create_task(order.id, &lab.logger()).await.unwrap();

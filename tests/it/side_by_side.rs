@@ -19,8 +19,11 @@ fn two_appliances_run_the_demo_beside_each_other() {
     let two = others.find(|other| subnet(other) != subnet(&one)).expect("two networks");
     one.good("run -n web -p 18080:8080 toft/demo");
     two.good("run -n web -p 18081:8080 toft/demo");
-    let says = |port: u16| machine.http(port, "GET", "/json", &[]).unwrap().good()["instance"].clone();
+    let says = |port: u16| machine.visit(port, "/json").good()["instance"].clone();
     assert_eq!((says(18080), says(18081)), (Value::from("web-0"), Value::from("web-0")));
+
+    let taken = two.toft(&["run", "-n", "thief", "-p", "18080:8080", "toft/demo"]).bad(125);
+    assert!(taken.contains("18080") && taken.contains("ports[0].host"), "{taken}");
 
     let url = |toft: &Appliance| std::fs::read_to_string(toft.data.join("toft.url")).unwrap();
     assert_ne!(url(&one), url(&two), "each has a port of its own");

@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use toft_model::{instance::PublishedPort, workload::Protocol};
 
-use super::{Network, NetworkConfig, NetworkError};
+use super::{Network, NetworkConfig, NetworkError, PortClaim};
 
 /// One of the trait's methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,6 +142,10 @@ impl Network for FakeNetwork {
             return Err(NetworkError::PortTaken { port: port.host, protocol: port.protocol });
         }
         Ok(())
+    }
+
+    fn claim_port(&self, _port: PublishedPort) -> PortClaim {
+        PortClaim::none()
     }
 
     async fn remove_all(&self) -> Result<(), NetworkError> {

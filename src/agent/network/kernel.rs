@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use toft_model::{instance::PublishedPort, node::Subnet};
 
 use super::{
-    Network, NetworkConfig, NetworkError, bridge, link,
+    Network, NetworkConfig, NetworkError, PortClaim, bridge, link,
     netfilter::{self, TableIdentity},
     netlink::{Netlink, io_failed},
     nft, port, rules,
@@ -152,6 +152,10 @@ impl Network for KernelNetwork {
 
     async fn check_port_free(&self, port: PublishedPort) -> Result<(), NetworkError> {
         port::check_free(port)
+    }
+
+    fn claim_port(&self, port: PublishedPort) -> PortClaim {
+        PortClaim::of(port)
     }
 
     async fn remove_all(&self) -> Result<(), NetworkError> {

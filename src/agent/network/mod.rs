@@ -18,7 +18,7 @@ mod port;
 mod rules;
 mod subnet;
 
-pub use port::check_free;
+pub use port::{PortClaim, check_free};
 pub use subnet::pick_subnet;
 
 /// The part that all containers share. It is applied whole: what is not in it is removed.
@@ -87,6 +87,9 @@ pub trait Network: Send + Sync + 'static {
 
     /// Whether a host port can be published now: no foreign process listens on it.
     async fn check_port_free(&self, port: PublishedPort) -> Result<(), NetworkError>;
+
+    /// Keeps other processes from binding a published port that is free now.
+    fn claim_port(&self, port: PublishedPort) -> PortClaim;
 
     /// Removes everything this appliance ever made: bridge, links and rules.
     async fn remove_all(&self) -> Result<(), NetworkError>;

@@ -1,6 +1,6 @@
-//! Whether a host port is free: by trying to bind it, and letting go at once.
+//! Host ports: whether one is free, and keeping it from others.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::{
     errno::Errno,
@@ -30,8 +30,42 @@ pub fn check_free(port: PublishedPort) -> Result<(), NetworkError> {
         })
 }
 
-/// Binds the wildcard address of one family and closes the socket again.
+/// A host port that no other process can bind as long as this lives. Nothing listens on it: packets to a published port
+/// are led away before they would reach a socket.
+#[derive(Debug)]
+pub struct PortClaim {
+    _socket: Option<OwnedFd>,
+}
+
+impl PortClaim {
+    /// Claims a port that is free; what stands in the way (connections that linger, a lack of descriptors) leaves the port
+    /// published and unguarded.
+    pub fn of(port: PublishedPort) -> Self {
+        let socket = bound(port.protocol, AddressFamily::Inet, &SockaddrIn::new(0, 0, 0, 0, port.host), false);
+        if let Err(errno) = &socket {
+            tracing::debug!(port = port.host, error = errno.desc(), "a published port is not kept from others");
+        }
+        Self { _socket: socket.ok() }
+    }
+
+    /// A claim on nothing.
+    pub fn none() -> Self {
+        Self { _socket: None }
+    }
+}
+
+/// Binds the wildcard address of one family and closes the socket again. Passes over connections that linger.
 fn try_bind(protocol: Protocol, family: AddressFamily, address: &dyn SockaddrLike) -> Result<(), Errno> {
+    bound(protocol, family, address, true).map(drop)
+}
+
+/// A socket bound to `address`.
+fn bound(
+    protocol: Protocol,
+    family: AddressFamily,
+    address: &dyn SockaddrLike,
+    over_lingering: bool,
+) -> Result<OwnedFd, Errno> {
     let kind = match protocol {
         Protocol::Tcp => SockType::Stream,
         Protocol::Udp => SockType::Datagram,
@@ -40,11 +74,12 @@ fn try_bind(protocol: Protocol, family: AddressFamily, address: &dyn SockaddrLik
     if family == AddressFamily::Inet6 {
         setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
     }
-    if protocol == Protocol::Tcp {
+    if protocol == Protocol::Tcp && over_lingering {
         // Passes over connections that linger, not over a socket that listens. For UDP it would share the port.
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     }
-    bind(socket.as_raw_fd(), address)
+    bind(socket.as_raw_fd(), address)?;
+    Ok(socket)
 }
 
 #[cfg(test)]
@@ -59,6 +94,17 @@ mod tests {
 
     fn taken(result: Result<(), NetworkError>) -> bool {
         matches!(result, Err(NetworkError::PortTaken { .. }))
+    }
+
+    #[test]
+    fn a_claimed_port_is_taken_until_the_claim_is_dropped() {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let claim = PortClaim::of(PublishedPort { host: port, container: 1, protocol });
+            assert!(taken(check(port, protocol)));
+            drop(claim);
+            check(port, protocol).unwrap();
+        }
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Ops {
         let mut snapshot = self.state.read(query_snapshot).await?;
         let own =
             snapshot.workloads.iter().find(|workload| workload.spec.name == spec.name).map(|workload| workload.id);
+        let held_by_itself: Vec<bool> = spec
+            .ports
+            .iter()
+            .map(|port| port.host.and_then(|host| holder(&snapshot, host, port.protocol)).as_ref() == Some(&spec.name))
+            .collect();
         // What the workload itself holds is given back before its successor starts.
         snapshot.instances.retain(|instance| Some(instance.workload_id) != own);
         for (i, port) in spec.ports.iter().enumerate() {
@@ -83,8 +88,9 @@ impl Ops {
             {
                 return refuse(format!("host port {host}/{} is taken by workload `{holder}`", port.protocol));
             }
-            // Published ports have no listener of their own, so a listener is always somebody else's.
+            // The agent claims what its instances publish, so only a port that is none of theirs can be somebody else's.
             if snapshot.nodes.len() == 1
+                && !held_by_itself[i]
                 && let Some(why) = self.node.port_taken_outside(*port)
             {
                 return refuse(why);

@@ -116,6 +116,11 @@ impl Machine {
         asked.join().unwrap()
     }
 
+    /// What a port answers, once somebody listens: that a process runs does not mean that it listens already.
+    pub fn visit(&self, port: u16, path: &str) -> Answer {
+        wait_until("the port answers", || self.http(port, "GET", path, &[]).ok())
+    }
+
     /// Name of the control group of the appliance whose data lies in `data`.
     fn control_group(data: &std::path::Path) -> String {
         format!("toft-{}", hex::encode(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..4]))
