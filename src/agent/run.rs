@@ -242,10 +242,21 @@ impl Agent {
             }
         }
         self.observed = seen;
-        self.known = true;
+        if !std::mem::replace(&mut self.known, true) {
+            self.clear_leftovers();
+        }
         self.look_at_all();
         if let Some(ports) = &mut self.ports {
             ports.release(!self.orders.is_empty());
+        }
+    }
+
+    /// Has what an earlier daemon (or containerd) did not get to delete deleted, where no process is to be seen.
+    fn clear_leftovers(&mut self) {
+        let idle = |(id, observed): (&InstanceId, &Observed)| (observed.task == TaskState::None).then_some(*id);
+        let idle: Vec<_> = self.observed.iter().filter_map(idle).filter(|id| !self.busy.contains(id)).collect();
+        for id in idle {
+            self.step(id, move |executor| async move { executor.reap(id).await });
         }
     }
 
@@ -446,11 +457,10 @@ impl Agent {
                     | InstanceState::BackOff { .. }
                     | InstanceState::Finished { .. } => false,
                 });
-                let vanished = Exit { code: None, at_ms: now_ms() };
                 if wanted && ran {
-                    self.process_ended(id, exit.unwrap_or(vanished));
+                    self.process_ended(id, exit.unwrap_or(Exit { code: None, at_ms: now_ms() }));
                 } else if let Some(memory) = self.memory.get_mut(&id) {
-                    memory.last_exit = exit.or((!wanted).then_some(vanished)).or(memory.last_exit);
+                    memory.last_exit = exit.or(memory.last_exit);
                 }
             }
             Done::Removed => {

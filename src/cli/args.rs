@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use toft_model::{
     image::ImageRef,
+    invalid::Invalid,
     name::Name,
+    units::{parse_bytes, parse_cpu_millis},
     workload::{PortSpec, RestartPolicy},
 };
 
@@ -49,6 +51,7 @@ pub(super) enum Command {
     /// Show everything about a workload, as JSON
     Inspect {
         /// Workload
+        #[arg(value_parser = parsed::<Name>)]
         name: Name,
     },
     /// Show what a workload's instances wrote
@@ -125,28 +128,28 @@ pub(super) struct DownArgs {
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// Name of the workload [default: made from the image's]
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = parsed::<Name>)]
     pub(super) name: Option<Name>,
     /// Publish a port: [host:]container[/tcp|udp]; without a host port a free one is taken
-    #[arg(short, long = "publish", value_name = "PORT")]
+    #[arg(short, long = "publish", value_name = "PORT", value_parser = parsed::<PortSpec>)]
     pub(super) ports: Vec<PortSpec>,
     /// Set an environment variable; without a value, the one of this shell
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     pub(super) env: Vec<String>,
     /// Limit of CPU time in cores
-    #[arg(long, value_name = "CORES", value_parser = toft_model::units::parse_cpu_millis)]
+    #[arg(long, value_name = "CORES", value_parser = cpu)]
     pub(super) cpu: Option<u32>,
     /// Limit of memory
-    #[arg(short, long, value_name = "SIZE", value_parser = toft_model::units::parse_bytes)]
+    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     pub(super) memory: Option<u64>,
     /// Copies to run
     #[arg(long, default_value_t = 1)]
     pub(super) replicas: u32,
     /// What happens when the process ends: always, on-failure[:N], no [default: always; with --rm no]
-    #[arg(long, value_name = "POLICY")]
+    #[arg(long, value_name = "POLICY", value_parser = parsed::<RestartPolicy>)]
     pub(super) restart: Option<RestartPolicy>,
     /// Run on this node only
-    #[arg(long)]
+    #[arg(long, value_parser = parsed::<Name>)]
     pub(super) node: Option<Name>,
     /// Network of the containers
     #[arg(long, value_parser = ["bridge", "host", "none"], default_value = "bridge")]
@@ -170,6 +173,7 @@ pub(super) struct RunArgs {
     #[arg(long, conflicts_with = "rm")]
     pub(super) json: bool,
     /// Image to run
+    #[arg(value_parser = parsed::<ImageRef>)]
     pub(super) image: ImageRef,
     /// Command instead of the image's
     #[arg(last = true, value_name = "CMD")]
@@ -189,7 +193,7 @@ pub(super) struct ListArgs {
 #[derive(Debug, Args)]
 pub(super) struct NamesArgs {
     /// Workloads
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", value_parser = parsed::<Name>)]
     pub(super) names: Vec<Name>,
     /// Do not wait until it is done
     #[arg(long)]
@@ -199,6 +203,7 @@ pub(super) struct NamesArgs {
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
     /// Workload
+    #[arg(value_parser = parsed::<Name>)]
     pub(super) name: Name,
     /// Go on as lines come
     #[arg(short, long)]
@@ -220,6 +225,7 @@ pub(super) struct LogsArgs {
 #[derive(Debug, Args)]
 pub(super) struct EventsArgs {
     /// Only of this workload
+    #[arg(value_parser = parsed::<Name>)]
     pub(super) name: Option<Name>,
     /// How many
     #[arg(short = 'n', long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -244,7 +250,7 @@ pub(super) enum ImageCommand {
     /// Remove images that no workload uses
     Rm {
         /// Images
-        #[arg(required = true, value_name = "IMAGE")]
+        #[arg(required = true, value_name = "IMAGE", value_parser = parsed::<ImageRef>)]
         names: Vec<ImageRef>,
     },
 }
@@ -254,17 +260,34 @@ pub(super) struct ImportArgs {
     /// Archive; `-` is standard input
     pub(super) file: PathBuf,
     /// Name for an image whose archive carries none
-    #[arg(short, long)]
+    #[arg(short, long, value_parser = parsed::<ImageRef>)]
     pub(super) name: Option<ImageRef>,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
 }
 
+/// Parses a value of the model; a refusal tells its remedy too.
+fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(told)
+}
+
+fn told(invalid: Invalid) -> String {
+    format!("{invalid}; {}", invalid.hint)
+}
+
+fn cpu(text: &str) -> Result<u32, String> {
+    parse_cpu_millis(text).map_err(told)
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    parse_bytes(text).map_err(told)
+}
+
 fn parse_scale(text: &str) -> Result<(Name, u32), String> {
     let (name, count) = text.split_once('=').ok_or("write it like `web=3`")?;
     let count = count.parse().map_err(|_| format!("`{count}` is no number of instances"))?;
-    Ok((name.parse().map_err(|e: toft_model::invalid::Invalid| format!("{e}; {}", e.hint))?, count))
+    Ok((parsed(name)?, count))
 }
 
 #[cfg(test)]

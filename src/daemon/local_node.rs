@@ -134,9 +134,8 @@ fn told(image: Image) -> NodeImage {
 fn refused(error: RuntimeError) -> ControlError {
     let message = chain(&error);
     match error {
-        RuntimeError::Unavailable { .. } => {
-            ControlError::new(ErrorKind::Unavailable, message).hint("try again; `toft doctor` may say more")
-        }
+        RuntimeError::Unavailable { .. } => ControlError::new(ErrorKind::Unavailable, message)
+            .hint("toft goes on looking for it; try again in a moment"),
         RuntimeError::BadArchive { .. } => ControlError::new(ErrorKind::Invalid, message)
             .field("archive")
             .hint("send an OCI image layout as tar, or what `docker save` writes"),

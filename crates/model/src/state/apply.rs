@@ -246,7 +246,14 @@ fn take_report(
         && let Some(workload) = WorkloadRow::name_of(connection, row.workload_id)?
     {
         let subject = format!("instance/{workload}-{}", row.ordinal);
-        EventRow::add(connection, report.at_ms, level, &subject, &message)?;
+        // What fails again and again for the same reason is told once.
+        let told = level == EventLevel::Warning
+            && EventRow::newest(connection, Some(&subject), None, 1)?
+                .first()
+                .is_some_and(|last| last.message == message);
+        if !told {
+            EventRow::add(connection, report.at_ms, level, &subject, &message)?;
+        }
     }
     InstanceRow::set_report(connection, report)
 }

@@ -106,7 +106,10 @@ pub(super) async fn list(shared: &Shared) -> Result<Vec<Container>, RuntimeError
             let state = match process.status() {
                 Status::Created => TaskState::Created { pid },
                 Status::Stopped => TaskState::Ended(exit_of(process.exit_status, process.exited_at)),
-                Status::Running | Status::Paused | Status::Pausing | Status::Unknown => TaskState::Running { pid },
+                Status::Running | Status::Paused | Status::Pausing => TaskState::Running { pid },
+                // Its shim does not answer, as when a start was cut short: it is deleted and prepared again. Deleting
+                // refuses while a process runs after all.
+                Status::Unknown => TaskState::Created { pid },
             };
             (if process.id.is_empty() { process.container_id } else { process.id }, state)
         })

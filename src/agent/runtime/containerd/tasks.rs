@@ -73,22 +73,25 @@ pub(super) async fn signal(shared: &Shared, id: InstanceId, signal: i32) -> Resu
 
 /// Removes an ended or merely prepared process. The shim answers after the logger has ended.
 pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exit>, RuntimeError> {
-    let Some(process) = get(shared, id).await? else { return Ok(None) };
-    match process.status() {
-        Status::Stopped | Status::Unknown => {}
-        Status::Created => {
+    // A shim can outlive its process when a removal was cut short. containerd shows no process then, but keeps the name
+    // until it is asked to delete it.
+    let status = get(shared, id).await?.map(|process| process.status());
+    match status {
+        None | Some(Status::Stopped | Status::Unknown) => {}
+        Some(Status::Created) => {
             signal(shared, id, signals::KILL).await?;
             if !wait(shared, id).await? {
                 return Ok(None);
             }
         }
-        Status::Running | Status::Paused | Status::Pausing => {
+        Some(Status::Running | Status::Paused | Status::Pausing) => {
             return Err(RuntimeError::Failed { doing: REMOVING, reason: format!("the process of `{id}` still runs") });
         }
     }
     let client = &shared.client;
     let request = client.request(DeleteTaskRequest { container_id: id.to_string() });
     match call(REMOVING, SLOW, client.tasks().delete(request)).await {
+        Ok(_) if status.is_none() => Ok(None),
         Ok(answer) => Ok(Some(exit_of(answer.exit_status, answer.exited_at))),
         Err(refusal) if refusal.not_found() => Ok(None),
         // The shim died in between; containerd cleans up behind it.

@@ -90,3 +90,15 @@ fn only_a_change_of_state_is_told() {
         ]
     );
 }
+
+#[test]
+fn a_failure_that_repeats_is_told_once() {
+    let (mut cluster, node, row) = one_running();
+    let failing = |reason: &str| InstanceState::BackOff { until_ms: 1, reason: reason.to_owned() };
+    for reason in ["no image", "no image", "no image", "no space"] {
+        cluster.report(node, vec![report(&row, Some(InstanceState::Starting))]);
+        cluster.report(node, vec![report(&row, Some(failing(reason)))]);
+    }
+    let told = |part: &str| cluster.story().iter().filter(|line| line.contains(part)).count();
+    assert_eq!((told("no image"), told("no space")), (1, 1), "{:#?}", cluster.story());
+}

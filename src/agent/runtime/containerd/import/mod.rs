@@ -58,7 +58,7 @@ pub(super) async fn run(
     let lease = connection::create_lease(&shared.client, "import", Some(lifetime)).await?;
     let import = Import { shared, session, lease };
     let result = import.all(archive, name).await;
-    if let Err(error) = import.release(result.is_ok()).await {
+    if let Err(error) = import.release(&result).await {
         // The lease expires by itself, and all goes with it.
         tracing::warn!(error = %error, "what an import had used could not be released");
     }
@@ -73,13 +73,23 @@ struct Import<'a> {
 
 impl Import<'_> {
     /// Lets go of everything that did not get a name; after a failure, at once.
-    async fn release(&self, done: bool) -> Result<(), RuntimeError> {
-        let client = &self.shared.client;
-        if done {
-            return connection::delete_lease(client, &self.lease, Collect::Later).await;
+    async fn release<T>(&self, result: &Result<T, RuntimeError>) -> Result<(), RuntimeError> {
+        if result.is_ok() {
+            return connection::delete_lease(&self.shared.client, &self.lease, Collect::Later).await;
         }
-        content::abort_unfinished(client, &self.lease.id).await?;
-        connection::delete_lease(client, &self.lease, Collect::Now).await
+        let undone = self.undo_all().await;
+        if !disk_full(result) && !disk_full(&undone) {
+            return undone;
+        }
+        // A full disk keeps containerd from taking note of what it lets go of. What went has left room to do so now.
+        self.undo_all().await?;
+        Snapshots::sweep(&self.shared.client, &self.session.snapshotter).await
+    }
+
+    async fn undo_all(&self) -> Result<(), RuntimeError> {
+        let client = &self.shared.client;
+        let aborted = content::abort_unfinished(client, &self.lease.id).await;
+        connection::delete_lease(client, &self.lease, Collect::Now).await.and(aborted)
     }
 
     async fn all(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {
@@ -280,6 +290,10 @@ fn choose_names(found: Vec<Found>, name: Option<&ImageRef>) -> Result<Vec<(Image
         }
         Some(None) => Err(bad("its image has no name; give it one".to_owned())),
     }
+}
+
+fn disk_full<T>(result: &Result<T, RuntimeError>) -> bool {
+    matches!(result, Err(RuntimeError::DiskFull { .. }))
 }
 
 fn bad(reason: String) -> RuntimeError {
