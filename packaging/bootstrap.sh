@@ -8,7 +8,6 @@ PATH=$PATH:/usr/local/bin:/usr/sbin:/sbin
 BINARY=/usr/local/bin/toft
 UNIT=/etc/systemd/system/toft.service
 EXAMPLE=/etc/toft/toft.toml
-DEFAULT_BIND=127.0.0.1:7443
 LOG=/var/log/toft.log
 DEMO_NAME=demo
 DEMO_PORT=18080
@@ -129,39 +128,19 @@ refuse() {
 # A flag given at an earlier run, from the unit that run wrote: remembered FLAG
 remembered() { sed -n "s/^ExecStart=.* $1 \([^ ]*\).*/\1/p" "$UNIT" 2>/dev/null || true; }
 
-# Where the configuration files, if any, say that the API listens.
-configured_bind() {
-  sed -n 's/^bind *= *"\(.*\)".*/\1/p' "${config_files[@]}" 2>/dev/null | tail -n 1 || true
-}
-
 # Settles the flags of `toft up` and the places that follow from them.
 settle() {
   data_dir=${data_dir:-$(remembered --data-dir)}
-  bind=${bind:-$(remembered --bind)}
   data_dir=${data_dir:-/var/lib/toft}
-  if [[ $data_dir == /var/lib/toft ]]; then
-    run_dir=/run/toft
-    data_flag=()
-    config_files=("$EXAMPLE" "${EXAMPLE%/*}"/toft.d/*.toml)
-  else
+  bind=${bind:-$(remembered --bind)}
+  run_dir=/run/toft
+  data_flag=()
+  if [[ $data_dir != /var/lib/toft ]]; then
     run_dir=$data_dir
     data_flag=(--data-dir "$data_dir")
-    config_files=("$data_dir/toft.toml")
-    # An appliance of this kind would look for a free port, and nobody could say which it took.
-    bind=${bind:-$(configured_bind)}
-    bind=${bind:-$DEFAULT_BIND}
   fi
   up_flags=("${data_flag[@]}" ${bind:+--bind "$bind"})
   export TOFT_CONNECT=unix://$run_dir/toft.sock
-  bind=${bind:-$(configured_bind)}
-  bind=${bind:-$DEFAULT_BIND}
-  bind_port=${bind##*:}
-  bind_host=${bind%:*}
-  bind_host=${bind_host//[\[\]]/}
-  case $bind_host in
-    0.0.0.0) bind_host=127.0.0.1 ;;
-    ::) bind_host=::1 ;;
-  esac
 }
 
 # --- Packages -----------------------------------------------------------------------------------------------
@@ -433,17 +412,25 @@ last_log_lines() {
   fi
 }
 
-is_ready() { answers "$bind_host" "$bind_port" /ready; }
+# Prints where a running daemon says that it listens, as http://ADDRESS:PORT/.
+daemon_url() { cat "$run_dir/toft.url" 2>/dev/null; }
+
+is_ready() {
+  local url
+  url=$(daemon_url) || return 1
+  [[ $url =~ ^http://\[?([^]/]+)\]?:([0-9]+)/$ ]] && answers "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" /ready
+}
+
 has_ended() { [[ -n $background_pid ]] && ! kill -0 "$background_pid"; }
 is_ready_or_ended() { is_ready || has_ended; }
 
 wait_until_ready() {
-  [[ $dry_run == no ]] || { say ready "would wait for http://$bind/ready"; return; }
+  [[ $dry_run == no ]] || { say ready "would wait until toft is ready"; return; }
   if ! wait_for "$READY_SECONDS" is_ready_or_ended || has_ended; then
     last_log_lines >&2 || true
     die "toft did not get ready" "its last log lines are above; mend their cause, then run this again"
   fi
-  say ready "$("$BINARY" --version 2>/dev/null || echo toft) answers on $bind"
+  say ready "$("$BINARY" --version 2>/dev/null || echo toft) answers on $(daemon_url)"
 }
 
 # Runs the demo workload unless there is one, and sees that it answers.
@@ -465,7 +452,7 @@ summary() {
   ! has_systemd || logs='journalctl -u toft'
   printf '\n%stoft is running%s\n\n' "$bold" "$plain"
   [[ $demo == no ]] || printf '  %-10s %s\n' demo "http://127.0.0.1:$DEMO_PORT/"
-  printf '  %-10s %s\n' dashboard "http://$bind/" \
+  printf '  %-10s %s\n' dashboard "$(daemon_url)" \
     password "in $data_dir/admin-password, for root only; the user is admin" \
     logs "$logs" \
     remove "sudo $here/bootstrap.sh --uninstall"

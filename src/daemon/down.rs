@@ -1,6 +1,12 @@
 //! Ends an appliance whole: daemon, containers, network, private containerd. State and data stay.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use futures_util::{StreamExt, stream};
@@ -45,6 +51,7 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
     let removed = network.remove_all().await;
     directories.remove_traces();
     let ended = ended?;
+    remove_cgroup(Path::new("/sys/fs/cgroup"), &directories.cgroup_parent());
     removed.context("removing the container network")?;
     Ok(ended)
 }
@@ -76,6 +83,23 @@ fn running(pid_file: &Path) -> Option<Pid> {
     let mut words = command.split(|byte| *byte == 0);
     let program = words.next()?;
     (program.ends_with(b"toft") && words.next() == Some(b"up")).then(|| Pid::from_raw(pid))
+}
+
+/// Removes the control group that held the containers' own, from version 2 or from every hierarchy of version 1.
+fn remove_cgroup(mounts: &Path, name: &str) {
+    let mut hierarchies = vec![mounts.to_owned()];
+    if !mounts.join("cgroup.controllers").exists() {
+        let entries = fs::read_dir(mounts).into_iter().flatten().flatten();
+        hierarchies.extend(entries.map(|entry| entry.path()));
+    }
+    for group in hierarchies.iter().map(|hierarchy: &PathBuf| hierarchy.join(name)) {
+        match fs::remove_dir(&group) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                tracing::warn!(%error, "`{}` could not be removed", group.display());
+            }
+            _ => {}
+        }
+    }
 }
 
 async fn end_containers(config: &Config, directories: &Directories) -> anyhow::Result<usize> {
@@ -134,4 +158,25 @@ async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: 
     }
     runtime.delete_task(id).await?;
     runtime.delete_container(id).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_control_group_goes_and_one_in_use_stays() {
+        let mounts = tempfile::tempdir().unwrap();
+        for group in ["memory/toft", "pids/toft/container", "toft"] {
+            fs::create_dir_all(mounts.path().join(group)).unwrap();
+        }
+        remove_cgroup(mounts.path(), "toft");
+        let left: Vec<_> =
+            ["memory/toft", "pids/toft", "toft"].into_iter().filter(|path| mounts.path().join(path).exists()).collect();
+        assert_eq!(left, ["pids/toft"]);
+        fs::write(mounts.path().join("cgroup.controllers"), "").unwrap();
+        fs::create_dir(mounts.path().join("toft")).unwrap();
+        remove_cgroup(mounts.path(), "toft");
+        assert!(!mounts.path().join("toft").exists());
+    }
 }

@@ -67,7 +67,12 @@ impl Files {
             ("debug".to_owned(), table(vec![("level", Value::String("warn".to_owned()))])),
             (
                 "plugins".to_owned(),
-                table(vec![("io.containerd.internal.v1.opt", table(vec![("path", path(&self.dir.join("opt")))]))]),
+                table(vec![
+                    ("io.containerd.internal.v1.opt", table(vec![("path", path(&self.dir.join("opt")))])),
+                    // Its collector would look for work every 50 times the length of its last run, which with few
+                    // images is every 20 ms, for ever. Zero is once a second.
+                    ("io.containerd.gc.v1.scheduler", table(vec![("pause_threshold", Value::Float(0.0))])),
+                ]),
             ),
         ])
     }
