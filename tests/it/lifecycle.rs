@@ -11,7 +11,7 @@ use crate::harness::{
 
 /// What the demo says of itself on a published port.
 fn demo(toft: &Appliance, port: u64) -> Value {
-    toft.machine.http(port as u16, "GET", "/json", &[]).unwrap().good()
+    toft.machine.visit(port as u16, "/json").good()
 }
 
 fn host_port(instance: &Value) -> u64 {
@@ -176,7 +176,7 @@ fn a_service_that_cannot_start_says_so_and_starts_once_its_image_is_there() {
     let toft = Appliance::start();
     let error = toft.toft(&["run", "-n", "late", "busybox", "--", "sleep", "1000"]).bad(125);
     assert!(error.contains("busybox") && error.contains("toft image import"), "{error}");
-    assert_eq!(toft.instance("late")["state"], "back_off");
+    toft.instance_until("late", "backs off", |instance| instance["state"] == "back_off");
     toft.import_busybox();
     toft.instance_until("late", "runs", |instance| instance["state"] == "running");
 }

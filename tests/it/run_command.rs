@@ -143,7 +143,7 @@ fn several_ports_of_both_protocols_are_published() {
     assert_eq!((host.len(), host[0], host[2]), (3, 18080, 5353), "{ports}");
     assert!(host[1] >= 1024, "a port was chosen: {ports}");
     for port in &host[..2] {
-        let said = toft.machine.http(*port as u16, "GET", "/json", &[]).unwrap().good();
+        let said = toft.machine.visit(*port as u16, "/json").good();
         assert_eq!(said["instance"], "web-0");
     }
     assert!(toft.good("ls").contains("5353->53/udp"));
