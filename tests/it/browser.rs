@@ -78,10 +78,10 @@ fn the_dashboard_works_without_scripts() {
     browse(&appliance, false, |browser, url| {
         browser.open(&format!("{url}/run?demo"));
         browser.fill("//input[@id='name']", "Not A Name");
-        browser.click("//button[normalize-space()='Run it']");
+        browser.follow("//button[normalize-space()='Run it']");
         browser.wait_for_text("//*[@role='alert']", "Nothing was run");
         browser.fill("//input[@id='name']", "plain");
-        browser.click("//button[normalize-space()='Run it']");
+        browser.follow("//button[normalize-space()='Run it']");
         let pressed = |word: &str| format!("//main//button[normalize-space()='{word}']");
         let reads = |state: &str| {
             wait_until(state, || {
@@ -90,13 +90,13 @@ fn the_dashboard_works_without_scripts() {
             })
         };
         reads("running");
-        browser.click(&pressed("Stop"));
+        browser.follow(&pressed("Stop"));
         reads("stopped");
-        browser.click(&pressed("Start"));
+        browser.follow(&pressed("Start"));
         reads("running");
-        browser.click("//main//a[normalize-space()='Remove']");
+        browser.follow("//main//a[normalize-space()='Remove']");
         browser.wait_for_text("//main", "cannot be undone");
-        browser.click("//main//button[contains(., 'Remove plain')]");
+        browser.follow("//main//button[contains(., 'Remove plain')]");
         wait_until("it is gone", || {
             browser.open(&format!("{url}/workloads"));
             browser.text("//main").filter(|text| text.contains("No workloads yet"))

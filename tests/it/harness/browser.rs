@@ -89,6 +89,15 @@ impl Browser {
         wait_until(xpath, || self.ask("POST", &format!("/element/{}/click", self.find(xpath)?), &json!({})).ok());
     }
 
+    /// Clicks what leads to another page and waits until that page is there: one that is asked for again while a form
+    /// is on its way takes the form back.
+    pub fn follow(&self, xpath: &str) {
+        let old = wait_until("a page", || self.find("/html"));
+        self.click(xpath);
+        wait_until(xpath, || self.ask("GET", &format!("/element/{old}/name"), &Value::Null).err());
+        wait_until("the next page", || self.find("/html"));
+    }
+
     /// Replaces the text of a field.
     pub fn fill(&self, xpath: &str, text: &str) {
         let field = wait_until(xpath, || self.find(xpath));

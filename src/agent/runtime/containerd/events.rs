@@ -76,7 +76,8 @@ async fn say_hello(client: &Client, mark: &str) -> String {
         if let Err(refusal) = call("publishing an event", QUICK, client.events().publish(request)).await {
             return refusal.text().to_owned();
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        // The first is often too early for the stream; the next shall not keep the daemon's start waiting.
+        tokio::time::sleep(Duration::from_millis(4)).await;
     }
 }
 
