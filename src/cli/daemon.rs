@@ -14,7 +14,7 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
     let flags = Flags { data_dir: args.data_dir, config: args.config, bind: args.bind, name: args.name };
     let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
     root_only()?;
-    observe::init_logging("info", config.api.json_logs);
+    observe::init_logging("info,openraft=warn", config.api.json_logs);
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::run(config));
     // A blocking call that hangs must not keep the process.

@@ -1,14 +1,24 @@
-//! Orders commands onto the model's state.
+//! Orders commands onto the model's state, on one machine or on several.
 //!
-//! One node writes its commands straight into SQLite: a command is acknowledged once the transaction that applied it,
-//! its index included, is on disk (WAL, `synchronous=FULL`). Many proposals that wait together share one transaction.
-//! The [`Handle`] is all that other rooms see: propose, read, watch.
+//! Raft (openraft) with its log and vote in redb ([`log_store`]) and its state machine in SQLite ([`state_machine`]). A
+//! command is acknowledged once a majority has the log entry that holds it on their disks and this member's database
+//! has it applied. Proposals that wait together share one entry: one flush of the disk, one transaction. The [`Handle`]
+//! is all that other rooms see: propose, read, watch. docs/consensus.md tells the whole.
 
+mod compact;
+mod found;
 mod handle;
+mod log_store;
+mod network;
 mod open;
+mod propose;
+mod space;
+mod state_machine;
 #[cfg(test)]
 mod tests;
-mod writer;
+pub mod types;
 
-pub use handle::{Handle, ProposeError, ReadError};
-pub use open::{OpenError, open};
+pub use found::OpenError;
+pub use handle::{Handle, NotCurrent, ProposeError};
+pub use open::{Files, open};
+pub use state_machine::ReadError;

@@ -1,92 +1,157 @@
-//! Opens the database, checks it, and refuses what it must not touch.
+//! Opens log and state, checks both, and starts consensus.
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
-use toft_model::state::{MigrateError, applied_index, migrate};
+use openraft::SnapshotPolicy;
+use rusqlite::{Connection, ErrorCode, config::DbConfig};
+use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
+use tokio::sync::{mpsc, watch};
 
-use super::handle::{Handle, ReaderPool};
+use super::{
+    compact,
+    found::{self, OpenError, Parts},
+    handle::Handle,
+    log_store::LogStore,
+    network::Network,
+    propose,
+    space::Space,
+    state_machine::{Readers, StateMachine, snapshot},
+    types::{Fatal, Member, Raft},
+};
 
 /// Longest wait for a lock that another connection holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Proposals that may wait.
+const WAITING: usize = 4096;
+/// Longest wait at the start for a member that stands alone to apply what its log holds.
+const REPLAY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Why the state cannot be opened. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file is no intact SQLite database.
-    #[error("the database `{path}` is damaged: {detail}")]
-    Damaged {
-        /// File.
-        path: PathBuf,
-        /// What the check found.
-        detail: String,
-    },
-    /// Its version or owner is not ours.
-    #[error("the database `{path}` cannot be used")]
-    Version {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: MigrateError,
-    },
-    /// The disk is full.
-    #[error("no space is left for the database `{path}`")]
-    DiskFull {
-        /// File.
-        path: PathBuf,
-    },
-    /// Anything else.
-    #[error("the database `{path}` cannot be opened")]
-    Sqlite {
-        /// File.
-        path: PathBuf,
-        /// Cause.
-        source: rusqlite::Error,
-    },
+/// Longest wait for the files to be closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where consensus keeps its files.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// The state, a SQLite database.
+    pub state: PathBuf,
+    /// The log, a redb database.
+    pub log: PathBuf,
+    /// Folder of snapshots.
+    pub snapshots: PathBuf,
 }
 
-impl OpenError {
-    /// The next step for the person who reads the error.
-    pub fn hint(&self) -> String {
-        match self {
-            Self::Damaged { path, .. } => format!(
-                "nothing was changed; keep a copy of the file, then restore a backup, or move `{}` away to start with an empty state (running containers stay)",
-                path.display()
-            ),
-            Self::Version { source: MigrateError::Newer { .. }, .. } => {
-                "nothing was changed; start the newer toft again, or restore a backup taken before the upgrade".into()
-            }
-            Self::Version { source: MigrateError::Foreign { .. }, .. } => "choose another --data-dir".into(),
-            Self::DiskFull { .. } => "free some space; toft needs about 1 MB to start".into(),
-            Self::Version { source: MigrateError::Sqlite { .. }, .. } | Self::Sqlite { .. } => {
-                "check that the directory exists and that this user may write to it".into()
-            }
-        }
-    }
-
-    fn of(path: &Path, source: rusqlite::Error) -> Self {
-        let path = path.to_owned();
-        if is_damaged(&source) {
-            Self::Damaged { path, detail: source.to_string() }
-        } else if is_full(&source) {
-            Self::DiskFull { path }
-        } else {
-            Self::Sqlite { path, source }
-        }
+impl Files {
+    /// The usual names in a folder.
+    pub fn under(folder: &Path) -> Self {
+        Self { state: folder.join("state.sqlite"), log: folder.join("raft.redb"), snapshots: folder.join("snapshots") }
     }
 }
 
-/// Opens (or creates) the database at `path` and starts its writer thread. The future ends when the last handle is
-/// gone or the writer died; the daemon owns it.
-pub fn open(path: &Path) -> Result<(Handle, impl Future<Output = ()> + Send + 'static), OpenError> {
-    let connection = prepare(path)?;
-    let index = applied_index(&connection).map_err(|e| OpenError::of(path, e))?;
-    let readers = ReaderPool::new(path.to_owned());
-    let (writer, task) = super::writer::start(connection, index);
-    Ok((Handle::new(writer, readers), task))
+/// Opens what is there, or founds a cluster with `founder` as its only member, and starts. The future ends when the
+/// last handle is gone or something failed for good; the daemon owns it.
+pub async fn open(
+    files: &Files,
+    founder: Member,
+) -> Result<(Handle, impl Future<Output = ()> + Send + 'static), OpenError> {
+    let (opening, wanted) = (files.clone(), founder.clone());
+    let Parts { log, state, identity } =
+        match tokio::task::spawn_blocking(move || found::prepare(&opening, &wanted)).await {
+            Ok(parts) => parts?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+    let failed = |error: Fatal| OpenError::Consensus(error.to_string());
+    let (waits, waiting) = watch::channel(false);
+    let (log, log_end) =
+        LogStore::start(log, waits.clone()).map_err(|source| OpenError::Log { path: files.log.clone(), source })?;
+    let readers = Readers::new(files.state.clone());
+    let (state, state_end) = StateMachine::start(state, readers, files.snapshots.clone(), waits)
+        .map_err(|source| OpenError::State { path: files.state.clone(), source })?;
+    let config = Arc::new(config());
+    let raft = Raft::new(identity.member_id, config, Network, log.clone(), state.clone()).await.map_err(failed)?;
+    let size = log.size();
+    let folder = files.log.parent().unwrap_or(Path::new("/")).to_owned();
+    let (proposals, receiver) = mpsc::channel(WAITING);
+    let handle = Handle::new(raft.clone(), identity.member_id, &state, proposals, Space::of(folder, waiting));
+    drop((log, state));
+    replay(&raft).await?;
+    let task = async move {
+        let (mut log_end, mut state_end) = (log_end, state_end);
+        tokio::select! {
+            () = propose::run(raft.clone(), receiver) => {}
+            () = compact::run(raft.clone(), size) => {}
+            () = failure(raft.clone()) => {}
+            _ = &mut log_end => tracing::error!("the thread that writes the log has ended"),
+            _ = &mut state_end => tracing::error!("the thread that writes the state has ended"),
+        }
+        match tokio::time::timeout(CLOSE_TIMEOUT, raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "consensus did not end in order"),
+            Err(_) => tracing::warn!("consensus waits for its disk and is left to itself"),
+        }
+        drop(raft);
+        // Both threads close their files when nobody can ask them for anything any more.
+        let closed = async {
+            for end in [log_end, state_end].into_iter().filter(|end| !end.is_terminated()) {
+                drop(end.await);
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            tracing::warn!("log and state are still in use");
+        }
+    };
+    Ok((handle, task))
+}
+
+fn config() -> openraft::Config {
+    openraft::Config {
+        cluster_name: "toft".into(),
+        heartbeat_interval: 100,
+        election_timeout_min: 500,
+        election_timeout_max: 1000,
+        // Of a whole snapshot, in milliseconds.
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: 256,
+        replication_lag_threshold: u64::MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: compact::KEPT,
+        ..openraft::Config::default()
+    }
+}
+
+/// A member that stands alone leads at once and applies all its log holds before anybody reads.
+async fn replay(raft: &Raft) -> Result<(), OpenError> {
+    let failed = |error: Fatal| OpenError::Consensus(error.to_string());
+    let members = raft.with_raft_state(|state| state.membership_state.effective().voter_ids().collect::<Vec<_>>());
+    let members = members.await.map_err(failed)?;
+    let mut metrics = raft.metrics();
+    let caught_up = metrics.wait_for(|now| {
+        let alone = members == [now.id];
+        let leads = now.current_leader == Some(now.id);
+        let applied = now.last_applied.map(|id| id.index) == now.last_log_index;
+        now.running_state.is_err() || !alone || leads && applied
+    });
+    match tokio::time::timeout(REPLAY_TIMEOUT, caught_up).await {
+        Ok(Ok(now)) => now.running_state.clone().map_err(failed),
+        Ok(Err(_)) => Err(OpenError::Consensus("it ended".into())),
+        Err(_) => Err(OpenError::Consensus("applying the log took too long".into())),
+    }
+}
+
+/// Ends when consensus has failed.
+async fn failure(raft: Raft) {
+    let mut metrics = raft.metrics();
+    match metrics.wait_for(|now| now.running_state.is_err()).await {
+        Ok(now) => {
+            if let Err(error) = &now.running_state {
+                tracing::error!(%error, "consensus has stopped; what was acknowledged is safe");
+            }
+        }
+        Err(_) => tracing::error!("consensus has ended"),
+    }
 }
 
 /// The writer's connection to a database that was checked and has our version. A file that is refused keeps every byte:
@@ -98,12 +163,34 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, OpenError> {
     connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(failed)?;
     check(&connection, path)?;
+    copy_before_migrating(&connection, path)?;
     migrate(&mut connection).map_err(|source| match source {
         MigrateError::Sqlite { source, .. } if is_full(&source) || is_damaged(&source) => failed(source),
         source => OpenError::Version { path: path.to_owned(), source },
     })?;
     configure(&connection).map_err(failed)?;
     Ok(connection)
+}
+
+/// Keeps the file of an older version as `state.sqlite.v1`, for whoever has to go back.
+fn copy_before_migrating(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::of(path, source);
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    if version <= 0 || version >= SCHEMA_VERSION {
+        return Ok(());
+    }
+    let copy = |extension: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".v{version}{extension}"));
+        PathBuf::from(name)
+    };
+    if copy("").exists() {
+        return Ok(());
+    }
+    let unfinished = copy(".partial");
+    drop(std::fs::remove_file(&unfinished));
+    snapshot::copy(connection, &unfinished).map_err(failed)?;
+    std::fs::rename(&unfinished, copy("")).map_err(|source| OpenError::Io { path: copy(""), source })
 }
 
 pub(super) fn is_full(error: &rusqlite::Error) -> bool {
@@ -113,7 +200,7 @@ pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     shared_memory || error.sqlite_error_code() == Some(ErrorCode::DiskFull)
 }
 
-fn is_damaged(error: &rusqlite::Error) -> bool {
+pub(super) fn is_damaged(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
@@ -133,17 +220,10 @@ fn check_length(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-pub(super) fn connect_reader(path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+/// Sets what belongs to the connection that writes.
+pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "cache_size", -1024)?;
-    connection.set_prepared_statement_cache_capacity(32);
-    Ok(connection)
-}
-
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if mode != "wal" {
         tracing::warn!("the disk that holds the state allows no write-ahead log; every change waits for all readers");

@@ -100,6 +100,7 @@ impl From<Refusal> for ControlError {
             RefusalKind::NotFound => ErrorKind::NotFound,
             RefusalKind::Exists | RefusalKind::Removing => ErrorKind::Conflict,
             RefusalKind::Stale => ErrorKind::Stale,
+            RefusalKind::Fault => ErrorKind::Internal,
         };
         let field = (refusal.kind == RefusalKind::Exists).then(|| "name".to_owned());
         Self { kind, message: refusal.message, hint: Some(refusal.hint), field }
@@ -113,6 +114,10 @@ impl From<ProposeError> for ControlError {
             ProposeError::DiskFull => Self::new(ErrorKind::DiskFull, error.to_string())
                 .hint("nothing was changed; free some space and try again"),
             ProposeError::Closed | ProposeError::Timeout => Self::new(ErrorKind::Unavailable, error.to_string()),
+            ProposeError::TooLarge { .. } => Self::new(ErrorKind::TooLarge, error.to_string())
+                .hint("make the specification smaller: its environment, labels or command"),
+            ProposeError::NoLeader => Self::new(ErrorKind::Unavailable, error.to_string())
+                .hint("`toft cluster status` shows which members answer; containers go on running"),
             ProposeError::Storage(_) => Self::new(ErrorKind::Internal, error.to_string()),
         }
     }

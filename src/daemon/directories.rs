@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::Hinted;
 use crate::config::Paths;
+use crate::consensus;
 
 /// The directories of one appliance, locked for as long as this lives.
 pub(super) struct Directories {
@@ -53,8 +54,8 @@ impl Directories {
         Ok(directories)
     }
 
-    pub(super) fn state_file(&self) -> PathBuf {
-        self.data.join("state.sqlite")
+    pub(super) fn consensus(&self) -> consensus::Files {
+        consensus::Files::under(&self.data)
     }
 
     pub(super) fn ledger_file(&self) -> PathBuf {

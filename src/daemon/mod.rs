@@ -40,7 +40,10 @@ use crate::{
     },
     api::http::{ApiState, Readiness},
     config::Config,
-    consensus::{self, Handle},
+    consensus::{
+        self, Handle,
+        types::{Member, Role},
+    },
     control::{loops, ops::Ops},
     embedded,
     observe::{chain, metrics::Metrics},
@@ -93,11 +96,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     let mut tasks = Tasks::default();
 
-    let (state, writer) = consensus::open(&directories.state_file()).map_err(|error| {
+    let node_id = Identity::load_or_make(&directories, || None)?.node_id;
+    let founder = Member { node_id, name: config.node.name.clone(), address: String::new(), role: Role::default() };
+    let (state, consensus) = consensus::open(&directories.consensus(), founder).await.map_err(|error| {
         let hint = error.hint();
         Hinted::new(error, hint)
     })?;
-    tasks.spawn("state", writer);
+    tasks.spawn("consensus", consensus);
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
 

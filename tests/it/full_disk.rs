@@ -14,11 +14,11 @@ use crate::harness::{
     machine::{Machine, wait_until},
 };
 
-/// An appliance whose data lies on a disk of 8 MB.
+/// An appliance whose data lies on a disk of 24 MB.
 fn small() -> Appliance {
     let machine = Machine::new();
     let toft = Appliance::prepare(&machine, "d");
-    mount(Some("tmpfs"), &toft.data, Some("tmpfs"), MsFlags::empty(), Some("size=8m")).unwrap();
+    mount(Some("tmpfs"), &toft.data, Some("tmpfs"), MsFlags::empty(), Some("size=24m")).unwrap();
     toft
 }
 
@@ -109,7 +109,7 @@ fn an_import_that_does_not_fit_is_told_and_leaves_nothing() {
     toft.up();
     let archive = crate::harness::image::busybox("big", json!({"Cmd": ["sh"]}));
     let mut layout = crate::harness::image::Layout::new();
-    let noise: Vec<u8> = (0_u32..3_000_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    let noise: Vec<u8> = (0_u32..6_000_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     layout.blob("application/octet-stream", noise);
     let big = [layout.archive(), archive].concat();
     let error = toft.request("POST", "/api/v1/images/import", &[], &big);

@@ -60,3 +60,7 @@ id!(
     /// One running copy of a workload; also the id of its container in the runtime.
     InstanceId
 );
+id!(
+    /// One request to change the state. Whoever repeats a request repeats its id.
+    RequestId
+);

@@ -29,6 +29,10 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use crate::{
+    consensus::{
+        self,
+        types::{Member, Role},
+    },
     control::{
         ControlError,
         loops::schedule,
@@ -164,14 +168,16 @@ pub(super) struct House {
 impl House {
     pub(super) async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (state, writer) = crate::consensus::open(&dir.path().join("state.db")).unwrap();
+        let node_id = NodeId(Uuid::now_v7());
+        let name = "attic".parse().unwrap();
+        let founder = Member { node_id, name, address: String::new(), role: Role::Server };
+        let (state, task) = consensus::open(&consensus::Files::under(dir.path()), founder).await.unwrap();
         let shutdown = CancellationToken::new();
-        tokio::spawn(writer);
+        tokio::spawn(task);
         tokio::spawn(schedule::run(state.clone(), shutdown.clone()));
         let node = Arc::new(FakeNode::default());
         let ops = Ops::new(state, node.clone());
         let app = router_until(ops.clone(), shutdown.clone());
-        let node_id = NodeId(Uuid::now_v7());
         let inventory = Inventory {
             cpus: 16,
             memory_bytes: 64 << 30,

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, set_applied_index},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
 };
 use crate::{
     ids::{NodeId, WorkloadId},
@@ -17,8 +17,8 @@ use crate::{
 /// What became of a command. A refusal changed nothing.
 pub type Applied = Result<Reply, Refusal>;
 
-/// Applies `command` as number `index`. The caller holds a transaction (or savepoint) and rolls it back on `Err` and on
-/// a refusal.
+/// Applies `command`, which lies in the log at `index`. The caller holds a transaction (or savepoint) and rolls it back
+/// on `Err` and on a refusal; it also notes the index, once for all commands that share it.
 pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite::Result<Applied> {
     let applied = match command {
         Command::RegisterNode { node_id, name, labels, inventory, at_ms } => {
@@ -59,9 +59,6 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             Ok(Reply::Done)
         }
     };
-    if applied.is_ok() {
-        set_applied_index(connection, index)?;
-    }
     Ok(applied)
 }
 

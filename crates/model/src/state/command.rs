@@ -133,7 +133,8 @@ pub struct InstanceChange {
 }
 
 /// What an applied command answers.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// Nothing to tell.
     Done,
@@ -159,6 +160,8 @@ pub enum RefusalKind {
     Stale,
     /// It is being removed.
     Removing,
+    /// A fault of ours.
+    Fault,
 }
 
 /// A command that changed nothing, and why.

@@ -7,6 +7,7 @@ mod command;
 mod commit_plan;
 mod migrate;
 mod query;
+mod request;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -18,4 +19,5 @@ pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
     query_instances, query_snapshot, query_workload, query_workloads,
 };
-pub use tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, applied_index};
+pub use request::{Request, apply_request};
+pub use tables::{ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, applied_index};

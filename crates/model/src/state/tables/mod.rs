@@ -1,30 +1,23 @@
 //! Rows and the SQL that reads and writes them, one file a table.
 
+mod cluster;
 mod events;
 mod instances;
 mod nodes;
+mod requests;
 mod workloads;
 
+pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
 pub use instances::InstanceRow;
 pub use nodes::NodeRow;
+pub use requests::RequestRow;
 pub use workloads::WorkloadRow;
 
-use rusqlite::{Connection, Row, types::FromSqlError};
+use rusqlite::{Row, types::FromSqlError};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{instance::Desired, invalid::Invalid, name::Name};
-
-/// Index of the last command applied.
-pub fn applied_index(connection: &Connection) -> rusqlite::Result<u64> {
-    connection.prepare_cached("SELECT applied_index FROM cluster WHERE id = 1")?.query_row([], |row| row.get(0))
-}
-
-/// Notes that the command at `index` was applied.
-pub fn set_applied_index(connection: &Connection, index: u64) -> rusqlite::Result<()> {
-    connection.prepare_cached("UPDATE cluster SET applied_index = ?1 WHERE id = 1")?.execute([index])?;
-    Ok(())
-}
 
 fn to_json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))

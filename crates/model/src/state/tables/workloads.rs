@@ -1,12 +1,13 @@
 //! `workloads`: what users ask to run.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::{from_json, name, to_json};
 use crate::{ids::WorkloadId, instance::Desired, name::Name, workload::WorkloadSpec};
 
 /// One row of `workloads`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkloadRow {
     /// Id.
     pub id: WorkloadId,

@@ -1,0 +1,123 @@
+//! A command with an id of its own, so that a request that is repeated is applied once.
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    apply::{Applied, apply},
+    command::{Command, Refusal, RefusalKind, Reply},
+    tables::{RequestRow, WorkloadRow},
+};
+use crate::ids::{RequestId, WorkloadId};
+
+/// A command as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by whoever asks; a second request with the same id changes nothing.
+    pub id: RequestId,
+    /// The command.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+impl Request {
+    /// Wraps a command in a request.
+    pub fn new(id: RequestId, command: Command) -> Self {
+        Self { id, command }
+    }
+}
+
+/// A reply as it is remembered: what can be looked up again is not stored twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answered {
+    Done,
+    Workload(WorkloadId),
+    Plan { placed: usize, dropped: usize },
+}
+
+impl Answered {
+    fn of(reply: &Reply) -> Self {
+        match reply {
+            Reply::Done => Self::Done,
+            Reply::Workload(row) => Self::Workload(row.id),
+            Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
+        }
+    }
+
+    /// The same answer from the state as it is now.
+    fn again(self, connection: &Connection) -> rusqlite::Result<Applied> {
+        Ok(match self {
+            Self::Done => Ok(Reply::Done),
+            Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
+            Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
+                Some(row) => Ok(Reply::Workload(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its workload has been removed since".into(),
+                    hint: "`toft ls` shows the workloads there are".into(),
+                }),
+            },
+        })
+    }
+}
+
+/// Applies a request unless it was applied before; then it is answered again. Refusals are not remembered: they changed
+/// nothing. The caller holds a transaction (or savepoint) and rolls it back on `Err` and on a refusal.
+pub fn apply_request(connection: &Connection, index: u64, request: &Request) -> rusqlite::Result<Applied> {
+    if let Some(answered) = RequestRow::answered(connection, request.id)? {
+        return answered.again(connection);
+    }
+    let applied = apply(connection, index, &request.command)?;
+    if let Ok(reply) = &applied {
+        RequestRow::add(connection, request.id, &Answered::of(reply))?;
+    }
+    Ok(applied)
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        state::{PutMode, migrate, query_workloads},
+        workload::WorkloadSpec,
+    };
+
+    fn put(name: &str, request: u128) -> Request {
+        let spec = Box::new(WorkloadSpec::new(name.parse().unwrap(), "demo".parse().unwrap()));
+        let workload_id = WorkloadId(Uuid::from_u128(request));
+        let command = Command::PutWorkload { workload_id, spec, mode: PutMode::Create, at_ms: 1 };
+        Request::new(RequestId(Uuid::from_u128(request)), command)
+    }
+
+    #[test]
+    fn a_repeated_request_is_applied_once_and_answered_alike() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let first = apply_request(&connection, 1, &put("web", 1)).unwrap().unwrap();
+        assert_eq!(apply_request(&connection, 2, &put("web", 1)).unwrap().unwrap(), first);
+        assert_eq!(query_workloads(&connection).unwrap().len(), 1);
+        let other = apply_request(&connection, 3, &put("web", 2)).unwrap().unwrap_err();
+        assert_eq!(other.kind, RefusalKind::Exists);
+    }
+
+    #[test]
+    fn a_request_in_the_log_is_flat() {
+        let text = serde_json::to_value(put("web", 7)).unwrap();
+        assert_eq!(text["command"], "put_workload");
+        assert_eq!(serde_json::from_value::<Request>(text).unwrap(), put("web", 7));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('requests', 70000)", []).unwrap();
+        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (1, 'old', '\"done\"')", []).unwrap();
+        apply_request(&connection, 1, &put("web", 1)).unwrap().unwrap();
+        let left: i64 = connection.query_row("SELECT COUNT(*) FROM requests", [], |row| row.get(0)).unwrap();
+        assert_eq!(left, 1);
+    }
+}

@@ -1,0 +1,290 @@
+//! Brings log and state together before consensus starts: founds what is new, mends what can be mended, and refuses what
+//! cannot, without deleting anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use openraft::{CommittedLeaderId, Membership};
+use rusqlite::Connection;
+use toft_model::{
+    ids::ClusterId,
+    state::{ClusterRow, MigrateError},
+};
+use uuid::Uuid;
+
+use super::{
+    log_store::{LogError, LogFile, Start},
+    open::{Files, is_damaged, is_full, prepare as prepare_state},
+    state_machine::{
+        StateError,
+        snapshot::{Snapshots, copy_file},
+    },
+    types::{Identity, LogId, Member, StoredMembership, Vote},
+};
+use crate::observe::chain;
+
+/// Why consensus cannot start. What was there is there still.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file is no intact SQLite database.
+    #[error("the database `{path}` is damaged: {detail}")]
+    Damaged {
+        /// File.
+        path: PathBuf,
+        /// What the check found.
+        detail: String,
+    },
+    /// Its version or owner is not ours.
+    #[error("the database `{path}` cannot be used")]
+    Version {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: MigrateError,
+    },
+    /// The disk is full.
+    #[error("no space is left for the database `{path}`")]
+    DiskFull {
+        /// File.
+        path: PathBuf,
+    },
+    /// Anything else that SQLite says.
+    #[error("the database `{path}` cannot be opened")]
+    Sqlite {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: rusqlite::Error,
+    },
+    /// A file could not be handled.
+    #[error("`{path}` cannot be used")]
+    Io {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The log cannot be read.
+    #[error("the log `{path}` cannot be opened")]
+    Log {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: LogError,
+    },
+    /// The state cannot be used.
+    #[error("the state `{path}` cannot be used")]
+    State {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: StateError,
+    },
+    /// The log is gone, but the state is that of a cluster.
+    #[error("the log `{path}` is missing, but the state beside it belongs to a cluster")]
+    LogMissing {
+        /// File.
+        path: PathBuf,
+    },
+    /// Log and state are of different clusters.
+    #[error("the log `{log}` belongs to cluster {found}, the state to cluster {state}")]
+    Strangers {
+        /// Log.
+        log: PathBuf,
+        /// Its cluster.
+        found: ClusterId,
+        /// The state's cluster.
+        state: ClusterId,
+    },
+    /// Neither a snapshot nor the whole log is there to make the state from.
+    #[error("the state `{path}` is lost ({why}), and no snapshot is there that the log goes on from")]
+    Unmendable {
+        /// State.
+        path: PathBuf,
+        /// What happened to it.
+        why: String,
+    },
+    /// openraft says no.
+    #[error("consensus could not start: {0}")]
+    Consensus(String),
+}
+
+impl OpenError {
+    /// The next step for the person who reads the error.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Damaged { path, .. } => format!(
+                "nothing was changed; keep a copy of the file, then restore a backup, or move `{}` away to start with an empty state (running containers stay)",
+                path.display()
+            ),
+            Self::Version { source: MigrateError::Newer { .. }, .. }
+            | Self::Log { source: LogError::Newer { .. }, .. } => {
+                "nothing was changed; start the newer toft again, or restore a backup taken before the upgrade".into()
+            }
+            Self::Version { source: MigrateError::Foreign { .. }, .. } => "choose another --data-dir".into(),
+            Self::DiskFull { .. } => "free some space; toft needs about 4 MB to start".into(),
+            Self::Version { source: MigrateError::Sqlite { .. }, .. } | Self::Sqlite { .. } | Self::Io { .. } => {
+                "check that the directory exists and that this user may write to it".into()
+            }
+            Self::Log { .. } | Self::LogMissing { .. } | Self::Unmendable { .. } => {
+                "nothing was deleted; restore a backup, or go on with what the state holds: `toft cluster recover`"
+                    .into()
+            }
+            Self::Strangers { .. } => "put the files of one cluster together, or restore a backup".into(),
+            Self::State { .. } | Self::Consensus(_) => "nothing was deleted; the log of the daemon says more".into(),
+        }
+    }
+
+    pub(super) fn of(path: &Path, source: rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        if is_damaged(&source) {
+            Self::Damaged { path, detail: source.to_string() }
+        } else if is_full(&source) {
+            Self::DiskFull { path }
+        } else {
+            Self::Sqlite { path, source }
+        }
+    }
+}
+
+/// Log and state, checked and of one cluster.
+pub(super) struct Parts {
+    pub(super) log: LogFile,
+    pub(super) state: Connection,
+    pub(super) identity: Identity,
+}
+
+/// Opens both files.
+pub(super) fn prepare(files: &Files, founder: &Member) -> Result<Parts, OpenError> {
+    let log_failed = |source| OpenError::Log { path: files.log.clone(), source };
+    if !files.log.exists() {
+        let state = prepare_state(&files.state)?;
+        let row = ClusterRow::load(&state).map_err(|e| OpenError::of(&files.state, e))?;
+        if row.membership.is_some() {
+            return Err(OpenError::LogMissing { path: files.log.clone() });
+        }
+        let (identity, start) = founding(&row, founder);
+        LogFile::create(&files.log, &identity, Some(&start)).map_err(log_failed)?;
+    }
+    let log = LogFile::open(&files.log).map_err(log_failed)?;
+    let identity = log.identity().map_err(log_failed)?;
+    let start = log.start().map_err(log_failed)?;
+    let mut state = match prepare_state(&files.state) {
+        Err(OpenError::Damaged { path, detail }) => {
+            let aside = set_aside(&path)?;
+            tracing::error!("the state `{}` is damaged: {detail}; it is kept as `{}`", path.display(), aside.display());
+            rebuild(files, &log, start.as_ref(), &detail)?
+        }
+        other => other?,
+    };
+    let row = ClusterRow::load(&state).map_err(|e| OpenError::of(&files.state, e))?;
+    if let Some(found) = row.cluster_id.filter(|found| *found != identity.cluster_id) {
+        return Err(OpenError::Strangers { log: files.log.clone(), found: identity.cluster_id, state: found });
+    }
+    let purged = log.state().map_err(log_failed)?.purged.map_or(0, |purged| purged.index);
+    let begins = start.as_ref().filter(|start| row.applied_index == purged && purged == start.applied.index);
+    if row.membership.is_none() && (begins.is_some() || start.is_none() && purged == 0) {
+        let entered = match begins {
+            Some(start) => enter(&state, &identity, start),
+            None => name(&state, &identity),
+        };
+        entered.map_err(|source| OpenError::State { path: files.state.clone(), source })?;
+    } else if row.membership.is_none() || row.applied_index < purged {
+        let why = format!("it ends at {}, the log begins after {purged}", row.applied_index);
+        drop(state);
+        let aside = set_aside(&files.state)?;
+        tracing::error!("the state was replaced by an older one: {why}; it is kept as `{}`", aside.display());
+        state = rebuild(files, &log, start.as_ref(), &why)?;
+    }
+    Ok(Parts { log, state, identity })
+}
+
+/// A cluster of one that goes on from a state, whatever was before.
+fn founding(row: &ClusterRow, founder: &Member) -> (Identity, Start) {
+    let identity =
+        Identity { cluster_id: row.cluster_id.unwrap_or_else(|| ClusterId(Uuid::now_v7())), member_id: FOUNDER };
+    let applied = LogId::new(CommittedLeaderId::new(FIRST_TERM, FOUNDER), row.applied_index);
+    let members = BTreeMap::from([(FOUNDER, founder.clone())]);
+    let membership = Membership::new(vec![BTreeSet::from([FOUNDER])], members);
+    let membership = StoredMembership::new(Some(applied), membership);
+    let start = Start { applied, vote: Vote::new_committed(FIRST_TERM, FOUNDER), membership };
+    (identity, start)
+}
+
+/// The first member's number.
+const FOUNDER: u64 = 1;
+/// The term in which a cluster is founded.
+const FIRST_TERM: u64 = 1;
+
+/// Notes in a state that it is the one a cluster starts with.
+fn enter(state: &Connection, identity: &Identity, start: &Start) -> Result<(), StateError> {
+    let json = |value: serde_json::Result<String>| value.map_err(|e| StateError::Damaged(e.to_string()));
+    let row = ClusterRow {
+        cluster_id: Some(identity.cluster_id),
+        applied_index: start.applied.index,
+        applied_position: Some(json(serde_json::to_string(&start.applied))?),
+        membership: Some(json(serde_json::to_string(&start.membership))?),
+    };
+    Ok(row.save(state)?)
+}
+
+/// Notes in a state without members whose it is; the members come from the others.
+fn name(state: &Connection, identity: &Identity) -> Result<(), StateError> {
+    let row = ClusterRow { cluster_id: Some(identity.cluster_id), ..ClusterRow::load(state)? };
+    Ok(row.save(state)?)
+}
+
+/// Makes the state anew: from the newest snapshot the log goes on from, or from nothing when the log is whole.
+fn rebuild(files: &Files, log: &LogFile, start: Option<&Start>, why: &str) -> Result<Connection, OpenError> {
+    let failed = |source| OpenError::State { path: files.state.clone(), source };
+    let purged = log.state().map_err(|source| OpenError::Log { path: files.log.clone(), source })?.purged;
+    let purged = purged.map_or(0, |purged| purged.index);
+    let snapshots = Snapshots::open(files.snapshots.clone()).map_err(failed)?;
+    for snapshot in snapshots.sound() {
+        let ends = snapshot.meta.last_log_id.map_or(0, |last| last.index);
+        if ends < purged {
+            continue;
+        }
+        let partial = files.state.with_extension("partial");
+        copy_file(&snapshot.snapshot.path, &partial).map_err(failed)?;
+        std::fs::rename(&partial, &files.state)
+            .map_err(|source| OpenError::Io { path: files.state.clone(), source })?;
+        tracing::warn!("the state is made anew from the snapshot at {ends} and the log after it");
+        return prepare_state(&files.state);
+    }
+    if purged > 0 {
+        return Err(OpenError::Unmendable { path: files.state.clone(), why: why.to_owned() });
+    }
+    tracing::warn!("the state is made anew from the whole log");
+    let state = prepare_state(&files.state)?;
+    if let Some(start) = start {
+        let identity = log.identity().map_err(|source| OpenError::Log { path: files.log.clone(), source })?;
+        enter(&state, &identity, start).map_err(failed)?;
+    }
+    Ok(state)
+}
+
+/// Moves a database and what SQLite keeps beside it out of the way, and says where to.
+fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
+    let beside = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    for suffix in ["", "-wal", "-shm"] {
+        let from = beside(suffix);
+        match std::fs::rename(&from, beside(&format!(".damaged-{now}{suffix}"))) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => {
+                tracing::error!(error = chain(&source), "`{}` could not be set aside", from.display());
+                return Err(OpenError::Io { path: from, source });
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(beside(&format!(".damaged-{now}")))
+}

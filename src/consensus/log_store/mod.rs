@@ -1,0 +1,251 @@
+//! The log and the vote, in redb.
+//!
+//! The log is the durable copy of everything: [`append`](RaftLogStorage::append) returns after the disk has it. One
+//! thread owns the file; readers take the newest entries from memory and older ones from the file. An entry is stored as
+//! JSON behind its CRC-32, so that a damaged one is told from a good one.
+//!
+//! The commit position is not kept: a member that comes back learns it from its leader, and one that stands alone has
+//! committed all it has.
+
+mod file;
+mod recent;
+
+use std::{
+    fmt::Debug,
+    ops::{Bound, RangeBounds},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use openraft::{
+    ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, StorageIOError,
+    storage::{LogFlushed, RaftLogStorage},
+};
+use tokio::sync::{oneshot, watch};
+
+pub use file::LogError;
+pub(super) use file::{LogFile, Start};
+use recent::Recent;
+
+use super::{
+    space::until_there_is_room,
+    types::{Entry, LogId, MemberId, StorageError, Types, Vote},
+};
+
+/// Most bytes of entries that one read gives; a single larger entry is given alone.
+const READ_LIMIT: usize = 4 << 20;
+
+/// The log. Clones share it.
+#[derive(Clone)]
+pub struct LogStore {
+    file: Arc<LogFile>,
+    recent: Arc<Mutex<Recent>>,
+    writes: std::sync::mpsc::Sender<Write>,
+    size: Arc<watch::Sender<LogSize>>,
+}
+
+/// How much the log holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LogSize {
+    /// Entries that are not purged.
+    pub entries: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+}
+
+type Done = oneshot::Sender<Result<(), LogError>>;
+
+enum Write {
+    Append(Vec<(u64, Vec<u8>)>, Done),
+    Vote(Vote, Done),
+    Truncate(u64, Done),
+    Purge(LogId, Done),
+}
+
+impl LogStore {
+    /// Starts the thread that writes. It ends when the last clone is gone; the receiver then gives an error.
+    pub(super) fn start(file: LogFile, waits: watch::Sender<bool>) -> Result<(Self, oneshot::Receiver<()>), LogError> {
+        let size = Arc::new(watch::Sender::new(file.size()?));
+        let file = Arc::new(file);
+        let recent = Arc::new(Mutex::new(Recent::default()));
+        let (writes, receiver) = std::sync::mpsc::channel();
+        let (ended, end) = oneshot::channel();
+        let (writer, told) = (Arc::clone(&file), Arc::clone(&size));
+        std::thread::Builder::new()
+            .name("log-writer".into())
+            .spawn(move || {
+                while let Ok(write) = receiver.recv() {
+                    perform(&Writer { file: &writer, size: &told, waits: &waits }, write);
+                }
+                drop(writer);
+                drop(ended);
+            })
+            .map_err(LogError::Thread)?;
+        Ok((Self { file, recent, writes, size }, end))
+    }
+
+    /// How much the log holds, as it changes.
+    pub(super) fn size(&self) -> watch::Receiver<LogSize> {
+        self.size.subscribe()
+    }
+
+    async fn write(&self, write: impl FnOnce(Done) -> Write) -> Result<(), LogError> {
+        let (done, outcome) = oneshot::channel();
+        self.writes.send(write(done)).map_err(|_| LogError::Closed)?;
+        outcome.await.map_err(|_| LogError::Closed)?
+    }
+
+    fn recent(&self) -> std::sync::MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read(&self, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
+        match self.recent().range(start, end, limit) {
+            Some(entries) => Ok(entries),
+            None => self.file.entries(start, end, limit),
+        }
+    }
+}
+
+/// What the thread writes with.
+struct Writer<'a> {
+    file: &'a LogFile,
+    size: &'a watch::Sender<LogSize>,
+    waits: &'a watch::Sender<bool>,
+}
+
+impl Writer<'_> {
+    /// Writes as soon as there is room.
+    fn write(&self, write: impl Fn(&LogFile) -> Result<(), LogError>) -> Result<(), LogError> {
+        let mut again = false;
+        until_there_is_room(self.waits, LogError::is_full, || {
+            if std::mem::replace(&mut again, true) {
+                self.file.reopen()?;
+            }
+            write(self.file)
+        })
+    }
+
+    fn measure(&self) -> Result<(), LogError> {
+        self.size.send_replace(self.file.size()?);
+        Ok(())
+    }
+}
+
+fn perform(writer: &Writer<'_>, write: Write) {
+    let (outcome, done) = match write {
+        Write::Append(entries, done) => {
+            let outcome = writer.write(|file| file.append(&entries));
+            if outcome.is_ok() {
+                let bytes: usize = entries.iter().map(|(_, bytes)| bytes.len()).sum();
+                writer.size.send_modify(|size| {
+                    size.entries += entries.len() as u64;
+                    size.bytes += bytes as u64;
+                });
+            }
+            (outcome, done)
+        }
+        Write::Vote(vote, done) => (writer.write(|file| file.save_vote(&vote)), done),
+        Write::Truncate(since, done) => {
+            (writer.write(|file| file.truncate(since)).and_then(|()| writer.measure()), done)
+        }
+        Write::Purge(upto, done) => (writer.write(|file| file.purge(upto)).and_then(|()| writer.measure()), done),
+    };
+    // Whoever asked may be gone: it is on the disk all the same.
+    drop(done.send(outcome));
+}
+
+fn failed(subject: ErrorSubject<MemberId>, verb: ErrorVerb, error: &LogError) -> StorageError {
+    tracing::error!(error = crate::observe::chain(error), "the log failed");
+    StorageIOError::new(subject, verb, openraft::AnyError::error(crate::observe::chain(error))).into()
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(index) => *index,
+        Bound::Excluded(index) => index + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(index) => index + 1,
+        Bound::Excluded(index) => *index,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let (start, end) = bounds(&range);
+        self.read(start, end, usize::MAX).map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        self.read(start, end, READ_LIMIT).map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError> {
+        let state = self.file.state().map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))?;
+        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last.or(state.purged) })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let vote = *vote;
+        self.write(|done| Write::Vote(vote, done)).await.map_err(|e| failed(ErrorSubject::Vote, ErrorVerb::Write, &e))
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        self.file.vote().map_err(|e| failed(ErrorSubject::Vote, ErrorVerb::Read, &e))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let write_failed = |e: &LogError| failed(ErrorSubject::Logs, ErrorVerb::Write, e);
+        let mut encoded = Vec::new();
+        let mut kept = Vec::new();
+        for entry in entries {
+            let bytes = file::encode(&entry).map_err(|e| write_failed(&e))?;
+            kept.push((entry, bytes.len()));
+            encoded.push((kept[kept.len() - 1].0.log_id.index, bytes));
+        }
+        self.recent().extend(kept);
+        match self.write(|done| Write::Append(encoded, done)).await {
+            Ok(()) => {
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                self.recent().clear();
+                callback.log_io_completed(Err(std::io::Error::other(crate::observe::chain(&error))));
+                Err(write_failed(&error))
+            }
+        }
+    }
+
+    async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        self.recent().clear();
+        self.write(|done| Write::Truncate(log_id.index, done))
+            .await
+            .map_err(|e| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        self.recent().drop_up_to(log_id.index);
+        self.write(|done| Write::Purge(log_id, done))
+            .await
+            .map_err(|e| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
+    }
+}

@@ -1,0 +1,78 @@
+//! A disk that fills up: what makes the state grow is refused while there is still room for what makes it shrink, and
+//! what meets a disk that is full after all waits for room.
+
+use std::{path::PathBuf, time::Duration};
+
+use toft_model::state::Command;
+use tokio::sync::watch;
+
+/// Bytes that must be free for the state to grow.
+const RESERVE: u64 = 4 << 20;
+
+/// Wait before a write that found no room is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// The room on the disk of log and state.
+pub(super) struct Space {
+    folder: PathBuf,
+    /// Whether a writer waits for room.
+    waits: watch::Receiver<bool>,
+}
+
+impl Space {
+    pub(super) fn of(folder: PathBuf, waits: watch::Receiver<bool>) -> Self {
+        Self { folder, waits }
+    }
+
+    /// Whether there is room for a command.
+    pub(super) fn takes(&self, command: &Command) -> bool {
+        !*self.waits.borrow() && (!grows(command) || self.is_free())
+    }
+
+    fn is_free(&self) -> bool {
+        match nix::sys::statvfs::statvfs(&self.folder) {
+            Ok(stat) => stat.blocks_available().saturating_mul(stat.fragment_size()) >= RESERVE,
+            Err(error) => {
+                tracing::warn!(%error, "the free space of `{}` is not known", self.folder.display());
+                true
+            }
+        }
+    }
+}
+
+/// Does `write` until there is room for it. Raft allows that: a member that cannot write is one that is slow to answer.
+pub(super) fn until_there_is_room<T, E>(
+    waits: &watch::Sender<bool>,
+    is_full: impl Fn(&E) -> bool,
+    mut write: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    loop {
+        match write() {
+            Err(error) if is_full(&error) => {
+                if !waits.send_replace(true) {
+                    tracing::error!(
+                        "no space is left on the disk that holds the state; toft waits until there is some"
+                    );
+                }
+                std::thread::sleep(PAUSE);
+            }
+            outcome => {
+                if waits.send_replace(false) {
+                    tracing::info!("there is space for the state again");
+                }
+                return outcome;
+            }
+        }
+    }
+}
+
+fn grows(command: &Command) -> bool {
+    match command {
+        Command::PutWorkload { .. } => true,
+        Command::RegisterNode { .. }
+        | Command::PowerWorkload { .. }
+        | Command::RemoveWorkload { .. }
+        | Command::CommitPlan { .. }
+        | Command::ReportInstances { .. } => false,
+    }
+}

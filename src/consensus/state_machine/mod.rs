@@ -1,0 +1,190 @@
+//! The state: what the log amounts to, in SQLite.
+//!
+//! One thread owns the connection that writes. It applies all entries that are committed in one transaction, which also
+//! notes the position and the members, so that the database is always the state at one position of the log. SQLite does
+//! not flush each transaction (`synchronous=NORMAL`): the log is the durable copy, and what a power cut takes from the
+//! database is applied again from the log. Readers have connections of their own and never wait for the writer.
+//!
+//! Snapshots are copies of the database, made by SQLite's online backup; see [`snapshot`].
+
+mod readers;
+pub mod snapshot;
+mod writer;
+
+use std::{path::PathBuf, sync::Arc};
+
+use openraft::{
+    AnyError, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError, storage::RaftStateMachine,
+};
+use toft_model::state::ClusterRow;
+use tokio::sync::{oneshot, watch};
+
+pub use readers::ReadError;
+pub(super) use readers::Readers;
+pub use snapshot::SnapshotFile;
+use snapshot::Snapshots;
+use writer::Order;
+
+use super::types::{Entry, LogId, MemberId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, Types};
+use crate::observe::chain;
+
+/// Why the state could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// SQLite says no.
+    #[error("the database failed")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A file could not be moved, made or read.
+    #[error("`{path}` could not be {verb}")]
+    File {
+        /// What was being done.
+        verb: &'static str,
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// A snapshot is not what it should be.
+    #[error("the snapshot `{path}` cannot be used: {detail}")]
+    Snapshot {
+        /// File.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// What consensus wrote there does not parse.
+    #[error("the state's position or members are damaged: {0}")]
+    Damaged(String),
+    /// A newer toft proposed it.
+    #[error("this toft does not understand entry {index} of the log ({detail}); upgrade it, nothing is lost")]
+    Unknown {
+        /// Entry.
+        index: u64,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The writing thread has ended.
+    #[error("the state is closed")]
+    Closed,
+}
+
+/// Position and members of a state.
+pub(super) type Position = (Option<LogId>, StoredMembership);
+
+/// Reads what consensus wrote into a database.
+pub(super) fn position(row: &ClusterRow) -> Result<Position, StateError> {
+    fn parse<T: serde::de::DeserializeOwned>(text: Option<&String>) -> Result<Option<T>, StateError> {
+        text.map(|text| serde_json::from_str(text)).transpose().map_err(|e| StateError::Damaged(e.to_string()))
+    }
+    let applied = parse(row.applied_position.as_ref())?;
+    Ok((applied, parse(row.membership.as_ref())?.unwrap_or_default()))
+}
+
+fn text<T: serde::Serialize>(value: &T) -> Result<String, StateError> {
+    serde_json::to_string(value).map_err(|e| StateError::Damaged(e.to_string()))
+}
+
+/// The state machine. Clones share the database.
+#[derive(Clone)]
+pub struct StateMachine {
+    orders: tokio::sync::mpsc::Sender<Order>,
+    readers: Arc<Readers>,
+    snapshots: Arc<Snapshots>,
+    applied: watch::Receiver<u64>,
+}
+
+impl StateMachine {
+    /// Starts the thread that writes, on a database that was checked. The receiver gives an error when it has ended.
+    pub(super) fn start(
+        connection: rusqlite::Connection,
+        readers: Readers,
+        snapshots: PathBuf,
+        waits: watch::Sender<bool>,
+    ) -> Result<(Self, oneshot::Receiver<()>), StateError> {
+        let readers = Arc::new(readers);
+        let (orders, applied, end) = writer::start(connection, Arc::clone(&readers), waits)?;
+        Ok((Self { orders, readers, snapshots: Arc::new(Snapshots::open(snapshots)?), applied }, end))
+    }
+
+    /// Connections that read.
+    pub(super) fn readers(&self) -> &Arc<Readers> {
+        &self.readers
+    }
+
+    /// The index of the last entry applied, as it moves.
+    pub(super) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.clone()
+    }
+
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, StateError>>) -> Order,
+    ) -> Result<T, StateError> {
+        let (done, outcome) = oneshot::channel();
+        self.orders.send(order(done)).await.map_err(|_| StateError::Closed)?;
+        outcome.await.map_err(|_| StateError::Closed)?
+    }
+}
+
+fn failed(subject: ErrorSubject<MemberId>, verb: ErrorVerb, error: &StateError) -> StorageError {
+    tracing::error!(error = chain(error), "the state failed");
+    StorageIOError::new(subject, verb, AnyError::error(chain(error))).into()
+}
+
+impl RaftStateMachine<Types> for StateMachine {
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> Result<Position, StorageError> {
+        let read = async {
+            let row = self.readers.read(ClusterRow::load).await.map_err(|ReadError(e)| StateError::Sqlite(e))?;
+            position(&row)
+        };
+        read.await.map_err(|e| failed(ErrorSubject::StateMachine, ErrorVerb::Read, &e))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Outcomes>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        self.order(|done| Order::Apply(entries, done))
+            .await
+            .map_err(|e| failed(ErrorSubject::StateMachine, ErrorVerb::Write, &e))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFile>, StorageError> {
+        let file = self.snapshots.receive().map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Write, &e))?;
+        Ok(Box::new(file))
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotFile>) -> Result<(), StorageError> {
+        let install = async {
+            let kept = self.snapshots.keep(meta, *snapshot).await?;
+            let copy = self.snapshots.copy_for_state(&kept).await?;
+            self.order(|done| Order::Replace(copy, done)).await
+        };
+        let subject = ErrorSubject::Snapshot(Some(meta.signature()));
+        install.await.map_err(|e| failed(subject, ErrorVerb::Write, &e))
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
+        let newest = self.snapshots.newest().await;
+        newest.map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Read, &e))
+    }
+}
+
+impl RaftSnapshotBuilder<Types> for StateMachine {
+    async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
+        let build = async {
+            // What the log loses because it is in the snapshot shall be on the disk in the database too.
+            self.order(Order::Flush).await?;
+            self.snapshots.build(&self.readers).await
+        };
+        build.await.map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Write, &e))
+    }
+}

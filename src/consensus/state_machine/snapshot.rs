@@ -1,0 +1,204 @@
+//! Snapshots: copies of the database in a folder of their own, `INDEX-TERM.sqlite`. The newest two are kept: one may
+//! turn out to be damaged when it is needed.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rusqlite::{Connection, backup::Backup};
+use toft_model::state::{ClusterRow, SCHEMA_VERSION};
+
+use super::{
+    super::types::{Snapshot, SnapshotMeta},
+    StateError,
+    readers::{Readers, connect_reader},
+};
+
+/// Snapshots kept.
+const KEPT: usize = 2;
+/// Ending of files that are not complete.
+const PARTIAL: &str = "partial";
+
+/// A database file that is a snapshot, or becomes one.
+#[derive(Debug, Clone)]
+pub struct SnapshotFile {
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
+/// The folder.
+pub(in super::super) struct Snapshots {
+    folder: PathBuf,
+    received: AtomicU64,
+}
+
+impl Snapshots {
+    /// Opens the folder; what was never completed is removed.
+    pub(in super::super) fn open(folder: PathBuf) -> Result<Self, StateError> {
+        let made = |source| StateError::File { verb: "made", path: folder.clone(), source };
+        std::fs::create_dir_all(&folder).map_err(made)?;
+        for path in files(&folder)? {
+            if path.extension().is_some_and(|extension| extension == PARTIAL) {
+                remove(&path)?;
+            }
+        }
+        Ok(Self { folder, received: AtomicU64::new(0) })
+    }
+
+    /// A file to receive another member's snapshot in.
+    pub(super) fn receive(&self) -> Result<SnapshotFile, StateError> {
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.join(format!("received-{number}.{PARTIAL}"));
+        Ok(SnapshotFile { path })
+    }
+
+    /// Copies the state.
+    pub(super) async fn build(self: &Arc<Self>, readers: &Arc<Readers>) -> Result<Snapshot, StateError> {
+        let (snapshots, readers) = (Arc::clone(self), Arc::clone(readers));
+        blocking(move || {
+            let partial = snapshots.folder.join(format!("built.{PARTIAL}"));
+            remove(&partial)?;
+            readers.ask(|source| copy(source, &partial))?;
+            let meta = check(&partial)?;
+            snapshots.put(&partial, meta)
+        })
+        .await
+    }
+
+    /// Keeps a snapshot that was received whole.
+    pub(super) async fn keep(
+        self: &Arc<Self>,
+        meta: &SnapshotMeta,
+        file: SnapshotFile,
+    ) -> Result<SnapshotFile, StateError> {
+        let (snapshots, wanted) = (Arc::clone(self), meta.clone());
+        blocking(move || {
+            let found = check(&file.path)?;
+            if found.last_log_id != wanted.last_log_id {
+                let detail = format!("it ends at {:?}, not at {:?}", found.last_log_id, wanted.last_log_id);
+                return Err(StateError::Snapshot { path: file.path, detail });
+            }
+            Ok(*snapshots.put(&file.path, found)?.snapshot)
+        })
+        .await
+    }
+
+    /// A second copy, which may be moved into the state's place.
+    pub(super) async fn copy_for_state(self: &Arc<Self>, snapshot: &SnapshotFile) -> Result<PathBuf, StateError> {
+        let from = snapshot.path.clone();
+        let to = self.folder.join(format!("state.{PARTIAL}"));
+        blocking(move || {
+            copy_file(&from, &to)?;
+            Ok(to)
+        })
+        .await
+    }
+
+    /// The newest snapshot that is sound.
+    pub(super) async fn newest(self: &Arc<Self>) -> Result<Option<Snapshot>, StateError> {
+        let snapshots = Arc::clone(self);
+        blocking(move || Ok(snapshots.sound().next())).await
+    }
+
+    /// Snapshots that are sound, newest first.
+    pub(in super::super) fn sound(&self) -> impl Iterator<Item = Snapshot> {
+        let mut found = complete(&self.folder).unwrap_or_default();
+        found.reverse();
+        found.into_iter().filter_map(|path| match check(&path) {
+            Ok(meta) => Some(Snapshot { meta, snapshot: Box::new(SnapshotFile { path }) }),
+            Err(error) => {
+                tracing::error!(error = crate::observe::chain(&error), "a snapshot is passed over");
+                None
+            }
+        })
+    }
+
+    /// Gives a complete file its name and removes those that are too old.
+    fn put(&self, partial: &Path, meta: SnapshotMeta) -> Result<Snapshot, StateError> {
+        let path = self.folder.join(format!("{}.sqlite", meta.snapshot_id));
+        let moved = |source| StateError::File { verb: "written", path: path.clone(), source };
+        std::fs::File::open(partial).and_then(|file| file.sync_all()).map_err(moved)?;
+        std::fs::rename(partial, &path).map_err(moved)?;
+        std::fs::File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(moved)?;
+        let found = complete(&self.folder)?;
+        for old in found.iter().rev().skip(KEPT).filter(|old| **old != path) {
+            remove(old)?;
+        }
+        Ok(Snapshot { meta, snapshot: Box::new(SnapshotFile { path }) })
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StateError> + Send + 'static,
+) -> Result<T, StateError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Copies a database while others go on writing it; the copy is on the disk when this returns.
+pub(in super::super) fn copy(source: &Connection, to: &Path) -> rusqlite::Result<()> {
+    let mut target = Connection::open(to)?;
+    // All pages in one step: the copy is of one moment, and a writer in WAL mode is not held up.
+    Backup::new(source, &mut target)?.step(-1)?;
+    // A file that stands alone, without a log beside it.
+    target.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))
+}
+
+/// Copies a file and flushes it.
+pub(in super::super) fn copy_file(from: &Path, to: &Path) -> Result<(), StateError> {
+    let copied = |source| StateError::File { verb: "copied", path: from.to_owned(), source };
+    std::fs::copy(from, to).map_err(copied)?;
+    std::fs::File::open(to).and_then(|file| file.sync_all()).map_err(copied)
+}
+
+/// What a snapshot's file says of itself, if it is sound.
+fn check(path: &Path) -> Result<SnapshotMeta, StateError> {
+    let bad = |detail: String| StateError::Snapshot { path: path.to_owned(), detail };
+    let connection = connect_reader(path).map_err(|e| bad(e.to_string()))?;
+    let ask = |question: &str| connection.query_row(question, [], |row| row.get::<_, rusqlite::types::Value>(0));
+    match ask("PRAGMA quick_check(1)").map_err(|e| bad(e.to_string()))? {
+        rusqlite::types::Value::Text(verdict) if verdict == "ok" => {}
+        verdict => return Err(bad(format!("{verdict:?}"))),
+    }
+    match ask("PRAGMA user_version").map_err(|e| bad(e.to_string()))? {
+        rusqlite::types::Value::Integer(version) if version <= SCHEMA_VERSION => {}
+        version => return Err(bad(format!("its version is {version:?}, this toft knows {SCHEMA_VERSION}"))),
+    }
+    let row = ClusterRow::load(&connection).map_err(|e| bad(e.to_string()))?;
+    let (last_log_id, last_membership) = super::position(&row)?;
+    let (index, term) = last_log_id.map_or((0, 0), |last| (last.index, last.leader_id.term));
+    let snapshot_id = format!("{index:020}-{term}");
+    Ok(SnapshotMeta { last_log_id, last_membership, snapshot_id })
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let listed = |source| StateError::File { verb: "listed", path: folder.to_owned(), source };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(listed)? {
+        files.push(entry.map_err(listed)?.path());
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Snapshots that were completed, oldest first.
+fn complete(folder: &Path) -> Result<Vec<PathBuf>, StateError> {
+    let mut found = files(folder)?;
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "sqlite"));
+    Ok(found)
+}
+
+fn remove(path: &Path) -> Result<(), StateError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(StateError::File { verb: "removed", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}

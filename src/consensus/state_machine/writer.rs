@@ -1,0 +1,172 @@
+//! The one thread that writes the database.
+
+use std::{path::PathBuf, sync::Arc};
+
+use openraft::EntryPayload;
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use toft_model::state::{Applied, ClusterRow, Refusal, RefusalKind, Request, applied_index, apply_request};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{StateError, readers::Readers, text};
+use crate::{
+    consensus::{
+        open::{self, configure},
+        space::until_there_is_room,
+        types::{Entry, Outcomes, StoredMembership},
+    },
+    observe::chain,
+};
+
+/// What the thread is asked to do.
+pub(super) enum Order {
+    /// Apply entries that are committed.
+    Apply(Vec<Entry>, oneshot::Sender<Result<Vec<Outcomes>, StateError>>),
+    /// Move everything to the disk.
+    Flush(oneshot::Sender<Result<(), StateError>>),
+    /// Put the database at this path in the place of the state.
+    Replace(PathBuf, oneshot::Sender<Result<(), StateError>>),
+}
+
+/// The ends other threads hold: orders, the applied index, and the end of the thread.
+type Ends = (mpsc::Sender<Order>, watch::Receiver<u64>, oneshot::Receiver<()>);
+
+pub(super) fn start(
+    connection: Connection,
+    readers: Arc<Readers>,
+    waits: watch::Sender<bool>,
+) -> Result<Ends, StateError> {
+    let (orders, receiver) = mpsc::channel(16);
+    let (sender, applied) = watch::channel(applied_index(&connection)?);
+    let (ended, end) = oneshot::channel::<()>();
+    std::thread::Builder::new()
+        .name("state-writer".into())
+        .spawn(move || {
+            run(connection, receiver, &readers, &Told { applied: sender, waits });
+            drop(readers);
+            drop(ended);
+        })
+        .map_err(|source| StateError::File { verb: "served by a thread", path: "state".into(), source })?;
+    Ok((orders, applied, end))
+}
+
+/// What the thread tells.
+struct Told {
+    applied: watch::Sender<u64>,
+    waits: watch::Sender<bool>,
+}
+
+fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Readers, told: &Told) {
+    let applied = &told.applied;
+    let mut connection = Some(connection);
+    while let Some(order) = orders.blocking_recv() {
+        let Some(open) = connection.as_mut() else { return };
+        match order {
+            Order::Apply(entries, done) => {
+                let outcome = until_there_is_room(&told.waits, is_full, || apply_entries(open, &entries));
+                let outcome = outcome.map(|(index, outcomes)| {
+                    // Before the answer: who has one finds it in the watch.
+                    applied.send_replace(index);
+                    outcomes
+                });
+                drop(done.send(outcome));
+            }
+            Order::Flush(done) => drop(done.send(flush(open).map_err(StateError::from))),
+            Order::Replace(path, done) => {
+                let outcome = readers.without_readers(|| replace(&mut connection, readers, &path));
+                if let Ok(index) = &outcome {
+                    applied.send_replace(*index);
+                }
+                drop(done.send(outcome.map(|_| ())));
+            }
+        }
+    }
+    // Last of all: only a connection that writes tidies SQLite's own log away.
+    readers.without_readers(|| drop(connection));
+}
+
+fn is_full(error: &StateError) -> bool {
+    matches!(error, StateError::Sqlite(error) if open::is_full(error))
+}
+
+/// Applies entries in one transaction; requests that are refused or fail leave no trace.
+fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<(u64, Vec<Outcomes>), StateError> {
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut outcomes = Vec::with_capacity(entries.len());
+    let Some(last) = entries.last() else { return Ok((applied_index(&transaction)?, outcomes)) };
+    for entry in entries {
+        outcomes.push(match &entry.payload {
+            EntryPayload::Blank => Outcomes::default(),
+            EntryPayload::Membership(membership) => {
+                let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
+                ClusterRow::set_membership(&transaction, &text(&stored)?)?;
+                Outcomes::default()
+            }
+            EntryPayload::Normal(batch) => {
+                let mut answers = Vec::with_capacity(batch.0.len());
+                for request in batch.0.iter() {
+                    // One that a newer toft wrote must not be passed over: the members would differ from then on.
+                    let request: &Request = &serde_json::from_str(request.get())
+                        .map_err(|e| StateError::Unknown { index: entry.log_id.index, detail: e.to_string() })?;
+                    let savepoint = transaction.savepoint()?;
+                    let answer = match apply_request(&savepoint, entry.log_id.index, request) {
+                        Ok(answer) => answer,
+                        Err(error) if fails_all(&error) => return Err(error.into()),
+                        Err(error) => Err(fault(&error)),
+                    };
+                    finish(savepoint, &answer)?;
+                    answers.push(answer);
+                }
+                Outcomes(answers)
+            }
+        });
+    }
+    ClusterRow::advance(&transaction, last.log_id.index, &text(&last.log_id)?)?;
+    transaction.commit()?;
+    Ok((last.log_id.index, outcomes))
+}
+
+fn finish(savepoint: rusqlite::Savepoint<'_>, answer: &Applied) -> rusqlite::Result<()> {
+    match answer {
+        Ok(_) => savepoint.commit(),
+        Err(_) => savepoint.finish(),
+    }
+}
+
+/// A command that breaks a rule of the tables, or meets a row it cannot read, does so on every member alike.
+fn fault(error: &rusqlite::Error) -> Refusal {
+    tracing::error!(error = chain(error), "a command could not be applied");
+    Refusal {
+        kind: RefusalKind::Fault,
+        message: format!("the command could not be applied: {error}"),
+        hint: "this is a fault of toft; the log of the daemon says more".into(),
+    }
+}
+
+/// Whether an error says something of the database, not just of the command (a broken rule, an unreadable row).
+fn fails_all(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code().is_some_and(|code| code != ErrorCode::ConstraintViolation)
+}
+
+/// Moves SQLite's log into the database and both to the disk.
+fn flush(connection: &Connection) -> rusqlite::Result<()> {
+    connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
+}
+
+/// Puts another database in place. All connections are closed first, so that SQLite's own log is gone with them.
+fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &std::path::Path) -> Result<u64, StateError> {
+    let path = readers.path();
+    let moved = |source| StateError::File { verb: "replaced", path: path.to_owned(), source };
+    if let Some(old) = connection.take() {
+        flush(&old)?;
+        old.close().map_err(|(_, error)| error)?;
+    }
+    std::fs::rename(new, path).map_err(moved)?;
+    if let Some(folder) = path.parent() {
+        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(moved)?;
+    }
+    let opened = Connection::open(path)?;
+    configure(&opened)?;
+    let index = applied_index(&opened)?;
+    *connection = Some(opened);
+    Ok(index)
+}
