@@ -1,4 +1,4 @@
-//! Builds the two programs that toft carries inside itself: the per-container logger and the
+//! Makes code of the `.proto` files and builds the two programs that toft carries inside itself: the per-container logger and the
 //! demo, both static, the demo packed as an OCI image. `src/embedded.rs` includes the results.
 
 #[path = "build/demo_image.rs"]
@@ -12,7 +12,8 @@ use std::path::PathBuf;
 use static_program::{Code, StaticProgram};
 
 fn main() {
-    for source in ["build.rs", "build", "crates/demo/src", "crates/logger/src"] {
+    tonic_prost_build::compile_protos("src/wire/peer.proto").expect("protoc compiles what members say to each other");
+    for source in ["build.rs", "build", "crates/demo/src", "crates/logger/src", "src/wire"] {
         println!("cargo::rerun-if-changed={source}");
     }
     let out_dir = PathBuf::from(static_program::cargo_variable("OUT_DIR"));

@@ -10,4 +10,6 @@ pub mod control;
 pub mod daemon;
 pub mod dashboard;
 pub mod embedded;
+pub mod enroll;
 pub mod observe;
+pub mod wire;

@@ -22,7 +22,7 @@ use super::{
         StateError,
         snapshot::{Snapshots, copy_file},
     },
-    types::{Identity, LogId, Member, StoredMembership, Vote},
+    types::{FOUNDER, Identity, LogId, Member, StoredMembership, Vote},
 };
 use crate::observe::chain;
 
@@ -107,6 +107,12 @@ pub enum OpenError {
         /// What happened to it.
         why: String,
     },
+    /// A machine with a state of its own cannot take on another's.
+    #[error("`{path}` holds the state of another cluster")]
+    Occupied {
+        /// File.
+        path: PathBuf,
+    },
     /// openraft says no.
     #[error("consensus could not start: {0}")]
     Consensus(String),
@@ -131,6 +137,10 @@ impl OpenError {
             }
             Self::Log { .. } | Self::LogMissing { .. } | Self::Unmendable { .. } => {
                 "nothing was deleted; restore a backup, or go on with what the state holds: `toft cluster recover`"
+                    .into()
+            }
+            Self::Occupied { .. } => {
+                "a machine that joins begins empty: move its data directory away, or choose another with --data-dir"
                     .into()
             }
             Self::Strangers { .. } => "put the files of one cluster together, or restore a backup".into(),
@@ -202,6 +212,16 @@ pub(super) fn prepare(files: &Files, founder: &Member) -> Result<Parts, OpenErro
     Ok(Parts { log, state, identity })
 }
 
+/// Makes a machine the member that a cluster has let in. It has no state of its own before.
+pub fn adopt(files: &Files, identity: &Identity) -> Result<(), OpenError> {
+    for path in [&files.log, &files.state] {
+        if path.exists() {
+            return Err(OpenError::Occupied { path: path.clone() });
+        }
+    }
+    LogFile::create(&files.log, identity, None).map_err(|source| OpenError::Log { path: files.log.clone(), source })
+}
+
 /// A cluster of one that goes on from a state, whatever was before.
 fn founding(row: &ClusterRow, founder: &Member) -> (Identity, Start) {
     let identity =
@@ -214,8 +234,6 @@ fn founding(row: &ClusterRow, founder: &Member) -> (Identity, Start) {
     (identity, start)
 }
 
-/// The first member's number.
-const FOUNDER: u64 = 1;
 /// The term in which a cluster is founded.
 const FIRST_TERM: u64 = 1;
 

@@ -1,6 +1,6 @@
 //! What other rooms see of consensus.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use openraft::error::{CheckIsLeaderError, RaftError};
 use rusqlite::Connection;
@@ -16,16 +16,21 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
+    network::Peers,
     propose::Proposal,
     space::Space,
     state_machine::{ReadError, Readers, StateMachine},
-    types::{Fatal, MemberId, Raft},
+    types::{Fatal, Identity, Member, MemberId, Raft},
 };
 
 /// Longest wait for a command to be applied.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for the newest state.
 const LATEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wait before the leader is looked for again.
+const RETRY: Duration = Duration::from_millis(50);
+/// Silence after which a member counts as one that does not answer.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Largest command, as JSON.
 const LARGEST: usize = 1 << 20;
 
@@ -78,11 +83,52 @@ pub enum NotCurrent {
     Closed,
 }
 
+/// A member as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its number.
+    pub id: MemberId,
+    /// Who it is.
+    pub member: Member,
+    /// Whether it votes.
+    pub votes: bool,
+    /// How much of the log it has, if this member knows.
+    pub index: Option<u64>,
+    /// Whether it answered lately; only the leader asks all of them.
+    pub answers: bool,
+}
+
+/// The cluster as one member sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// Which cluster, and who says so.
+    pub identity: Identity,
+    /// The members by number.
+    pub members: Vec<MemberStatus>,
+    /// Who leads, if anybody does.
+    pub leader: Option<MemberId>,
+    /// How often the lead was fought for.
+    pub term: u64,
+    /// End of this member's log.
+    pub last_index: u64,
+    /// How much of it is applied.
+    pub applied_index: u64,
+}
+
+/// What a handle is made of.
+pub(super) struct HandleParts {
+    pub(super) raft: Raft,
+    pub(super) peers: Arc<Peers>,
+    pub(super) identity: Identity,
+    pub(super) proposals: mpsc::Sender<Proposal>,
+}
+
 /// Propose, read, watch.
 #[derive(Clone)]
 pub struct Handle {
     raft: Raft,
-    member_id: MemberId,
+    peers: Arc<Peers>,
+    identity: Identity,
     readers: Arc<Readers>,
     applied: watch::Receiver<u64>,
     proposals: mpsc::Sender<Proposal>,
@@ -90,15 +136,10 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(
-        raft: Raft,
-        member_id: MemberId,
-        state: &StateMachine,
-        proposals: mpsc::Sender<Proposal>,
-        space: Space,
-    ) -> Self {
+    pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
+        let HandleParts { raft, peers, identity, proposals } = parts;
         let (readers, applied) = (Arc::clone(state.readers()), state.applied());
-        Self { raft, member_id, readers, applied, proposals, space: Arc::new(space) }
+        Self { raft, peers, identity, readers, applied, proposals, space: Arc::new(space) }
     }
 
     /// Applies a command. When this returns `Ok`, a majority of the members has it on disk and reads here see it.
@@ -142,14 +183,58 @@ impl Handle {
         if self.stands_alone() {
             return Ok(());
         }
-        let check = tokio::time::timeout(LATEST_TIMEOUT, self.raft.ensure_linearizable()).await;
-        match check {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::Fatal(_))) => Err(NotCurrent::Closed),
-            Ok(Err(RaftError::APIError(
-                CheckIsLeaderError::ForwardToLeader(_) | CheckIsLeaderError::QuorumNotEnough(_),
-            )))
-            | Err(_) => Err(NotCurrent::NoLeader),
+        let caught_up = async {
+            while !self.try_catch_up().await? {
+                tokio::time::sleep(RETRY).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(LATEST_TIMEOUT, caught_up).await.unwrap_or(Err(NotCurrent::NoLeader))
+    }
+
+    /// One try; `false` when the leader is not known or does not answer.
+    async fn try_catch_up(&self) -> Result<bool, NotCurrent> {
+        let leader = match self.raft.ensure_linearizable().await {
+            Ok(_) => return Ok(true),
+            Err(RaftError::Fatal(_)) => return Err(NotCurrent::Closed),
+            Err(RaftError::APIError(CheckIsLeaderError::QuorumNotEnough(_))) => return Ok(false),
+            Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => to.leader_id.zip(to.leader_node),
+        };
+        let Some((id, leader)) = leader else { return Ok(false) };
+        let Ok(index) = self.peers.read_index(id, &leader).await else { return Ok(false) };
+        let mut applied = self.applied.clone();
+        applied.wait_for(|applied| *applied >= index).await.map_err(|_| NotCurrent::Closed)?;
+        Ok(true)
+    }
+
+    /// Whether this member leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.raft.server_metrics().borrow().current_leader == Some(self.identity.member_id)
+    }
+
+    /// What this member knows of the cluster.
+    pub fn status(&self) -> ClusterStatus {
+        let metrics = self.raft.metrics().borrow().clone();
+        let voters: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+        let me = self.identity.member_id;
+        let progress = metrics.replication.unwrap_or_default();
+        let members = metrics.membership_config.nodes().map(|(id, member)| MemberStatus {
+            id: *id,
+            member: member.clone(),
+            votes: voters.contains(id),
+            index: match progress.get(id) {
+                Some(at) => at.map(|at| at.index),
+                None => (*id == me).then_some(metrics.last_log_index).flatten(),
+            },
+            answers: *id == me || self.peers.heard_within(*id, SILENCE),
+        });
+        ClusterStatus {
+            identity: self.identity.clone(),
+            members: members.collect(),
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: *self.applied.borrow(),
         }
     }
 
@@ -158,8 +243,8 @@ impl Handle {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow();
         let mut voters = metrics.membership_config.voter_ids();
-        metrics.current_leader == Some(self.member_id)
-            && voters.next() == Some(self.member_id)
+        metrics.current_leader == Some(self.identity.member_id)
+            && voters.next() == Some(self.identity.member_id)
             && voters.next().is_none()
     }
 

@@ -6,22 +6,29 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, future::BoxFuture};
 use openraft::SnapshotPolicy;
 use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot, watch},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     compact,
     found::{self, OpenError, Parts},
-    handle::Handle,
-    log_store::LogStore,
-    network::Network,
-    propose,
+    handle::{Handle, HandleParts},
+    log_store::{LogSize, LogStore},
+    membership,
+    network::{Admission, Network, Peers, Transport, serve},
+    propose::{self, Proposal},
     space::Space,
     state_machine::{Readers, StateMachine, snapshot},
-    types::{Fatal, Member, Raft},
+    types::{Fatal, Identity, Member, Raft},
 };
+use crate::observe::chain;
 
 /// Longest wait for a lock that another connection holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,15 +58,38 @@ impl Files {
     }
 }
 
-/// Opens what is there, or founds a cluster with `founder` as its only member, and starts. The future ends when the
-/// last handle is gone or something failed for good; the daemon owns it.
-pub async fn open(
-    files: &Files,
-    founder: Member,
-) -> Result<(Handle, impl Future<Output = ()> + Send + 'static), OpenError> {
-    let (opening, wanted) = (files.clone(), founder.clone());
+/// A member that is open.
+pub struct Opened {
+    /// What other rooms see.
+    pub handle: Handle,
+    /// Ends when the last handle is gone or something failed for good; the daemon owns it.
+    pub task: BoxFuture<'static, ()>,
+    /// Lets the other members in.
+    pub door: Door,
+}
+
+/// Answers the other members.
+pub struct Door {
+    raft: Raft,
+    identity: Identity,
+    transport: Transport,
+}
+
+impl Door {
+    /// Answers until `cancel`.
+    pub async fn serve(self, listener: TcpListener, admission: Arc<dyn Admission>, cancel: CancellationToken) {
+        let (transport, who) = (self.transport, (self.raft, self.identity));
+        if let Err(error) = serve(listener, &transport, who, admission, cancel).await {
+            tracing::error!(error = chain(&error), "the door for other members could not be opened");
+        }
+    }
+}
+
+/// Opens what is there, or founds a cluster with `me` as its only member, and starts.
+pub async fn open(files: &Files, me: Member, transport: Transport) -> Result<Opened, OpenError> {
+    let (opening, founder) = (files.clone(), me.clone());
     let Parts { log, state, identity } =
-        match tokio::task::spawn_blocking(move || found::prepare(&opening, &wanted)).await {
+        match tokio::task::spawn_blocking(move || found::prepare(&opening, &founder)).await {
             Ok(parts) => parts?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
@@ -70,48 +100,68 @@ pub async fn open(
     let readers = Readers::new(files.state.clone());
     let (state, state_end) = StateMachine::start(state, readers, files.snapshots.clone(), waits)
         .map_err(|source| OpenError::State { path: files.state.clone(), source })?;
-    let config = Arc::new(config());
-    let raft = Raft::new(identity.member_id, config, Network, log.clone(), state.clone()).await.map_err(failed)?;
+    let peers = Arc::new(Peers::new(&identity, &transport));
+    let network = Network(Arc::clone(&peers));
+    let raft =
+        Raft::new(identity.member_id, Arc::new(config()), network, log.clone(), state.clone()).await.map_err(failed)?;
     let size = log.size();
     let folder = files.log.parent().unwrap_or(Path::new("/")).to_owned();
     let (proposals, receiver) = mpsc::channel(WAITING);
-    let handle = Handle::new(raft.clone(), identity.member_id, &state, proposals, Space::of(folder, waiting));
+    let parts = HandleParts { raft: raft.clone(), peers: Arc::clone(&peers), identity: identity.clone(), proposals };
+    let handle = Handle::new(parts, &state, Space::of(folder, waiting));
     drop((log, state));
     replay(&raft).await?;
-    let task = async move {
-        let (mut log_end, mut state_end) = (log_end, state_end);
-        tokio::select! {
-            () = propose::run(raft.clone(), receiver) => {}
-            () = compact::run(raft.clone(), size) => {}
-            () = failure(raft.clone()) => {}
-            _ = &mut log_end => tracing::error!("the thread that writes the log has ended"),
-            _ = &mut state_end => tracing::error!("the thread that writes the state has ended"),
-        }
-        match tokio::time::timeout(CLOSE_TIMEOUT, raft.shutdown()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "consensus did not end in order"),
-            Err(_) => tracing::warn!("consensus waits for its disk and is left to itself"),
-        }
-        drop(raft);
-        // Both threads close their files when nobody can ask them for anything any more.
-        let closed = async {
-            for end in [log_end, state_end].into_iter().filter(|end| !end.is_terminated()) {
-                drop(end.await);
-            }
-        };
-        if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
-            tracing::warn!("log and state are still in use");
+    let door = Door { raft: raft.clone(), identity, transport };
+    let task = run(Running { raft, peers, me }, receiver, size, [log_end, state_end]).boxed();
+    Ok(Opened { handle, task, door })
+}
+
+struct Running {
+    raft: Raft,
+    peers: Arc<Peers>,
+    me: Member,
+}
+
+async fn run(
+    running: Running,
+    proposals: mpsc::Receiver<Proposal>,
+    size: watch::Receiver<LogSize>,
+    ends: [oneshot::Receiver<()>; 2],
+) {
+    let Running { raft, peers, me } = running;
+    let [mut log_end, mut state_end] = ends;
+    tokio::select! {
+        () = propose::run(raft.clone(), Arc::clone(&peers), proposals) => {}
+        () = compact::run(raft.clone(), size) => {}
+        () = membership::keep(raft.clone(), Arc::clone(&peers), me) => {}
+        () = failure(raft.clone()) => {}
+        _ = &mut log_end => tracing::error!("the thread that writes the log has ended"),
+        _ = &mut state_end => tracing::error!("the thread that writes the state has ended"),
+    }
+    membership::hand_over(&raft, &peers).await;
+    match tokio::time::timeout(CLOSE_TIMEOUT, raft.shutdown()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "consensus did not end in order"),
+        Err(_) => tracing::warn!("consensus waits for its disk and is left to itself"),
+    }
+    drop((raft, peers));
+    // Both threads close their files when nobody can ask them for anything any more.
+    let closed = async {
+        for end in [log_end, state_end].into_iter().filter(|end| !end.is_terminated()) {
+            drop(end.await);
         }
     };
-    Ok((handle, task))
+    if tokio::time::timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+        tracing::warn!("log and state are still in use");
+    }
 }
 
 fn config() -> openraft::Config {
     openraft::Config {
         cluster_name: "toft".into(),
-        heartbeat_interval: 100,
-        election_timeout_min: 500,
-        election_timeout_max: 1000,
+        heartbeat_interval: 200,
+        election_timeout_min: 600,
+        election_timeout_max: 1100,
         // Of a whole snapshot, in milliseconds.
         install_snapshot_timeout: 600_000,
         max_payload_entries: 256,

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use openraft::error::{ClientWriteError, RaftError};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use toft_model::state::Applied;
 use tokio::{
@@ -13,7 +14,8 @@ use tokio::{
 
 use super::{
     handle::ProposeError,
-    types::{Batch, Raft},
+    network::Peers,
+    types::{Batch, Member, MemberId, Raft},
 };
 
 /// Most proposals in one batch.
@@ -25,6 +27,27 @@ const FLIGHTS: usize = 2;
 /// Wait before a batch without a leader is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
+/// Why the leader did not take a batch that another member handed on.
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ForwardError {
+    /// It does not lead any more.
+    #[error("the member does not lead")]
+    NotLeading,
+    /// Its consensus has stopped.
+    #[error("the leader's consensus has stopped: {0}")]
+    Stopped(String),
+}
+
+impl ForwardError {
+    pub(super) fn of(error: &RaftError<MemberId, ClientWriteError<MemberId, Member>>) -> Self {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => Self::NotLeading,
+            error => Self::Stopped(error.to_string()),
+        }
+    }
+}
+
 /// A request with the place its answer goes to.
 pub(super) struct Proposal {
     pub(super) request: Box<RawValue>,
@@ -33,7 +56,7 @@ pub(super) struct Proposal {
 }
 
 /// Runs until the last sender is gone.
-pub(super) async fn run(raft: Raft, mut proposals: mpsc::Receiver<Proposal>) {
+pub(super) async fn run(raft: Raft, peers: Arc<Peers>, mut proposals: mpsc::Receiver<Proposal>) {
     let mut flights = FuturesUnordered::new();
     let mut waiting = Vec::with_capacity(BATCH);
     loop {
@@ -45,7 +68,7 @@ pub(super) async fn run(raft: Raft, mut proposals: mpsc::Receiver<Proposal>) {
                     break;
                 }
                 for batch in cut(std::mem::take(&mut waiting)) {
-                    flights.push(fly(&raft, batch));
+                    flights.push(fly(&raft, &peers, batch));
                 }
             }
         }
@@ -71,14 +94,21 @@ fn cut(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
 }
 
 /// Brings one batch into the log and answers. Requests carry their id, so trying again is harmless.
-async fn fly(raft: &Raft, proposals: Vec<Proposal>) {
+async fn fly(raft: &Raft, peers: &Peers, proposals: Vec<Proposal>) {
     let deadline = proposals.iter().map(|proposal| proposal.deadline).max().unwrap_or_else(Instant::now);
     let (requests, answers): (Vec<_>, Vec<_>) = proposals.into_iter().map(|p| (p.request, p.answer)).unzip();
     let batch = Batch(Arc::new(requests));
     let outcome = loop {
         match raft.client_write(batch.clone()).await {
             Ok(written) => break Ok(written.data.0),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                if let (Some(id), Some(leader)) = (to.leader_id, to.leader_node) {
+                    match peers.propose(id, &leader, &batch).await {
+                        Ok(Ok(outcomes)) => break Ok(outcomes.0),
+                        Ok(Err(error)) => tracing::debug!(%error, "a batch will be tried again"),
+                        Err(error) => tracing::debug!(%error, "a batch will be tried again"),
+                    }
+                }
                 if Instant::now() + RETRY >= deadline {
                     break Err(ProposeError::NoLeader);
                 }

@@ -26,6 +26,8 @@ openraft::declare_raft_types!(
 /// Number of a member, never used twice in a cluster: a machine that lost its disk and comes back is another member,
 /// because it may have promised things it forgot.
 pub type MemberId = u64;
+/// The first member's number.
+pub const FOUNDER: MemberId = 1;
 /// An entry of the log.
 pub type Entry = openraft::Entry<Types>;
 /// A position in the log.

@@ -58,6 +58,11 @@ impl Directories {
         consensus::Files::under(&self.data)
     }
 
+    /// The cluster's keys.
+    pub(super) fn cluster(&self) -> PathBuf {
+        self.data.join("cluster")
+    }
+
     pub(super) fn ledger_file(&self) -> PathBuf {
         self.data.join("ledger.redb")
     }

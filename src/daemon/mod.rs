@@ -41,11 +41,12 @@ use crate::{
     api::http::{ApiState, Readiness},
     config::Config,
     consensus::{
-        self, Handle,
-        types::{Member, Role},
+        self, Handle, Opened,
+        types::{FOUNDER, Member, Role},
     },
     control::{loops, ops::Ops},
     embedded,
+    enroll::Keys,
     observe::{chain, metrics::Metrics},
 };
 use directories::Directories;
@@ -98,11 +99,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let node_id = Identity::load_or_make(&directories, || None)?.node_id;
     let founder = Member { node_id, name: config.node.name.clone(), address: String::new(), role: Role::default() };
-    let (state, consensus) = consensus::open(&directories.consensus(), founder).await.map_err(|error| {
+    let keys = Keys::load_or_make(&directories.cluster(), FOUNDER).context("reading the cluster's keys")?;
+    let opened = consensus::open(&directories.consensus(), founder, keys.transport().clone()).await;
+    let Opened { handle: state, task, door } = opened.map_err(|error| {
         let hint = error.hint();
         Hinted::new(error, hint)
     })?;
-    tasks.spawn("consensus", consensus);
+    tasks.spawn("consensus", task);
+    drop(door);
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
 

@@ -39,14 +39,19 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("observe", &[][..]),
         ("embedded", &[]),
         ("config", &[]),
-        ("consensus", &["observe"]),
+        ("wire", &[]),
+        ("consensus", &["observe", "wire"]),
+        ("enroll", &["consensus", "observe", "wire"]),
         ("control", &["consensus", "observe"]),
         ("agent", &["observe"]),
         ("access", &["api", "control"]),
         ("api", &["control", "observe"]),
         ("dashboard", &["control"]),
         ("cli", &["api", "agent", "config", "daemon", "observe"]),
-        ("daemon", &["access", "agent", "api", "config", "consensus", "control", "dashboard", "embedded", "observe"]),
+        (
+            "daemon",
+            &["access", "agent", "api", "config", "consensus", "control", "dashboard", "embedded", "enroll", "observe"],
+        ),
     ])
 }
 

@@ -1,5 +1,6 @@
 //! Tests of what is promised about the disk: what was acknowledged stays, what is not ours is left alone.
 
+mod cluster;
 mod conformance;
 
 use std::{path::Path, time::Duration};
@@ -14,10 +15,11 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::{
-    Files, Handle, OpenError, ProposeError,
+    Files, Handle, OpenError, Opened, ProposeError,
     open::prepare,
-    types::{Member, Role},
+    types::{FOUNDER, Member, Role},
 };
+use crate::enroll::Keys;
 
 /// An open state, its tasks watched by one.
 struct State {
@@ -31,7 +33,9 @@ fn founder() -> Member {
 
 impl State {
     async fn try_open(folder: &Path) -> Result<Self, OpenError> {
-        let (handle, task) = super::open(&Files::under(folder), founder()).await?;
+        let keys = Keys::load_or_make(&folder.join("cluster"), FOUNDER).unwrap();
+        let opened = super::open(&Files::under(folder), founder(), keys.transport().clone()).await?;
+        let Opened { handle, task, .. } = opened;
         Ok(Self { handle, task: tokio::spawn(task) })
     }
 
@@ -80,7 +84,7 @@ async fn acknowledged_writes_are_there_after_reopening() {
     }
     let mut names: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
-    assert_eq!(names, ["raft.redb", "snapshots", "state.sqlite"], "something was left beside the files");
+    assert_eq!(names, ["cluster", "raft.redb", "snapshots", "state.sqlite"], "something was left beside the files");
 }
 
 #[tokio::test]

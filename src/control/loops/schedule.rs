@@ -38,6 +38,9 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
 }
 
 async fn round(state: &Handle) -> Result<(), String> {
+    if !state.leads() {
+        return Ok(());
+    }
     let snapshot = state.read(query_snapshot).await.map_err(|e| chain(&e))?;
     let decided = plan(&snapshot, &mut || InstanceId(Uuid::now_v7()));
     if decided.is_empty() {

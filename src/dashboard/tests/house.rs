@@ -30,8 +30,8 @@ use uuid::Uuid;
 
 use crate::{
     consensus::{
-        self,
-        types::{Member, Role},
+        self, Opened,
+        types::{FOUNDER, Member, Role},
     },
     control::{
         ControlError,
@@ -40,6 +40,7 @@ use crate::{
         ops::{Ops, now_ms},
     },
     dashboard::router_until,
+    enroll::Keys,
 };
 
 /// Longest wait for anything a test waits for.
@@ -171,7 +172,10 @@ impl House {
         let node_id = NodeId(Uuid::now_v7());
         let name = "attic".parse().unwrap();
         let founder = Member { node_id, name, address: String::new(), role: Role::Server };
-        let (state, task) = consensus::open(&consensus::Files::under(dir.path()), founder).await.unwrap();
+        let keys = Keys::load_or_make(&dir.path().join("cluster"), FOUNDER).unwrap();
+        let files = consensus::Files::under(dir.path());
+        let opened = consensus::open(&files, founder, keys.transport().clone()).await.unwrap();
+        let Opened { handle: state, task, .. } = opened;
         let shutdown = CancellationToken::new();
         tokio::spawn(task);
         tokio::spawn(schedule::run(state.clone(), shutdown.clone()));

@@ -1,0 +1,287 @@
+//! Connections to the other members and the calls over them.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::stream;
+use openraft::{
+    error::RaftError,
+    raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{io::AsyncReadExt, time::Instant};
+use tonic::{
+    Code, Request, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
+};
+
+use super::{
+    super::{
+        propose::ForwardError,
+        types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Types, Vote},
+    },
+    PROTOCOL,
+};
+use crate::{
+    observe::chain,
+    wire::peer::{
+        Message, ProposeRequest, ReadIndexRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
+        peer_client::PeerClient, snapshot_part::Part,
+    },
+};
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a silent connection is asked whether it lives, and how long it may take to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Longest wait for an answer to a proposal that was forwarded.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for short answers.
+const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bytes of a snapshot in one message.
+const PART: usize = 256 << 10;
+/// Largest message.
+pub(super) const LARGEST: usize = 32 << 20;
+/// Name in every certificate of a member.
+pub const SERVER_NAME: &str = "member.toft.internal";
+
+/// Certificates of one member.
+#[derive(Clone)]
+pub struct Transport {
+    /// The cluster's authority, PEM.
+    pub authority: String,
+    /// The member's certificate, PEM.
+    pub certificate: String,
+    /// Its key, PEM.
+    pub key: String,
+}
+
+impl Transport {
+    pub(super) fn identity(&self) -> TlsIdentity {
+        TlsIdentity::from_pem(&self.certificate, &self.key)
+    }
+
+    fn client(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(&self.authority))
+            .identity(self.identity())
+            .domain_name(SERVER_NAME)
+    }
+}
+
+/// Why another member gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It listens for nobody.
+    #[error("the member has no address")]
+    NoAddress,
+    /// No connection, or it broke.
+    #[error("the member does not answer: {0}")]
+    Unreachable(String),
+    /// It does not speak with this one.
+    #[error("the member refuses: {0}")]
+    Refused(String),
+    /// It answered something that is no answer.
+    #[error("the call failed: {0}")]
+    Failed(String),
+}
+
+impl CallError {
+    fn of(status: &Status) -> Self {
+        match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
+                Self::Unreachable(chain(status))
+            }
+            Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated => {
+                Self::Refused(status.message().to_owned())
+            }
+            _ => Self::Failed(status.message().to_owned()),
+        }
+    }
+}
+
+/// The connections of one member.
+pub(in super::super) struct Peers {
+    tls: ClientTlsConfig,
+    cluster: MetadataValue<Ascii>,
+    me: MetadataValue<Ascii>,
+    open: Mutex<HashMap<MemberId, (String, Channel)>>,
+    /// When each member answered last.
+    heard: Mutex<HashMap<MemberId, Instant>>,
+    began: Instant,
+}
+
+fn ascii(text: &str) -> MetadataValue<Ascii> {
+    MetadataValue::try_from(text).unwrap_or_else(|_| MetadataValue::from_static("?"))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, CallError> {
+    serde_json::to_vec(value).map_err(|e| CallError::Failed(e.to_string()))
+}
+
+fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, CallError> {
+    serde_json::from_slice(&message.json).map_err(|e| CallError::Failed(e.to_string()))
+}
+
+impl Peers {
+    pub(in super::super) fn new(identity: &Identity, transport: &Transport) -> Self {
+        Self {
+            tls: transport.client(),
+            cluster: ascii(&identity.cluster_id.to_string()),
+            me: MetadataValue::from(identity.member_id),
+            open: Mutex::new(HashMap::new()),
+            heard: Mutex::new(HashMap::new()),
+            began: Instant::now(),
+        }
+    }
+
+    /// Whether a member answered in the time before now; all did when this began.
+    pub(in super::super) fn heard_within(&self, id: MemberId, time: Duration) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
+        heard.unwrap_or(self.began).elapsed() < time
+    }
+
+    fn hear(&self, id: MemberId) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Instant::now());
+    }
+
+    fn client(&self, id: MemberId, member: &Member) -> Result<PeerClient<Channel>, CallError> {
+        if member.address.is_empty() {
+            return Err(CallError::NoAddress);
+        }
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((address, channel)) = open.get(&id)
+            && *address == member.address
+        {
+            return Ok(client(channel.clone()));
+        }
+        let channel = connect(&member.address, &self.tls)?;
+        open.insert(id, (member.address.clone(), channel.clone()));
+        Ok(client(channel))
+    }
+
+    fn request<T>(&self, message: T, timeout: Duration) -> Request<T> {
+        let mut request = Request::new(message);
+        let about = request.metadata_mut();
+        about.insert("toft-protocol", MetadataValue::from(PROTOCOL));
+        about.insert("toft-cluster", self.cluster.clone());
+        about.insert("toft-member", self.me.clone());
+        request.set_timeout(timeout);
+        request
+    }
+
+    pub(super) async fn append(
+        &self,
+        id: MemberId,
+        member: &Member,
+        request: &AppendEntriesRequest<Types>,
+    ) -> Result<Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>, CallError> {
+        let message = Message { json: json(request)? };
+        let answer = self.client(id, member)?.append(self.request(message, FORWARD_TIMEOUT)).await;
+        let answer = answer.map_err(|status| CallError::of(&status))?;
+        self.hear(id);
+        parse(answer.get_ref())
+    }
+
+    pub(super) async fn vote(
+        &self,
+        id: MemberId,
+        member: &Member,
+        request: &VoteRequest<MemberId>,
+    ) -> Result<Result<VoteResponse<MemberId>, RaftError<MemberId>>, CallError> {
+        let message = Message { json: json(request)? };
+        let answer = self.client(id, member)?.vote(self.request(message, SHORT_TIMEOUT)).await;
+        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+    }
+
+    pub(super) async fn snapshot(
+        &self,
+        id: MemberId,
+        member: &Member,
+        vote: Vote,
+        snapshot: &Snapshot,
+    ) -> Result<Result<SnapshotResponse<MemberId>, Fatal>, CallError> {
+        let read = |error: std::io::Error| CallError::Failed(format!("the snapshot could not be read: {error}"));
+        let path = snapshot.snapshot.path.clone();
+        let (length, crc32) = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || super::calls::checksum(&path)
+        })
+        .await
+        .map_err(|e| CallError::Failed(e.to_string()))?
+        .map_err(read)?;
+        let head = SnapshotHead { json: json(&(vote, &snapshot.meta))?, length, crc32 };
+        let file = tokio::fs::File::open(&path).await.map_err(read)?;
+        let parts = stream::unfold((Some(head), file), async |(head, mut file)| {
+            if let Some(head) = head {
+                return Some((SnapshotPart { part: Some(Part::Head(head)) }, (None, file)));
+            }
+            let mut content = Vec::with_capacity(PART);
+            // What cannot be read is missing at the other end, which notices by the length.
+            let count = (&mut file).take(PART as u64).read_to_end(&mut content).await.unwrap_or(0);
+            (count > 0).then_some((SnapshotPart { part: Some(Part::Content(content)) }, (None, file)))
+        });
+        let mut request = self.request(parts, Duration::from_secs(600));
+        request.metadata_mut().remove("grpc-timeout");
+        let answer = self.client(id, member)?.snapshot(request).await;
+        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+    }
+
+    /// Hands requests to the leader.
+    pub(in super::super) async fn propose(
+        &self,
+        id: MemberId,
+        member: &Member,
+        batch: &Batch,
+    ) -> Result<Result<Outcomes, ForwardError>, CallError> {
+        let requests = batch.0.iter().map(|request| request.get().to_owned()).collect();
+        let request = self.request(ProposeRequest { requests }, FORWARD_TIMEOUT);
+        let answer = self.client(id, member)?.propose(request).await;
+        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+    }
+
+    /// The index up to which one has to apply to have the newest state.
+    pub(in super::super) async fn read_index(&self, id: MemberId, member: &Member) -> Result<u64, CallError> {
+        let request = self.request(ReadIndexRequest {}, SHORT_TIMEOUT);
+        let answer = self.client(id, member)?.read_index(request).await;
+        Ok(answer.map_err(|status| CallError::of(&status))?.get_ref().index)
+    }
+
+    /// Tells the leader where this member is now.
+    pub(in super::super) async fn announce(&self, id: MemberId, leader: &Member, me: &Member) -> Result<(), CallError> {
+        let request = self.request(Message { json: json(me)? }, SHORT_TIMEOUT);
+        self.client(id, leader)?.announce(request).await.map_err(|status| CallError::of(&status))?;
+        Ok(())
+    }
+
+    /// Asks a member to become the leader.
+    pub(in super::super) async fn take_over(&self, id: MemberId, member: &Member) -> Result<(), CallError> {
+        let request = self.request(TakeOverRequest {}, SHORT_TIMEOUT);
+        self.client(id, member)?.take_over(request).await.map_err(|status| CallError::of(&status))?;
+        Ok(())
+    }
+}
+
+fn client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST)
+}
+
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, CallError> {
+    let endpoint = Endpoint::from_shared(format!("https://{address}"))
+        .map_err(|e| CallError::Failed(format!("`{address}` is no address: {e}")))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true))
+}
+
+fn connect(address: &str, tls: &ClientTlsConfig) -> Result<Channel, CallError> {
+    let endpoint = endpoint(address)?.tls_config(tls.clone()).map_err(|e| CallError::Failed(chain(&e)))?;
+    Ok(endpoint.connect_lazy())
+}

@@ -1,0 +1,190 @@
+//! Several members on loopback, over their real transport.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{name, put};
+use crate::{
+    consensus::{
+        ClusterStatus, Files, Handle, Opened, ProposeError, adopt, open,
+        types::{FOUNDER, Member, MemberId, Role},
+    },
+    enroll::{JoinError, Keys, Token, join},
+};
+use toft_model::{ids::NodeId, state::WorkloadRow};
+use uuid::Uuid;
+
+struct Node {
+    folder: TempDir,
+    member: Member,
+    handle: Handle,
+    token: Token,
+    tasks: Vec<JoinHandle<()>>,
+    cancel: CancellationToken,
+}
+
+fn member(number: u128, address: &str, role: Role) -> Member {
+    Member {
+        node_id: NodeId(Uuid::from_u128(number)),
+        name: name(&format!("box-{number}")),
+        address: address.into(),
+        role,
+    }
+}
+
+async fn start(folder: TempDir, listener: TcpListener, member: Member) -> Node {
+    let keys = Keys::load_or_make(&folder.path().join("cluster"), FOUNDER).unwrap();
+    let token = keys.token().clone();
+    let opened = open(&Files::under(folder.path()), member.clone(), keys.transport().clone()).await.unwrap();
+    let Opened { handle, task, door } = opened;
+    let cancel = CancellationToken::new();
+    let door = door.serve(listener, Arc::new(keys), cancel.clone());
+    Node { folder, member, handle, token, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
+}
+
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
+
+impl Node {
+    async fn found(number: u128) -> Self {
+        let (listener, address) = listen().await;
+        start(tempfile::tempdir().unwrap(), listener, member(number, &address, Role::Server)).await
+    }
+
+    async fn joining(number: u128, role: Role, through: &Self) -> Self {
+        let (listener, address) = listen().await;
+        let folder = tempfile::tempdir().unwrap();
+        let member = member(number, &address, role);
+        enter(folder.path(), &member, through).await.unwrap();
+        start(folder, listener, member).await
+    }
+
+    /// Ends it as a crash would, but for the files, which are closed.
+    async fn stop(self) -> (TempDir, Member) {
+        self.cancel.cancel();
+        drop(self.handle);
+        for task in self.tasks {
+            tokio::time::timeout(Duration::from_secs(20), task).await.unwrap().unwrap();
+        }
+        (self.folder, self.member)
+    }
+
+    async fn again((folder, member): (TempDir, Member)) -> Self {
+        let listener = TcpListener::bind(&member.address).await.unwrap();
+        start(folder, listener, member).await
+    }
+
+    async fn put(&self, name: &str) -> Result<(), ProposeError> {
+        self.handle.propose(put(name)).await.map(drop)
+    }
+
+    async fn names(&self) -> Vec<String> {
+        self.handle.catch_up().await.unwrap();
+        let rows = self.handle.read(WorkloadRow::all).await.unwrap();
+        rows.into_iter().map(|row| row.spec.name.to_string()).collect()
+    }
+
+    async fn until(&self, what: &str, is: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
+        for _ in 0..600 {
+            let status = self.handle.status();
+            if is(&status) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{what}: {:#?}", self.handle.status());
+    }
+}
+
+async fn enter(folder: &Path, member: &Member, through: &Node) -> Result<MemberId, JoinError> {
+    let identity = join(&through.member.address, &through.token, member, &folder.join("cluster")).await?;
+    adopt(&Files::under(folder), &identity).unwrap();
+    Ok(identity.member_id)
+}
+
+fn voters(status: &ClusterStatus) -> usize {
+    status.members.iter().filter(|member| member.votes).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_becomes_three_and_any_of_them_may_go() {
+    let one = Node::found(1).await;
+    one.put("early").await.unwrap();
+    let two = Node::joining(2, Role::Server, &one).await;
+    one.until("two members, one voter", |status| status.members.len() == 2 && voters(status) == 1).await;
+    assert_eq!(two.names().await, ["early"]);
+    two.put("through-two").await.unwrap();
+    assert_eq!(one.names().await, ["early", "through-two"]);
+
+    // Who is not the leader sends a joiner on to it.
+    let three = Node::joining(3, Role::Witness, &two).await;
+    for node in [&one, &two, &three] {
+        node.until("three voters", |status| voters(status) == 3).await;
+    }
+    three.put("through-three").await.unwrap();
+
+    let stopped = one.stop().await;
+    two.put("without-one").await.unwrap();
+    assert_eq!(three.names().await, ["early", "through-three", "through-two", "without-one"]);
+    let one = Node::again(stopped).await;
+    assert_eq!(one.names().await, two.names().await);
+
+    // Without a majority nothing is written, but what is there is still read.
+    let (two, three) = (two.stop().await, three.stop().await);
+    assert!(one.handle.catch_up().await.is_err());
+    assert_eq!(one.handle.read(WorkloadRow::all).await.unwrap().len(), 4);
+    let two = Node::again(two).await;
+    two.put("again").await.unwrap();
+    assert_eq!(one.names().await.len(), 5);
+    let three = Node::again(three).await;
+    assert_eq!(three.names().await.len(), 5);
+    for node in [one, two, three] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_told_why_they_stay_outside() {
+    let one = Node::found(1).await;
+    let other = Node::found(9).await;
+    let folder = tempfile::tempdir().unwrap();
+    let me = member(2, "127.0.0.1:1", Role::Server);
+
+    let error = join(&one.member.address, &other.token, &me, folder.path()).await.unwrap_err();
+    assert!(matches!(error, JoinError::OtherCluster { .. }), "{error}");
+    let wrong = Token { secret: "0".repeat(64), ..one.token.clone() };
+    let error = join(&one.member.address, &wrong, &me, folder.path()).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(why) if why.contains("token")), "{error}");
+    let error = join("127.0.0.1:9", &one.token, &me, folder.path()).await.unwrap_err();
+    assert!(matches!(error, JoinError::Unreachable { .. }), "{error}");
+    let namesake = Member { name: one.member.name.clone(), ..me.clone() };
+    let error = join(&one.member.address, &one.token, &namesake, folder.path()).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(why) if why.contains("another name")), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was kept");
+    assert_eq!(one.handle.status().members.len(), 1);
+    for node in [one, other] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_that_lost_its_disk_joins_again_as_another_member() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    let first = two.handle.status().identity.member_id;
+    drop(two.stop().await);
+    let two = Node::joining(2, Role::Server, &one).await;
+    let second = two.handle.status().identity.member_id;
+    assert!(second > first);
+    let status = one.until("the old member is gone", |status| status.members.len() == 2).await;
+    assert!(status.members.iter().any(|member| member.id == second));
+    for node in [one, two] {
+        node.stop().await;
+    }
+}

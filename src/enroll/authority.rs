@@ -1,0 +1,88 @@
+//! The authority that certifies members.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use sha2::{Digest, Sha256};
+
+use crate::consensus::{network::SERVER_NAME, types::MemberId};
+
+/// Its certificate and key.
+pub(super) struct Authority {
+    pub(super) certificate: String,
+    key: KeyPair,
+}
+
+/// Homelab machines often start with a wrong clock, so certificates do not depend on it; a member that is removed is
+/// refused by its number.
+fn always(mut params: CertificateParams) -> CertificateParams {
+    params.not_before = date_time_ymd(2000, 1, 1);
+    params.not_after = date_time_ymd(2120, 1, 1);
+    params
+}
+
+fn member(member_id: MemberId) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = always(CertificateParams::new(vec![SERVER_NAME.to_owned()])?);
+    params.distinguished_name.push(DnType::CommonName, format!("member {member_id}"));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    Ok(params)
+}
+
+impl Authority {
+    pub(super) fn make() -> Result<Self, rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let mut params = always(CertificateParams::new(Vec::new())?);
+        params.distinguished_name.push(DnType::CommonName, "toft cluster");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        Ok(Self { certificate: params.self_signed(&key)?.pem(), key })
+    }
+
+    pub(super) fn load(certificate: String, key: &str) -> Result<Self, rcgen::Error> {
+        Ok(Self { certificate, key: KeyPair::from_pem(key)? })
+    }
+
+    pub(super) fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// SHA-256 of the certificate.
+    pub(super) fn hash(&self) -> Result<[u8; 32], rcgen::Error> {
+        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes())
+            .map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
+        Ok(hash(&der))
+    }
+
+    fn issuer(&self) -> Result<Issuer<'static, &KeyPair>, rcgen::Error> {
+        Issuer::from_ca_cert_pem(&self.certificate, &self.key)
+    }
+
+    /// A certificate with a key of its own, both PEM.
+    pub(super) fn certify_new(&self, member_id: MemberId) -> Result<(String, String), rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let certificate = member(member_id)?.signed_by(&key, &self.issuer()?)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+
+    /// A certificate for the key in a signing request. What else the request wishes for is not granted.
+    pub(super) fn certify(&self, request: &str, member_id: MemberId) -> Result<String, rcgen::Error> {
+        let mut request = CertificateSigningRequestParams::from_pem(request)?;
+        request.params = member(member_id)?;
+        Ok(request.signed_by(&self.issuer()?)?.pem())
+    }
+}
+
+/// SHA-256 of a certificate.
+pub(super) fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    Sha256::digest(certificate.as_ref()).into()
+}
+
+/// A signing request and the key it is for, both PEM.
+pub(super) fn signing_request() -> Result<(String, String), rcgen::Error> {
+    let key = KeyPair::generate()?;
+    let request = CertificateParams::new(Vec::new())?.serialize_request(&key)?;
+    Ok((request.pem()?, key.serialize_pem()))
+}

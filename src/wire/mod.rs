@@ -1,0 +1,9 @@
+//! What machines say to each other. The code is made from the `.proto` files beside this one when toft is built.
+
+/// What members of a cluster say to each other.
+pub mod peer {
+    #![expect(missing_docs, reason = "the comments stand in peer.proto")]
+    #![allow(clippy::all)]
+
+    tonic::include_proto!("toft.peer.v1");
+}
