@@ -166,7 +166,7 @@ prepare_bare_machine() {
   lab sh -c "rm -rf /etc/apt/sources.list* /var/lib/apt/lists/* && mkdir -p /etc/apt/sources.list.d &&
     echo 'deb [trusted=yes] file:/srv/packages ./' >/etc/apt/sources.list &&
     useradd --shell /bin/bash $BARE_USER && mkdir -p $home/.cargo/bin &&
-    ln -s /srv/toolchain/bin/* $home/.cargo/bin/ && ln -s /srv/registry $home/.cargo/registry &&
+    ln -s /srv/toolchain/bin/* $home/.cargo/bin/ && cp -r /srv/registry $home/.cargo/registry &&
     printf '[net]\\noffline = true\\n' >$home/.cargo/config.toml" &&
     git clone --quiet --depth 1 "file://$repository" "$machine/root$BARE_CHECKOUT" &&
     lab chown -R "$BARE_USER:" "$home"
@@ -231,14 +231,18 @@ prove_removal_of_build() {
 
 # From a clone to a running appliance and back: prove_build
 prove_build() {
-  local sysroot
+  local sysroot part
   LAB_PACKAGES=$BARE_PACKAGES LAB_COMMAND_SECONDS=$BUILD_SECONDS
   sysroot=$(toolchain) || { echo "no Rust toolchain with cargo in it" >&2; return 1; }
   machine=$(mktemp --directory --tmpdir toft-bootstrap.XXXXXX)
   trap 'machine_destroy "$machine"' EXIT
   collect_packages "$machine/packages" "$(machine_cache)"
   cargo fetch --quiet --locked --manifest-path "$repository/Cargo.toml"
-  LAB_READ_ONLY=("$machine/packages:/srv/packages" "$sysroot:/srv/toolchain" "${CARGO_HOME:-$HOME/.cargo}/registry:/srv/registry")
+  LAB_READ_ONLY=("$machine/packages:/srv/packages" "$sysroot:/srv/toolchain")
+  # Unpacked crates are left out: some belong to their reader only.
+  for part in cache index; do
+    LAB_READ_ONLY+=("${CARGO_HOME:-$HOME/.cargo}/registry/$part:/srv/registry/$part")
+  done
   machine_open "$machine" boot
   prepare_bare_machine
   prove_first_build "$machine/output"
