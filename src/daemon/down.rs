@@ -61,7 +61,7 @@ async fn end_daemon(config: &Config) -> anyhow::Result<()> {
     kill(pid, Signal::SIGTERM).context("asking the daemon to end")?;
     let deadline = tokio::time::Instant::now() + DAEMON_END;
     let mut look = tokio::time::interval(Duration::from_millis(50));
-    while kill(pid, None).is_ok() {
+    while lives(pid) {
         if tokio::time::Instant::now() > deadline {
             let error =
                 anyhow::anyhow!("the daemon (process {pid}) did not end within {} seconds", DAEMON_END.as_secs());
@@ -74,6 +74,15 @@ async fn end_daemon(config: &Config) -> anyhow::Result<()> {
         look.tick().await;
     }
     Ok(())
+}
+
+/// Whether a process still does anything. One that ended stays in the table until its parent takes note, which may be
+/// never.
+fn lives(pid: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the name, which stands in parentheses and may hold any.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    !matches!(state, Some('Z' | 'X' | 'x'))
 }
 
 /// The process of a pid file, if it is a toft.
@@ -163,6 +172,22 @@ async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_ended_does_not_live_though_nobody_took_note() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        assert!(lives(pid));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while lives(pid) {
+            assert!(std::time::Instant::now() < deadline, "it ended and was not waited for");
+            std::thread::yield_now();
+        }
+        assert!(kill(pid, None).is_ok(), "it is still in the table");
+        child.wait().unwrap();
+        assert!(!lives(pid));
+    }
 
     #[test]
     fn an_empty_control_group_goes_and_one_in_use_stays() {
