@@ -265,7 +265,8 @@ fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
         InstanceState::Running { pid, .. } => Some((EventLevel::Info, format!("runs as process {pid}"))),
         InstanceState::Stopped { .. } => Some((EventLevel::Info, "stopped".into())),
         InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),
-        InstanceState::Finished { exit } => match exit.code {
+        InstanceState::Finished { reason: Some(reason), .. } => Some((EventLevel::Warning, reason.clone())),
+        InstanceState::Finished { exit, reason: None } => match exit.code {
             Some(0) => Some((EventLevel::Info, "finished with exit code 0".into())),
             Some(code) => Some((EventLevel::Warning, format!("ended with exit code {code}"))),
             None => Some((EventLevel::Warning, "its process vanished".into())),
