@@ -86,7 +86,7 @@ fn lives(pid: Pid) -> bool {
 }
 
 /// The process of a pid file, if it is a toft.
-fn running(pid_file: &Path) -> Option<Pid> {
+pub(super) fn running(pid_file: &Path) -> Option<Pid> {
     let pid: i32 = std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut words = command.split(|byte| *byte == 0);
