@@ -1,10 +1,10 @@
 //! Ends an appliance whole: daemon, containers, network, private containerd. State and data stay.
 
 use std::{
+    collections::HashMap,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use toft_model::ids::InstanceId;
 use tokio_util::sync::CancellationToken;
 
 use super::{Hinted, directories::Directories, runtime, tasks::Tasks};
@@ -35,8 +36,18 @@ const DAEMON_END: Duration = Duration::from_secs(30);
 const RUNTIME_START: Duration = Duration::from_secs(15);
 /// Time containers have between the stop signal and the kill.
 const GRACE: Duration = Duration::from_secs(10);
+/// Longest wait for a killed process to be seen as ended.
+const AFTER_KILL: Duration = Duration::from_secs(5);
 /// Containers ended at once.
 const AT_ONCE: usize = 8;
+
+/// What becomes of the containers.
+pub(super) enum Fate {
+    /// They go, with their files.
+    Removed,
+    /// Their processes end, each in its own time or else in the usual; containers and files stay.
+    Stopped(HashMap<InstanceId, Duration>),
+}
 
 /// Ends it and gives the number of containers ended.
 pub async fn down(config: Config) -> anyhow::Result<usize> {
@@ -45,7 +56,7 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
         return Ok(0);
     }
     let directories = Directories::prepare(&config.paths)?;
-    let ended = end_containers(&config, &directories).await;
+    let ended = end_containers(&config, &directories, Fate::Removed).await;
     let names = directories.network_names();
     let network = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
     let removed = network.remove_all().await;
@@ -111,7 +122,8 @@ fn remove_cgroup(mounts: &Path, name: &str) {
     }
 }
 
-async fn end_containers(config: &Config, directories: &Directories) -> anyhow::Result<usize> {
+/// Ends all containers and gives their number.
+pub(super) async fn end_containers(config: &Config, directories: &Directories, fate: Fate) -> anyhow::Result<usize> {
     let found = match runtime::find(config, directories).await {
         Ok(found) => found,
         // Without any containerd there is nothing of ours in it.
@@ -136,8 +148,10 @@ async fn end_containers(config: &Config, directories: &Directories) -> anyhow::R
         .context("containerd is gone")?;
     let containers = containerd.containers().await.context("listing the containers")?;
     let count = containers.len();
-    let ends = stream::iter(containers).map(|container| end(Arc::clone(&containerd), container.id, container.task));
-    let outcomes: Vec<Result<(), RuntimeError>> = ends.buffer_unordered(AT_ONCE).collect().await;
+    let ends = stream::iter(containers).map(|container| end(&*containerd, container.id, container.task, &fate));
+    // A machine that shuts down has no time to wait for one after the other.
+    let at_once = if matches!(fate, Fate::Removed) { AT_ONCE } else { count.max(1) };
+    let outcomes: Vec<Result<(), RuntimeError>> = ends.buffer_unordered(at_once).collect().await;
     cancel.cancel();
     tasks.join(Duration::from_secs(5)).await;
     if let Some(supervisor) = found.supervisor {
@@ -147,11 +161,15 @@ async fn end_containers(config: &Config, directories: &Directories) -> anyhow::R
     Ok(count)
 }
 
-async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: TaskState) -> Result<(), RuntimeError> {
+async fn end(runtime: &impl Runtime, id: InstanceId, task: TaskState, fate: &Fate) -> Result<(), RuntimeError> {
+    let grace = match fate {
+        Fate::Removed => GRACE,
+        Fate::Stopped(own) => own.get(&id).copied().unwrap_or(GRACE),
+    };
     let mut events = runtime.events();
     if matches!(task, TaskState::Running { .. }) {
         let polite = runtime.stop_signal(id).await.unwrap_or(nix::libc::SIGTERM);
-        for (signal, patience) in [(polite, GRACE), (nix::libc::SIGKILL, GRACE)] {
+        for (signal, patience) in [(polite, grace), (nix::libc::SIGKILL, AFTER_KILL)] {
             runtime.signal_task(id, signal).await?;
             let ended = async {
                 while let Ok(event) = events.recv().await {
@@ -166,7 +184,10 @@ async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: 
         }
     }
     runtime.delete_task(id).await?;
-    runtime.delete_container(id).await
+    match fate {
+        Fate::Removed => runtime.delete_container(id).await,
+        Fate::Stopped(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
