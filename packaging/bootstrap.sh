@@ -331,7 +331,8 @@ render_unit() {
   local unit=$here/../systemd/toft.service
   [[ -f $unit ]] || unit=$here/toft.service
   [[ -f $unit ]] || die "toft.service is missing" "run this script from an unpacked release or a source tree"
-  sed "s|^ExecStart=.*|ExecStart=$BINARY up${up_flags[*]:+ ${up_flags[*]}}|" "$unit"
+  sed -e "s|^ExecStart=.*|ExecStart=$BINARY up${up_flags[*]:+ ${up_flags[*]}}|" \
+    -e "s|^ExecStopPost=.*|ExecStopPost=-$BINARY down --at-shutdown${data_flag[*]:+ ${data_flag[*]}}|" "$unit"
 }
 
 install_files() {

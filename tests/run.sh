@@ -11,7 +11,8 @@ usage: tests/run.sh [--full]
 Installs what tests/packages.txt names, then: format, lint, cargo tests, Debian package, and the package and
 the bootstrap in whole machines.
 
-  --full   also check licences and dependencies, and run the proofs ten times longer (TOFT_TEST_FULL=1)
+  --full   also check licences and dependencies, prove the bootstrap from a checkout with a release build in a
+           bare machine, and run the proofs ten times longer (TOFT_TEST_FULL=1)
 EOF
 }
 
@@ -64,6 +65,7 @@ build_package() {
 # The package that the phase before built: the last line it printed.
 prove_package() { tests/lab/package.sh "$(tail -n 1 "$deb_path")"; }
 prove_bootstrap() { tests/lab/bootstrap.sh "$(tail -n 1 "$deb_path")"; }
+prove_build() { tests/lab/bootstrap.sh --build; }
 
 check_dependencies() {
   local tools
@@ -113,7 +115,10 @@ main() {
       phase package prove_package || true
       phase bootstrap prove_bootstrap || true
     fi
-    [[ $full == no ]] || phase dependencies check_dependencies || true
+    if [[ $full == yes ]]; then
+      phase checkout prove_build || true
+      phase dependencies check_dependencies || true
+    fi
   fi
   printf '\n=== summary (%s)\n%s\n%d passed, %d failed\n' "$(clock "$SECONDS")" "$summary" "$passed" "$failed"
   ((failed == 0))

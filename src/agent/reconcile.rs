@@ -199,7 +199,7 @@ mod tests {
         check(step(Desired::Running, Some(TaskState::None), runs.clone(), 1), Step::Vanished);
         check(step(Desired::Running, Some(TaskState::None), back_off(6_000), 1), Step::Wait(6_000));
         check(step(Desired::Running, Some(TaskState::None), back_off(5_000), 1), Step::Start);
-        check(step(Desired::Running, Some(TaskState::None), S::Finished { exit: EXIT }, 1), Step::Rest);
+        check(step(Desired::Running, Some(TaskState::None), S::Finished { exit: EXIT, reason: None }, 1), Step::Rest);
         check(step(Desired::Stopped, Some(running), runs.clone(), 1), Step::Stop);
         check(step(Desired::Stopped, Some(TaskState::None), runs, 1), Step::SettleStopped);
         check(step(Desired::Stopped, None, S::Stopped { exit: None }, 1), Step::Rest);

@@ -97,7 +97,8 @@ impl Agent {
             steps: JoinSet::new(),
         };
         for (id, outcome) in config.remembered.outcomes {
-            let state = outcome.finished.map_or(InstanceState::Assigned, |exit| InstanceState::Finished { exit });
+            let finished = |exit| InstanceState::Finished { exit, reason: None };
+            let state = outcome.finished.map_or(InstanceState::Assigned, finished);
             let memory = Memory {
                 state,
                 epoch: outcome.epoch,
@@ -494,7 +495,7 @@ impl Agent {
         if let Some(code) = exit_code {
             let exit = Exit { code: Some(code), at_ms: now_ms() };
             if judge(&order, memory, exit) == Verdict::StayDown {
-                return self.finish(id, exit);
+                return self.finish(id, exit, Some(reason));
             }
         }
         let until_ms = now_ms() + back_off(memory);
@@ -514,16 +515,16 @@ impl Agent {
                 };
                 self.advance(id, Event::RetryAt { until_ms, reason });
             }
-            Verdict::StayDown => self.finish(id, exit),
+            Verdict::StayDown => self.finish(id, exit, None),
         }
     }
 
-    fn finish(&mut self, id: InstanceId, exit: Exit) {
+    fn finish(&mut self, id: InstanceId, exit: Exit, reason: Option<String>) {
         self.close_ports(id);
         let memory = self.memory.entry(id).or_default();
         let outcome = memory.outcome(Some(exit));
         self.note(id, outcome);
-        self.advance(id, Event::Finished { exit });
+        self.advance(id, Event::Finished { exit, reason });
     }
 
     /// Writes down how an instance ended.

@@ -235,6 +235,7 @@ impl From<&InstanceView> for Instance {
                 reason = Some(why.clone());
                 retry_at = Some(time(*until_ms));
             }
+            InstanceState::Finished { reason: why, .. } => reason = why.clone(),
             InstanceState::Running { pid: process, since_ms } => {
                 pid = Some(*process);
                 started_at = Some(time(*since_ms));
@@ -242,8 +243,7 @@ impl From<&InstanceView> for Instance {
             InstanceState::Assigned
             | InstanceState::Starting
             | InstanceState::Stopping
-            | InstanceState::Stopped { .. }
-            | InstanceState::Finished { .. } => {}
+            | InstanceState::Stopped { .. } => {}
         }
         let (address, ports) = match &view.row.container.network {
             NetworkOrder::Bridge { address, ports } => (Some(*address), ports.clone()),

@@ -123,6 +123,9 @@ pub(super) struct DownArgs {
     /// Configuration file it was started with
     #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// For the unit: do nothing unless the machine shuts down; then stop the containers and keep their files
+    #[arg(long, hide = true)]
+    pub(super) at_shutdown: bool,
 }
 
 #[derive(Debug, Args)]

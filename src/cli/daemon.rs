@@ -28,6 +28,10 @@ pub(super) fn down(args: DownArgs) -> Result<i32, Failure> {
     let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
     root_only()?;
     observe::init_logging("warn", false);
+    if args.at_shutdown {
+        runtime()?.block_on(daemon::end_for_shutdown(config))?;
+        return Ok(0);
+    }
     let ended = runtime()?.block_on(daemon::down(config))?;
     println!("toft is down; {ended} container(s) were ended. What should run starts again with the next `toft up`.");
     Ok(0)

@@ -5,15 +5,19 @@ use std::{
     io::Write,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use super::Hinted;
+use super::{Hinted, down::running};
 use crate::config::Paths;
 use crate::consensus;
+
+/// Longest wait for the lock of a daemon that was killed: a program it was just about to start holds it for a moment.
+const LEFT_BEHIND: Duration = Duration::from_secs(2);
 
 /// The directories of one appliance, locked for as long as this lives.
 pub(super) struct Directories {
@@ -162,7 +166,17 @@ fn lock(data: &Path, run: &Path) -> anyhow::Result<Flock<File>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("opening `{}`", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+    let deadline = Instant::now() + LEFT_BEHIND;
+    let mut locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    while let Err((file, nix::errno::Errno::EWOULDBLOCK)) = locked {
+        if Instant::now() > deadline || running(&run.join("toft.pid")).is_some() {
+            locked = Err((file, nix::errno::Errno::EWOULDBLOCK));
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+        locked = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    }
+    locked.map_err(|(_, errno)| match errno {
         nix::errno::Errno::EWOULDBLOCK => {
             let pid = fs::read_to_string(run.join("toft.pid")).unwrap_or_default();
             let who = if pid.trim().is_empty() { String::new() } else { format!(" (process {})", pid.trim()) };
@@ -171,4 +185,32 @@ fn lock(data: &Path, run: &Path) -> anyhow::Result<Flock<File>> {
         }
         errno => anyhow::Error::new(errno).context(format!("locking `{}`", path.display())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lock_of_a_daemon_that_is_gone_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path(), dir.path()).unwrap();
+        fs::write(dir.path().join("toft.pid"), "4194304").unwrap();
+        let heir = std::thread::spawn({
+            let dir = dir.path().to_owned();
+            move || lock(&dir, &dir).map(drop)
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!heir.is_finished());
+        drop(held);
+        heir.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_stays_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = lock(dir.path(), dir.path()).unwrap();
+        let refusal = lock(dir.path(), dir.path()).map(drop).unwrap_err();
+        assert!(refusal.to_string().contains("another toft"), "{refusal}");
+    }
 }

@@ -1,10 +1,10 @@
 //! Ends an appliance whole: daemon, containers, network, private containerd. State and data stay.
 
 use std::{
+    collections::HashMap,
     fs,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use toft_model::ids::InstanceId;
 use tokio_util::sync::CancellationToken;
 
 use super::{Hinted, directories::Directories, runtime, tasks::Tasks};
@@ -35,8 +36,18 @@ const DAEMON_END: Duration = Duration::from_secs(30);
 const RUNTIME_START: Duration = Duration::from_secs(15);
 /// Time containers have between the stop signal and the kill.
 const GRACE: Duration = Duration::from_secs(10);
+/// Longest wait for a killed process to be seen as ended.
+const AFTER_KILL: Duration = Duration::from_secs(5);
 /// Containers ended at once.
 const AT_ONCE: usize = 8;
+
+/// What becomes of the containers.
+pub(super) enum Fate {
+    /// They go, with their files.
+    Removed,
+    /// Their processes end, each in its own time or else in the usual; containers and files stay.
+    Stopped(HashMap<InstanceId, Duration>),
+}
 
 /// Ends it and gives the number of containers ended.
 pub async fn down(config: Config) -> anyhow::Result<usize> {
@@ -45,7 +56,7 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
         return Ok(0);
     }
     let directories = Directories::prepare(&config.paths)?;
-    let ended = end_containers(&config, &directories).await;
+    let ended = end_containers(&config, &directories, Fate::Removed).await;
     let names = directories.network_names();
     let network = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
     let removed = network.remove_all().await;
@@ -61,7 +72,7 @@ async fn end_daemon(config: &Config) -> anyhow::Result<()> {
     kill(pid, Signal::SIGTERM).context("asking the daemon to end")?;
     let deadline = tokio::time::Instant::now() + DAEMON_END;
     let mut look = tokio::time::interval(Duration::from_millis(50));
-    while kill(pid, None).is_ok() {
+    while lives(pid) {
         if tokio::time::Instant::now() > deadline {
             let error =
                 anyhow::anyhow!("the daemon (process {pid}) did not end within {} seconds", DAEMON_END.as_secs());
@@ -76,8 +87,17 @@ async fn end_daemon(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether a process still does anything. One that ended stays in the table until its parent takes note, which may be
+/// never.
+fn lives(pid: Pid) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The state follows the name, which stands in parentheses and may hold any.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next());
+    !matches!(state, Some('Z' | 'X' | 'x'))
+}
+
 /// The process of a pid file, if it is a toft.
-fn running(pid_file: &Path) -> Option<Pid> {
+pub(super) fn running(pid_file: &Path) -> Option<Pid> {
     let pid: i32 = std::fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut words = command.split(|byte| *byte == 0);
@@ -102,7 +122,8 @@ fn remove_cgroup(mounts: &Path, name: &str) {
     }
 }
 
-async fn end_containers(config: &Config, directories: &Directories) -> anyhow::Result<usize> {
+/// Ends all containers and gives their number.
+pub(super) async fn end_containers(config: &Config, directories: &Directories, fate: Fate) -> anyhow::Result<usize> {
     let found = match runtime::find(config, directories).await {
         Ok(found) => found,
         // Without any containerd there is nothing of ours in it.
@@ -127,8 +148,10 @@ async fn end_containers(config: &Config, directories: &Directories) -> anyhow::R
         .context("containerd is gone")?;
     let containers = containerd.containers().await.context("listing the containers")?;
     let count = containers.len();
-    let ends = stream::iter(containers).map(|container| end(Arc::clone(&containerd), container.id, container.task));
-    let outcomes: Vec<Result<(), RuntimeError>> = ends.buffer_unordered(AT_ONCE).collect().await;
+    let ends = stream::iter(containers).map(|container| end(&*containerd, container.id, container.task, &fate));
+    // A machine that shuts down has no time to wait for one after the other.
+    let at_once = if matches!(fate, Fate::Removed) { AT_ONCE } else { count.max(1) };
+    let outcomes: Vec<Result<(), RuntimeError>> = ends.buffer_unordered(at_once).collect().await;
     cancel.cancel();
     tasks.join(Duration::from_secs(5)).await;
     if let Some(supervisor) = found.supervisor {
@@ -138,11 +161,15 @@ async fn end_containers(config: &Config, directories: &Directories) -> anyhow::R
     Ok(count)
 }
 
-async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: TaskState) -> Result<(), RuntimeError> {
+async fn end(runtime: &impl Runtime, id: InstanceId, task: TaskState, fate: &Fate) -> Result<(), RuntimeError> {
+    let grace = match fate {
+        Fate::Removed => GRACE,
+        Fate::Stopped(own) => own.get(&id).copied().unwrap_or(GRACE),
+    };
     let mut events = runtime.events();
     if matches!(task, TaskState::Running { .. }) {
         let polite = runtime.stop_signal(id).await.unwrap_or(nix::libc::SIGTERM);
-        for (signal, patience) in [(polite, GRACE), (nix::libc::SIGKILL, GRACE)] {
+        for (signal, patience) in [(polite, grace), (nix::libc::SIGKILL, AFTER_KILL)] {
             runtime.signal_task(id, signal).await?;
             let ended = async {
                 while let Ok(event) = events.recv().await {
@@ -157,12 +184,31 @@ async fn end(runtime: Arc<impl Runtime>, id: toft_model::ids::InstanceId, task: 
         }
     }
     runtime.delete_task(id).await?;
-    runtime.delete_container(id).await
+    match fate {
+        Fate::Removed => runtime.delete_container(id).await,
+        Fate::Stopped(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_ended_does_not_live_though_nobody_took_note() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        assert!(lives(pid));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while lives(pid) {
+            assert!(std::time::Instant::now() < deadline, "it ended and was not waited for");
+            std::thread::yield_now();
+        }
+        assert!(kill(pid, None).is_ok(), "it is still in the table");
+        child.wait().unwrap();
+        assert!(!lives(pid));
+    }
 
     #[test]
     fn an_empty_control_group_goes_and_one_in_use_stays() {

@@ -9,6 +9,7 @@ mod down;
 mod identity;
 mod local_node;
 mod runtime;
+mod shutdown;
 mod tasks;
 
 use std::{sync::Arc, time::Duration};
@@ -53,6 +54,7 @@ use directories::Directories;
 pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
+pub use shutdown::end_for_shutdown;
 use tasks::Tasks;
 
 /// Longest wait for the doors to finish what they are answering.

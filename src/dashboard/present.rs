@@ -53,7 +53,7 @@ impl Pill {
 }
 
 fn failed(state: &InstanceState) -> bool {
-    matches!(state, InstanceState::Finished { exit } if exit.code != Some(0))
+    matches!(state, InstanceState::Finished { exit, .. } if exit.code != Some(0))
 }
 
 /// A point in time: exact for machines and the curious, short for the eye.

@@ -97,7 +97,10 @@ impl InstanceLine {
                 (Some(format!("process {pid}")), None, Some(Moment::age(since_ms, now_ms)))
             }
             InstanceState::BackOff { until_ms, reason } => (Some(reason), Some(Moment::clock(until_ms)), None),
-            InstanceState::Finished { exit } | InstanceState::Stopped { exit: Some(exit) } => {
+            InstanceState::Finished { exit, reason: Some(reason) } => {
+                (Some(reason), None, Some(Moment::age(exit.at_ms, now_ms)))
+            }
+            InstanceState::Finished { exit, reason: None } | InstanceState::Stopped { exit: Some(exit) } => {
                 (Some(present::exit(exit)), None, Some(Moment::age(exit.at_ms, now_ms)))
             }
             InstanceState::Assigned

@@ -113,7 +113,9 @@ pub(super) fn why(workload: &WorkloadView) -> Option<String> {
     }
     let of_instance = |state: InstanceState| match state {
         InstanceState::BackOff { reason, .. } => Some(reason),
-        InstanceState::Finished { exit } if exit.code != Some(0) => Some(present::exit(exit)),
+        InstanceState::Finished { exit, reason } if exit.code != Some(0) => {
+            Some(reason.unwrap_or_else(|| present::exit(exit)))
+        }
         _ => None,
     };
     let waits = workload.row.pending.as_ref().map(|reason| format!("waits for a place: {reason}"));

@@ -156,10 +156,11 @@ fn orders_given_before_a_crash_are_carried_out_after_it() {
     toft.good("start stopping");
 }
 
+/// Now and then a shim of containerd 1.6 hangs for good when its creation is cut short.
 #[test]
-#[ignore = "now and then a shim of containerd 1.6 hangs for good when its creation is cut short"]
 fn a_crash_in_the_middle_of_a_start_is_no_harm() {
     let mut toft = Appliance::start();
-    crash_after(&mut toft, &[10, 20, 40, 60, 80, 120, 150, 300]);
-    wait_until("only what runs has a shim", || (toft.shims() == 8).then_some(()));
+    let pauses: Vec<u64> = (4..100).step_by(4).chain([150, 300]).collect();
+    crash_after(&mut toft, &pauses);
+    wait_until("only what runs has a shim", || (toft.shims() == pauses.len()).then_some(()));
 }

@@ -129,3 +129,30 @@ fn a_start_on_a_full_disk_is_refused_with_the_reason() {
     toft.up();
     toft.good("run -n web toft/demo");
 }
+
+/// The state lies elsewhere: it is containerd that cannot write down a removal.
+#[test]
+fn a_container_that_filled_the_disk_can_be_removed() {
+    let machine = Machine::new();
+    let mut toft = Appliance::prepare(&machine, "d");
+    let disk = toft.data.join("containerd/root");
+    fs::create_dir_all(&disk).unwrap();
+    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=24m")).unwrap();
+    toft.up();
+    toft.import_busybox();
+    let used = || {
+        let disk = nix::sys::statvfs::statvfs(&disk).unwrap();
+        (disk.blocks() - disk.blocks_free()) * disk.fragment_size()
+    };
+    for round in 0..3 {
+        let before = used();
+        let fill = "cat /dev/zero >/fill; echo full; busybox sleep 1000";
+        toft.toft(&["run", "-n", "hog", "--stop-timeout", "0", "busybox", "--", "sh", "-c", fill]).good();
+        wait_until("the disk is full", || toft.logs("hog").contains(&"full".to_owned()).then_some(()));
+        toft.good("rm hog");
+        assert_eq!(toft.good("ps -q"), "");
+        wait_until("its space is free", || (used() < before + (1 << 20)).then_some(()));
+        assert!(!toft.log().contains("could not be stopped or removed"), "round {round}");
+    }
+    toft.good("run -n web -p 18080:8080 toft/demo");
+}

@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{appliance::Appliance, machine::end};
+use crate::harness::{
+    appliance::Appliance,
+    machine::{end, wait_until},
+};
 
 fn with_busybox() -> Appliance {
     let toft = Appliance::start();
@@ -132,4 +135,25 @@ fn a_job_with_several_copies_is_over_when_all_are() {
     let mut lines = toft.logs("job");
     lines.sort();
     assert_eq!(lines, ["job-0", "job-1", "job-2"]);
+}
+
+#[test]
+fn a_start_starts_only_the_copies_that_are_down() {
+    let toft = Appliance::start();
+    toft.good("run -n web --replicas 2 --restart no toft/demo");
+    let copies = || toft.get("/api/v1/workloads/web").good()["instances"].as_array().unwrap().clone();
+    let before = copies();
+    end(before[1]["pid"].as_i64().unwrap() as i32);
+    wait_until("one is down", || (copies()[1]["state"] == "finished").then_some(()));
+    toft.good("start web");
+    let after = copies();
+    assert_eq!((&after[0]["pid"], &after[0]["state"]), (&before[0]["pid"], &json!("running")));
+    assert_eq!((&after[1]["id"], &after[1]["state"]), (&before[1]["id"], &json!("running")));
+    assert_ne!(after[1]["pid"], before[1]["pid"]);
+    toft.good("restart web");
+    let restarted = copies();
+    assert!(
+        (0..2).all(|i| restarted[i]["pid"] != after[i]["pid"] && restarted[i]["state"] == "running"),
+        "{restarted:?}"
+    );
 }

@@ -27,10 +27,20 @@ fn a_command_in_the_foreground_passes_on_its_output_and_exit_code() {
 #[test]
 fn a_command_that_cannot_be_executed_gives_the_codes_of_a_shell_and_says_why() {
     let toft = with_busybox();
-    for (program, code) in [("/no/such/program", 127), ("nosuchprogram", 127), ("/etc/noexec", 126)] {
-        let error = toft.toft(&["run", "--rm", "busybox", "--", program]).bad(code);
-        assert!(error.contains(program), "{program}: {error}");
+    for (program, code, why) in [
+        ("/no/such/program", 127, "not in the image"),
+        ("nosuchprogram", 127, "not in the image"),
+        ("/etc/noexec", 126, "not executable"),
+        ("/etc", 126, "not executable"),
+    ] {
+        let ran = toft.toft(&["run", "--rm", "busybox", "--", program]);
+        assert_eq!(ran.out, "");
+        let error = ran.bad(code);
+        let line = format!("error: the command `{program}` is {why}\n");
+        assert!(error.ends_with(&line), "{program}: {error}");
     }
+    let own = toft.toft(&["run", "--rm", "busybox", "--", "sh", "-c", "exit 127"]);
+    assert_eq!((own.code, own.err.as_str()), (127, ""), "a program's own code needs no word");
     let error = toft.toft(&["run", "--rm", "nosuchimage"]).bad(125);
     assert!(error.contains("nosuchimage") && error.contains("hint:"), "{error}");
     assert_eq!(toft.good("ls -q"), "", "nothing of them is left");

@@ -100,6 +100,11 @@ async fn images_come_and_go(s: Subject) {
     assert!(s.runtime.remove_image(&name).await.unwrap());
     assert!(!s.runtime.remove_image(&name).await.unwrap());
     assert_eq!(s.runtime.images().await.unwrap(), []);
+    for _ in 0..8 {
+        tokio::join!(s.import(), s.import(), s.import());
+        assert_eq!(s.runtime.images().await.unwrap().len(), 1, "importing at once makes one image");
+        assert!(s.runtime.remove_image(&name).await.unwrap());
+    }
     let error = s.runtime.create_container(&spec(&["true"])).await.unwrap_err();
     assert!(matches!(error, RuntimeError::ImageMissing { .. }), "{error}");
 }

@@ -12,6 +12,7 @@ LAB_CACHE=${TOFT_LAB_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/toft-lab}
 LAB_PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 LAB_BOOT_SECONDS=60
 LAB_COMMAND_SECONDS=${TOFT_LAB_COMMAND_SECONDS:-300}
+LAB_READ_ONLY=()
 
 usage() {
   cat <<EOF
@@ -219,6 +220,8 @@ start_nspawn() {
   for device in /dev/net/tun /dev/fuse; do
     [[ ! -e $device ]] || options+=(--bind="$device")
   done
+  # Folders of the host that the sourcing script shows inside, each as SOURCE:TARGET.
+  options+=("${LAB_READ_ONLY[@]/#/--bind-ro=}")
   cgroups_of self | sed "s|\$|/toft-lab-$(basename "$dir")|" >"$dir/cgroups"
   (
     enter_cgroups <"$dir/cgroups"

@@ -79,6 +79,50 @@ prove_reboot() {
   check "the demo answers again by itself" demo_answers
 }
 
+# Makes an archive of an image that notes its starts in a file and then ignores SIGTERM: stubborn_image ARCHIVE
+stubborn_image() {
+  local folder layer script='echo start >>/starts; busybox wc -l </starts; exec busybox sleep 100000'
+  folder=$(mktemp --directory)
+  mkdir -p "$folder/layer/bin"
+  cp /bin/busybox "$folder/layer/bin/busybox"
+  ln -s busybox "$folder/layer/bin/sh"
+  tar -C "$folder/layer" -cf "$folder/layer.tar" .
+  layer=$(sha256sum "$folder/layer.tar" | cut -d' ' -f1)
+  printf '{"architecture":"%s","os":"linux","config":{"Cmd":["/bin/sh","-c","%s"],"Env":["PATH=/bin"]},
+    "rootfs":{"type":"layers","diff_ids":["sha256:%s"]}}' "$(dpkg --print-architecture)" "$script" \
+    "$layer" >"$folder/config.json"
+  echo '[{"Config":"config.json","RepoTags":["stubborn:latest"],"Layers":["layer.tar"]}]' >"$folder/manifest.json"
+  tar -C "$folder" -cf "$1" manifest.json config.json layer.tar
+  rm -rf "$folder"
+}
+
+# Whether the machine shuts down within a time: shuts_down_within SECONDS
+shuts_down_within() {
+  local started=$SECONDS
+  machine_poweroff "$machine"
+  echo "it took $((SECONDS - started)) seconds"
+  ((SECONDS - started <= $1))
+}
+
+stubborn_starts() { prints_last "$1" lab toft logs stubborn; }
+prints_last() { [[ $("${@:2}" | tail -n 1) == "$1" ]]; }
+
+# The machine's patience is 10 seconds (usually 90), so a container nobody ends would take that long at least.
+prove_shutdown() {
+  stubborn_image "$machine/stubborn.tar"
+  machine_copy "$machine" "$machine/stubborn.tar" /root/stubborn.tar
+  check "an image whose process ignores SIGTERM is imported" lab toft image import /root/stubborn.tar
+  check "it starts" lab toft run -n stubborn --stop-timeout 2 stubborn
+  check "its first start is noted" wait_for 20 stubborn_starts 1
+  prove_replacement "restart beside it" lab systemctl restart toft
+  check "it did not notice" stubborn_starts 1
+  check "a shutdown does not wait for it" shuts_down_within 8
+  check "the machine boots again" machine_boot "$machine"
+  check "the daemon comes back after the shutdown" ready
+  check "its files outlived the shutdown" wait_for 30 stubborn_starts 2
+  check "it is removed" lab toft rm stubborn
+}
+
 prove_removal() {
   check "the package is removed" lab apt-get remove --yes toft
   check "removal leaves no daemon" no_process toft
@@ -116,6 +160,7 @@ main() {
   done
   prove_reload
   prove_reboot
+  prove_shutdown
   prove_replacement "upgrade in place" install_package --reinstall
   prove_removal
   prove_purge

@@ -36,7 +36,8 @@ impl Milestone {
         };
         let current = |instance: &InstanceView| {
             let report = instance.row.report.as_ref();
-            report.is_some_and(|report| report.epoch == workload.row.epoch) && serves(instance)
+            let epoch = instance.row.epoch.max(workload.row.epoch);
+            report.is_some_and(|report| report.epoch >= epoch) && serves(instance)
         };
         let placed = states.iter().filter(|(i, _)| i.row.desired != Desired::Removed && serves(i)).count();
         let all_there = placed == workload.row.spec.replicas as usize && placed == states.len();

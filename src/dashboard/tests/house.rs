@@ -252,7 +252,7 @@ impl House {
 
     pub(super) async fn fail(&self, name: &str, code: i32) {
         let exit = Exit { code: Some(code), at_ms: now_ms() - 60_000 };
-        self.report(name, 0, InstanceState::Finished { exit }, 0).await;
+        self.report(name, 0, InstanceState::Finished { exit, reason: None }, 0).await;
     }
 
     pub(super) async fn until(&self, name: &str, reached: impl Fn(&WorkloadView) -> bool) -> WorkloadView {

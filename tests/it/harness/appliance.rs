@@ -133,13 +133,11 @@ impl Appliance {
         status.code().unwrap_or(-1)
     }
 
-    /// Runs `toft down` while the daemon runs, and waits for the daemon beside it.
+    /// Runs `toft down` while the daemon runs; takes note of the daemon's end only afterwards.
     pub fn down(&mut self) -> Ran {
         let mut daemon = self.daemon.take().unwrap();
-        // Whoever started it must be there to take note of its end.
-        let ended = std::thread::spawn(move || daemon.wait().unwrap());
         let ran = output(self.down_command());
-        assert!(ended.join().unwrap().success());
+        assert!(daemon.wait().unwrap().success());
         ran
     }
 

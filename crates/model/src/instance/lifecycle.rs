@@ -54,6 +54,9 @@ pub enum InstanceState {
     Finished {
         /// How it ended.
         exit: Exit,
+        /// Why its program never ran, when that is so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
 }
 
@@ -87,6 +90,8 @@ pub enum Event {
     Finished {
         /// How it ended.
         exit: Exit,
+        /// Why its program never ran, when that is so.
+        reason: Option<String>,
     },
     /// A newer epoch was ordered: the story begins again.
     Reset,
@@ -128,8 +133,10 @@ impl InstanceState {
             }
             (S::Starting | S::Running { .. }, Event::StopRequested) => Ok(S::Stopping),
             (S::Assigned | S::Stopping | S::BackOff { .. }, Event::Stopped { exit }) => Ok(S::Stopped { exit }),
-            (S::Finished { exit }, Event::Stopped { .. }) => Ok(S::Stopped { exit: Some(exit) }),
-            (S::Assigned | S::Starting | S::Running { .. }, Event::Finished { exit }) => Ok(S::Finished { exit }),
+            (S::Finished { exit, .. }, Event::Stopped { .. }) => Ok(S::Stopped { exit: Some(exit) }),
+            (S::Assigned | S::Starting | S::Running { .. }, Event::Finished { exit, reason }) => {
+                Ok(S::Finished { exit, reason })
+            }
             (S::Assigned | S::Stopped { .. } | S::BackOff { .. } | S::Finished { .. }, Event::Reset) => Ok(S::Assigned),
             (from, event) => Err(IllegalMove { from: from.as_str(), event }),
         }
@@ -150,7 +157,7 @@ mod tests {
             Just(Event::RetryAt { until_ms: 9, reason: "x".into() }),
             Just(Event::StopRequested),
             Just(Event::Stopped { exit: Some(exit) }),
-            Just(Event::Finished { exit }),
+            Just(Event::Finished { exit, reason: None }),
             Just(Event::Reset),
         ]
     }
@@ -171,6 +178,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_end_without_a_reason_reads_and_writes_as_it_always_did() {
+        let text = r#"{"state":"finished","exit":{"code":3,"at_ms":7}}"#;
+        let state: InstanceState = serde_json::from_str(text).unwrap();
+        assert_eq!(state, InstanceState::Finished { exit: Exit { code: Some(3), at_ms: 7 }, reason: None });
+        assert_eq!(serde_json::to_string(&state).unwrap(), text);
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn order(workload: &WorkloadRow, instance: &InstanceRow, nodes: &HashMap<NodeId,
     let wanted = instance.ordinal < workload.spec.replicas && serves;
     let desired = if wanted { workload.desired } else { Desired::Removed };
     let change = InstanceChange { instance_id: instance.id, desired, epoch: workload.epoch };
-    (instance.desired != desired || instance.epoch != workload.epoch).then_some(change)
+    (instance.desired != desired || instance.epoch < workload.epoch).then_some(change)
 }
 
 /// The ordinals that have no instance. One that is on its way out still holds its own.

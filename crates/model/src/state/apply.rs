@@ -35,7 +35,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::PutWorkload { workload_id, spec, mode, at_ms } => {
             put_workload(connection, *workload_id, spec, *mode, *at_ms)?
         }
-        Command::PowerWorkload { name, action, at_ms } => power_workload(connection, name, *action, *at_ms)?,
+        Command::PowerWorkload { name, action, at_ms } => power_workload(connection, index, name, *action, *at_ms)?,
         Command::RemoveWorkload { name, at_ms } => remove_workload(connection, name, *at_ms)?,
         Command::CommitPlan { placements, changes, pending, at_ms } => {
             let mut commit = PlanCommit::new(connection, *at_ms);
@@ -154,7 +154,13 @@ fn put_workload(
     Ok(Ok(Reply::Workload(Box::new(row))))
 }
 
-fn power_workload(connection: &Connection, name: &Name, action: PowerAction, at_ms: i64) -> rusqlite::Result<Applied> {
+fn power_workload(
+    connection: &Connection,
+    index: u64,
+    name: &Name,
+    action: PowerAction,
+    at_ms: i64,
+) -> rusqlite::Result<Applied> {
     let Some(mut row) = WorkloadRow::named(connection, name)? else { return Ok(Err(not_found(name))) };
     if row.desired == Desired::Removed {
         return Ok(Err(removing(name)));
@@ -166,17 +172,20 @@ fn power_workload(connection: &Connection, name: &Name, action: PowerAction, at_
             "stopped by request"
         }
         // What runs keeps running; what is down, for whatever reason, gets a new epoch and with it a new start.
-        PowerAction::Start if row.desired == Desired::Running && !has_ended(connection, &row)? => {
-            return Ok(Ok(Reply::Workload(Box::new(row))));
+        PowerAction::Start if row.desired == Desired::Running => {
+            if !start_ended(connection, index, &row)? {
+                return Ok(Ok(Reply::Workload(Box::new(row))));
+            }
+            "started by request"
         }
         PowerAction::Start => {
             row.desired = Desired::Running;
-            row.epoch += 1;
+            row.epoch = next_epoch(connection, &row)?;
             "started by request"
         }
         PowerAction::Restart => {
             row.desired = Desired::Running;
-            row.epoch += 1;
+            row.epoch = next_epoch(connection, &row)?;
             "restarted by request"
         }
     };
@@ -186,14 +195,28 @@ fn power_workload(connection: &Connection, name: &Name, action: PowerAction, at_
     Ok(Ok(Reply::Workload(Box::new(row))))
 }
 
-/// Whether an instance that shall stay is down, and no newer start is on its way to it already.
-fn has_ended(connection: &Connection, workload: &WorkloadRow) -> rusqlite::Result<bool> {
-    Ok(InstanceRow::of_workload(connection, workload.id)?.iter().any(|instance| {
-        let report = instance.report.as_ref().filter(|report| report.epoch >= workload.epoch);
+/// An epoch that every instance takes for newer than its own.
+fn next_epoch(connection: &Connection, workload: &WorkloadRow) -> rusqlite::Result<u64> {
+    let instances = InstanceRow::of_workload(connection, workload.id)?;
+    Ok(instances.iter().map(|instance| instance.epoch).fold(workload.epoch, u64::max) + 1)
+}
+
+/// Gives a new epoch to each instance that shall run and is down, unless a newer start is on its way to it already;
+/// `false` when there was none.
+fn start_ended(connection: &Connection, index: u64, workload: &WorkloadRow) -> rusqlite::Result<bool> {
+    let mut any = false;
+    for instance in InstanceRow::of_workload(connection, workload.id)? {
+        let epoch = instance.epoch.max(workload.epoch);
+        let report = instance.report.as_ref().filter(|report| report.epoch >= epoch);
         let state = report.and_then(|report| report.state.as_ref());
-        instance.desired != Desired::Removed
-            && matches!(state, Some(InstanceState::Finished { .. } | InstanceState::BackOff { .. }))
-    }))
+        let down = matches!(state, Some(InstanceState::Finished { .. } | InstanceState::BackOff { .. }));
+        if down && instance.desired == Desired::Running {
+            InstanceRow::set_order(connection, instance.id, instance.desired, epoch + 1)?;
+            NodeRow::touch_assignments(connection, instance.node_id, index)?;
+            any = true;
+        }
+    }
+    Ok(any)
 }
 
 fn remove_workload(connection: &Connection, name: &Name, at_ms: i64) -> rusqlite::Result<Applied> {
@@ -262,7 +285,8 @@ fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
         InstanceState::Running { pid, .. } => Some((EventLevel::Info, format!("runs as process {pid}"))),
         InstanceState::Stopped { .. } => Some((EventLevel::Info, "stopped".into())),
         InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),
-        InstanceState::Finished { exit } => match exit.code {
+        InstanceState::Finished { reason: Some(reason), .. } => Some((EventLevel::Warning, reason.clone())),
+        InstanceState::Finished { exit, reason: None } => match exit.code {
             Some(0) => Some((EventLevel::Info, "finished with exit code 0".into())),
             Some(code) => Some((EventLevel::Warning, format!("ended with exit code {code}"))),
             None => Some((EventLevel::Warning, "its process vanished".into())),

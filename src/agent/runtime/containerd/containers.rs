@@ -178,12 +178,24 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<(), Runtim
         Err(refusal) => return Err(refusal.into()),
     }
     shared.mounts().remove(&id);
-    let request = client.request(DeleteContainerRequest { id: key.clone() });
-    match call(REMOVING, SLOW, client.containers().delete(request)).await {
+    let snapshots = snapshots(shared, &session);
+    match delete_both(shared, snapshots, &key).await {
+        // containerd takes note of a removal on what may be the same full disk, so there must be room first.
+        Err(RuntimeError::DiskFull { .. }) => {
+            snapshots.empty(&key).await?;
+            delete_both(shared, snapshots, &key).await
+        }
+        done => done,
+    }
+}
+
+async fn delete_both(shared: &Shared, snapshots: Snapshots<'_>, key: &str) -> Result<(), RuntimeError> {
+    let request = shared.client.request(DeleteContainerRequest { id: key.to_owned() });
+    match call(REMOVING, SLOW, shared.client.containers().delete(request)).await {
         Err(refusal) if !refusal.not_found() => return Err(refusal.into()),
         _ => {}
     }
-    snapshots(shared, &session).remove(&key).await
+    snapshots.remove(key).await
 }
 
 async fn exists(shared: &Shared, id: &str) -> Result<bool, RuntimeError> {

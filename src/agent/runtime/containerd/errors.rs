@@ -102,6 +102,10 @@ const NOT_FOUND: i32 = 127;
 /// Reads the long texts of runc and crun: why, and what a shell would exit with. `None` when the text is not about
 /// starting a process.
 fn start_failure(text: &str) -> Option<(String, i32)> {
+    // Left by a start that was cut short, and about to be cleaned up: no fault of the program.
+    if text.contains("container with given ID already exists") {
+        return None;
+    }
     if let Some(command) = quoted_after(text, "exec: ").or_else(|| backticked_after(text, "executable file ")) {
         let lower = text.to_ascii_lowercase();
         return Some(if lower.contains("permission denied") {
@@ -191,5 +195,7 @@ mod tests {
     #[test]
     fn other_texts_are_no_start_failures() {
         assert_eq!(start_failure("container \"x\": not found"), None);
+        let left = "OCI runtime create failed: runc create failed: container with given ID already exists: unknown";
+        assert_eq!(start_failure(left), None);
     }
 }

@@ -32,6 +32,7 @@ mod images;
 mod import;
 mod media;
 mod resolve;
+mod shims;
 mod signals;
 mod spec;
 mod tasks;

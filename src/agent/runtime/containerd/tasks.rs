@@ -13,6 +13,7 @@ use super::{
     client::{QUICK, SLOW, call},
     containers,
     events::exit_of,
+    shims::{self, Which},
     signals,
 };
 use crate::agent::runtime::{LoggerCommand, RuntimeError};
@@ -77,7 +78,9 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exi
     // until it is asked to delete it.
     let status = get(shared, id).await?.map(|process| process.status());
     match status {
-        None | Some(Status::Stopped | Status::Unknown) => {}
+        None | Some(Status::Stopped) => {}
+        // A shim that hangs answers neither this nor its deletion. Once it has ended, containerd cleans up behind it.
+        Some(Status::Unknown) => end_hung_shim(shared, id, Which::All).await,
         Some(Status::Created) => {
             signal(shared, id, signals::KILL).await?;
             if !wait(shared, id).await? {
@@ -93,12 +96,26 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exi
     match call(REMOVING, SLOW, client.tasks().delete(request)).await {
         Ok(_) if status.is_none() => Ok(None),
         Ok(answer) => Ok(Some(exit_of(answer.exit_status, answer.exited_at))),
-        Err(refusal) if refusal.not_found() => Ok(None),
+        Err(refusal) if refusal.not_found() => {
+            // It may hang all the same, unknown to containerd; unless containerd is still about to clean up.
+            if status.is_none() {
+                end_hung_shim(shared, id, Which::GivenUp).await;
+            }
+            Ok(None)
+        }
         // The shim died in between; containerd cleans up behind it.
         Err(refusal) => match get(shared, id).await? {
             None => Ok(None),
             Some(_) => Err(refusal.into()),
         },
+    }
+}
+
+async fn end_hung_shim(shared: &Shared, id: InstanceId, which: Which) {
+    let namespace = shared.config.namespace.clone();
+    let ended = tokio::task::spawn_blocking(move || shims::end_idle(&namespace, id, which)).await;
+    if ended.is_ok_and(|count| count > 0) {
+        tracing::warn!(instance.id = %id, "a shim of containerd that hung was ended");
     }
 }
 

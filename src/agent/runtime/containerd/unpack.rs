@@ -9,7 +9,9 @@ use std::{
 use containerd_client::{
     services::v1::{
         AddResourceRequest, ApplyRequest, Resource,
-        snapshots::{CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest},
+        snapshots::{
+            CommitSnapshotRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+        },
     },
     types::Mount,
 };
@@ -135,6 +137,22 @@ impl Snapshots<'_> {
         let prepared = Snapshots { client, snapshotter, lease: &lease }.prepare(&key, "", "making room").await;
         connection::delete_lease(client, &lease, Collect::Now).await?;
         Ok(prepared.map(drop)?)
+    }
+
+    /// Empties a writable snapshot that nobody uses any more; for when there is no room to take note of its removal.
+    pub(super) async fn empty(&self, key: &str) -> Result<(), RuntimeError> {
+        let message = MountsRequest { snapshotter: self.snapshotter.to_owned(), key: key.to_owned() };
+        let request = self.client.request(message);
+        match call("looking at a snapshot", QUICK, self.client.snapshots().mounts(request)).await {
+            Ok(answer) => {
+                if let Some(files) = writable(&answer.mounts) {
+                    empty(files).await;
+                }
+                Ok(())
+            }
+            Err(refusal) if refusal.not_found() => Ok(()),
+            Err(refusal) => Err(refusal.into()),
+        }
     }
 
     /// Removes a snapshot; one that is not there is no error.

@@ -21,7 +21,7 @@ pub struct InstanceRow {
     pub node_id: NodeId,
     /// What shall become of it.
     pub desired: Desired,
-    /// Epoch of the order.
+    /// Epoch of the order: its workload's, or a later one when it was started on its own.
     pub epoch: u64,
     /// What it is made of.
     pub container: ContainerOrder,

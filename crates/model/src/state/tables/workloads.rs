@@ -17,7 +17,7 @@ pub struct WorkloadRow {
     pub spec: WorkloadSpec,
     /// What the user wants of it.
     pub desired: Desired,
-    /// Counts starts and restarts asked for.
+    /// Counts starts and restarts asked for of all instances; no instance that shall run stays behind it.
     pub epoch: u64,
     /// Why instances wait for a place, if any do.
     pub pending: Option<String>,

@@ -9,7 +9,7 @@ use crate::{
     instance::{Desired, InstanceState, NetworkOrder},
     schedule::Plan,
     state::{Command, InstanceChange, NodeRow, Placement, PowerAction, PutMode, RefusalKind, Reply, query_assignments},
-    workload::NetworkMode,
+    workload::{NetworkMode, WorkloadSpec},
 };
 
 const ANY: PutMode = PutMode::Replace { if_generation: None };
@@ -163,13 +163,43 @@ fn start_runs_again_what_ended_or_waits_for_a_retry() {
         cluster.put(spec("job", "demo"));
         cluster.schedule();
         cluster.node_acts(node, outcome, |_| true);
-        assert_eq!(cluster.power("job", PowerAction::Start).epoch, 2, "{outcome:?}");
+        let started = |cluster: &mut Cluster, epoch| {
+            cluster.power("job", PowerAction::Start);
+            assert_eq!(cluster.only_instance().epoch, epoch, "{outcome:?}");
+        };
+        started(&mut cluster, 2);
         // Asked again before the node could answer: the new start is on its way already.
-        assert_eq!(cluster.power("job", PowerAction::Start).epoch, 2, "{outcome:?}");
+        started(&mut cluster, 2);
         cluster.schedule();
-        assert_eq!(cluster.power("job", PowerAction::Start).epoch, 2, "{outcome:?}");
+        started(&mut cluster, 2);
         cluster.node_acts(node, outcome, |_| true);
-        assert_eq!(cluster.power("job", PowerAction::Start).epoch, 3, "{outcome:?}");
+        started(&mut cluster, 3);
+        // What comes later is newer for every instance.
+        assert_eq!(cluster.power("job", PowerAction::Restart).epoch, 4);
+    }
+}
+
+#[test]
+fn start_leaves_alone_what_runs() {
+    for outcome in [Outcome::Finishes, Outcome::BacksOff] {
+        let (mut cluster, node) = Cluster::of_one();
+        cluster.put(WorkloadSpec { replicas: 3, ..spec("web", "demo") });
+        cluster.schedule();
+        cluster.node_acts(node, outcome, |i| i == 1);
+        cluster.node_acts(node, Outcome::Runs, |i| i != 1);
+        let epochs = |cluster: &Cluster| cluster.instances().iter().map(|i| i.epoch).collect::<Vec<_>>();
+        let before = generation(&cluster, node);
+        cluster.power("web", PowerAction::Start);
+        assert_eq!(epochs(&cluster), [1, 2, 1], "{outcome:?}");
+        assert!(generation(&cluster, node) > before, "the node is told");
+        cluster.settle();
+        assert_eq!(epochs(&cluster), [1, 2, 1], "{outcome:?}");
+        let settled = generation(&cluster, node);
+        cluster.power("web", PowerAction::Start);
+        assert_eq!((epochs(&cluster), generation(&cluster, node)), (vec![1, 2, 1], settled), "all runs");
+        cluster.power("web", PowerAction::Restart);
+        cluster.settle();
+        assert_eq!(epochs(&cluster), [3, 3, 3], "a restart means all");
     }
 }
 

@@ -240,7 +240,6 @@ impl Cluster {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
             assert!(ordinals.insert((instance.workload_id, instance.ordinal)), "an ordinal exists twice");
-            assert!(instance.epoch <= workload.unwrap().epoch, "an instance is ahead of its workload");
             let NetworkOrder::Bridge { address, ports } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
             assert!(claims.insert(claim.clone()), "an address was given twice: {claim}");
@@ -284,7 +283,7 @@ fn carry_out(
         (Desired::Running, _) => Some(match outcome {
             Outcome::Runs => InstanceState::Running { pid: 7, since_ms: at_ms },
             Outcome::BacksOff => InstanceState::BackOff { until_ms: at_ms + 1_000, reason: "exited".into() },
-            Outcome::Finishes => InstanceState::Finished { exit: Exit { code: Some(0), at_ms } },
+            Outcome::Finishes => InstanceState::Finished { exit: Exit { code: Some(0), at_ms }, reason: None },
         }),
     };
     Some(InstanceReport {

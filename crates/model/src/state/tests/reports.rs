@@ -70,11 +70,13 @@ fn only_a_change_of_state_is_told() {
         InstanceState::BackOff { until_ms: 5, reason: "exited with code 1".into() },
         InstanceState::BackOff { until_ms: 9, reason: "exited with code 1".into() },
         InstanceState::Starting,
-        InstanceState::Finished { exit: exit(Some(0)) },
+        InstanceState::Finished { exit: exit(Some(0)), reason: None },
         InstanceState::Assigned,
-        InstanceState::Finished { exit: exit(Some(3)) },
+        InstanceState::Finished { exit: exit(Some(3)), reason: None },
         InstanceState::Assigned,
-        InstanceState::Finished { exit: exit(None) },
+        InstanceState::Finished { exit: exit(None), reason: None },
+        InstanceState::Assigned,
+        InstanceState::Finished { exit: exit(Some(127)), reason: Some("the command `x` is not in the image".into()) },
         InstanceState::Stopped { exit: None },
     ];
     let before = cluster.story().len();
@@ -86,6 +88,7 @@ fn only_a_change_of_state_is_told() {
             "instance/web-0: finished with exit code 0",
             "instance/web-0: ended with exit code 3",
             "instance/web-0: its process vanished",
+            "instance/web-0: the command `x` is not in the image",
             "instance/web-0: stopped",
         ]
     );

@@ -243,14 +243,17 @@ impl Import<'_> {
 
     async fn write_record(&self, record: Record, known: bool) -> Result<Record, RuntimeError> {
         let client = &self.shared.client;
-        let written = if known {
-            let message = UpdateImageRequest { image: Some(record), update_mask: None, source_date_epoch: None };
-            call(NAMING, QUICK, client.images().update(client.leased(message, &self.lease))).await?.image
-        } else {
-            let message = CreateImageRequest { image: Some(record), source_date_epoch: None };
-            call(NAMING, QUICK, client.images().create(client.leased(message, &self.lease))).await?.image
-        };
-        Ok(written.unwrap_or_default())
+        if !known {
+            let message = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
+            match call(NAMING, QUICK, client.images().create(client.leased(message, &self.lease))).await {
+                // Another import was faster.
+                Err(refusal) if refusal.exists() => {}
+                answer => return Ok(answer?.image.unwrap_or_default()),
+            }
+        }
+        let message = UpdateImageRequest { image: Some(record), update_mask: None, source_date_epoch: None };
+        let answer = call(NAMING, QUICK, client.images().update(client.leased(message, &self.lease))).await?;
+        Ok(answer.image.unwrap_or_default())
     }
 
     async fn undo(&self, name: String, before: Option<Record>) {
