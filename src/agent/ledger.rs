@@ -4,7 +4,11 @@
 //! the process of an epoch was started, and whether it finished for good. A finished job must not run again after a
 //! reboot.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -75,6 +79,25 @@ pub struct Remembered {
     pub outcomes: HashMap<InstanceId, Outcome>,
 }
 
+/// What a newer set changes in the ledger.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SetChanges<'a> {
+    /// New or different.
+    pub written: Vec<&'a Assignment>,
+    /// To be forgotten, outcomes included.
+    pub deleted: Vec<InstanceId>,
+}
+
+impl<'a> SetChanges<'a> {
+    /// What makes a ledger that holds `old` hold `new`.
+    pub fn between(old: Option<&AssignmentSet>, new: &'a AssignmentSet) -> Self {
+        let before = old.map(|set| set.assignments.as_slice()).unwrap_or_default();
+        let mut gone: BTreeMap<_, _> = before.iter().map(|order| (order.instance_id, order)).collect();
+        let written = new.assignments.iter().filter(|order| gone.remove(&order.instance_id) != Some(*order)).collect();
+        Self { written, deleted: gone.into_keys().collect() }
+    }
+}
+
 impl Ledger {
     /// Opens or creates the file.
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
@@ -113,24 +136,16 @@ impl Ledger {
 
     /// Replaces the set `old` by `new`, writing only what differs. On disk when it returns.
     pub fn store_set(&self, old: Option<&AssignmentSet>, new: &AssignmentSet) -> Result<(), LedgerError> {
-        let before: HashMap<_, _> = old
-            .iter()
-            .flat_map(|set| &set.assignments)
-            .map(|assignment| (assignment.instance_id, assignment))
-            .collect();
-        let mut gone: HashMap<_, _> = before.clone();
+        let changes = SetChanges::between(old, new);
         let transaction = self.database.begin_write().map_err(store)?;
         {
             let mut table = transaction.open_table(ASSIGNMENTS).map_err(store)?;
             let mut outcomes = transaction.open_table(OUTCOMES).map_err(store)?;
-            for assignment in &new.assignments {
-                gone.remove(&assignment.instance_id);
-                if before.get(&assignment.instance_id) != Some(&assignment) {
-                    let record = serde_json::to_vec(assignment).map_err(LedgerError::Record)?;
-                    table.insert(assignment.instance_id.to_string().as_str(), record.as_slice()).map_err(store)?;
-                }
+            for assignment in changes.written {
+                let record = serde_json::to_vec(assignment).map_err(LedgerError::Record)?;
+                table.insert(assignment.instance_id.to_string().as_str(), record.as_slice()).map_err(store)?;
             }
-            for id in gone.keys() {
+            for id in changes.deleted {
                 let key = id.to_string();
                 table.remove(key.as_str()).map_err(store)?;
                 outcomes.remove(key.as_str()).map_err(store)?;
