@@ -2,7 +2,10 @@
 //! [`Effect`]s wait to be taken and performed in their order. [`super::run`] performs them for real, the simulation in
 //! its own world.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use toft_model::{
     ids::InstanceId,
@@ -18,6 +21,10 @@ use super::{
 
 /// Wait after a stop or removal that failed.
 const AFTER_FAILURE_MS: i64 = 1_000;
+/// Wait after a write to the ledger that failed.
+const WRITE_AGAIN_MS: i64 = 5_000;
+/// Bits of a report's sequence that count within one run of the daemon.
+const SEQUENCE_BITS: u32 = 24;
 /// Grace of a container that nobody ordered.
 const GRACE_MS: u32 = 10_000;
 
@@ -31,7 +38,9 @@ pub enum Effect {
         /// The step.
         work: Work,
     },
-    /// Write this into the ledger.
+    /// Write the newest set ([`Keeper::newest`]) into the ledger and tell [`Keeper::set_written`].
+    WriteSet,
+    /// Write this into the ledger; [`Keeper::note_failed`] is told when that fails.
     Note {
         /// The instance.
         id: InstanceId,
@@ -96,8 +105,16 @@ pub enum Incoming {
 /// The agent's mind.
 #[derive(Default)]
 pub struct Keeper {
-    set: Option<AssignmentSet>,
-    unsaved: bool,
+    /// The set that the ledger holds.
+    saved: Option<AssignmentSet>,
+    /// The newest set while the ledger does not hold it.
+    unsaved: Option<AssignmentSet>,
+    /// Notes that did not get into the ledger.
+    unwritten: BTreeMap<InstanceId, Outcome>,
+    /// When the ledger is tried again.
+    write_again_ms: Option<i64>,
+    /// Of the newest report.
+    sequence: u64,
     orders: BTreeMap<InstanceId, Assignment>,
     observed: BTreeMap<InstanceId, Observed>,
     memory: BTreeMap<InstanceId, Memory>,
@@ -114,8 +131,8 @@ pub struct Keeper {
 
 impl Keeper {
     /// After a start of the daemon: what the ledger knew is all that is known.
-    pub fn new(remembered: Remembered) -> Self {
-        let mut keeper = Self::default();
+    pub fn new(remembered: Remembered, now_ms: i64) -> Self {
+        let mut keeper = Self { sequence: remembered.run << SEQUENCE_BITS, ..Self::default() };
         for (id, outcome) in remembered.outcomes {
             let state = outcome.finished.map_or(InstanceState::Assigned, |exit| InstanceState::Finished { exit });
             let memory = Memory {
@@ -130,9 +147,23 @@ impl Keeper {
         }
         if let Some(set) = remembered.set {
             keeper.orders = set.assignments.iter().map(|order| (order.instance_id, order.clone())).collect();
-            keeper.set = Some(set);
+            keeper.saved = Some(set);
         }
+        keeper.tell_what_finished(now_ms);
         keeper
+    }
+
+    /// The daemon may have died before it could tell, and nothing else will happen to what finished.
+    fn tell_what_finished(&mut self, now_ms: i64) {
+        let finished = |(id, order): (&InstanceId, &Assignment)| {
+            let memory = self.memory.get(id).filter(|memory| memory.epoch == order.epoch)?;
+            let down = order.desired == Desired::Running && matches!(memory.state, InstanceState::Finished { .. });
+            down.then(|| (*id, memory.state.clone()))
+        };
+        let finished: Vec<_> = self.orders.iter().filter_map(finished).collect();
+        for (id, state) in finished {
+            self.report(id, Some(state), now_ms);
+        }
     }
 
     /// What is to be done, in this order; empty afterwards.
@@ -142,34 +173,60 @@ impl Keeper {
 
     /// When [`Keeper::time_passed`] should be called next, in milliseconds since 1970.
     pub fn next_due_ms(&self) -> Option<i64> {
-        self.due.first().map(|(at, _)| *at)
+        self.due.first().map(|(at, _)| *at).into_iter().chain(self.write_again_ms).min()
     }
 
     /// Whether an arriving set is to be taken.
     pub fn incoming(&self, set: &AssignmentSet) -> Incoming {
-        let newer = self.set.as_ref().is_none_or(|old| set.generation > old.generation);
-        if newer || self.unsaved {
-            Incoming::Newer
-        } else if self.set.as_ref().is_some_and(|old| old.generation == set.generation) {
-            Incoming::Again
-        } else {
-            Incoming::Older
+        match self.newest().map(|newest| set.generation.cmp(&newest.generation)) {
+            None | Some(Ordering::Greater) => Incoming::Newer,
+            Some(Ordering::Equal) => Incoming::Again,
+            Some(Ordering::Less) => Incoming::Older,
         }
     }
 
     /// The set that the ledger holds.
     pub fn saved(&self) -> Option<&AssignmentSet> {
-        self.set.as_ref()
+        self.saved.as_ref()
+    }
+
+    /// The set that is in effect.
+    pub fn newest(&self) -> Option<&AssignmentSet> {
+        self.unsaved.as_ref().or(self.saved.as_ref())
+    }
+
+    /// What became of [`Effect::WriteSet`].
+    pub fn set_written(&mut self, written: bool, now_ms: i64) {
+        if !written {
+            return self.write_again_at(now_ms);
+        }
+        if let Some(set) = self.unsaved.take() {
+            self.saved = Some(set);
+            // What is gone may be told now.
+            self.look_at_all(now_ms);
+        }
+    }
+
+    /// [`Effect::Note`] could not be done and is to be tried again.
+    pub fn note_failed(&mut self, id: InstanceId, outcome: Outcome, now_ms: i64) {
+        self.unwritten.insert(id, outcome);
+        self.write_again_at(now_ms);
+    }
+
+    fn write_again_at(&mut self, now_ms: i64) {
+        self.write_again_ms.get_or_insert(now_ms + WRITE_AGAIN_MS);
     }
 
     /// Takes a newer set; `stored` when the ledger has it.
     pub fn take_orders(&mut self, set: AssignmentSet, stored: bool, now_ms: i64) {
-        self.unsaved = !stored;
         let before = std::mem::take(&mut self.orders);
         self.orders = set.assignments.iter().map(|order| (order.instance_id, order.clone())).collect();
-        // An unsaved set is written whole next time: the ledger still holds the one before.
         if stored {
-            self.set = Some(set);
+            (self.saved, self.unsaved) = (Some(set), None);
+        } else {
+            // Carried out all the same: removing may be what makes room on the disk.
+            self.unsaved = Some(set);
+            self.write_again_at(now_ms);
         }
         let mut touched: Vec<InstanceId> =
             self.orders.iter().filter(|(id, order)| before.get(id) != Some(order)).map(|(id, _)| *id).collect();
@@ -187,6 +244,7 @@ impl Keeper {
     fn forget(&mut self, id: InstanceId) {
         self.memory.remove(&id);
         self.gone.remove(&id);
+        self.unwritten.remove(&id);
         self.effects.push(Effect::ClosePorts(id));
     }
 
@@ -250,6 +308,13 @@ impl Keeper {
 
     /// Takes up what waited for this time.
     pub fn time_passed(&mut self, now_ms: i64) {
+        if self.write_again_ms.take_if(|at| *at <= now_ms).is_some() {
+            if self.unsaved.is_some() {
+                self.effects.push(Effect::WriteSet);
+            }
+            let notes = std::mem::take(&mut self.unwritten);
+            self.effects.extend(notes.into_iter().map(|(id, outcome)| Effect::Note { id, outcome }));
+        }
         while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now_ms) {
             self.due.remove(&(at, id));
             self.look_at(id, now_ms);
@@ -311,7 +376,8 @@ impl Keeper {
                 Step::Vanished => self.process_ended(id, Exit { code: None, at_ms: now_ms }, now_ms),
                 Step::Gone => {
                     self.effects.push(Effect::ClosePorts(id));
-                    if self.gone.insert(id) {
+                    // Who forgets the order to remove it may start it again: until then its place is not free.
+                    if self.unsaved.is_none() && self.gone.insert(id) {
                         self.report(id, None, now_ms);
                     }
                     return;
@@ -349,6 +415,7 @@ impl Keeper {
         let memory = self.memory.entry(id).or_default();
         memory.started_ms = Some(now_ms);
         let outcome = memory.outcome(None);
+        self.unwritten.remove(&id);
         self.advance(id, Event::StartRequested, now_ms);
         let existing = observed.map(|observed| observed.task);
         self.step(id, Work::Start { order: Box::new(order), existing, outcome });
@@ -458,6 +525,7 @@ impl Keeper {
 
     fn report(&mut self, id: InstanceId, state: Option<InstanceState>, now_ms: i64) {
         let memory = self.memory.get(&id).cloned().unwrap_or_default();
+        self.sequence += 1;
         self.effects.push(Effect::Report(InstanceReport {
             instance_id: id,
             state,
@@ -465,6 +533,7 @@ impl Keeper {
             restarts: memory.restarts,
             last_exit: memory.last_exit,
             at_ms: now_ms,
+            sequence: self.sequence,
         }));
     }
 }

@@ -73,10 +73,17 @@ pub struct Ledger {
 /// What the ledger knew when the daemon started.
 #[derive(Debug, Default)]
 pub struct Remembered {
+    /// Number of this run of the daemon ([`Ledger::begin_run`]).
+    pub run: u64,
     /// The newest set; `None` on a fresh node.
     pub set: Option<AssignmentSet>,
     /// Outcomes by instance.
     pub outcomes: HashMap<InstanceId, Outcome>,
+}
+
+/// The number of the run after `before`.
+pub fn next_run(before: u64, now_s: u64) -> u64 {
+    now_s.max(before + 1)
 }
 
 /// What a newer set changes in the ledger.
@@ -108,6 +115,21 @@ impl Ledger {
         transaction.open_table(META).map_err(store)?;
         transaction.commit().map_err(store)?;
         Ok(Self { database: Arc::new(database) })
+    }
+
+    /// Gives this run of the daemon a number, greater than that of every run before. `now_s` (seconds since 1970) makes
+    /// it so even when the ledger was lost.
+    pub fn begin_run(&self, now_s: u64) -> Result<u64, LedgerError> {
+        let transaction = self.database.begin_write().map_err(store)?;
+        let run = {
+            let mut meta = transaction.open_table(META).map_err(store)?;
+            let before = meta.get("run").map_err(store)?.map_or(0, |value| value.value());
+            let run = next_run(before, now_s);
+            meta.insert("run", run).map_err(store)?;
+            run
+        };
+        transaction.commit().map_err(store)?;
+        Ok(run)
     }
 
     /// Everything in it, for the node `node_id`.

@@ -65,7 +65,7 @@ impl Agent {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
         let (ports, apply) = config.subnet.map(|subnet| OpenPorts::new(subnet, network, cancel.clone())).unzip();
-        let agent = Self { parts, ports, keeper: Keeper::new(config.remembered), steps: JoinSet::new() };
+        let agent = Self { parts, ports, keeper: Keeper::new(config.remembered, now_ms()), steps: JoinSet::new() };
         let keep_network = async move {
             match apply {
                 Some(apply) => apply.await,
@@ -138,6 +138,12 @@ impl Agent {
                 return tracing::warn!(generation = set.generation, "an older set of assignments was ignored");
             }
         }
+        let (stored, set) = self.store(set).await;
+        self.keeper().take_orders(set, stored, now_ms());
+    }
+
+    /// Writes a set into the ledger; `false` when that failed.
+    async fn store(&self, set: AssignmentSet) -> (bool, AssignmentSet) {
         let ledger = self.parts.executor.ledger.clone();
         let saved = self.keeper.saved().cloned();
         let job = move || (ledger.store_set(saved.as_ref(), &set), set);
@@ -148,7 +154,7 @@ impl Agent {
         if let Err(error) = &stored {
             tracing::error!(error = chain(error), "the node's orders could not be written to its ledger");
         }
-        self.keeper().take_orders(set, stored.is_ok(), now_ms());
+        (stored.is_ok(), set)
     }
 
     /// Compares everything with the runtime.
@@ -172,6 +178,12 @@ impl Agent {
             for effect in effects {
                 match effect {
                     Effect::Do { id, work } => self.step(id, work),
+                    Effect::WriteSet => {
+                        if let Some(set) = self.keeper.newest().cloned() {
+                            let (written, _) = self.store(set).await;
+                            self.keeper().set_written(written, now_ms());
+                        }
+                    }
                     Effect::Note { id, outcome } => self.note(id, outcome),
                     Effect::Report(report) => self.parts.outbox.put(report),
                     Effect::OpenPorts(order) => self.open_ports(&order),
@@ -245,9 +257,10 @@ impl Agent {
     }
 
     /// Writes down how an instance ended.
-    fn note(&self, id: InstanceId, outcome: Outcome) {
+    fn note(&mut self, id: InstanceId, outcome: Outcome) {
         if let Err(error) = self.parts.executor.ledger.store_outcome(id, outcome) {
             tracing::error!(instance.id = %id, error = chain(&error), "an instance's end could not be written to the ledger");
+            self.keeper().note_failed(id, outcome, now_ms());
         }
     }
 }

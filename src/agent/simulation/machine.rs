@@ -12,7 +12,7 @@ use toft_model::{
 
 use crate::agent::{
     keeper::Keeper,
-    ledger::{Outcome, Remembered, SetChanges},
+    ledger::{Outcome, Remembered, SetChanges, next_run},
     report::Waiting,
     runtime::TaskState,
 };
@@ -20,6 +20,7 @@ use crate::agent::{
 /// The ledger's content.
 #[derive(Default)]
 pub(super) struct Disk {
+    run: u64,
     pub(super) generation: Option<u64>,
     pub(super) assignments: BTreeMap<InstanceId, Assignment>,
     pub(super) outcomes: BTreeMap<InstanceId, Outcome>,
@@ -38,10 +39,11 @@ impl Disk {
         self.generation = Some(new.generation);
     }
 
-    fn load(&self, node_id: NodeId) -> Remembered {
+    fn load(&mut self, node_id: NodeId, now_s: u64) -> Remembered {
         let assignments = self.assignments.values().cloned().collect();
         let set = self.generation.map(|generation| AssignmentSet { node_id, generation, assignments });
-        Remembered { set, outcomes: self.outcomes.iter().map(|(id, outcome)| (*id, *outcome)).collect() }
+        self.run = next_run(self.run, now_s);
+        Remembered { run: self.run, set, outcomes: self.outcomes.iter().map(|(id, outcome)| (*id, *outcome)).collect() }
     }
 }
 
@@ -117,10 +119,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn start_daemon(&mut self) {
+    pub(super) fn start_daemon(&mut self, now_ms: i64) {
         self.life += 1;
+        let remembered = self.disk.load(self.id, (now_ms / 1_000).max(0) as u64);
         self.daemon = Some(Daemon {
-            keeper: Keeper::new(self.disk.load(self.id)),
+            keeper: Keeper::new(remembered, now_ms),
             waiting: Waiting::default(),
             in_flight: None,
             may_send_at: 0,
@@ -154,7 +157,7 @@ impl Machine {
     }
 
     /// Ends a process; `number` says which.
-    pub(super) fn end_process(&mut self, id: InstanceId, number: u64, exit: Exit) -> bool {
+    pub(super) fn end_process(&mut self, id: InstanceId, number: u64, exit: Exit, by_itself: bool) -> bool {
         let Some(container) = self.containers.get_mut(&id).filter(|container| container.number == number) else {
             return false;
         };
@@ -168,7 +171,7 @@ impl Machine {
             RestartPolicy::OnFailure { .. } => exit.code == Some(0),
             RestartPolicy::Always => false,
         };
-        if ran && for_good {
+        if ran && by_itself && for_good {
             self.finished.insert(id, container.order.epoch);
         }
         true

@@ -97,6 +97,19 @@ impl World {
         self.news(machine, life, |keeper, now| keeper.take_orders(set, stored, now))
     }
 
+    fn write_set_again(&mut self, machine: usize) -> Result<(), String> {
+        let own = &mut self.machines[machine];
+        let (life, stored) = (own.life, !own.disk_full);
+        if let Some(keeper) = own.daemon.as_ref().map(|daemon| &daemon.keeper)
+            && let Some(newest) = keeper.newest().cloned()
+            && stored
+        {
+            own.disk.store_set(keeper.saved(), &newest);
+            own.note_orders(&newest, true);
+        }
+        self.news(machine, life, |keeper, now| keeper.set_written(stored, now))
+    }
+
     /// Does what the keeper asks for, until it asks for nothing.
     fn perform(&mut self, machine: usize) -> Result<(), String> {
         let life = self.machines[machine].life;
@@ -107,9 +120,17 @@ impl World {
                 break;
             }
             for effect in effects {
-                self.note(|| format!("node-{machine}: {effect:?}").replace("00000000-0000-0000-0000-", ""));
+                if !matches!(effect, Effect::ReleasePorts(_)) {
+                    self.note(|| format!("node-{machine}: {effect:?}").replace("00000000-0000-0000-0000-", ""));
+                }
                 match effect {
                     Effect::Do { id, work } => self.begin(machine, id, work)?,
+                    Effect::WriteSet => self.write_set_again(machine)?,
+                    Effect::Note { id, outcome } if self.machines[machine].disk_full => {
+                        // Nobody will know after the next start of the daemon.
+                        self.machines[machine].finished.remove(&id);
+                        self.news(machine, life, |keeper, now| keeper.note_failed(id, outcome, now))?;
+                    }
                     Effect::Note { id, outcome } => self.write_outcome(machine, id, outcome),
                     Effect::Report(report) => {
                         if let Some(daemon) = self.daemon(machine, life) {
@@ -334,7 +355,7 @@ impl World {
         container.task = TaskState::Running { pid };
         let number = container.number;
         if let Some((wait, code)) = self.life_of_a_process(order) {
-            self.after(wait, Event::ProcessEnds { machine, id, number, code });
+            self.after(wait, Event::ProcessEnds { machine, id, number, code, by_itself: true });
         }
         self.step_done(machine, id, Done::Started { pid });
     }
@@ -352,12 +373,8 @@ impl World {
         }
     }
 
-    pub(super) fn process_ends(&mut self, machine: usize, id: InstanceId, number: u64, code: i32) {
-        let own = &mut self.machines[machine];
-        let exit = Exit { code: Some(code), at_ms: self.now + own.clock_off };
-        if !own.end_process(id, number, exit) {
-            return;
-        }
+    pub(super) fn tell_of_end(&mut self, machine: usize, id: InstanceId, exit: Exit) {
+        let own = &self.machines[machine];
         let (life, told) = (own.life, own.runtime_up);
         if told && (self.healed || self.dice.chance(95)) {
             let wait = self.dice.number(0, 10);
@@ -377,7 +394,7 @@ impl World {
         let wait = if obeys { self.dice.number(1, 50).min(grace_ms.into()) } else { grace_ms.into() };
         if matches!(container_task(self, machine, id), TaskState::Created { .. } | TaskState::Running { .. }) {
             let code = if obeys { 143 } else { 137 };
-            self.after(wait, Event::ProcessEnds { machine, id, number, code });
+            self.after(wait, Event::ProcessEnds { machine, id, number, code, by_itself: false });
         }
         self.go_on(machine, id, wait + 1, Phase::DeleteTask(then));
     }

@@ -76,7 +76,7 @@ pub(super) enum Event {
     Register { machine: usize, life: u32 },
     Phase { machine: usize, life: u32, id: InstanceId, phase: Box<Phase> },
     StepDone { machine: usize, life: u32, id: InstanceId, done: Done },
-    ProcessEnds { machine: usize, id: InstanceId, number: u64, code: i32 },
+    ProcessEnds { machine: usize, id: InstanceId, number: u64, code: i32, by_itself: bool },
     EndTold { machine: usize, life: u32, id: InstanceId, exit: Exit },
     Wake { machine: usize, life: u32 },
     Resync { machine: usize, life: u32 },
@@ -151,7 +151,7 @@ impl World {
         while let Some(((at, _), event)) = self.queue.pop_first() {
             self.now = at;
             self.events += 1;
-            if self.trace.is_some() {
+            if self.trace.is_some() && !idle(&event) {
                 self.note(|| told(&event));
             }
             if let Event::Look { again } = event {
@@ -249,7 +249,12 @@ impl World {
             Event::StepDone { machine, life, id, done } => {
                 return self.news(machine, life, |keeper, now| keeper.done(id, done, now));
             }
-            Event::ProcessEnds { machine, id, number, code } => self.process_ends(machine, id, number, code),
+            Event::ProcessEnds { machine, id, number, code, by_itself } => {
+                let exit = Exit { code: Some(code), at_ms: self.now + self.machines[machine].clock_off };
+                if self.machines[machine].end_process(id, number, exit, by_itself) {
+                    self.tell_of_end(machine, id, exit);
+                }
+            }
             Event::EndTold { machine, life, id, exit } => {
                 return self.news(machine, life, |keeper, now| keeper.task_ended(id, exit, now));
             }
@@ -357,10 +362,12 @@ impl World {
         if !self.machines[machine].powered || self.machines[machine].daemon.is_some() {
             return;
         }
-        self.machines[machine].start_daemon();
+        let now = self.now + self.machines[machine].clock_off;
+        self.machines[machine].start_daemon(now);
         self.note(|| format!("node-{machine}: the daemon starts"));
         let life = self.machines[machine].life;
         self.fed[machine] = None;
+        self.after(0, Event::Wake { machine, life });
         self.after(5, Event::Feed(machine));
         self.after(0, Event::Register { machine, life });
         self.after(10, Event::Resync { machine, life });
@@ -460,6 +467,13 @@ impl World {
         }
         self.after(FIRST_LOOK_MS, Event::Look { again: false });
     }
+}
+
+/// Whether an event alone says nothing; what follows from it is traced.
+fn idle(event: &Event) -> bool {
+    let timer =
+        matches!(event, Event::Look { .. } | Event::PlanPeriod | Event::Think | Event::UserActs | Event::Feed(_));
+    timer || matches!(event, Event::Wake { .. } | Event::Resync { .. } | Event::SendReports { .. } | Event::Trouble)
 }
 
 /// One line for the trace.
