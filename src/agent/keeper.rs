@@ -109,6 +109,9 @@ pub struct Keeper {
     saved: Option<AssignmentSet>,
     /// The newest set while the ledger does not hold it.
     unsaved: Option<AssignmentSet>,
+    /// Whether the cluster's word was heard since the daemon started. Until then the ledger alone speaks, which may be
+    /// older than what runs: nothing is removed only because it is not in there.
+    heard: bool,
     /// Notes that did not get into the ledger.
     unwritten: BTreeMap<InstanceId, Outcome>,
     /// When the ledger is tried again.
@@ -217,6 +220,12 @@ impl Keeper {
         self.write_again_ms.get_or_insert(now_ms + WRITE_AGAIN_MS);
     }
 
+    /// The set in effect was confirmed: everything is looked at.
+    pub fn orders_stand(&mut self, now_ms: i64) {
+        self.heard = true;
+        self.look_at_all(now_ms);
+    }
+
     /// Takes a newer set; `stored` when the ledger has it.
     pub fn take_orders(&mut self, set: AssignmentSet, stored: bool, now_ms: i64) {
         let before = std::mem::take(&mut self.orders);
@@ -233,6 +242,9 @@ impl Keeper {
         touched.extend(before.keys().filter(|id| !self.orders.contains_key(id)));
         // Removals first: they free what starts may need.
         touched.sort_by_key(|id| self.orders.get(id).is_some_and(|order| order.desired != Desired::Removed));
+        if !std::mem::replace(&mut self.heard, true) {
+            touched.extend(self.observed.keys());
+        }
         for id in touched {
             if !self.orders.contains_key(&id) && !self.observed.contains_key(&id) {
                 self.forget(id);
@@ -343,6 +355,7 @@ impl Keeper {
             let memory = self.memory.entry(id).or_default();
             let grace_ms = order.as_ref().map_or(GRACE_MS, |order| order.container.stop_grace_ms);
             match next_step(order.as_ref(), observed, memory, now_ms) {
+                Step::Remove if order.is_none() && !self.heard => return,
                 Step::Rest => return,
                 Step::Wait(until) => {
                     self.due.insert((until, id));

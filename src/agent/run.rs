@@ -133,7 +133,7 @@ impl Agent {
         match self.keeper.incoming(&set) {
             Incoming::Newer => {}
             // The same set again wakes everything once after a start of the daemon.
-            Incoming::Again => return self.keeper().look_at_all(now_ms()),
+            Incoming::Again => return self.keeper().orders_stand(now_ms()),
             Incoming::Older => {
                 return tracing::warn!(generation = set.generation, "an older set of assignments was ignored");
             }

@@ -3,8 +3,8 @@
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, AssignmentSet, Exit, NetworkOrder},
-    state::Command,
+    instance::{Assignment, AssignmentSet, Desired, Exit, NetworkOrder},
+    state::{Command, InstanceRow},
     workload::RestartPolicy,
 };
 
@@ -73,16 +73,15 @@ impl World {
         self.news(machine, own.life, |keeper, now| keeper.compare(containers, now))
     }
 
-    pub(super) fn take_set(&mut self, machine: usize, set: AssignmentSet) -> Result<(), String> {
+    pub(super) fn take_set(&mut self, machine: usize, life: u32, set: AssignmentSet) -> Result<(), String> {
         let plant = self.plant;
         let own = &mut self.machines[machine];
-        let life = own.life;
-        let Some(daemon) = &mut own.daemon else { return Ok(()) };
+        let Some(daemon) = own.daemon.as_mut().filter(|_| own.life == life) else { return Ok(()) };
         let incoming = daemon.keeper.incoming(&set);
         match incoming {
             Incoming::Newer => {}
             _ if plant == Some(Plant::IgnoreGenerations) => {}
-            Incoming::Again => return self.news(machine, life, |keeper, now| keeper.look_at_all(now)),
+            Incoming::Again => return self.news(machine, life, |keeper, now| keeper.orders_stand(now)),
             Incoming::Older => return Ok(()),
         }
         if daemon.generation.is_some_and(|known| known > set.generation) {
@@ -186,6 +185,13 @@ impl World {
     }
 
     fn begin(&mut self, machine: usize, id: InstanceId, work: Work) -> Result<(), String> {
+        if matches!(work, Work::Remove { .. }) {
+            self.machines[machine].finished.remove(&id);
+            let row = InstanceRow::by_id(&self.cluster.connection, id).unwrap();
+            if row.is_some_and(|row| row.desired != Desired::Removed) {
+                return Err(format!("node-{machine} removes {id}, which shall stay"));
+            }
+        }
         let phase = match work {
             Work::Start { order, existing, outcome } => {
                 self.machines[machine].check_start(&order)?;

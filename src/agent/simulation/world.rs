@@ -72,7 +72,7 @@ pub(super) enum Event {
     Answered { asker: Asker, accepted: bool },
     Feed(usize),
     FeedBroken(usize),
-    SetArrives { machine: usize, set: Box<AssignmentSet> },
+    SetArrives { machine: usize, life: u32, set: Box<AssignmentSet> },
     Register { machine: usize, life: u32 },
     Phase { machine: usize, life: u32, id: InstanceId, phase: Box<Phase> },
     StepDone { machine: usize, life: u32, id: InstanceId, done: Done },
@@ -243,7 +243,7 @@ impl World {
                 self.fed[machine] = None;
                 self.feed(machine);
             }
-            Event::SetArrives { machine, set } => return self.take_set(machine, *set),
+            Event::SetArrives { machine, life, set } => return self.take_set(machine, life, *set),
             Event::Register { machine, life } => self.register(machine, life),
             Event::Phase { machine, life, id, phase } => return self.phase(machine, life, id, *phase),
             Event::StepDone { machine, life, id, done } => {
@@ -352,8 +352,9 @@ impl World {
         let set = query_assignments(&self.cluster.connection, self.machines[machine].id).unwrap();
         let Some(set) = set.filter(|set| self.fed[machine] != Some(set.generation)) else { return };
         self.fed[machine] = Some(set.generation);
+        let life = self.machines[machine].life;
         let away = self.machines[machine].daemon.is_none();
-        if away || !self.send(Some(machine), Event::SetArrives { machine, set: Box::new(set) }) {
+        if away || !self.send(Some(machine), Event::SetArrives { machine, life, set: Box::new(set) }) {
             self.after(1_000, Event::FeedBroken(machine));
         }
     }
@@ -483,7 +484,7 @@ fn told(event: &Event) -> String {
             let command = serde_json::to_string(command).unwrap_or_default();
             format!("Arrives from {asker:?}: {command}")
         }
-        Event::SetArrives { machine, set } => {
+        Event::SetArrives { machine, set, .. } => {
             let orders: Vec<_> = set
                 .assignments
                 .iter()
