@@ -128,13 +128,15 @@ pub struct Keeper {
     busy: BTreeSet<InstanceId>,
     early: BTreeMap<InstanceId, Exit>,
     gone: BTreeSet<InstanceId>,
+    /// Remembered as finished: the daemon may have died before it could tell, and nothing else will happen to them.
+    untold: BTreeSet<InstanceId>,
     due: BTreeSet<(i64, InstanceId)>,
     effects: Vec<Effect>,
 }
 
 impl Keeper {
     /// After a start of the daemon: what the ledger knew is all that is known.
-    pub fn new(remembered: Remembered, now_ms: i64) -> Self {
+    pub fn new(remembered: Remembered) -> Self {
         let mut keeper = Self { sequence: remembered.run << SEQUENCE_BITS, ..Self::default() };
         for (id, outcome) in remembered.outcomes {
             let state = outcome.finished.map_or(InstanceState::Assigned, |exit| InstanceState::Finished { exit });
@@ -146,27 +148,16 @@ impl Keeper {
                 last_exit: outcome.finished.or(outcome.last_exit),
                 started_ms: outcome.started_ms,
             };
+            if matches!(memory.state, InstanceState::Finished { .. }) {
+                keeper.untold.insert(id);
+            }
             keeper.memory.insert(id, memory);
         }
         if let Some(set) = remembered.set {
             keeper.orders = set.assignments.iter().map(|order| (order.instance_id, order.clone())).collect();
             keeper.saved = Some(set);
         }
-        keeper.tell_what_finished(now_ms);
         keeper
-    }
-
-    /// The daemon may have died before it could tell, and nothing else will happen to what finished.
-    fn tell_what_finished(&mut self, now_ms: i64) {
-        let finished = |(id, order): (&InstanceId, &Assignment)| {
-            let memory = self.memory.get(id).filter(|memory| memory.epoch == order.epoch)?;
-            let down = order.desired == Desired::Running && matches!(memory.state, InstanceState::Finished { .. });
-            down.then(|| (*id, memory.state.clone()))
-        };
-        let finished: Vec<_> = self.orders.iter().filter_map(finished).collect();
-        for (id, state) in finished {
-            self.report(id, Some(state), now_ms);
-        }
     }
 
     /// What is to be done, in this order; empty afterwards.
@@ -257,6 +248,7 @@ impl Keeper {
         self.memory.remove(&id);
         self.gone.remove(&id);
         self.unwritten.remove(&id);
+        self.untold.remove(&id);
         self.effects.push(Effect::ClosePorts(id));
     }
 
@@ -356,7 +348,7 @@ impl Keeper {
             let grace_ms = order.as_ref().map_or(GRACE_MS, |order| order.container.stop_grace_ms);
             match next_step(order.as_ref(), observed, memory, now_ms) {
                 Step::Remove if order.is_none() && !self.heard => return,
-                Step::Rest => return,
+                Step::Rest => return self.tell_what_finished(id, now_ms),
                 Step::Wait(until) => {
                     self.due.insert((until, id));
                     return;
@@ -407,6 +399,13 @@ impl Keeper {
                     return self.step(id, Work::Remove { task, grace_ms });
                 }
             }
+        }
+    }
+
+    fn tell_what_finished(&mut self, id: InstanceId, now_ms: i64) {
+        let state = self.memory.get(&id).map(|memory| memory.state.clone());
+        if self.untold.remove(&id) && matches!(state, Some(InstanceState::Finished { .. })) {
+            self.report(id, state, now_ms);
         }
     }
 

@@ -65,7 +65,7 @@ impl Agent {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
         let (ports, apply) = config.subnet.map(|subnet| OpenPorts::new(subnet, network, cancel.clone())).unzip();
-        let agent = Self { parts, ports, keeper: Keeper::new(config.remembered, now_ms()), steps: JoinSet::new() };
+        let agent = Self { parts, ports, keeper: Keeper::new(config.remembered), steps: JoinSet::new() };
         let keep_network = async move {
             match apply {
                 Some(apply) => apply.await,

@@ -123,7 +123,7 @@ impl Machine {
         self.life += 1;
         let remembered = self.disk.load(self.id, (now_ms / 1_000).max(0) as u64);
         self.daemon = Some(Daemon {
-            keeper: Keeper::new(remembered, now_ms),
+            keeper: Keeper::new(remembered),
             waiting: Waiting::default(),
             in_flight: None,
             may_send_at: 0,

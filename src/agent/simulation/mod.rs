@@ -101,12 +101,17 @@ fn every_story_ends_in_what_was_asked_for() {
 #[ignore = "prints and never fails"]
 fn survey() {
     let mut rules = std::collections::BTreeMap::<String, (u32, u64)>::new();
+    let (mut events, mut commands) = (0, 0);
     for seed in 0..1_000 {
-        if let (Err(rule), _) = run(seed, None, false) {
+        let (result, world) = run(seed, None, false);
+        events += world.events;
+        commands += world.cluster.log.len();
+        if let Err(rule) = result {
             let rule: String = rule.chars().filter(|letter| !letter.is_ascii_digit()).collect();
             rules.entry(rule.chars().take(150).collect()).or_insert((0, seed)).0 += 1;
         }
     }
+    println!("{events} events and {commands} commands");
     for (rule, (times, first)) in rules {
         println!("{times:>5} first {first:>4} {rule}");
     }
