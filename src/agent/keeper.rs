@@ -358,7 +358,8 @@ impl Keeper {
                     *memory = Memory { epoch, ..Memory::default() };
                 }
                 Step::Adopt { pid } => {
-                    let epoch = order.as_ref().map_or(0, |order| order.epoch);
+                    // The order may be the older of the two, when the ledger could not take the newer one.
+                    let epoch = order.as_ref().map_or(0, |order| order.epoch).max(memory.epoch);
                     *memory = Memory { epoch, state: InstanceState::Assigned, ..memory.clone() };
                     let at_ms = memory.started_ms.unwrap_or(now_ms);
                     if let Some(order) = order {
@@ -467,7 +468,7 @@ impl Keeper {
     fn ended(&mut self, id: InstanceId, exit: Option<Exit>, now_ms: i64) {
         self.observed.insert(id, Observed { task: TaskState::None });
         let wanted = self.orders.get(&id).is_some_and(|order| {
-            order.desired == Desired::Running && self.memory.get(&id).is_some_and(|memory| memory.epoch == order.epoch)
+            order.desired == Desired::Running && self.memory.get(&id).is_some_and(|memory| memory.epoch >= order.epoch)
         });
         let ran = self.memory.get(&id).is_some_and(|memory| match memory.state {
             InstanceState::Starting | InstanceState::Running { .. } => true,
@@ -549,3 +550,6 @@ impl Keeper {
         }));
     }
 }
+
+#[cfg(test)]
+mod tests;

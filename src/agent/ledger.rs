@@ -189,3 +189,16 @@ impl Ledger {
         transaction.commit().map_err(store)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_has_a_greater_number_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("ledger.redb")).unwrap();
+        let runs = [1_000, 1_000, 5, 2_000].map(|now_s| ledger.begin_run(now_s).unwrap());
+        assert_eq!(runs, [1_000, 1_001, 1_002, 2_000]);
+    }
+}

@@ -71,6 +71,14 @@ pub(super) struct Daemon {
     pub(super) generation: Option<u64>,
 }
 
+impl Daemon {
+    /// Whether orders are in effect that the ledger does not hold.
+    pub(super) fn is_ahead_of_ledger(&self) -> bool {
+        let [newest, saved] = [self.keeper.newest(), self.keeper.saved()].map(|set| set.map(|set| set.generation));
+        newest != saved
+    }
+}
+
 pub(super) struct Machine {
     pub(super) id: NodeId,
     pub(super) name: Name,

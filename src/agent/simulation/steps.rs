@@ -248,6 +248,11 @@ impl World {
             Phase::StartTask(order) => self.start_task(machine, &order),
             Phase::Signal { grace_ms, then } => self.signal(machine, id, grace_ms, then),
             Phase::DeleteTask(then) => {
+                // What became of the process is kept by nobody when the order to end it is not in the ledger.
+                let own = &mut self.machines[machine];
+                if own.daemon.as_ref().is_some_and(Daemon::is_ahead_of_ledger) {
+                    own.finished.remove(&id);
+                }
                 let now = self.now + self.machines[machine].clock_off;
                 match (self.machines[machine].delete_task(id, now), then) {
                     (Ok(exit), AfterEnd::Tell) => self.step_done(machine, id, Done::Ended { exit }),
