@@ -114,6 +114,8 @@ pub struct Keeper {
     heard: bool,
     /// Notes that did not get into the ledger.
     unwritten: BTreeMap<InstanceId, Outcome>,
+    /// Ends that were written into the ledger before their tasks are deleted.
+    noted: BTreeMap<InstanceId, Outcome>,
     /// When the ledger is tried again.
     write_again_ms: Option<i64>,
     /// Of the newest report.
@@ -248,6 +250,7 @@ impl Keeper {
         self.memory.remove(&id);
         self.gone.remove(&id);
         self.unwritten.remove(&id);
+        self.noted.remove(&id);
         self.untold.remove(&id);
         self.effects.push(Effect::ClosePorts(id));
     }
@@ -393,7 +396,12 @@ impl Keeper {
                     self.begin_to_stop(id, now_ms);
                     return self.step(id, Work::Stop { grace_ms });
                 }
-                Step::Reap => return self.step(id, Work::Reap),
+                Step::Reap => {
+                    if let Some(Observed { task: TaskState::Ended(exit) }) = observed {
+                        self.note_end(id, exit);
+                    }
+                    return self.step(id, Work::Reap);
+                }
                 Step::Remove => {
                     self.begin_to_stop(id, now_ms);
                     let task = observed.map_or(TaskState::None, |observed| observed.task);
@@ -465,21 +473,37 @@ impl Keeper {
         self.look_at(id, now_ms);
     }
 
-    fn ended(&mut self, id: InstanceId, exit: Option<Exit>, now_ms: i64) {
-        self.observed.insert(id, Observed { task: TaskState::None });
+    /// Whether the end of the process is one that the restart policy judges. `exited`: the runtime tells how it ended.
+    fn end_counts(&self, id: InstanceId, exited: bool) -> bool {
         let wanted = self.orders.get(&id).is_some_and(|order| {
             order.desired == Desired::Running && self.memory.get(&id).is_some_and(|memory| memory.epoch >= order.epoch)
         });
         let ran = self.memory.get(&id).is_some_and(|memory| match memory.state {
             InstanceState::Starting | InstanceState::Running { .. } => true,
             // After a start of the daemon: without an exit it was left by a start that was cut short.
-            InstanceState::Assigned => exit.is_some(),
+            InstanceState::Assigned => exited,
             InstanceState::Stopping
             | InstanceState::Stopped { .. }
             | InstanceState::BackOff { .. }
             | InstanceState::Finished { .. } => false,
         });
-        if wanted && ran {
+        wanted && ran
+    }
+
+    /// Writes down that a process ended for good before its task is deleted: until then the runtime alone knows.
+    fn note_end(&mut self, id: InstanceId, exit: Exit) {
+        let (Some(order), Some(memory)) = (self.orders.get(&id), self.memory.get(&id)) else { return };
+        let mut memory = memory.clone();
+        if self.end_counts(id, true) && judge(order, &mut memory, exit) == Verdict::StayDown {
+            let outcome = memory.outcome(Some(exit));
+            self.noted.insert(id, outcome);
+            self.effects.push(Effect::Note { id, outcome });
+        }
+    }
+
+    fn ended(&mut self, id: InstanceId, exit: Option<Exit>, now_ms: i64) {
+        self.observed.insert(id, Observed { task: TaskState::None });
+        if self.end_counts(id, exit.is_some()) {
             self.process_ended(id, exit.unwrap_or(Exit { code: None, at_ms: now_ms }), now_ms);
         } else if let Some(memory) = self.memory.get_mut(&id) {
             memory.last_exit = exit.or(memory.last_exit);
@@ -521,7 +545,9 @@ impl Keeper {
     fn finish(&mut self, id: InstanceId, exit: Exit, now_ms: i64) {
         self.effects.push(Effect::ClosePorts(id));
         let outcome = self.memory.entry(id).or_default().outcome(Some(exit));
-        self.effects.push(Effect::Note { id, outcome });
+        if self.noted.remove(&id) != Some(outcome) {
+            self.effects.push(Effect::Note { id, outcome });
+        }
         self.advance(id, Event::Finished { exit }, now_ms);
     }
 

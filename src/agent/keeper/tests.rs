@@ -37,16 +37,21 @@ fn started(set: Option<AssignmentSet>, outcome: Option<Outcome>, task: Option<Ta
 }
 
 fn reported(effects: &[Effect]) -> Vec<Option<&str>> {
-    let state = |effect| match effect {
-        &Effect::Report(InstanceReport { ref state, .. }) => Some(state.as_ref().map(InstanceState::as_str)),
+    let state = |effect: &'_ Effect| match effect {
+        Effect::Report(report) => Some(report.state.as_ref().map(|state| state.as_str())),
         _ => None,
     };
     effects.iter().filter_map(state).collect()
 }
 
 fn works(effects: &[Effect]) -> Vec<&Work> {
-    let work = |effect| if let &Effect::Do { ref work, .. } = effect { Some(work) } else { None };
-    effects.iter().filter_map(work).collect()
+    let mut works = Vec::new();
+    for effect in effects {
+        if let Effect::Do { work, .. } = effect {
+            works.push(work);
+        }
+    }
+    works
 }
 
 #[test]
@@ -138,4 +143,20 @@ fn reports_are_counted_over_the_runs_of_the_daemon() {
         }
     };
     assert!(first(1) > 0 && first(1) + 1_000_000 < first(2));
+}
+
+#[test]
+fn a_finished_process_is_in_the_ledger_before_its_task_is_deleted() {
+    let started_once = Outcome { epoch: 1, ..Outcome::default() };
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), Some(started_once), Some(TaskState::Ended(EXIT)));
+    let effects = keeper.take_effects();
+    let noted = effects
+        .iter()
+        .position(|effect| matches!(effect, Effect::Note { outcome, .. } if outcome.finished == Some(EXIT)));
+    let reaped = effects.iter().position(|effect| matches!(effect, Effect::Do { work: Work::Reap, .. }));
+    assert!(noted.is_some() && noted < reaped, "{effects:?}");
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 20);
+    let effects = keeper.take_effects();
+    assert_eq!(reported(&effects), [Some("finished")], "when its log is complete");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Note { .. })), "once is enough");
 }

@@ -38,17 +38,17 @@ impl World {
         let at_ms = self.now;
         let known = self.users[number].spec.clone();
         let command = match (known, self.dice.number(1, 100)) {
-            (None, _) | (_, ..=25) => {
+            (None, _) | (_, 1..=25) => {
                 let spec = self.random_spec(number);
                 self.put(number, spec)
             }
-            (Some(spec), ..=45) => {
+            (Some(spec), 26..=45) => {
                 let replicas = self.dice.number(0, 4) as u32;
                 self.put(number, WorkloadSpec { replicas, ..spec })
             }
-            (_, ..=58) => Command::PowerWorkload { name, action: PowerAction::Stop, at_ms },
-            (_, ..=72) => Command::PowerWorkload { name, action: PowerAction::Start, at_ms },
-            (_, ..=84) => Command::PowerWorkload { name, action: PowerAction::Restart, at_ms },
+            (_, 46..=58) => Command::PowerWorkload { name, action: PowerAction::Stop, at_ms },
+            (_, 59..=72) => Command::PowerWorkload { name, action: PowerAction::Start, at_ms },
+            (_, 73..=84) => Command::PowerWorkload { name, action: PowerAction::Restart, at_ms },
             _ => Command::RemoveWorkload { name, at_ms },
         };
         self.ask(number, command);

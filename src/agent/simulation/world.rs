@@ -396,11 +396,11 @@ impl World {
         }
         let machine = self.dice.number(0, self.machines.len() as i64 - 1) as usize;
         let (trouble, longest) = match self.dice.number(1, 100) {
-            ..=35 => (Trouble::DaemonDown(machine), 4_000),
-            ..=55 => (Trouble::PowerCut(machine), 6_000),
-            ..=70 => (Trouble::RuntimeDown(machine), 4_000),
-            ..=85 => (Trouble::CutOff(machine), 8_000),
-            ..=93 => (Trouble::ImagesMissing(machine), 5_000),
+            1..=35 => (Trouble::DaemonDown(machine), 4_000),
+            36..=55 => (Trouble::PowerCut(machine), 6_000),
+            56..=70 => (Trouble::RuntimeDown(machine), 4_000),
+            71..=85 => (Trouble::CutOff(machine), 8_000),
+            86..=93 => (Trouble::ImagesMissing(machine), 5_000),
             _ => (Trouble::DiskFull(machine), 4_000),
         };
         self.note(|| format!("TROUBLE {trouble:?}"));
