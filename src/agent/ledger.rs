@@ -4,7 +4,11 @@
 //! the process of an epoch was started, and whether it finished for good. A finished job must not run again after a
 //! reboot.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::Arc,
+};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -69,10 +73,36 @@ pub struct Ledger {
 /// What the ledger knew when the daemon started.
 #[derive(Debug, Default)]
 pub struct Remembered {
+    /// Number of this run of the daemon ([`Ledger::begin_run`]).
+    pub run: u64,
     /// The newest set; `None` on a fresh node.
     pub set: Option<AssignmentSet>,
     /// Outcomes by instance.
     pub outcomes: HashMap<InstanceId, Outcome>,
+}
+
+/// The number of the run after `before`.
+pub fn next_run(before: u64, now_s: u64) -> u64 {
+    now_s.max(before + 1)
+}
+
+/// What a newer set changes in the ledger.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SetChanges<'a> {
+    /// New or different.
+    pub written: Vec<&'a Assignment>,
+    /// To be forgotten, outcomes included.
+    pub deleted: Vec<InstanceId>,
+}
+
+impl<'a> SetChanges<'a> {
+    /// What makes a ledger that holds `old` hold `new`.
+    pub fn between(old: Option<&AssignmentSet>, new: &'a AssignmentSet) -> Self {
+        let before = old.map(|set| set.assignments.as_slice()).unwrap_or_default();
+        let mut gone: BTreeMap<_, _> = before.iter().map(|order| (order.instance_id, order)).collect();
+        let written = new.assignments.iter().filter(|order| gone.remove(&order.instance_id) != Some(*order)).collect();
+        Self { written, deleted: gone.into_keys().collect() }
+    }
 }
 
 impl Ledger {
@@ -85,6 +115,21 @@ impl Ledger {
         transaction.open_table(META).map_err(store)?;
         transaction.commit().map_err(store)?;
         Ok(Self { database: Arc::new(database) })
+    }
+
+    /// Gives this run of the daemon a number, greater than that of every run before. `now_s` (seconds since 1970) makes
+    /// it so even when the ledger was lost.
+    pub fn begin_run(&self, now_s: u64) -> Result<u64, LedgerError> {
+        let transaction = self.database.begin_write().map_err(store)?;
+        let run = {
+            let mut meta = transaction.open_table(META).map_err(store)?;
+            let before = meta.get("run").map_err(store)?.map_or(0, |value| value.value());
+            let run = next_run(before, now_s);
+            meta.insert("run", run).map_err(store)?;
+            run
+        };
+        transaction.commit().map_err(store)?;
+        Ok(run)
     }
 
     /// Everything in it, for the node `node_id`.
@@ -113,24 +158,16 @@ impl Ledger {
 
     /// Replaces the set `old` by `new`, writing only what differs. On disk when it returns.
     pub fn store_set(&self, old: Option<&AssignmentSet>, new: &AssignmentSet) -> Result<(), LedgerError> {
-        let before: HashMap<_, _> = old
-            .iter()
-            .flat_map(|set| &set.assignments)
-            .map(|assignment| (assignment.instance_id, assignment))
-            .collect();
-        let mut gone: HashMap<_, _> = before.clone();
+        let changes = SetChanges::between(old, new);
         let transaction = self.database.begin_write().map_err(store)?;
         {
             let mut table = transaction.open_table(ASSIGNMENTS).map_err(store)?;
             let mut outcomes = transaction.open_table(OUTCOMES).map_err(store)?;
-            for assignment in &new.assignments {
-                gone.remove(&assignment.instance_id);
-                if before.get(&assignment.instance_id) != Some(&assignment) {
-                    let record = serde_json::to_vec(assignment).map_err(LedgerError::Record)?;
-                    table.insert(assignment.instance_id.to_string().as_str(), record.as_slice()).map_err(store)?;
-                }
+            for assignment in changes.written {
+                let record = serde_json::to_vec(assignment).map_err(LedgerError::Record)?;
+                table.insert(assignment.instance_id.to_string().as_str(), record.as_slice()).map_err(store)?;
             }
-            for id in gone.keys() {
+            for id in changes.deleted {
                 let key = id.to_string();
                 table.remove(key.as_str()).map_err(store)?;
                 outcomes.remove(key.as_str()).map_err(store)?;
@@ -150,5 +187,18 @@ impl Ledger {
             table.insert(id.to_string().as_str(), record.as_slice()).map_err(store)?;
         }
         transaction.commit().map_err(store)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_run_has_a_greater_number_whatever_the_clock_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("ledger.redb")).unwrap();
+        let runs = [1_000, 1_000, 5, 2_000].map(|now_s| ledger.begin_run(now_s).unwrap());
+        assert_eq!(runs, [1_000, 1_001, 1_002, 2_000]);
     }
 }

@@ -1,12 +1,13 @@
 //! Makes this node's assignments real and tells what it sees.
 //!
-//! Whole assignment sets come in ([`Agent::assignments`]), are written to the [`ledger`], and wake one task. It asks the
-//! pure [`reconcile`] what each instance needs next, lets [`execute`] do it with at most one action an instance under
-//! way, and hands what it learns to [`report`]. It never asks the cluster anything: after a reboot without any other
+//! Whole assignment sets come in ([`AgentParts::assignments`]), are written to the [`ledger`], and wake one task. It asks
+//! the pure [`keeper`] (and that the pure [`reconcile`]) what each instance needs next, lets [`execute`] do it with at
+//! most one action an instance under way, and hands what it learns to [`report`]. It never asks the cluster anything: after a reboot without any other
 //! node the ledger alone starts the containers.
 
 pub mod execute;
 pub mod host;
+pub mod keeper;
 pub mod ledger;
 pub mod logs;
 pub mod network;
@@ -16,5 +17,7 @@ pub mod runtime;
 
 mod ports;
 mod run;
+#[cfg(test)]
+mod simulation;
 
 pub use run::{Agent, AgentConfig, AgentParts};

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -26,43 +26,59 @@ pub trait ReportSink: Send + Sync + 'static {
     async fn report(&self, reports: Vec<InstanceReport>) -> Result<(), String>;
 }
 
+/// What is yet to be sent: the latest of each instance.
+#[derive(Debug, Default)]
+pub struct Waiting(BTreeMap<InstanceId, InstanceReport>);
+
+impl Waiting {
+    /// Puts an observation in; it replaces an older one of the same instance.
+    pub fn put(&mut self, report: InstanceReport) {
+        self.0.insert(report.instance_id, report);
+    }
+
+    /// Everything, for one message.
+    pub fn take(&mut self) -> Vec<InstanceReport> {
+        std::mem::take(&mut self.0).into_values().collect()
+    }
+
+    /// Puts a message that was not taken back, behind what came since.
+    pub fn put_back(&mut self, reports: Vec<InstanceReport>) {
+        for report in reports {
+            self.0.entry(report.instance_id).or_insert(report);
+        }
+    }
+}
+
 /// Holds what is yet to be sent.
 #[derive(Clone, Default)]
 pub struct Outbox {
-    waiting: Arc<Mutex<BTreeMap<InstanceId, InstanceReport>>>,
+    waiting: Arc<Mutex<Waiting>>,
     filled: Arc<Notify>,
 }
 
 impl Outbox {
     /// Puts an observation in; it replaces an older one of the same instance.
     pub fn put(&self, report: InstanceReport) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(report.instance_id, report);
+        self.waiting().put(report);
         self.filled.notify_one();
     }
 
-    fn take(&self) -> BTreeMap<InstanceId, InstanceReport> {
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn put_back(&self, reports: BTreeMap<InstanceId, InstanceReport>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, report) in reports {
-            waiting.entry(id).or_insert(report);
-        }
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends until `cancel`.
     pub async fn run(self, sink: Arc<dyn ReportSink>, cancel: CancellationToken) {
         let mut due = Instant::now();
         loop {
-            let reports = self.take();
+            let reports = self.waiting().take();
             if reports.is_empty() {
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     () = self.filled.notified() => continue,
                 }
             }
-            let wait = match sink.report(reports.values().cloned().collect()).await {
+            let wait = match sink.report(reports.clone()).await {
                 Ok(()) => {
                     let now = Instant::now();
                     due = due.max(now) + GAP;
@@ -70,7 +86,7 @@ impl Outbox {
                 }
                 Err(error) => {
                     tracing::warn!(error, "reports were not taken and will be sent again");
-                    self.put_back(reports);
+                    self.waiting().put_back(reports);
                     AFTER_FAILURE
                 }
             };

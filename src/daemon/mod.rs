@@ -134,7 +134,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.network.range
         );
     }
-    let remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
+    let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
+    remembered.run = begin_run(&ledger);
     refuse_older_state(&state, remembered.set.as_ref(), &directories)?;
 
     let network: Arc<dyn Network> = Arc::new(kernel);
@@ -202,6 +203,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         None => Ok(()),
         Some(name) => anyhow::bail!("the task `{name}` ended unexpectedly"),
     }
+}
+
+/// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.
+fn begin_run(ledger: &Ledger) -> u64 {
+    let now_s = jiff::Timestamp::now().as_second().max(0) as u64;
+    ledger.begin_run(now_s).unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "the start could not be noted in the node's ledger");
+        now_s
+    })
 }
 
 /// The agent ignores orders older than those in its ledger. A state that is older than the ledger was put in place of

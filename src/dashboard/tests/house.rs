@@ -246,6 +246,7 @@ impl House {
             restarts,
             last_exit: None,
             at_ms: now_ms(),
+            sequence: 0,
         };
         self.ops.report_instances(self.node_id, vec![report]).await.unwrap();
     }

@@ -20,4 +20,11 @@ pub struct InstanceReport {
     pub last_exit: Option<Exit>,
     /// When it was observed, in milliseconds since 1970.
     pub at_ms: i64,
+    /// Grows with everything the node tells, over restarts and whatever its clock says; 0 from a node that does not count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sequence: u64,
+}
+
+fn is_zero(sequence: &u64) -> bool {
+    *sequence == 0
 }

@@ -250,6 +250,11 @@ fn take_report(
     let Some(row) = InstanceRow::by_id(connection, report.instance_id)?.filter(|row| row.node_id == node_id) else {
         return Ok(());
     };
+    // A message that was long on its way, or came twice, does not undo what was told since.
+    let known = row.report.as_ref().map_or(0, |known| known.sequence);
+    if report.sequence != 0 && report.sequence < known {
+        return Ok(());
+    }
     let Some(state) = &report.state else {
         if row.desired == Desired::Removed {
             InstanceRow::delete(connection, row.id)?;

@@ -262,7 +262,7 @@ pub(crate) fn node_id(name: &str) -> NodeId {
 
 /// A report that says nothing but where the instance stands.
 pub(crate) fn report(row: &InstanceRow, state: Option<InstanceState>) -> InstanceReport {
-    InstanceReport { instance_id: row.id, state, epoch: row.epoch, restarts: 0, last_exit: None, at_ms: 5 }
+    InstanceReport { instance_id: row.id, state, epoch: row.epoch, restarts: 0, last_exit: None, at_ms: 5, sequence: 0 }
 }
 
 fn carry_out(
@@ -293,6 +293,7 @@ fn carry_out(
         restarts: 0,
         last_exit: None,
         at_ms,
+        sequence: 0,
     })
 }
 

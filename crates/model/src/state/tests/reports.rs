@@ -3,7 +3,7 @@
 use super::cluster::{Cluster, report, spec};
 use crate::{
     ids::{InstanceId, NodeId},
-    instance::{Exit, InstanceState},
+    instance::{Exit, InstanceReport, InstanceState},
     state::{InstanceRow, query_assignments},
 };
 
@@ -104,4 +104,22 @@ fn a_failure_that_repeats_is_told_once() {
     }
     let told = |part: &str| cluster.story().iter().filter(|line| line.contains(part)).count();
     assert_eq!((told("no image"), told("no space")), (1, 1), "{:#?}", cluster.story());
+}
+
+#[test]
+fn a_late_report_does_not_undo_a_newer_one() {
+    let (mut cluster, node, row) = one_running();
+    let told = |sequence, state| InstanceReport { sequence, ..report(&row, state) };
+    let newest = told(9, Some(InstanceState::Stopped { exit: None }));
+    cluster.report(node, vec![newest.clone()]);
+    cluster.report(node, vec![told(8, Some(InstanceState::Starting))]);
+    assert_eq!(cluster.only_instance().report, Some(newest.clone()));
+    cluster.report(node, vec![newest.clone()]);
+    assert_eq!(cluster.only_instance().report, Some(newest));
+    cluster.remove("web");
+    cluster.schedule();
+    cluster.report(node, vec![told(7, None)]);
+    assert_eq!(cluster.instances().len(), 1, "a late word removed an instance");
+    cluster.report(node, vec![told(10, None)]);
+    assert_eq!(cluster.instances(), []);
 }

@@ -1,0 +1,162 @@
+//! What the simulation found, one test each.
+
+use toft_model::{
+    ids::{NodeId, WorkloadId},
+    instance::{ContainerOrder, NetworkOrder},
+    workload::WorkloadSpec,
+};
+use uuid::Uuid;
+
+use super::*;
+
+const EXIT: Exit = Exit { code: Some(0), at_ms: 5 };
+const ID: InstanceId = InstanceId(Uuid::from_u128(1));
+
+fn set(generation: u64, desired: Desired, epoch: u64) -> AssignmentSet {
+    let mut spec = WorkloadSpec::new("web".parse().unwrap(), "a".parse().unwrap());
+    spec.restart = Some("no".parse().unwrap());
+    let order = Assignment {
+        instance_id: ID,
+        workload_id: WorkloadId(Uuid::nil()),
+        workload: spec.name.clone(),
+        ordinal: 0,
+        desired,
+        epoch,
+        container: ContainerOrder::of(&spec, NetworkOrder::None),
+    };
+    AssignmentSet { node_id: NodeId(Uuid::nil()), generation, assignments: vec![order] }
+}
+
+/// A keeper after a start, with a runtime that answers.
+fn started(set: Option<AssignmentSet>, outcome: Option<Outcome>, task: Option<TaskState>) -> Keeper {
+    let outcomes = outcome.map(|outcome| (ID, outcome)).into_iter().collect();
+    let mut keeper = Keeper::new(Remembered { run: 3, set, outcomes });
+    keeper.runtime_is(true);
+    keeper.compare(task.map(|task| (ID, task)), 10);
+    keeper
+}
+
+fn reported(effects: &[Effect]) -> Vec<Option<&str>> {
+    let state = |effect: &'_ Effect| match effect {
+        Effect::Report(report) => Some(report.state.as_ref().map(|state| state.as_str())),
+        _ => None,
+    };
+    effects.iter().filter_map(state).collect()
+}
+
+fn works(effects: &[Effect]) -> Vec<&Work> {
+    let mut works = Vec::new();
+    for effect in effects {
+        if let Effect::Do { work, .. } = effect {
+            works.push(work);
+        }
+    }
+    works
+}
+
+#[test]
+fn an_older_set_does_not_replace_a_newer_one_that_could_not_be_saved() {
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), None, None);
+    keeper.take_orders(set(9, Desired::Stopped, 1), false, 20);
+    assert_eq!(keeper.incoming(&set(7, Desired::Running, 1)), Incoming::Older);
+    assert_eq!(keeper.incoming(&set(9, Desired::Stopped, 1)), Incoming::Again);
+    assert_eq!(keeper.saved().map(|set| set.generation), Some(5));
+}
+
+#[test]
+fn what_is_gone_is_told_only_when_the_ledger_has_the_order() {
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), None, None);
+    keeper.done(ID, Done::Started { pid: 7 }, 11);
+    keeper.take_effects();
+    keeper.take_orders(set(6, Desired::Removed, 1), false, 20);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Remove { .. }]), "removing makes room on the disk");
+    keeper.done(ID, Done::Removed, 30);
+    assert_eq!(reported(&keeper.take_effects()), []);
+    let again = keeper.next_due_ms().unwrap();
+    keeper.time_passed(again);
+    assert!(keeper.take_effects().contains(&Effect::WriteSet));
+    keeper.set_written(true, again);
+    assert_eq!(reported(&keeper.take_effects()), [None]);
+    assert_eq!(keeper.next_due_ms(), None);
+}
+
+#[test]
+fn a_note_that_could_not_be_written_is_tried_again() {
+    let mut keeper = started(None, None, None);
+    let outcome = Outcome { epoch: 1, finished: Some(EXIT), ..Outcome::default() };
+    keeper.note_failed(ID, outcome, 20);
+    keeper.time_passed(21);
+    assert_eq!(keeper.take_effects(), [Effect::ReleasePorts(false)]);
+    keeper.time_passed(20 + WRITE_AGAIN_MS);
+    assert_eq!(keeper.take_effects(), [Effect::Note { id: ID, outcome }]);
+}
+
+#[test]
+fn what_finished_is_told_again_after_a_start() {
+    let outcome = Outcome { epoch: 1, finished: Some(EXIT), ..Outcome::default() };
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), Some(outcome), None);
+    assert_eq!(reported(&keeper.take_effects()), [Some("finished")]);
+    keeper.look_at_all(20);
+    assert_eq!(keeper.take_effects(), [], "once is enough");
+}
+
+#[test]
+fn what_nobody_ordered_stays_until_the_cluster_is_heard() {
+    let mut keeper = started(None, None, Some(TaskState::Running { pid: 7 }));
+    assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0]);
+    let nothing = AssignmentSet { assignments: Vec::new(), ..set(5, Desired::Running, 1) };
+    keeper.take_orders(nothing, true, 20);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Remove { .. }]));
+}
+
+#[test]
+fn an_order_that_the_ledger_could_not_take_does_not_run_twice() {
+    // The process was started in epoch 2 and ended; the ledger still holds the order of epoch 1.
+    let outcome = Outcome { epoch: 2, ..Outcome::default() };
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), Some(outcome), Some(TaskState::Ended(EXIT)));
+    assert_eq!(works(&keeper.take_effects()), [&Work::Reap]);
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 20);
+    let effects = keeper.take_effects();
+    assert_eq!((works(&effects), reported(&effects)), (vec![], vec![Some("finished")]));
+}
+
+#[test]
+fn a_process_of_a_newer_epoch_than_the_ledger_orders_goes_on() {
+    let outcome = Outcome { epoch: 2, ..Outcome::default() };
+    let runs = Some(TaskState::Running { pid: 7 });
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), Some(outcome), runs);
+    keeper.take_orders(set(6, Desired::Running, 2), true, 20);
+    assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0]);
+}
+
+#[test]
+fn reports_are_counted_over_the_runs_of_the_daemon() {
+    let finished = Outcome { epoch: 1, finished: Some(EXIT), ..Outcome::default() };
+    let first = |run| {
+        let outcomes = [(ID, finished)].into();
+        let mut keeper = Keeper::new(Remembered { run, set: Some(set(5, Desired::Running, 1)), outcomes });
+        keeper.runtime_is(true);
+        keeper.compare([], 10);
+        match &keeper.take_effects()[..] {
+            [Effect::Report(report), ..] => report.sequence,
+            other => panic!("no report but {other:?}"),
+        }
+    };
+    assert!(first(1) > 0 && first(1) + 1_000_000 < first(2));
+}
+
+#[test]
+fn a_finished_process_is_in_the_ledger_before_its_task_is_deleted() {
+    let started_once = Outcome { epoch: 1, ..Outcome::default() };
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), Some(started_once), Some(TaskState::Ended(EXIT)));
+    let effects = keeper.take_effects();
+    let noted = effects
+        .iter()
+        .position(|effect| matches!(effect, Effect::Note { outcome, .. } if outcome.finished == Some(EXIT)));
+    let reaped = effects.iter().position(|effect| matches!(effect, Effect::Do { work: Work::Reap, .. }));
+    assert!(noted.is_some() && noted < reaped, "{effects:?}");
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 20);
+    let effects = keeper.take_effects();
+    assert_eq!(reported(&effects), [Some("finished")], "when its log is complete");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Note { .. })), "once is enough");
+}

@@ -1,0 +1,172 @@
+//! The replicated state of the simulated world, the scheduler's thoughts, and what the users asked for in the order in
+//! which it was applied.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rusqlite::{Connection, types::ValueRef};
+use toft_model::{
+    ids::{InstanceId, NodeId},
+    instance::{Desired, NetworkOrder},
+    name::Name,
+    schedule::{Plan, plan},
+    state::{Applied, Command, InstanceRow, PowerAction, apply, assignments_generation, migrate, query_snapshot},
+    workload::WorkloadSpec,
+};
+use uuid::Uuid;
+
+/// What a user asked for last.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    pub(super) spec: WorkloadSpec,
+    pub(super) desired: Desired,
+}
+
+pub(super) struct Cluster {
+    pub(super) connection: Connection,
+    /// Every command that was applied, with its index less one as position.
+    pub(super) log: Vec<Command>,
+    pub(super) asked: BTreeMap<Name, Asked>,
+    minted: u128,
+    /// Instances that were ordered to go.
+    removed: BTreeSet<InstanceId>,
+    placed: BTreeMap<InstanceId, Desired>,
+}
+
+pub(super) fn replica() -> Connection {
+    let mut connection = Connection::open_in_memory().unwrap();
+    connection.pragma_update(None, "foreign_keys", "ON").unwrap();
+    migrate(&mut connection).unwrap();
+    connection.set_prepared_statement_cache_capacity(64);
+    // One transaction all along: nobody else reads, and what is refused writes nothing.
+    connection.execute_batch("BEGIN").unwrap();
+    connection
+}
+
+impl Cluster {
+    pub(super) fn new() -> Self {
+        Self {
+            connection: replica(),
+            log: Vec::new(),
+            asked: BTreeMap::new(),
+            minted: 0,
+            removed: BTreeSet::new(),
+            placed: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn mint(&mut self) -> Uuid {
+        self.minted += 1;
+        Uuid::from_u128(self.minted)
+    }
+
+    /// Applies a command; `Err` tells a rule that broke.
+    pub(super) fn apply(&mut self, command: Command) -> Result<Applied, String> {
+        let index = self.log.len() as u64 + 1;
+        let applied = apply(&self.connection, index, &command).map_err(|error| format!("apply failed: {error}"))?;
+        if applied.is_ok() {
+            self.note_wish(&command);
+            let plan = matches!(command, Command::CommitPlan { .. });
+            self.log.push(command);
+            if plan {
+                self.check_rows()?;
+            }
+        }
+        Ok(applied)
+    }
+
+    fn note_wish(&mut self, command: &Command) {
+        let desired = match command {
+            Command::PutWorkload { spec, .. } => {
+                let desired = match self.asked.get(&spec.name).map(|asked| asked.desired) {
+                    Some(desired @ (Desired::Running | Desired::Stopped)) => desired,
+                    Some(Desired::Removed) | None => Desired::Running,
+                };
+                self.asked.insert(spec.name.clone(), Asked { spec: (**spec).clone(), desired });
+                return;
+            }
+            Command::PowerWorkload { name, action: PowerAction::Stop, .. } => (name, Desired::Stopped),
+            Command::PowerWorkload { name, .. } => (name, Desired::Running),
+            Command::RemoveWorkload { name, .. } => (name, Desired::Removed),
+            Command::RegisterNode { .. } | Command::CommitPlan { .. } | Command::ReportInstances { .. } => return,
+        };
+        if let Some(asked) = self.asked.get_mut(desired.0) {
+            asked.desired = desired.1;
+        }
+    }
+
+    /// No copy twice, no host port or address twice on a node, and nothing called back that was ordered to go.
+    fn check_rows(&mut self) -> Result<(), String> {
+        let mut copies = BTreeSet::new();
+        let mut claims = BTreeSet::new();
+        let rows = InstanceRow::all(&self.connection).map_err(|error| error.to_string())?;
+        let now: BTreeMap<_, _> = rows.iter().map(|row| (row.id, row.desired)).collect();
+        for (id, _) in self.placed.iter().filter(|(id, desired)| **desired == Desired::Removed || !now.contains_key(id))
+        {
+            self.removed.insert(*id);
+        }
+        for row in rows {
+            if !copies.insert((row.workload_id, row.ordinal)) {
+                return Err(format!("copy {} of {} exists twice in the state", row.ordinal, row.workload_id));
+            }
+            if row.desired != Desired::Removed && self.removed.contains(&row.id) {
+                return Err(format!("{} was called back after its removal", row.id));
+            }
+            let NetworkOrder::Bridge { address, ports } = &row.container.network else { continue };
+            let mut claim = vec![(row.node_id, address.to_string())];
+            claim.extend(ports.iter().map(|port| (row.node_id, format!("{}/{}", port.host, port.protocol))));
+            if let Some(twice) = claim.into_iter().find(|claim| !claims.insert(claim.clone())) {
+                return Err(format!("{} was given twice on node {}", twice.1, twice.0));
+            }
+        }
+        self.placed = now;
+        Ok(())
+    }
+
+    /// What the scheduler would do now.
+    pub(super) fn think(&mut self) -> Plan {
+        let snapshot = query_snapshot(&self.connection).unwrap();
+        plan(&snapshot, &mut || InstanceId(self.mint()))
+    }
+
+    pub(super) fn generation(&self, node: NodeId) -> Option<u64> {
+        assignments_generation(&self.connection, node).unwrap()
+    }
+
+    /// The same log applied to another replica gives the same rows.
+    pub(super) fn check_replica(&self, tamper: bool) -> Result<(), String> {
+        let other = replica();
+        for (command, index) in self.log.iter().zip(1..) {
+            let index = if tamper && index == 7 { index + 1_000 } else { index };
+            apply(&other, index, command)
+                .map_err(|error| error.to_string())?
+                .map_err(|refusal| format!("command {index} was refused by another replica: {refusal}"))?;
+        }
+        if digest(&self.connection) == digest(&other) {
+            Ok(())
+        } else {
+            Err("another replica has other rows after the same log".into())
+        }
+    }
+}
+
+/// Every cell of every row, one after the other.
+fn digest(connection: &Connection) -> Vec<u8> {
+    let mut out = Vec::new();
+    for table in ["cluster", "nodes", "workloads", "instances", "events"] {
+        let mut statement = connection.prepare(&format!("SELECT * FROM {table} ORDER BY rowid")).unwrap();
+        let width = statement.column_count();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            for column in 0..width {
+                match row.get_ref(column).unwrap() {
+                    ValueRef::Integer(number) => out.extend(number.to_be_bytes()),
+                    ValueRef::Text(text) | ValueRef::Blob(text) => out.extend(text),
+                    ValueRef::Null => out.push(0),
+                    ValueRef::Real(number) => out.extend(number.to_be_bytes()),
+                }
+                out.push(b'|');
+            }
+        }
+    }
+    out
+}

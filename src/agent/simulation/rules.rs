@@ -1,0 +1,157 @@
+//! What a world at rest owes its users. Every rule is written here once more, by the words of the problem and not with
+//! the product's own functions.
+
+use std::collections::BTreeSet;
+
+use toft_model::{
+    instance::{Desired, InstanceState, NetworkOrder},
+    state::{InstanceRow, NodeRow, WorkloadRow, query_assignments, query_snapshot},
+    workload::{NetworkMode, RestartPolicy, WorkloadSpec},
+};
+
+use super::{machine::Machine, world::World};
+use crate::agent::runtime::TaskState;
+
+/// `Err` tells what is not as it should be.
+pub(super) fn at_rest(world: &World) -> Result<(), String> {
+    let snapshot = query_snapshot(&world.cluster.connection).unwrap();
+    for (name, asked) in &world.cluster.asked {
+        let row = snapshot.workloads.iter().find(|row| row.spec.name == *name);
+        match (asked.desired, row) {
+            (Desired::Removed, None) => {}
+            (Desired::Removed, Some(_)) => return Err(format!("`{name}` was removed and is still in the state")),
+            (_, None) => return Err(format!("`{name}` was asked for and is not in the state")),
+            (desired, Some(row)) => {
+                if row.desired != desired || row.spec != asked.spec {
+                    return Err(format!("`{name}` is not what its user asked for last"));
+                }
+                copies(row, &snapshot.instances, &snapshot.nodes)?;
+            }
+        }
+    }
+    if snapshot.workloads.len() > world.cluster.asked.len() {
+        return Err("there is a workload that nobody asked for".into());
+    }
+    for row in &snapshot.instances {
+        let machine = world.machines.iter().find(|machine| machine.id == row.node_id).ok_or("an unknown node")?;
+        told_truly(row, machine)?;
+    }
+    for machine in &world.machines {
+        nothing_else(world, machine, &snapshot.instances)?;
+    }
+    Ok(())
+}
+
+/// The right copies of the newest specification exist, or a true reason says why not.
+fn copies(workload: &WorkloadRow, instances: &[InstanceRow], nodes: &[NodeRow]) -> Result<(), String> {
+    let name = &workload.spec.name;
+    let own: Vec<_> = instances.iter().filter(|row| row.workload_id == workload.id).collect();
+    for row in &own {
+        if (row.desired, row.epoch) != (workload.desired, workload.epoch) || row.ordinal >= workload.spec.replicas {
+            return Err(format!("{name}-{} has another order than its workload", row.ordinal));
+        }
+        let order = &row.container;
+        let same = order.image == workload.spec.image
+            && order.restart == workload.spec.restart_policy()
+            && order.stop_grace_ms == workload.spec.stop_grace_ms;
+        if !same {
+            return Err(format!("{name}-{} is not made of the newest specification", row.ordinal));
+        }
+    }
+    let missing = (0..workload.spec.replicas).filter(|n| own.iter().all(|row| row.ordinal != *n)).count();
+    match (&workload.pending, workload.desired) {
+        (None, Desired::Stopped) => Ok(()),
+        (None, _) if missing == 0 => Ok(()),
+        (None, _) => Err(format!("{missing} copies of `{name}` are missing without a reason")),
+        (Some(reason), Desired::Running) if missing > 0 => {
+            match nodes.iter().find(|node| could_take(node, &workload.spec, instances)) {
+                Some(node) => Err(format!("`{name}` waits although {} could take it: {reason}", node.name)),
+                None => Ok(()),
+            }
+        }
+        (Some(reason), _) => Err(format!("`{name}` does not wait, and yet: {reason}")),
+    }
+}
+
+fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) -> bool {
+    if spec.node.as_ref().is_some_and(|name| *name != node.name) {
+        return false;
+    }
+    if spec.network != NetworkMode::Bridge {
+        return true;
+    }
+    let Some(subnet) = node.inventory.subnet else { return false };
+    let (mut addresses, mut ports) = (BTreeSet::new(), BTreeSet::new());
+    for row in instances.iter().filter(|row| row.node_id == node.id) {
+        if let NetworkOrder::Bridge { address, ports: published } = &row.container.network {
+            addresses.insert(*address);
+            ports.extend(published.iter().map(|port| (port.host, port.protocol.to_string())));
+        }
+    }
+    let free = (2..subnet.size() - 1).any(|offset| !addresses.contains(&subnet.nth(offset).unwrap()));
+    free && spec
+        .ports
+        .iter()
+        .all(|port| port.host.is_none_or(|host| !ports.contains(&(host, port.protocol.to_string()))))
+}
+
+/// The report in the state says what the runtime has, and that is what was ordered.
+fn told_truly(row: &InstanceRow, machine: &Machine) -> Result<(), String> {
+    let id = row.id;
+    let container = machine.containers.get(&id);
+    let task = container.map_or(TaskState::None, |container| container.task);
+    let report = row.report.as_ref().ok_or_else(|| format!("nothing was told of {id}"))?;
+    let state = report.state.as_ref().ok_or_else(|| format!("{id} was told to be gone"))?;
+    let wrong = || Err(format!("{id} is {task:?}, ordered {}, and told to be {state:?}", row.desired.as_str()));
+    let as_ordered = match (row.desired, task, state) {
+        (Desired::Running, TaskState::Running { pid }, InstanceState::Running { pid: told, .. }) => {
+            let order = &container.ok_or("no container")?.order;
+            // A process that is adopted without a note in the ledger counts for the newest epoch.
+            order.container == row.container && pid == *told
+        }
+        (Desired::Running, TaskState::None, InstanceState::Finished { .. }) => {
+            row.container.restart != RestartPolicy::Always
+        }
+        (Desired::Stopped, TaskState::None, InstanceState::Stopped { .. }) => true,
+        _ => false,
+    };
+    if !as_ordered {
+        return wrong();
+    }
+    if row.desired == Desired::Running && report.epoch != row.epoch {
+        return Err(format!("{id} is in epoch {} and told to be in {}", row.epoch, report.epoch));
+    }
+    Ok(())
+}
+
+/// Ledger, runtime and published ports hold what the state ordered, and nothing else.
+fn nothing_else(world: &World, machine: &Machine, instances: &[InstanceRow]) -> Result<(), String> {
+    let name = &machine.name;
+    let own: BTreeSet<_> = instances.iter().filter(|row| row.node_id == machine.id).map(|row| row.id).collect();
+    if let Some(id) = machine.containers.keys().find(|id| !own.contains(id)) {
+        return Err(format!("{name} has container {id}, which nobody wants"));
+    }
+    let set = query_assignments(&world.cluster.connection, machine.id).unwrap().ok_or("a node is not registered")?;
+    let ordered: Vec<_> = set.assignments.iter().collect();
+    let known: Vec<_> = machine.disk.assignments.values().collect();
+    if machine.disk.generation != Some(set.generation) || known != ordered {
+        return Err(format!("the ledger of {name} does not hold its orders"));
+    }
+    if let Some(id) = machine.disk.outcomes.keys().find(|id| !own.contains(id)) {
+        return Err(format!("the ledger of {name} still speaks of {id}"));
+    }
+    let daemon = machine.daemon.as_ref().ok_or("a daemon is away")?;
+    let running: BTreeSet<_> = machine
+        .containers
+        .iter()
+        .filter(|(_, container)| {
+            let bridged = matches!(container.order.container.network, NetworkOrder::Bridge { .. });
+            bridged && matches!(container.task, TaskState::Running { .. })
+        })
+        .map(|(id, _)| *id)
+        .collect();
+    if daemon.open != running {
+        return Err(format!("{name} publishes the ports of {:?} while {running:?} run", daemon.open));
+    }
+    Ok(())
+}
