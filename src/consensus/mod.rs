@@ -10,5 +10,5 @@ mod open;
 mod tests;
 mod writer;
 
-pub use handle::{Handle, ProposeError, ReadError};
+pub use handle::{CopyError, Handle, ProposeError, ReadError};
 pub use open::{OpenError, open};

@@ -8,6 +8,7 @@ mod doors;
 mod down;
 mod identity;
 mod local_node;
+mod restore;
 mod runtime;
 mod tasks;
 
@@ -39,7 +40,8 @@ use crate::{
         runtime::{Availability, Runtime},
     },
     api::http::{ApiState, Readiness},
-    config::Config,
+    backup::{self, Backups, keys::KeySource, schedule},
+    config::{BackupKey, Config},
     consensus::{self, Handle},
     control::{loops, ops::Ops},
     embedded,
@@ -49,6 +51,7 @@ use directories::Directories;
 pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
+pub use restore::{Restore, Restored, restore};
 use tasks::Tasks;
 
 /// Longest wait for the doors to finish what they are answering.
@@ -130,7 +133,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
     let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
-    let ops = Ops::new(state.clone(), node.clone());
+    let backups = Backups::new(backup_settings(&config, &directories, &identity), state.clone());
+    tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
+    let ops = Ops::new(state.clone(), node.clone()).with_backups(backups);
     let outbox = Outbox::default();
     let executor = Executor {
         runtime: Arc::clone(&runtime),
@@ -190,6 +195,24 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     match ended_early {
         None => Ok(()),
         Some(name) => anyhow::bail!("the task `{name}` ended unexpectedly"),
+    }
+}
+
+fn backup_settings(config: &Config, directories: &Directories, identity: &Identity) -> backup::Settings {
+    let key = config.backup.key.clone().map(|key| match key {
+        BackupKey::Recipient(text) => KeySource::Recipient(text),
+        BackupKey::KeyFile(path) => KeySource::KeyFile(path),
+        BackupKey::PassphraseFile(path) => KeySource::PassphraseFile(path),
+    });
+    backup::Settings {
+        data: directories.data().to_owned(),
+        dir: config.backup.dir.clone(),
+        dir_is_ours: config.backup.dir_is_ours,
+        every: config.backup.every,
+        keep: config.backup.keep as usize,
+        key,
+        node_name: config.node.name.to_string(),
+        node_id: identity.node_id.to_string(),
     }
 }
 

@@ -1,0 +1,1 @@
+//! Tests of the format, on backups made from a real state.
