@@ -185,6 +185,7 @@ impl BackupError {
             Self::Busy => "wait until it is done and try again".into(),
             Self::DiskFull { .. } | Self::Copy(CopyError::DiskFull { .. }) => "free some space and try again".into(),
             Self::StateDamaged(_) => "the backups made before are kept; restore the newest one".into(),
+            Self::Write { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => "try again with sudo".into(),
             Self::Write { .. } | Self::Copy(_) | Self::Unfit(_) | Self::Database { .. } => return None,
         };
         Some(hint)

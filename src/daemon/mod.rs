@@ -12,12 +12,13 @@ mod restore;
 mod runtime;
 mod tasks;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use toft_model::{
-    instance::AssignmentSet,
-    state::{assignments_generation, query_assignments},
+    ids::{InstanceId, NodeId},
+    instance::{AssignmentSet, InstanceReport, InstanceState},
+    state::{InstanceRow, assignments_generation, query_assignments},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -30,7 +31,7 @@ use crate::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
         host,
-        ledger::Ledger,
+        ledger::{Ledger, Outcome},
         network::{
             Network,
             kernel::{KernelNetwork, KernelNetworkConfig},
@@ -126,8 +127,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             config.network.range
         );
     }
-    let remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
+    let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     refuse_older_state(&state, remembered.set.as_ref(), &directories)?;
+    if remembered.set.is_none() {
+        remembered.outcomes.extend(recall_outcomes(&state, &ledger, identity.node_id).await?);
+    }
 
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
@@ -231,6 +235,25 @@ fn refuse_older_state(state: &Handle, known: Option<&AssignmentSet>, directories
         directories.ledger_file().display()
     );
     Err(Hinted { hint, source: error.into() }.into())
+}
+
+/// A node whose state was restored has an empty ledger, by which every finished job would run again. What the node said
+/// of them before is in the state.
+async fn recall_outcomes(
+    state: &Handle,
+    ledger: &Ledger,
+    node_id: NodeId,
+) -> anyhow::Result<HashMap<InstanceId, Outcome>> {
+    let rows = state.read(move |connection| InstanceRow::of_node(connection, node_id)).await?;
+    let mut outcomes = HashMap::new();
+    for report in rows.into_iter().filter_map(|row| row.report) {
+        let Some(InstanceState::Finished { exit }) = report.state else { continue };
+        let InstanceReport { instance_id, epoch, restarts, last_exit, .. } = report;
+        let outcome = Outcome { epoch, restarts, started_ms: None, last_exit, finished: Some(exit) };
+        ledger.store_outcome(instance_id, outcome).context("writing the node's ledger")?;
+        outcomes.insert(instance_id, outcome);
+    }
+    Ok(outcomes)
 }
 
 /// Tells the cluster what this node is: at once, and whenever the runtime comes with another version.

@@ -37,14 +37,14 @@ pub fn restore(
     config: &Config,
     order: &Restore<'_>,
     progress: &mut dyn FnMut(u64, u64),
-    agree: &mut dyn FnMut(&Manifest, &Present) -> anyhow::Result<bool>,
+    agree: &mut dyn FnMut(&Manifest, &Present) -> bool,
 ) -> anyhow::Result<Option<Restored>> {
     let directories = Directories::locked(&config.paths)?;
     let data = directories.data();
     restore::finish(data).map_err(backup_failed)?;
     let staged = restore::stage(order.file, order.key, data, progress).map_err(backup_failed)?;
     if let Some(present) = restore::present(data)
-        && !agree(&staged.manifest, &present)?
+        && !agree(&staged.manifest, &present)
     {
         return Ok(None);
     }

@@ -40,13 +40,17 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("embedded", &[]),
         ("config", &[]),
         ("consensus", &["observe"]),
-        ("control", &["consensus", "observe"]),
+        ("backup", &["consensus", "observe"]),
+        ("control", &["backup", "consensus", "observe"]),
         ("agent", &["observe"]),
         ("access", &["api", "control"]),
-        ("api", &["control", "observe"]),
+        ("api", &["backup", "control", "observe"]),
         ("dashboard", &["control"]),
-        ("cli", &["api", "agent", "config", "daemon", "observe"]),
-        ("daemon", &["access", "agent", "api", "config", "consensus", "control", "dashboard", "embedded", "observe"]),
+        ("cli", &["api", "agent", "backup", "config", "daemon", "observe"]),
+        (
+            "daemon",
+            &["access", "agent", "api", "backup", "config", "consensus", "control", "dashboard", "embedded", "observe"],
+        ),
     ])
 }
 
