@@ -57,13 +57,13 @@ pub fn locked(path: &Path) -> Result<Locked, BackupError> {
     if start.starts_with(MAGIC_SCRYPT) {
         return Ok(Locked::Passphrase);
     }
-    if start.starts_with(MAGIC) && start.len() > MAGIC.len() {
-        return Ok(Locked::Recipient);
-    }
     let path = path.to_owned();
-    if start.len() < MAGIC_SCRYPT.len() && MAGIC_SCRYPT.starts_with(&start) {
+    if MAGIC_SCRYPT.starts_with(&start) {
         let detail = if start.is_empty() { "it is empty" } else { "it is cut short" };
         return Err(BackupError::Damaged { path, detail: detail.into() });
+    }
+    if start.starts_with(MAGIC) {
+        return Ok(Locked::Recipient);
     }
     let detail = match start.starts_with(MAGIC_ARMOR) {
         true => "it is an age file as text; turn it into bytes with `age -d` and `age` first",
