@@ -256,11 +256,11 @@ impl Reader<'_> {
         }
         let mut tar = tar::Archive::new(GzDecoder::new(plain));
         // Raw: the extensions of tar, which could give long names and links, are entries like others, and refused.
-        let mut entries = tar.entries().map_err(|_| self.broken())?.raw(true);
+        let entries = tar.entries().map_err(|_| self.broken())?.raw(true);
         let mut manifest = None;
         let mut found = Vec::new();
         let mut differences = Vec::new();
-        while let Some(entry) = entries.next() {
+        for entry in entries {
             let mut entry = entry.map_err(|_| self.broken())?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             let Some(manifest) = &manifest else {

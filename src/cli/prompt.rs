@@ -34,8 +34,10 @@ pub(super) fn secret(question: &str) -> Result<String, Failure> {
     let mut line = Vec::new();
     // Not through the shared buffer: no copy of the secret stays behind in it.
     let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| unreadable(&error))?;
-    for byte in File::from(input).bytes() {
-        match byte.map_err(|error| unreadable(&error))? {
+    let mut input = File::from(input);
+    let mut byte = [0];
+    while input.read(&mut byte).map_err(|error| unreadable(&error))? > 0 {
+        match byte[0] {
             b'\n' | b'\r' => break,
             INTERRUPT => {
                 drop(quiet);
