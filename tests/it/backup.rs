@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::harness::{
     appliance::{Appliance, Ran},
     machine::{Machine, wait_until},
+    terminal::on_terminal,
 };
 
 /// An appliance with `[backup]` as written, ready.
@@ -371,4 +372,41 @@ fn a_backup_that_does_not_fit_leaves_nothing_behind() {
     toft.good("backup create");
     assert_eq!(listed(&toft).len(), 1);
     assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "web-0");
+}
+
+#[test]
+fn on_a_terminal_the_passphrase_and_the_overwrite_are_asked_for() {
+    let mut toft = configured("");
+    let file = toft.machine.dir.join("asked.tar.gz.age");
+    let asked = |arguments: &[&str], answers: &[(&str, &str)]| {
+        let (code, shown) = on_terminal(toft.client(arguments), answers);
+        assert!(!shown.contains("correct") && !shown.contains("mistyped"), "it was shown: {shown}");
+        (code, shown)
+    };
+    let create = ["backup", "create", "--output", text(&file)];
+    let (first, again) = (("passphrase for this one:", "correct horse battery\n"), "once more:");
+    let (code, shown) = asked(&create, &[first, (again, "mistyped\n")]);
+    assert!(code == 1 && shown.contains("not the same") && !file.exists(), "{shown}");
+    let (code, shown) = asked(&create, &[first, (again, "correct horse battery\n")]);
+    assert!(code == 0 && file.exists(), "{shown}");
+    let verify = ["backup", "verify", text(&file)];
+    let question = format!("passphrase of {}:", file.display());
+    let (code, shown) = asked(&verify, &[(&question, "correct horse battery\n")]);
+    assert!(code == 0 && shown.contains("is good"), "{shown}");
+    let (code, shown) = asked(&verify, &[(&question, "mistyped\n")]);
+    assert!(code == 1 && shown.contains("cannot be opened with this passphrase"), "{shown}");
+    let (code, shown) = asked(&verify, &[(&question, "mistyp\x03")]);
+    assert!(code == 130 && shown.contains("interrupted"), "{shown}");
+
+    let secret = passphrase(&toft.machine);
+    assert_eq!(toft.stop(), 0);
+    let arguments =
+        ["backup", "restore", text(&file), "--data-dir", text(&toft.data), "--passphrase-file", text(&secret)];
+    let restore = |answer: &str| on_terminal(toft.client(&arguments), &[("[y/N]", answer)]);
+    let (code, shown) = restore("\n");
+    assert!(code == 1 && shown.contains("nothing was changed"), "{shown}");
+    assert_eq!(leftovers(&toft), Vec::<String>::new());
+    let (code, shown) = restore("yes\n");
+    assert!(code == 0 && shown.contains("what was there before is in"), "{shown}");
+    toft.up();
 }
