@@ -129,6 +129,8 @@ pub struct Keeper {
     known: bool,
     busy: BTreeSet<InstanceId>,
     early: BTreeMap<InstanceId, Exit>,
+    /// How the last process of each ended, as its deletion told; news of that very end may come later still.
+    reaped: BTreeMap<InstanceId, Exit>,
     gone: BTreeSet<InstanceId>,
     /// Remembered as finished: the daemon may have died before it could tell, and nothing else will happen to them.
     untold: BTreeSet<InstanceId>,
@@ -304,6 +306,9 @@ impl Keeper {
 
     /// A process ended.
     pub fn task_ended(&mut self, id: InstanceId, exit: Exit, now_ms: i64) {
+        if self.reaped.get(&id) == Some(&exit) {
+            return;
+        }
         // A process can end before its start was taken note of.
         if self.busy.contains(&id) {
             self.early.insert(id, exit);
@@ -458,9 +463,15 @@ impl Keeper {
                 // The container may have been made before the failure.
                 return self.effects.push(Effect::Compare(id));
             }
-            Done::Ended { exit } => self.ended(id, exit, now_ms),
+            Done::Ended { exit } => {
+                if let Some(exit) = exit {
+                    self.reaped.insert(id, exit);
+                }
+                self.ended(id, exit, now_ms);
+            }
             Done::Removed => {
                 self.observed.remove(&id);
+                self.reaped.remove(&id);
                 if !self.orders.contains_key(&id) {
                     self.forget(id);
                 }

@@ -1,5 +1,7 @@
 //! What the HTTP API speaks. Times are RFC 3339 in UTC.
 
+mod backups;
+
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +14,8 @@ use toft_model::{
     workload::WorkloadSpec,
 };
 use utoipa::ToSchema;
+
+pub use backups::{Backup, BackupStatus};
 
 /// A failed request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -11,6 +11,8 @@ use toft_model::{
     workload::{PortSpec, RestartPolicy},
 };
 
+use super::backup_args::BackupCommand;
+
 /// Runs containers on this machine and the ones joined to it.
 #[derive(Debug, Parser)]
 #[command(name = "toft", version, max_term_width = 110, disable_help_subcommand = true)]
@@ -84,6 +86,11 @@ pub(super) enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Encrypted backups of this node
+    Backup {
+        #[command(subcommand)]
+        command: BackupCommand,
     },
     /// Print the completion script for a shell
     Completion {

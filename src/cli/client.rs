@@ -54,10 +54,21 @@ impl Client {
 
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
-        let response = self.send(Method::GET, path, Body::empty()).await?;
+        Ok(self.download(path, None).await?.into_body())
+    }
+
+    /// The whole answer to a question with a body, or without one, its body as it comes.
+    pub(super) async fn download(&self, path: &str, question: Option<Body>) -> Result<Response<Incoming>, Failure> {
+        let (method, body) = question.map_or((Method::GET, Body::empty()), |body| (Method::POST, body));
+        let response = self.send(method, path, body).await?;
         // The connection is busy until the stream ends: what is asked meanwhile or afterwards takes another.
         drop(self.kept.lock().await.take());
-        Ok(response.into_body())
+        Ok(response)
+    }
+
+    /// Whether the appliance is on this machine, so that its paths are ours.
+    pub(super) fn is_local(&self) -> bool {
+        matches!(self.target, Target::Unix(_))
     }
 
     async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {
@@ -155,7 +166,7 @@ async fn refusal(response: Response<Incoming>) -> Failure {
     }
 }
 
-fn json(body: &impl Serialize) -> Result<Body, Failure> {
+pub(super) fn json(body: &impl Serialize) -> Result<Body, Failure> {
     let bytes = serde_json::to_vec(body).map_err(|e| Failure::of(1, format!("the request could not be made: {e}")))?;
     Ok(Body::from(bytes))
 }

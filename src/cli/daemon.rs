@@ -52,6 +52,6 @@ fn root_only() -> Result<(), Failure> {
     Err(Failure::of(1, "only root can run the appliance: it makes containers and networks").hint("try again with sudo"))
 }
 
-fn misconfigured(error: ConfigError) -> Failure {
+pub(super) fn misconfigured(error: ConfigError) -> Failure {
     Failure::of(2, format!("{error}:\n  {}", error.0.join("\n  ")))
 }

@@ -1,9 +1,8 @@
 //! `image ls`, `image import`, `image rm`.
 
-use std::{io::IsTerminal, path::Path, time::Duration};
+use std::path::Path;
 
 use axum::body::Body;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use toft_model::image::ImageRef;
 use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
@@ -12,7 +11,7 @@ use super::{
     Failure,
     args::{ImportArgs, ListArgs},
     client::{Client, query_value},
-    output,
+    output, progress,
     workloads::all,
 };
 use crate::api::types::Image;
@@ -40,7 +39,7 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
 
 pub(super) async fn import(client: &Client, args: ImportArgs) -> Result<i32, Failure> {
     let (reader, length) = open(&args.file).await?;
-    let bar = bar(length);
+    let bar = progress::bytes("importing", length);
     let bytes = ReaderStream::with_capacity(bar.wrap_async_read(reader), 256 * 1024);
     let name = args.name.map(|name| format!("?name={}", query_value(name.as_str()))).unwrap_or_default();
     let uploaded = client.upload::<Vec<Image>>(&format!("/api/v1/images/import{name}"), Body::from_stream(bytes)).await;
@@ -73,25 +72,6 @@ fn tokio_stdin() -> Result<tokio::fs::File, Failure> {
     let own = std::io::stdin().as_fd().try_clone_to_owned();
     own.map(|descriptor| tokio::fs::File::from_std(descriptor.into()))
         .map_err(|e| Failure::of(1, format!("standard input cannot be read: {e}")))
-}
-
-fn bar(length: Option<u64>) -> ProgressBar {
-    let bar = match length {
-        Some(length) => ProgressBar::new(length),
-        None => ProgressBar::new_spinner(),
-    };
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-    }
-    let template = match length {
-        Some(_) => "importing {wide_bar:.cyan} {bytes}/{total_bytes} {binary_bytes_per_sec}",
-        None => "importing {spinner} {bytes} {binary_bytes_per_sec}",
-    };
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 pub(super) async fn rm(client: &Client, names: Vec<ImageRef>) -> Result<i32, Failure> {

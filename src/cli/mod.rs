@@ -1,6 +1,8 @@
 //! The command line: a client of the HTTP API, plus the commands of the daemon itself.
 
 mod args;
+mod backup_args;
+mod backups;
 mod client;
 mod context;
 mod daemon;
@@ -9,12 +11,16 @@ mod images;
 mod inspect;
 mod logs;
 mod output;
+mod progress;
+mod prompt;
+mod restore;
 mod run;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command, ImageCommand, NodeCommand};
+use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
 
@@ -43,6 +49,8 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
         }
+        Command::Backup { command: BackupCommand::Keygen { output } } => backups::keygen(&output),
+        Command::Backup { command: BackupCommand::Restore(args) } => restore::restore(args),
         other => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -75,6 +83,12 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             ImageCommand::Ls(list) => images::ls(client, list).await,
             ImageCommand::Import(args) => images::import(client, args).await,
             ImageCommand::Rm { names } => images::rm(client, names).await,
+        },
+        Command::Backup { command } => match command {
+            BackupCommand::Create(args) => backups::create(client, args).await,
+            BackupCommand::Ls(list) => backups::ls(client, list).await,
+            BackupCommand::Verify(args) => backups::verify(client, args).await,
+            BackupCommand::Keygen { .. } | BackupCommand::Restore(_) => Ok(0),
         },
     }
 }

@@ -7,6 +7,8 @@ use std::{
 
 use serde::Deserialize;
 
+use super::backup::BackupSection;
+
 /// Faults found in the configuration, all of them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the configuration has {} fault(s)", .0.len())]
@@ -24,6 +26,7 @@ pub(super) struct File {
     pub(super) runtime: RuntimeSection,
     pub(super) logs: LogsSection,
     pub(super) network: NetworkSection,
+    pub(super) backup: BackupSection,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 //! A flag beats the environment, the environment a file, a file the default. All faults are told at once, each with the
 //! key it is about.
 
+mod backup;
 mod file;
 mod resolve;
 
@@ -10,6 +11,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use toft_model::{name::Name, node::Subnet};
 
+pub use backup::{BackupConfig, BackupKey};
 pub use file::ConfigError;
 pub use resolve::{DEFAULT_DATA_DIR, DEFAULT_SOCKET, Flags};
 
@@ -28,6 +30,8 @@ pub struct Config {
     pub logs: LogsConfig,
     /// The network of containers.
     pub network: NetworkConfig,
+    /// Backups of this node.
+    pub backup: BackupConfig,
 }
 
 /// Where things lie.

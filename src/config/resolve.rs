@@ -97,6 +97,7 @@ impl Config {
                 None
             }
         };
+        let backup = file.backup.resolve(&data, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
         let run = if private { data.clone() } else { DEFAULT_RUN_DIR.into() };
         Ok(Self {
@@ -106,6 +107,7 @@ impl Config {
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             logs: LogsConfig { max_bytes, max_files },
             network: NetworkConfig { range },
+            backup,
         })
     }
 }
@@ -162,6 +164,8 @@ mod tests {
         let defaults = resolve("").unwrap();
         assert_eq!((shown.logs, shown.network), (defaults.logs, defaults.network));
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
+        assert_eq!(shown.backup.keep, defaults.backup.keep);
+        assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
         assert!(!shown.node.labels.is_empty() && shown.runtime.containerd.is_some());
     }
 

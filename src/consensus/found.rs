@@ -222,6 +222,19 @@ pub fn adopt(files: &Files, identity: &Identity) -> Result<(), OpenError> {
     LogFile::create(&files.log, identity, None).map_err(|source| OpenError::Log { path: files.log.clone(), source })
 }
 
+/// Makes the state at `path` that of no cluster: the next start founds one that goes on from it. Former members of its
+/// cluster, should any live, have nothing to do with the new one.
+pub fn detach(path: &Path) -> Result<(), OpenError> {
+    let failed = |source| OpenError::of(path, source);
+    let state = prepare_state(path)?;
+    let row = ClusterRow::load(&state).map_err(failed)?;
+    let row = ClusterRow { cluster_id: None, applied_position: None, membership: None, ..row };
+    row.save(&state).map_err(failed)?;
+    // One file again, which can be moved.
+    state.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(())).map_err(failed)?;
+    state.close().map_err(|(_, source)| failed(source))
+}
+
 /// A cluster of one that goes on from a state, whatever was before.
 fn founding(row: &ClusterRow, founder: &Member) -> (Identity, Start) {
     let identity =

@@ -1,6 +1,6 @@
 //! What other rooms see of consensus.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use openraft::error::{CheckIsLeaderError, RaftError};
 use rusqlite::Connection;
@@ -16,6 +16,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
+    copy::{CopyError, copy},
     network::Peers,
     propose::Proposal,
     space::Space,
@@ -176,6 +177,21 @@ impl Handle {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         self.readers.read(question).await
+    }
+
+    /// Copies the whole state into a new database at `path`: one file, one moment, which holds every command this member
+    /// has applied before the call. Commands go on being applied meanwhile. `progress` is told the pages done and all
+    /// pages. What a failure leaves at `path` is for the caller to remove.
+    pub async fn copy_to<F>(&self, path: &Path, progress: F) -> Result<(), CopyError>
+    where
+        F: FnMut(u64, u64) + Send + 'static,
+    {
+        let (readers, path) = (Arc::clone(&self.readers), path.to_owned());
+        let work = move || readers.with(CopyError::Read, |source| copy(source, &path, progress));
+        match tokio::task::spawn_blocking(work).await {
+            Ok(copied) => copied,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     /// Waits until reads here see everything that was acknowledged anywhere before the call.

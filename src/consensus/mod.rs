@@ -6,6 +6,7 @@
 //! is all that other rooms see: propose, read, watch. docs/consensus.md tells the whole.
 
 mod compact;
+mod copy;
 mod found;
 mod handle;
 mod log_store;
@@ -19,7 +20,8 @@ mod state_machine;
 mod tests;
 pub mod types;
 
-pub use found::{OpenError, adopt};
+pub use copy::CopyError;
+pub use found::{OpenError, adopt, detach};
 pub use handle::{ClusterStatus, Handle, MemberStatus, NotCurrent, ProposeError};
 pub use open::{Door, Files, Opened, open};
 pub use state_machine::ReadError;

@@ -5,7 +5,11 @@ use toft_model::{
     state::{Refusal, RefusalKind},
 };
 
-use crate::consensus::{ProposeError, ReadError};
+use crate::{
+    backup::BackupError,
+    consensus::{CopyError, ProposeError, ReadError},
+    observe::chain,
+};
 
 /// What went wrong, for programs. The doors map it to HTTP and exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,9 +127,23 @@ impl From<ProposeError> for ControlError {
     }
 }
 
+impl From<BackupError> for ControlError {
+    fn from(error: BackupError) -> Self {
+        let kind = match &error {
+            BackupError::NotFound(_) => ErrorKind::NotFound,
+            BackupError::Busy | BackupError::NoKey => ErrorKind::Conflict,
+            BackupError::Key(_) => ErrorKind::Invalid,
+            BackupError::DiskFull { .. } | BackupError::Copy(CopyError::DiskFull { .. }) => ErrorKind::DiskFull,
+            BackupError::Folder { .. } | BackupError::KeyFile { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::Internal,
+        };
+        Self { kind, message: chain(&error), hint: error.hint(), field: None }
+    }
+}
+
 impl From<ReadError> for ControlError {
     fn from(error: ReadError) -> Self {
-        tracing::error!(error = crate::observe::chain(&error), "a read of the state failed");
+        tracing::error!(error = chain(&error), "a read of the state failed");
         Self::new(ErrorKind::Internal, error.to_string())
     }
 }

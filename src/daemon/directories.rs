@@ -12,9 +12,8 @@ use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use super::{Hinted, down::running};
-use crate::config::Paths;
-use crate::consensus;
+use super::{Hinted, down::running, restore::backup_failed};
+use crate::{backup::restore, config::Paths, consensus};
 
 /// Longest wait for the lock of a daemon that was killed: a program it was just about to start holds it for a moment.
 const LEFT_BEHIND: Duration = Duration::from_secs(2);
@@ -40,6 +39,20 @@ struct InUse(String, PathBuf);
 impl Directories {
     /// Makes what is missing, takes the lock and writes the pid file.
     pub(super) fn prepare(paths: &Paths) -> anyhow::Result<Self> {
+        let directories = Self::locked(paths)?;
+        if restore::finish(&directories.data).map_err(backup_failed)? {
+            tracing::warn!("a restore that was interrupted is finished now");
+        }
+        for dir in [directories.logs(), directories.instances(), directories.programs()] {
+            make(&dir, 0o700).with_context(|| format!("making the directory `{}`", dir.display()))?;
+        }
+        write_file(&directories.pid_file(), 0o644, format!("{}\n", std::process::id()).as_bytes())
+            .context("writing the pid file")?;
+        Ok(directories)
+    }
+
+    /// Makes the two directories and takes the lock.
+    pub(super) fn locked(paths: &Paths) -> anyhow::Result<Self> {
         for (dir, mode) in [(&paths.data, 0o700), (&paths.run, 0o755)] {
             make(dir, mode).with_context(|| format!("making the directory `{}`", dir.display()))?;
         }
@@ -49,13 +62,12 @@ impl Directories {
         let run = fs::canonicalize(&paths.run).with_context(|| format!("opening `{}`", paths.run.display()))?;
         let lock = lock(&data, &run)?;
         let suffix = paths.private.then(|| hex::encode(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..4]));
-        let directories = Self { data, run, suffix, _lock: lock };
-        for dir in [directories.logs(), directories.instances(), directories.programs()] {
-            make(&dir, 0o700).with_context(|| format!("making the directory `{}`", dir.display()))?;
-        }
-        write_file(&directories.pid_file(), 0o644, format!("{}\n", std::process::id()).as_bytes())
-            .context("writing the pid file")?;
-        Ok(directories)
+        Ok(Self { data, run, suffix, _lock: lock })
+    }
+
+    /// The data directory.
+    pub(super) fn data(&self) -> &Path {
+        &self.data
     }
 
     pub(super) fn consensus(&self) -> consensus::Files {

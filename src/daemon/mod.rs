@@ -8,16 +8,18 @@ mod doors;
 mod down;
 mod identity;
 mod local_node;
+mod restore;
 mod runtime;
 mod shutdown;
 mod tasks;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use toft_model::{
-    instance::AssignmentSet,
-    state::{assignments_generation, query_assignments},
+    ids::{InstanceId, NodeId},
+    instance::{AssignmentSet, InstanceReport, InstanceState},
+    state::{InstanceRow, assignments_generation, query_assignments},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -30,7 +32,7 @@ use crate::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
         host,
-        ledger::Ledger,
+        ledger::{Ledger, Outcome},
         network::{
             Network,
             kernel::{KernelNetwork, KernelNetworkConfig},
@@ -40,7 +42,8 @@ use crate::{
         runtime::{Availability, Runtime},
     },
     api::http::{ApiState, Readiness},
-    config::Config,
+    backup::{self, Backups, keys::KeySource, schedule},
+    config::{BackupKey, Config},
     consensus::{
         self, Handle, Opened,
         types::{FOUNDER, Member, Role},
@@ -54,6 +57,7 @@ use directories::Directories;
 pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
+pub use restore::{Restore, Restored, restore};
 pub use shutdown::end_for_shutdown;
 use tasks::Tasks;
 
@@ -137,12 +141,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     remembered.run = begin_run(&ledger);
     refuse_older_state(&state, remembered.set.as_ref(), &directories)?;
+    if remembered.set.is_none() {
+        remembered.outcomes.extend(recall_outcomes(&state, &ledger, identity.node_id).await?);
+    }
 
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
     let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
-    let ops = Ops::new(state.clone(), node.clone());
+    let backups = Backups::new(backup_settings(&config, &directories, &identity), state.clone());
+    tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
+    let ops = Ops::new(state.clone(), node.clone()).with_backups(backups);
     let outbox = Outbox::default();
     let executor = Executor {
         runtime: Arc::clone(&runtime),
@@ -214,6 +223,24 @@ fn begin_run(ledger: &Ledger) -> u64 {
     })
 }
 
+fn backup_settings(config: &Config, directories: &Directories, identity: &Identity) -> backup::Settings {
+    let key = config.backup.key.clone().map(|key| match key {
+        BackupKey::Recipient(text) => KeySource::Recipient(text),
+        BackupKey::KeyFile(path) => KeySource::KeyFile(path),
+        BackupKey::PassphraseFile(path) => KeySource::PassphraseFile(path),
+    });
+    backup::Settings {
+        data: directories.data().to_owned(),
+        dir: config.backup.dir.clone(),
+        dir_is_ours: config.backup.dir_is_ours,
+        every: config.backup.every,
+        keep: config.backup.keep as usize,
+        key,
+        node_name: config.node.name.to_string(),
+        node_id: identity.node_id.to_string(),
+    }
+}
+
 /// The agent ignores orders older than those in its ledger. A state that is older than the ledger was put in place of
 /// the one that made those orders, and its first orders would remove containers it does not know.
 fn refuse_older_state(state: &Handle, known: Option<&AssignmentSet>, directories: &Directories) -> anyhow::Result<()> {
@@ -229,6 +256,25 @@ fn refuse_older_state(state: &Handle, known: Option<&AssignmentSet>, directories
         directories.ledger_file().display()
     );
     Err(Hinted { hint, source: error.into() }.into())
+}
+
+/// A node whose state was restored has an empty ledger, by which every finished job would run again. What the node said
+/// of them before is in the state.
+async fn recall_outcomes(
+    state: &Handle,
+    ledger: &Ledger,
+    node_id: NodeId,
+) -> anyhow::Result<HashMap<InstanceId, Outcome>> {
+    let rows = state.read(move |connection| InstanceRow::of_node(connection, node_id)).await?;
+    let mut outcomes = HashMap::new();
+    for report in rows.into_iter().filter_map(|row| row.report) {
+        let Some(InstanceState::Finished { exit, .. }) = report.state else { continue };
+        let InstanceReport { instance_id, epoch, restarts, last_exit, .. } = report;
+        let outcome = Outcome { epoch, restarts, started_ms: None, last_exit, finished: Some(exit) };
+        ledger.store_outcome(instance_id, outcome).context("writing the node's ledger")?;
+        outcomes.insert(instance_id, outcome);
+    }
+    Ok(outcomes)
 }
 
 /// Tells the cluster what this node is: at once, and whenever the runtime comes with another version.

@@ -21,6 +21,12 @@ impl Metrics {
         metrics::describe_counter!("toft_http_requests_total", "Requests answered, by status class");
         metrics::describe_counter!("toft_instance_restarts_total", "Automatic restarts of instances");
         metrics::describe_gauge!("toft_runtime_up", "Whether the container runtime answers");
+        metrics::describe_counter!("toft_backups_total", "Scheduled backups tried, by result");
+        metrics::describe_gauge!(
+            "toft_backup_last_success_timestamp_seconds",
+            "When the newest scheduled backup was made"
+        );
+        metrics::describe_gauge!("toft_backup_last_size_bytes", "Size of the newest scheduled backup");
         Self(handle)
     }
 

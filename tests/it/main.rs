@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
+mod backup;
 mod bad_input;
 mod browser;
 mod containerd_loss;

@@ -52,6 +52,27 @@ pub fn parse_cpu_millis(text: &str) -> Result<u32, Invalid> {
     Ok(millis.round() as u32)
 }
 
+/// Parses a span of time (`30s`, `15m`, `24h`, `7d`) into milliseconds.
+pub fn parse_span_ms(text: &str) -> Result<u64, Invalid> {
+    let bad = || {
+        Invalid::value(
+            format!("`{}` is no span of time", text.chars().take(40).collect::<String>()),
+            "write a whole number and a unit, such as `30s`, `15m`, `24h` or `7d`",
+        )
+    };
+    let split = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let number: u64 = text[..split].parse().map_err(|_| bad())?;
+    let unit_ms = match &text[split..] {
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(bad()),
+    };
+    // A century; no one waits longer, and sums of times stay in range.
+    number.checked_mul(unit_ms).filter(|ms| *ms <= 36_525 * 86_400_000).ok_or_else(bad)
+}
+
 /// Writes bytes the way people read them: `1.5 GiB`, `640 KiB`, `12 B`.
 pub fn format_bytes(bytes: u64) -> String {
     let mut value = bytes as f64;
@@ -100,6 +121,16 @@ mod tests {
         }
         for bad in ["", "0", "-1", "m", "1e3", "nan", "99999999"] {
             assert!(parse_cpu_millis(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_of_time() {
+        for (text, want) in [("30s", 30_000), ("15m", 900_000), ("24h", 86_400_000), ("7d", 604_800_000), ("0s", 0)] {
+            assert_eq!(parse_span_ms(text).unwrap(), want, "{text}");
+        }
+        for bad in ["", "s", "10", "-1s", "1.5h", "1 h", "1w", "99999999999999999999s", "36526d"] {
+            assert!(parse_span_ms(bad).is_err(), "{bad}");
         }
     }
 

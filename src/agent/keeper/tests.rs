@@ -160,3 +160,16 @@ fn a_finished_process_is_in_the_ledger_before_its_task_is_deleted() {
     assert_eq!(reported(&effects), [Some("finished")], "when its log is complete");
     assert!(!effects.iter().any(|effect| matches!(effect, Effect::Note { .. })), "once is enough");
 }
+
+#[test]
+fn late_news_of_an_end_are_not_taken_for_the_end_of_the_next_process() {
+    let ended = Some(TaskState::Ended(EXIT));
+    let mut keeper =
+        started(Some(set(5, Desired::Running, 2)), Some(Outcome { epoch: 1, ..Outcome::default() }), ended);
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 20);
+    assert!(matches!(works(&keeper.take_effects())[..], [.., Work::Start { .. }]), "a newer epoch is ordered");
+    keeper.task_ended(ID, EXIT, 21);
+    keeper.done(ID, Done::Started { pid: 8 }, 22);
+    let effects = keeper.take_effects();
+    assert_eq!((works(&effects), reported(&effects)), (vec![], vec![Some("running")]));
+}

@@ -47,7 +47,9 @@ fn copies(workload: &WorkloadRow, instances: &[InstanceRow], nodes: &[NodeRow]) 
     let name = &workload.spec.name;
     let own: Vec<_> = instances.iter().filter(|row| row.workload_id == workload.id).collect();
     for row in &own {
-        if (row.desired, row.epoch) != (workload.desired, workload.epoch) || row.ordinal >= workload.spec.replicas {
+        // A copy that was started on its own is ahead.
+        let behind = row.desired != workload.desired || row.epoch < workload.epoch;
+        if behind || row.ordinal >= workload.spec.replicas {
             return Err(format!("{name}-{} has another order than its workload", row.ordinal));
         }
         let order = &row.container;

@@ -2,6 +2,7 @@
 //!
 //! The same routes answer under `/api/v1` and `/v1`.
 
+mod backups;
 mod error;
 mod events;
 mod health;
@@ -29,6 +30,7 @@ use crate::{
     observe::metrics::Metrics,
 };
 
+pub use backups::{BackupLock, SHA256_HEADER};
 pub use error::ApiError;
 pub use health::Readiness;
 
@@ -69,6 +71,10 @@ fn resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::remove))
+        .routes(routes!(backups::list, backups::create))
+        .routes(routes!(backups::status))
+        .routes(routes!(backups::stream))
+        .routes(routes!(backups::content))
 }
 
 /// The OpenAPI document.

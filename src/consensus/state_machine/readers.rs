@@ -48,6 +48,19 @@ impl Readers {
         Ok(answer)
     }
 
+    /// Lends a connection, without a transaction.
+    pub(in super::super) fn with<T, E>(
+        &self,
+        failed: impl Fn(rusqlite::Error) -> E,
+        work: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let connection = self.take().map_err(failed)?;
+        let outcome = work(&connection)?;
+        self.give(connection);
+        Ok(outcome)
+    }
+
     /// Runs `question` on a thread that may block.
     pub(in super::super) async fn read<T, F>(self: &std::sync::Arc<Self>, question: F) -> Result<T, ReadError>
     where

@@ -2,6 +2,7 @@
 //!
 //! Each validates, mints ids and time, and proposes. Nothing has run yet when it returns.
 
+pub mod backups;
 mod images;
 pub mod logs;
 mod nodes;
@@ -11,19 +12,26 @@ mod workloads;
 use std::sync::Arc;
 
 use super::node_access::NodeAccess;
-use crate::consensus::Handle;
+use crate::{backup::Backups, consensus::Handle};
 
 /// The operations.
 #[derive(Clone)]
 pub struct Ops {
     state: Handle,
     node: Arc<dyn NodeAccess>,
+    backups: Option<Backups>,
 }
 
 impl Ops {
     /// Operations on `state`.
     pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node }
+        Self { state, node, backups: None }
+    }
+
+    /// The same with the backups of this node.
+    pub fn with_backups(mut self, backups: Backups) -> Self {
+        self.backups = Some(backups);
+        self
     }
 
     /// The state's handle, for watching.

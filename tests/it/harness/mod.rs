@@ -7,3 +7,4 @@ pub mod http;
 pub mod image;
 pub mod machine;
 pub mod prober;
+pub mod terminal;

@@ -1,0 +1,30 @@
+//! Progress on stderr, while somebody looks at it.
+
+use std::{borrow::Cow, io::IsTerminal, time::Duration};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A bar for bytes; what it is about is a participle: `importing`. Without a length, what has passed.
+pub(super) fn bytes(about: &str, length: Option<u64>) -> ProgressBar {
+    let template = match length {
+        Some(_) => format!("{about} {{wide_bar:.cyan}} {{bytes}}/{{total_bytes}} {{binary_bytes_per_sec}}"),
+        None => format!("{about} {{spinner}} {{bytes}} {{binary_bytes_per_sec}}"),
+    };
+    shown(length.map_or_else(ProgressBar::new_spinner, ProgressBar::new), &template)
+}
+
+/// Something that turns while the other side works.
+pub(super) fn spinner(about: impl Into<Cow<'static, str>>) -> ProgressBar {
+    shown(ProgressBar::new_spinner().with_message(about), "{msg} {spinner} {elapsed}")
+}
+
+fn shown(bar: ProgressBar, template: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
