@@ -4,6 +4,7 @@ mod backups;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
+use crate::control::ops::cluster::ClusterStatus;
 use serde::{Deserialize, Serialize};
 use toft_model::{
     image::NodeImage,
@@ -129,6 +130,80 @@ pub struct Node {
     pub inventory: Inventory,
     /// When it last registered.
     pub registered_at: String,
+}
+
+/// The members that share the state, as the node that answers sees them.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Cluster {
+    /// Id.
+    pub id: String,
+    /// Name of the member that leads; absent when none does.
+    pub leader: Option<String>,
+    /// How often the lead was fought for.
+    pub term: u64,
+    /// End of this node's log.
+    pub log_end: u64,
+    /// How much of it this node has applied.
+    pub applied: u64,
+    /// The members, by number.
+    pub members: Vec<Member>,
+}
+
+/// A member of the cluster.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Member {
+    /// Number, never used twice.
+    pub id: u64,
+    /// Name of the node.
+    pub name: String,
+    /// Id of the node.
+    pub node_id: String,
+    /// Where the others reach it; empty when it listens for nobody.
+    pub address: String,
+    /// `server` or `witness`.
+    pub role: String,
+    /// Whether it votes.
+    pub votes: bool,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Whether it answered lately; absent when the node that answers does not lead, for only the leader asks all.
+    pub answers: Option<bool>,
+    /// End of its log, if known.
+    pub log_end: Option<u64>,
+}
+
+/// What lets a machine join.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct JoinToken {
+    /// The token. Whoever has it can join.
+    pub token: String,
+}
+
+impl From<ClusterStatus> for Cluster {
+    fn from(status: ClusterStatus) -> Self {
+        let leads_here = status.leader == Some(status.member_id);
+        let leader = status.members.iter().find(|member| Some(member.id) == status.leader);
+        let leader = leader.map(|member| member.name.to_string());
+        let members = status.members.into_iter().map(|member| Member {
+            leads: status.leader == Some(member.id),
+            answers: (leads_here || member.id == status.member_id).then_some(member.answers),
+            id: member.id,
+            name: member.name.to_string(),
+            node_id: member.node_id.to_string(),
+            address: member.address,
+            role: member.role.to_owned(),
+            votes: member.votes,
+            log_end: member.log_end,
+        });
+        Self {
+            members: members.collect(),
+            id: status.cluster_id.to_string(),
+            leader,
+            term: status.term,
+            log_end: status.log_end,
+            applied: status.applied,
+        }
+    }
 }
 
 /// An image on the node.

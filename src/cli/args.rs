@@ -82,6 +82,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: NodeCommand,
     },
+    /// The members that share the state
+    Cluster {
+        #[command(subcommand)]
+        command: ClusterCommand,
+    },
     /// Images on this node
     Image {
         #[command(subcommand)]
@@ -106,6 +111,33 @@ const RUN_HELP: &str = "Examples:
 With --rm the command stays in the foreground and exits as Docker does: 125 when toft failed, 126 or 127 when the
 command could not be executed, else the command's own code.";
 
+#[derive(Debug, Subcommand)]
+pub(super) enum ClusterCommand {
+    /// Show the members: who leads, who votes, who answers
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the token that lets a machine join; keep it secret
+    Token,
+    /// Go on alone with what this node has, when the majority of the members is gone for good
+    Recover(RecoverArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RecoverArgs {
+    /// Data directory of an appliance that does not run
+    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Configuration file it was started with
+    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(super) yes: bool,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct UpArgs {
     /// Keep everything under this directory, beside the machine's own appliance
@@ -120,6 +152,18 @@ pub(super) struct UpArgs {
     /// Configuration file [default: /etc/toft/toft.toml, or toft.toml in the data directory]
     #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Address where the other members of the cluster reach this node
+    #[arg(long, env = "TOFT_CLUSTER_BIND", value_name = "ADDR:PORT")]
+    pub(super) cluster_bind: Option<String>,
+    /// What this node does: server, or witness, which runs nothing but votes
+    #[arg(long, env = "TOFT_ROLE", value_name = "ROLE")]
+    pub(super) role: Option<String>,
+    /// Join the cluster of the member at this address; later starts need not say so again
+    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
+    pub(super) join: Option<String>,
+    /// File with the token that `toft cluster token` prints on a member
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -11,10 +11,19 @@ use crate::{
 };
 
 pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
-    let flags = Flags { data_dir: args.data_dir, config: args.config, bind: args.bind, name: args.name };
+    let flags = Flags {
+        data_dir: args.data_dir,
+        config: args.config,
+        bind: args.bind,
+        name: args.name,
+        cluster_bind: args.cluster_bind,
+        role: args.role,
+        join: args.join,
+        token_file: args.token_file,
+    };
     let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
     root_only()?;
-    observe::init_logging("info,openraft=warn", config.api.json_logs);
+    observe::init_logging("info,openraft=off", config.api.json_logs);
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::run(config));
     // A blocking call that hangs must not keep the process.
@@ -45,7 +54,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
         .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))
 }
 
-fn root_only() -> Result<(), Failure> {
+pub(super) fn root_only() -> Result<(), Failure> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }

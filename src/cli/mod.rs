@@ -4,6 +4,7 @@ mod args;
 mod backup_args;
 mod backups;
 mod client;
+mod cluster;
 mod context;
 mod daemon;
 mod failure;
@@ -19,7 +20,7 @@ mod workloads;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, Command, ImageCommand, NodeCommand};
+use args::{Cli, ClusterCommand, Command, ImageCommand, NodeCommand};
 use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
@@ -49,6 +50,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
         }
+        Command::Cluster { command: ClusterCommand::Recover(args) } => cluster::recover(args),
         Command::Backup { command: BackupCommand::Keygen { output } } => backups::keygen(&output),
         Command::Backup { command: BackupCommand::Restore(args) } => restore::restore(args),
         other => {
@@ -79,6 +81,11 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Rm(names) => workloads::rm(client, names).await,
         Command::Events(args) => inspect::events(client, args).await,
         Command::Node { command: NodeCommand::Ls(list) } => inspect::nodes(client, list).await,
+        Command::Cluster { command } => match command {
+            ClusterCommand::Status { json } => cluster::status(client, json).await,
+            ClusterCommand::Token => cluster::token(client).await,
+            ClusterCommand::Recover(_) => Ok(0),
+        },
         Command::Image { command } => match command {
             ImageCommand::Ls(list) => images::ls(client, list).await,
             ImageCommand::Import(args) => images::import(client, args).await,

@@ -26,6 +26,7 @@ pub(super) struct File {
     pub(super) runtime: RuntimeSection,
     pub(super) logs: LogsSection,
     pub(super) network: NetworkSection,
+    pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
 }
 
@@ -60,6 +61,14 @@ pub(super) struct LogsSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NetworkSection {
     pub(super) range: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ClusterSection {
+    pub(super) bind: Option<String>,
+    pub(super) address: Option<String>,
+    pub(super) role: Option<String>,
 }
 
 impl File {

@@ -30,6 +30,8 @@ pub struct Config {
     pub logs: LogsConfig,
     /// The network of containers.
     pub network: NetworkConfig,
+    /// The other members of the cluster.
+    pub cluster: ClusterConfig,
     /// Backups of this node.
     pub backup: BackupConfig,
 }
@@ -63,6 +65,37 @@ pub struct ApiConfig {
     pub bind_chosen: bool,
     /// Whether log lines are JSON.
     pub json_logs: bool,
+}
+
+/// The other members of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// Where this node listens for them; absent: it lets nobody join.
+    pub bind: Option<SocketAddr>,
+    /// Where they reach it, `HOST:PORT`; by default where it listens.
+    pub address: Option<String>,
+    /// What this node does.
+    pub role: NodeRole,
+    /// Which cluster to join, if this node belongs to none.
+    pub join: Option<JoinConfig>,
+}
+
+/// What a node does for the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeRole {
+    /// Runs workloads.
+    Server,
+    /// Runs nothing; it votes, so that two servers have a majority.
+    Witness,
+}
+
+/// Which cluster to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinConfig {
+    /// A member of it, `HOST:PORT`.
+    pub address: String,
+    /// File that holds the token.
+    pub token_file: PathBuf,
 }
 
 /// The container runtime.

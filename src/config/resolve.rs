@@ -7,7 +7,10 @@ use std::{
 
 use toft_model::{invalid::Invalid, name::Name, node::Subnet, units::parse_bytes};
 
-use super::{ApiConfig, Config, ConfigError, LogsConfig, NetworkConfig, NodeConfig, Paths, RuntimeConfig, file::File};
+use super::{
+    ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
+    RuntimeConfig, file::File,
+};
 
 /// Data directory of the machine's own appliance.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/toft";
@@ -27,6 +30,14 @@ pub struct Flags {
     pub bind: Option<String>,
     /// Name of this node.
     pub name: Option<String>,
+    /// Address for the other members.
+    pub cluster_bind: Option<String>,
+    /// What this node does.
+    pub role: Option<String>,
+    /// A member of the cluster to join.
+    pub join: Option<String>,
+    /// File that holds the token for that.
+    pub token_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -67,6 +78,37 @@ impl Config {
             note("api.bind", e);
             SocketAddr::from(([127, 0, 0, 1], 7443))
         });
+        let listens = match flags.cluster_bind.or(file.cluster.bind).map(|text| member_address(&text)) {
+            None => None,
+            Some(Ok(address)) => Some(address),
+            Some(Err(e)) => {
+                note("cluster.bind", e);
+                None
+            }
+        };
+        if file.cluster.address.is_some() && listens.is_none() {
+            note("cluster.address", Invalid::value("nobody listens there", "set cluster.bind too"));
+        }
+        let role = match flags.role.or(file.cluster.role).as_deref() {
+            None | Some("server") => NodeRole::Server,
+            Some("witness") => NodeRole::Witness,
+            Some(other) => {
+                note("cluster.role", Invalid::value(format!("`{other}` is no role"), "use server or witness"));
+                NodeRole::Server
+            }
+        };
+        let join = match (flags.join, flags.token_file) {
+            (None, None) => None,
+            (Some(address), Some(token_file)) => Some(JoinConfig { address, token_file }),
+            _ => {
+                note("--join", Invalid::value("an address and a token are needed", "give --join and --token-file"));
+                None
+            }
+        };
+        if join.is_some() && listens.is_none() {
+            note("--join", Invalid::value("a member listens for the others", "give --cluster-bind too"));
+        }
+        let cluster = ClusterConfig { bind: listens, address: file.cluster.address, role, join };
         let max_bytes = match file.logs.max_bytes.as_deref().map(parse_bytes) {
             None => 10 << 20,
             Some(Ok(bytes)) if bytes >= 64 << 10 => bytes,
@@ -107,9 +149,23 @@ impl Config {
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             logs: LogsConfig { max_bytes, max_files },
             network: NetworkConfig { range },
+            cluster,
             backup,
         })
     }
+}
+
+fn member_address(text: &str) -> Result<SocketAddr, Invalid> {
+    let address: SocketAddr = text.parse().map_err(|_| {
+        Invalid::value(format!("`{text}` is no address"), "write it like `192.168.1.10:7444` or `[fd00::1]:7444`")
+    })?;
+    if address.ip().is_unspecified() {
+        return Err(Invalid::value(
+            format!("`{text}` is every address of this machine"),
+            "name the one address that the other members reach",
+        ));
+    }
+    Ok(address)
 }
 
 fn bind_address(text: &str) -> Result<SocketAddr, Invalid> {

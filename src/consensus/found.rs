@@ -299,7 +299,7 @@ fn rebuild(files: &Files, log: &LogFile, start: Option<&Start>, why: &str) -> Re
 }
 
 /// Moves a database and what SQLite keeps beside it out of the way, and says where to.
-fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
     let beside = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();

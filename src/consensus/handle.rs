@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use openraft::error::{CheckIsLeaderError, RaftError};
+use openraft::{
+    RaftMetrics,
+    error::{CheckIsLeaderError, RaftError},
+};
 use rusqlite::Connection;
 use serde_json::value::to_raw_value;
 use toft_model::{
@@ -225,7 +228,7 @@ impl Handle {
 
     /// Whether this member leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        self.raft.server_metrics().borrow().current_leader == Some(self.identity.member_id)
+        leader(&self.raft.metrics().borrow()) == Some(self.identity.member_id)
     }
 
     /// What this member knows of the cluster.
@@ -233,6 +236,7 @@ impl Handle {
         let metrics = self.raft.metrics().borrow().clone();
         let voters: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
         let me = self.identity.member_id;
+        let leader = leader(&metrics);
         let progress = metrics.replication.unwrap_or_default();
         let members = metrics.membership_config.nodes().map(|(id, member)| MemberStatus {
             id: *id,
@@ -247,7 +251,7 @@ impl Handle {
         ClusterStatus {
             identity: self.identity.clone(),
             members: members.collect(),
-            leader: metrics.current_leader,
+            leader,
             term: metrics.current_term,
             last_index: metrics.last_log_index.unwrap_or(0),
             applied_index: *self.applied.borrow(),
@@ -268,4 +272,11 @@ impl Handle {
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.applied.clone()
     }
+}
+
+/// Who leads. A leader that no majority answers any more may have been replaced, and cannot do anything anyway.
+fn leader(metrics: &RaftMetrics<MemberId, Member>) -> Option<MemberId> {
+    let answered = metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) < SILENCE);
+    let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
+    metrics.current_leader.filter(|leader| *leader != metrics.id || alone || answered)
 }

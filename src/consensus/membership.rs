@@ -61,7 +61,7 @@ fn voters(leader: MemberId, members: &BTreeMap<MemberId, Candidate>) -> BTreeSet
     let chosen: BTreeSet<MemberId> = order.into_iter().take(wanted(members.len())).map(|(.., id)| id).collect();
     // An even number of voters survives no more failures than one less; wait until all of them are ready. From more
     // voters to fewer (a member was removed) there is nothing to wait for.
-    if chosen.len() % 2 == 0 { current } else { chosen }
+    if chosen.len().is_multiple_of(2) { current } else { chosen }
 }
 
 /// Keeps the voters right while this member leads.

@@ -14,6 +14,7 @@ mod membership;
 pub mod network;
 mod open;
 mod propose;
+mod recover;
 mod space;
 mod state_machine;
 #[cfg(test)]
@@ -24,4 +25,5 @@ pub use copy::CopyError;
 pub use found::{OpenError, adopt, detach};
 pub use handle::{ClusterStatus, Handle, MemberStatus, NotCurrent, ProposeError};
 pub use open::{Door, Files, Opened, open};
+pub use recover::{Account, recover, survey};
 pub use state_machine::ReadError;

@@ -112,7 +112,7 @@ pub async fn open(files: &Files, me: Member, transport: Transport) -> Result<Ope
     drop((log, state));
     replay(&raft).await?;
     let door = Door { raft: raft.clone(), identity, transport };
-    let task = run(Running { raft, peers, me }, receiver, size, [log_end, state_end]).boxed();
+    let task = run(Running { raft, peers, me, applied: handle.watch() }, receiver, size, [log_end, state_end]).boxed();
     Ok(Opened { handle, task, door })
 }
 
@@ -120,6 +120,7 @@ struct Running {
     raft: Raft,
     peers: Arc<Peers>,
     me: Member,
+    applied: watch::Receiver<u64>,
 }
 
 async fn run(
@@ -128,10 +129,11 @@ async fn run(
     size: watch::Receiver<LogSize>,
     ends: [oneshot::Receiver<()>; 2],
 ) {
-    let Running { raft, peers, me } = running;
+    let Running { raft, peers, me, applied } = running;
+    let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), applied };
     let [mut log_end, mut state_end] = ends;
     tokio::select! {
-        () = propose::run(raft.clone(), Arc::clone(&peers), proposals) => {}
+        () = propose::run(way, proposals) => {}
         () = compact::run(raft.clone(), size) => {}
         () = membership::keep(raft.clone(), Arc::clone(&peers), me) => {}
         () = failure(raft.clone()) => {}

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use toft_model::state::Applied;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
@@ -55,8 +55,16 @@ pub(super) struct Proposal {
     pub(super) answer: oneshot::Sender<Result<Applied, ProposeError>>,
 }
 
+/// What batches take.
+pub(super) struct Way {
+    pub(super) raft: Raft,
+    pub(super) peers: Arc<Peers>,
+    /// Index of the last entry that reads here see.
+    pub(super) applied: watch::Receiver<u64>,
+}
+
 /// Runs until the last sender is gone.
-pub(super) async fn run(raft: Raft, peers: Arc<Peers>, mut proposals: mpsc::Receiver<Proposal>) {
+pub(super) async fn run(way: Way, mut proposals: mpsc::Receiver<Proposal>) {
     let mut flights = FuturesUnordered::new();
     let mut waiting = Vec::with_capacity(BATCH);
     loop {
@@ -68,7 +76,7 @@ pub(super) async fn run(raft: Raft, peers: Arc<Peers>, mut proposals: mpsc::Rece
                     break;
                 }
                 for batch in cut(std::mem::take(&mut waiting)) {
-                    flights.push(fly(&raft, &peers, batch));
+                    flights.push(fly(&way, batch));
                 }
             }
         }
@@ -94,7 +102,8 @@ fn cut(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
 }
 
 /// Brings one batch into the log and answers. Requests carry their id, so trying again is harmless.
-async fn fly(raft: &Raft, peers: &Peers, proposals: Vec<Proposal>) {
+async fn fly(way: &Way, proposals: Vec<Proposal>) {
+    let Way { raft, peers, applied } = way;
     let deadline = proposals.iter().map(|proposal| proposal.deadline).max().unwrap_or_else(Instant::now);
     let (requests, answers): (Vec<_>, Vec<_>) = proposals.into_iter().map(|p| (p.request, p.answer)).unzip();
     let batch = Batch(Arc::new(requests));
@@ -104,7 +113,12 @@ async fn fly(raft: &Raft, peers: &Peers, proposals: Vec<Proposal>) {
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
                 if let (Some(id), Some(leader)) = (to.leader_id, to.leader_node) {
                     match peers.propose(id, &leader, &batch).await {
-                        Ok(Ok(outcomes)) => break Ok(outcomes.0),
+                        Ok(Ok((index, outcomes))) => {
+                            // Whoever asked here reads here.
+                            let mut applied = applied.clone();
+                            drop(applied.wait_for(|applied| *applied >= index).await);
+                            break Ok(outcomes.0);
+                        }
                         Ok(Err(error)) => tracing::debug!(%error, "a batch will be tried again"),
                         Err(error) => tracing::debug!(%error, "a batch will be tried again"),
                     }

@@ -8,6 +8,7 @@ mod doors;
 mod down;
 mod identity;
 mod local_node;
+mod membership;
 mod restore;
 mod runtime;
 mod shutdown;
@@ -44,19 +45,17 @@ use crate::{
     api::http::{ApiState, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
     config::{BackupKey, Config},
-    consensus::{
-        self, Handle, Opened,
-        types::{FOUNDER, Member, Role},
-    },
+    consensus::Handle,
     control::{loops, ops::Ops},
     embedded,
-    enroll::Keys,
     observe::{chain, metrics::Metrics},
 };
 use directories::Directories;
 pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
+use membership::Membership;
+pub use membership::{Account, recover};
 pub use restore::{Restore, Restored, restore};
 pub use shutdown::end_for_shutdown;
 use tasks::Tasks;
@@ -103,16 +102,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     let mut tasks = Tasks::default();
 
-    let node_id = Identity::load_or_make(&directories, || None)?.node_id;
-    let founder = Member { node_id, name: config.node.name.clone(), address: String::new(), role: Role::default() };
-    let keys = Keys::load_or_make(&directories.cluster(), FOUNDER).context("reading the cluster's keys")?;
-    let opened = consensus::open(&directories.consensus(), founder, keys.transport().clone()).await;
-    let Opened { handle: state, task, door } = opened.map_err(|error| {
-        let hint = error.hint();
-        Hinted::new(error, hint)
-    })?;
-    tasks.spawn("consensus", task);
-    drop(door);
+    let Membership { state, join_token } = membership::enter(&config, &directories, &mut tasks, cancel.clone()).await?;
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
 
@@ -151,7 +141,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
     let backups = Backups::new(backup_settings(&config, &directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
-    let ops = Ops::new(state.clone(), node.clone()).with_backups(backups);
+    let ops = Ops::new(state.clone(), node.clone()).with_backups(backups).with_join_token(join_token);
     let outbox = Outbox::default();
     let executor = Executor {
         runtime: Arc::clone(&runtime),

@@ -67,7 +67,7 @@ pub struct Token {
 
 impl std::fmt::Display for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "toft1.{}.{}", hex::encode(&self.authority), self.secret)
+        write!(f, "toft1.{}.{}", hex::encode(self.authority), self.secret)
     }
 }
 
@@ -125,7 +125,7 @@ impl Keys {
             let secret = random_key().map_err(|source| file("read", Path::new("/dev/urandom"), source))?;
             let (certificate, member_key) = authority.certify_new(member_id)?;
             let member = Certified { certificate: &certificate, key: &member_key };
-            Self::store(folder, &authority, member, &ClusterKey(key), &hex::encode(&secret))?;
+            Self::store(folder, &authority, member, &ClusterKey(key), &hex::encode(secret))?;
         }
         Self::load(folder)
     }
@@ -141,7 +141,7 @@ impl Keys {
         fs::create_dir_all(folder).map_err(|source| file("made", folder, source))?;
         write(&folder.join(AUTHORITY), &authority.certificate)?;
         write(&folder.join(AUTHORITY_KEY), &authority.key_pem())?;
-        write(&folder.join(CLUSTER_KEY), &hex::encode(&cluster_key.0))?;
+        write(&folder.join(CLUSTER_KEY), &hex::encode(cluster_key.0))?;
         write(&folder.join(TOKEN), secret)?;
         write(&folder.join(MEMBER_KEY), member.key)?;
         write(&folder.join(MEMBER), member.certificate)
@@ -156,7 +156,7 @@ impl Keys {
         let not = |name: &str, what| KeyError::Content { path: folder.join(name), what };
         let cluster_key = hex::decode(text(CLUSTER_KEY)?.trim()).ok().and_then(|bytes| bytes.try_into().ok());
         let cluster_key = ClusterKey(cluster_key.ok_or_else(|| not(CLUSTER_KEY, "a key of 32 bytes, hexadecimal"))?);
-        let token = format!("toft1.{}.{}", hex::encode(&authority.hash()?), text(TOKEN)?.trim());
+        let token = format!("toft1.{}.{}", hex::encode(authority.hash()?), text(TOKEN)?.trim());
         let token = token.parse().map_err(|NoToken| not(TOKEN, "a secret of 32 bytes, hexadecimal"))?;
         let transport = Transport {
             authority: authority.certificate.clone(),
@@ -202,7 +202,7 @@ impl Admission for Keys {
             certificate,
             authority: self.authority.certificate.clone(),
             authority_key: self.authority.key_pem(),
-            cluster_key: hex::encode(&self.cluster_key.0),
+            cluster_key: hex::encode(self.cluster_key.0),
         })
     }
 }

@@ -5,6 +5,7 @@
 mod backup;
 mod bad_input;
 mod browser;
+mod cluster;
 mod containerd_loss;
 mod damage;
 mod endurance;

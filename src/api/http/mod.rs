@@ -3,6 +3,7 @@
 //! The same routes answer under `/api/v1` and `/v1`.
 
 mod backups;
+mod cluster;
 mod error;
 mod events;
 mod health;
@@ -67,6 +68,8 @@ fn resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))
         .routes(routes!(nodes::list))
+        .routes(routes!(cluster::show))
+        .routes(routes!(cluster::token))
         .routes(routes!(events::list))
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))

@@ -298,6 +298,19 @@ impl LogFile {
         Ok(transaction.commit()?)
     }
 
+    /// Makes this the log of another cluster that goes on from here, with one more entry.
+    pub(in super::super) fn begin_anew(&self, identity: &Identity, vote: &Vote, entry: &Entry) -> Result<(), LogError> {
+        let bytes = encode(entry)?;
+        let transaction = self.begin_write()?;
+        {
+            let mut about = transaction.open_table(ABOUT)?;
+            note(&mut about, IDENTITY, identity)?;
+            note(&mut about, VOTE, vote)?;
+            transaction.open_table(LOG)?.insert(entry.log_id.index, bytes.as_slice())?;
+        }
+        Ok(transaction.commit()?)
+    }
+
     pub(super) fn save_vote(&self, vote: &Vote) -> Result<(), LogError> {
         let transaction = self.begin_write()?;
         note(&mut transaction.open_table(ABOUT)?, VOTE, vote)?;

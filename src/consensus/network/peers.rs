@@ -42,6 +42,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for short answers.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Silence after which a member is worth a line in the log.
+const SILENCE: Duration = Duration::from_secs(2);
 /// Bytes of a snapshot in one message.
 const PART: usize = 256 << 10;
 /// Largest message.
@@ -104,14 +106,21 @@ impl CallError {
     }
 }
 
+/// What was heard of a member.
+struct Heard {
+    /// When it answered last.
+    last: Instant,
+    /// Whether it was told to be silent.
+    silent: bool,
+}
+
 /// The connections of one member.
 pub(in super::super) struct Peers {
     tls: ClientTlsConfig,
     cluster: MetadataValue<Ascii>,
     me: MetadataValue<Ascii>,
     open: Mutex<HashMap<MemberId, (String, Channel)>>,
-    /// When each member answered last.
-    heard: Mutex<HashMap<MemberId, Instant>>,
+    heard: Mutex<HashMap<MemberId, Heard>>,
     began: Instant,
 }
 
@@ -141,12 +150,28 @@ impl Peers {
 
     /// Whether a member answered in the time before now; all did when this began.
     pub(in super::super) fn heard_within(&self, id: MemberId, time: Duration) -> bool {
-        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
-        heard.unwrap_or(self.began).elapsed() < time
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&id).map_or(self.began, |heard| heard.last).elapsed() < time
     }
 
-    fn hear(&self, id: MemberId) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Instant::now());
+    /// Notes what came of a call, and tells when a member falls silent or answers again.
+    fn note<T>(&self, id: MemberId, member: &Member, outcome: Result<T, CallError>) -> Result<T, CallError> {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let heard = heard.entry(id).or_insert(Heard { last: self.began, silent: false });
+        match &outcome {
+            Ok(_) => {
+                heard.last = Instant::now();
+                if std::mem::replace(&mut heard.silent, false) {
+                    tracing::info!("member `{}` answers again", member.name);
+                }
+            }
+            Err(error) => {
+                if heard.last.elapsed() > SILENCE && !std::mem::replace(&mut heard.silent, true) {
+                    tracing::warn!(%error, "member `{}` at `{}` is silent", member.name, member.address);
+                }
+            }
+        }
+        outcome
     }
 
     fn client(&self, id: MemberId, member: &Member) -> Result<PeerClient<Channel>, CallError> {
@@ -181,10 +206,11 @@ impl Peers {
         request: &AppendEntriesRequest<Types>,
     ) -> Result<Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>, CallError> {
         let message = Message { json: json(request)? };
-        let answer = self.client(id, member)?.append(self.request(message, FORWARD_TIMEOUT)).await;
-        let answer = answer.map_err(|status| CallError::of(&status))?;
-        self.hear(id);
-        parse(answer.get_ref())
+        let call = async {
+            let answer = self.client(id, member)?.append(self.request(message, FORWARD_TIMEOUT)).await;
+            parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        };
+        self.note(id, member, call.await)
     }
 
     pub(super) async fn vote(
@@ -231,13 +257,13 @@ impl Peers {
         parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
     }
 
-    /// Hands requests to the leader.
+    /// Hands requests to the leader; gives the index of their entry and what they were answered.
     pub(in super::super) async fn propose(
         &self,
         id: MemberId,
         member: &Member,
         batch: &Batch,
-    ) -> Result<Result<Outcomes, ForwardError>, CallError> {
+    ) -> Result<Result<(u64, Outcomes), ForwardError>, CallError> {
         let requests = batch.0.iter().map(|request| request.get().to_owned()).collect();
         let request = self.request(ProposeRequest { requests }, FORWARD_TIMEOUT);
         let answer = self.client(id, member)?.propose(request).await;

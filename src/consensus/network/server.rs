@@ -218,7 +218,7 @@ impl Peer for Service {
         let raw = |text: String| RawValue::from_string(text).map_err(|e| Status::invalid_argument(e.to_string()));
         let requests = request.into_inner().requests.into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
         let written = self.raft.client_write(Batch(Arc::new(requests))).await;
-        json(&written.map(|written| written.data).map_err(|error| ForwardError::of(&error)))
+        json(&written.map(|written| (written.log_id.index, written.data)).map_err(|error| ForwardError::of(&error)))
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexAnswer>, Status> {

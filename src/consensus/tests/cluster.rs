@@ -120,6 +120,8 @@ async fn one_becomes_three_and_any_of_them_may_go() {
     one.until("two members, one voter", |status| status.members.len() == 2 && voters(status) == 1).await;
     assert_eq!(two.names().await, ["early"]);
     two.put("through-two").await.unwrap();
+    let rows = two.handle.read(WorkloadRow::all).await.unwrap();
+    assert_eq!(rows.len(), 2, "whoever wrote here reads it here");
     assert_eq!(one.names().await, ["early", "through-two"]);
 
     // Who is not the leader sends a joiner on to it.

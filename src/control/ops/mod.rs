@@ -3,6 +3,7 @@
 //! Each validates, mints ids and time, and proposes. Nothing has run yet when it returns.
 
 pub mod backups;
+pub mod cluster;
 mod images;
 pub mod logs;
 mod nodes;
@@ -20,17 +21,24 @@ pub struct Ops {
     state: Handle,
     node: Arc<dyn NodeAccess>,
     backups: Option<Backups>,
+    join_token: Option<Arc<str>>,
 }
 
 impl Ops {
     /// Operations on `state`.
     pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node, backups: None }
+        Self { state, node, backups: None, join_token: None }
     }
 
     /// The same with the backups of this node.
     pub fn with_backups(mut self, backups: Backups) -> Self {
         self.backups = Some(backups);
+        self
+    }
+
+    /// The same with the token that lets machines join.
+    pub fn with_join_token(mut self, token: Option<String>) -> Self {
+        self.join_token = token.map(Arc::from);
         self
     }
 

@@ -53,6 +53,7 @@ pub struct Appliance {
     pub machine: Arc<Machine>,
     pub data: PathBuf,
     daemon: Option<Child>,
+    flags: Vec<String>,
 }
 
 impl Appliance {
@@ -72,7 +73,7 @@ impl Appliance {
     pub fn prepare(machine: &Arc<Machine>, name: &str) -> Self {
         let data = machine.dir.join(name);
         fs::create_dir_all(&data).unwrap();
-        Self { machine: Arc::clone(machine), data, daemon: None }
+        Self { machine: Arc::clone(machine), data, daemon: None, flags: Vec::new() }
     }
 
     fn program(&self) -> Command {
@@ -87,8 +88,13 @@ impl Appliance {
     /// `toft up`, ready to be started or changed.
     pub fn up_command(&self) -> Command {
         let mut command = self.program();
-        command.args(["up", "--data-dir"]).arg(&self.data);
+        command.args(["up", "--data-dir"]).arg(&self.data).args(&self.flags);
         command
+    }
+
+    /// Further arguments for `toft up`.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     }
 
     /// Starts it without waiting.
@@ -139,6 +145,13 @@ impl Appliance {
         let ran = output(self.down_command());
         assert!(daemon.wait().unwrap().success());
         ran
+    }
+
+    /// A command of the daemon's own, on its data directory.
+    pub fn own(&self, arguments: &[&str]) -> Ran {
+        let mut command = self.program();
+        command.args(arguments).arg("--data-dir").arg(&self.data);
+        output(command)
     }
 
     fn down_command(&self) -> Command {

@@ -1,0 +1,109 @@
+//! Several appliances that share one state.
+
+use std::{fs, sync::Arc, time::Instant};
+
+use serde_json::Value;
+
+use crate::harness::{
+    appliance::Appliance,
+    machine::{Machine, wait_until},
+};
+
+/// A member-to-be: it has a name and an address for the others, and does not run yet.
+fn prepare(machine: &Arc<Machine>, name: &str, port: u16) -> Appliance {
+    let toft = Appliance::prepare(machine, name);
+    let text = format!("[node]\nname = \"{name}\"\n[cluster]\nbind = \"127.0.0.1:{port}\"\n");
+    fs::write(toft.data.join("toft.toml"), text).unwrap();
+    toft
+}
+
+fn join(toft: &mut Appliance, through: &Appliance, port: u16) {
+    let token = toft.machine.dir.join("token");
+    fs::write(&token, through.good("cluster token")).unwrap();
+    toft.set_flags(&["--join", &format!("127.0.0.1:{port}"), "--token-file", token.to_str().unwrap()]);
+    toft.up();
+}
+
+/// Members called a, b and c, of which `a` founded the cluster.
+fn three(machine: &Arc<Machine>) -> [Appliance; 3] {
+    let mut a = prepare(machine, "a", 7501);
+    a.up();
+    let mut b = prepare(machine, "b", 7502);
+    join(&mut b, &a, 7501);
+    let mut c = prepare(machine, "c", 7503);
+    join(&mut c, &b, 7502);
+    for toft in [&a, &b, &c] {
+        wait_until("all three vote", || {
+            (status(toft)["members"].as_array()?.iter().filter(|m| m["votes"] == true).count() == 3).then_some(())
+        });
+    }
+    [a, b, c]
+}
+
+fn status(toft: &Appliance) -> Value {
+    toft.json("cluster status --json")
+}
+
+fn names(toft: &Appliance) -> Vec<String> {
+    let mut names: Vec<String> = toft.good("ls -q").lines().map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn three_nodes_run_one_workload_and_go_on_without_their_leader() {
+    let machine = Machine::new();
+    let [mut a, b, c] = three(&machine);
+    b.good("run -n web --replicas 6 toft/demo");
+    let placed = |toft: &Appliance| {
+        let instances = toft.json("ps --json");
+        let running = instances.as_array().unwrap().iter().filter(|instance| instance["state"] == "running");
+        let mut nodes: Vec<String> = running.map(|instance| instance["node"].as_str().unwrap().to_owned()).collect();
+        nodes.sort();
+        nodes
+    };
+    wait_until("six copies on three nodes", || (placed(&c) == ["a", "a", "b", "b", "c", "c"]).then_some(()));
+
+    assert_eq!(status(&b)["leader"], "a");
+    a.kill();
+    let killed = Instant::now();
+    b.good("scale web=7 --no-wait");
+    assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
+    assert_ne!(status(&b)["leader"], "a");
+    c.good("run -n later --no-wait toft/demo");
+    a.set_flags(&[]);
+    a.up();
+    wait_until("who was away has it too", || (names(&a) == ["later", "web"]).then_some(()));
+}
+
+#[test]
+fn who_is_left_alone_tells_it_and_can_go_on_alone() {
+    let machine = Machine::new();
+    let [mut a, mut b, mut c] = three(&machine);
+    c.good("run -n web toft/demo");
+    a.stop();
+    b.stop();
+    wait_until("the lead is lost", || status(&c)["leader"].is_null().then_some(()));
+    let told = c.toft(&["cluster", "status"]);
+    let told = told.bad(1);
+    assert!(told.is_empty() || told.contains("recover"), "{told}");
+    assert_eq!(names(&c), ["web"], "what is known is still told");
+    let refused = c.own(&["cluster", "recover", "--yes"]).bad(1);
+    assert!(refused.contains("another toft"), "{refused}");
+
+    c.stop();
+    c.own(&["cluster", "recover", "--yes"]).good();
+    c.set_flags(&[]);
+    c.up();
+    assert_eq!(names(&c), ["web"]);
+    assert_eq!(status(&c)["members"].as_array().unwrap().len(), 1);
+    c.good("run -n more --no-wait toft/demo");
+
+    // Those left behind are of another cluster now, and say so instead of mixing in.
+    a.set_flags(&[]);
+    a.launch();
+    wait_until("it answers", || a.try_request("GET", "/health", &[], b"").ok());
+    assert_eq!(names(&a), ["web"]);
+    wait_until("nobody leads there", || status(&a)["leader"].is_null().then_some(()));
+    a.stop();
+}
