@@ -5,6 +5,7 @@
 mod bad_input;
 mod browser;
 mod containerd_loss;
+mod crash_loop;
 mod damage;
 mod endurance;
 mod full_disk;
