@@ -1,25 +1,42 @@
 //! Keeps the log short: a snapshot whenever it has grown by so much, and openraft forgets the entries before it.
 
+use std::time::Duration;
+
 use super::{
     log_store::LogSize,
     types::{Fatal, Raft},
 };
 use tokio::sync::watch;
 
-/// Entries the log may grow by between two snapshots.
-const ENTRIES: u64 = 20_000;
-/// Bytes the log may grow by between two snapshots.
-const BYTES: u64 = 16 << 20;
-/// Entries before the snapshot that are kept, so that a member that was away for a moment needs no snapshot.
-pub(super) const KEPT: u64 = 500;
+/// Wait for a snapshot before it is asked for again: there may have been nothing new to put into it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long the log may become.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Entries it may grow by between two snapshots.
+    pub(super) entries: u64,
+    /// Bytes it may grow by between two snapshots.
+    pub(super) bytes: u64,
+    /// Entries before the snapshot that are kept, so that a member that was away for a moment needs no snapshot.
+    pub(super) kept: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { entries: 20_000, bytes: 16 << 20, kept: 500 }
+    }
+}
 
 /// Runs until consensus ends.
-pub(super) async fn run(raft: Raft, mut size: watch::Receiver<LogSize>) {
+pub(super) async fn run(raft: Raft, mut size: watch::Receiver<LogSize>, limits: Limits) {
     let mut metrics = raft.data_metrics();
+    let mut base = *size.borrow_and_update();
     loop {
-        let base = *size.borrow_and_update();
         let grown = size.wait_for(|now| {
-            now.entries.saturating_sub(base.entries) >= ENTRIES || now.bytes.saturating_sub(base.bytes) >= BYTES
+            // Entries may be forgotten some time after the snapshot was made.
+            base = LogSize { entries: base.entries.min(now.entries), bytes: base.bytes.min(now.bytes) };
+            now.entries - base.entries >= limits.entries || now.bytes - base.bytes >= limits.bytes
         });
         if grown.await.is_err() {
             return;
@@ -29,9 +46,11 @@ pub(super) async fn run(raft: Raft, mut size: watch::Receiver<LogSize>) {
             tracing::debug!(%error, "consensus has ended");
             return;
         }
-        // The next one is counted from the end of this one.
-        if metrics.wait_for(|now| now.snapshot != before).await.is_err() {
-            return;
+        match tokio::time::timeout(PATIENCE, metrics.wait_for(|now| now.snapshot != before)).await {
+            // The next one is counted from the end of this one.
+            Ok(Ok(_)) => base = *size.borrow_and_update(),
+            Ok(Err(_)) => return,
+            Err(_) => {}
         }
     }
 }

@@ -22,7 +22,7 @@ use super::{
         StateError,
         snapshot::{Snapshots, copy_file},
     },
-    types::{FOUNDER, Identity, LogId, Member, StoredMembership, Vote},
+    types::{FOUNDER, Identity, LogId, Member, Snapshot, StoredMembership, Vote},
 };
 use crate::observe::chain;
 
@@ -46,7 +46,7 @@ pub enum OpenError {
         source: MigrateError,
     },
     /// The disk is full.
-    #[error("no space is left for the database `{path}`")]
+    #[error("no space is left for `{path}`")]
     DiskFull {
         /// File.
         path: PathBuf,
@@ -148,6 +148,16 @@ impl OpenError {
         }
     }
 
+    pub(super) fn of_log(path: &Path, source: LogError) -> Self {
+        let path = path.to_owned();
+        if source.is_full() { Self::DiskFull { path } } else { Self::Log { path, source } }
+    }
+
+    pub(super) fn of_state(path: &Path, source: StateError) -> Self {
+        let path = path.to_owned();
+        if source.is_full() { Self::DiskFull { path } } else { Self::State { path, source } }
+    }
+
     pub(super) fn of(path: &Path, source: rusqlite::Error) -> Self {
         let path = path.to_owned();
         if is_damaged(&source) {
@@ -169,7 +179,13 @@ pub(super) struct Parts {
 
 /// Opens both files.
 pub(super) fn prepare(files: &Files, founder: &Member) -> Result<Parts, OpenError> {
-    let log_failed = |source| OpenError::Log { path: files.log.clone(), source };
+    let parts = bring_together(files, founder)?;
+    parts.log.settle().map_err(|source| OpenError::of_log(&files.log, source))?;
+    Ok(parts)
+}
+
+fn bring_together(files: &Files, founder: &Member) -> Result<Parts, OpenError> {
+    let log_failed = |source| OpenError::of_log(&files.log, source);
     if !files.log.exists() {
         let state = prepare_state(&files.state)?;
         let row = ClusterRow::load(&state).map_err(|e| OpenError::of(&files.state, e))?;
@@ -182,32 +198,33 @@ pub(super) fn prepare(files: &Files, founder: &Member) -> Result<Parts, OpenErro
     let log = LogFile::open(&files.log).map_err(log_failed)?;
     let identity = log.identity().map_err(log_failed)?;
     let start = log.start().map_err(log_failed)?;
-    let mut state = match prepare_state(&files.state) {
-        Err(OpenError::Damaged { path, detail }) => {
-            let aside = set_aside(&path)?;
-            tracing::error!("the state `{}` is damaged: {detail}; it is kept as `{}`", path.display(), aside.display());
-            rebuild(files, &log, start.as_ref(), &detail)?
-        }
+    let purged = log.state().map_err(log_failed)?.purged.map_or(0, |purged| purged.index);
+    let mend = Mend { files, identity: &identity, start: start.as_ref(), purged };
+    // SQLite would begin a new one, which is older than the log.
+    if purged > 0 && std::fs::metadata(&files.state).map_or(true, |state| state.len() == 0) {
+        let state = mend.state("nothing is there")?;
+        return Ok(Parts { log, state, identity });
+    }
+    let state = match prepare_state(&files.state) {
+        Err(OpenError::Damaged { detail, .. }) => mend.state(&detail)?,
         other => other?,
     };
     let row = ClusterRow::load(&state).map_err(|e| OpenError::of(&files.state, e))?;
     if let Some(found) = row.cluster_id.filter(|found| *found != identity.cluster_id) {
         return Err(OpenError::Strangers { log: files.log.clone(), found: identity.cluster_id, state: found });
     }
-    let purged = log.state().map_err(log_failed)?.purged.map_or(0, |purged| purged.index);
     let begins = start.as_ref().filter(|start| row.applied_index == purged && purged == start.applied.index);
     if row.membership.is_none() && (begins.is_some() || start.is_none() && purged == 0) {
         let entered = match begins {
             Some(start) => enter(&state, &identity, start),
             None => name(&state, &identity),
         };
-        entered.map_err(|source| OpenError::State { path: files.state.clone(), source })?;
+        entered.map_err(|source| OpenError::of_state(&files.state, source))?;
     } else if row.membership.is_none() || row.applied_index < purged {
         let why = format!("it ends at {}, the log begins after {purged}", row.applied_index);
         drop(state);
-        let aside = set_aside(&files.state)?;
-        tracing::error!("the state was replaced by an older one: {why}; it is kept as `{}`", aside.display());
-        state = rebuild(files, &log, start.as_ref(), &why)?;
+        let state = mend.state(&why)?;
+        return Ok(Parts { log, state, identity });
     }
     Ok(Parts { log, state, identity })
 }
@@ -219,7 +236,7 @@ pub fn adopt(files: &Files, identity: &Identity) -> Result<(), OpenError> {
             return Err(OpenError::Occupied { path: path.clone() });
         }
     }
-    LogFile::create(&files.log, identity, None).map_err(|source| OpenError::Log { path: files.log.clone(), source })
+    LogFile::create(&files.log, identity, None).map_err(|source| OpenError::of_log(&files.log, source))
 }
 
 /// Makes the state at `path` that of no cluster: the next start founds one that goes on from it. Former members of its
@@ -268,44 +285,64 @@ fn name(state: &Connection, identity: &Identity) -> Result<(), StateError> {
     Ok(row.save(state)?)
 }
 
-/// Makes the state anew: from the newest snapshot the log goes on from, or from nothing when the log is whole.
-fn rebuild(files: &Files, log: &LogFile, start: Option<&Start>, why: &str) -> Result<Connection, OpenError> {
-    let failed = |source| OpenError::State { path: files.state.clone(), source };
-    let purged = log.state().map_err(|source| OpenError::Log { path: files.log.clone(), source })?.purged;
-    let purged = purged.map_or(0, |purged| purged.index);
-    let snapshots = Snapshots::open(files.snapshots.clone()).map_err(failed)?;
-    for snapshot in snapshots.sound() {
-        let ends = snapshot.meta.last_log_id.map_or(0, |last| last.index);
-        if ends < purged {
-            continue;
-        }
-        let partial = files.state.with_extension("partial");
-        copy_file(&snapshot.snapshot.path, &partial).map_err(failed)?;
-        std::fs::rename(&partial, &files.state)
-            .map_err(|source| OpenError::Io { path: files.state.clone(), source })?;
-        tracing::warn!("the state is made anew from the snapshot at {ends} and the log after it");
-        return prepare_state(&files.state);
-    }
-    if purged > 0 {
-        return Err(OpenError::Unmendable { path: files.state.clone(), why: why.to_owned() });
-    }
-    tracing::warn!("the state is made anew from the whole log");
-    let state = prepare_state(&files.state)?;
-    if let Some(start) = start {
-        let identity = log.identity().map_err(|source| OpenError::Log { path: files.log.clone(), source })?;
-        enter(&state, &identity, start).map_err(failed)?;
-    }
-    Ok(state)
+/// What a state is made anew from.
+struct Mend<'a> {
+    files: &'a Files,
+    identity: &'a Identity,
+    start: Option<&'a Start>,
+    /// Entries up to here are not in the log any more.
+    purged: u64,
 }
 
-/// Moves a database and what SQLite keeps beside it out of the way, and says where to.
-pub(super) fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+impl Mend<'_> {
+    /// Sets the state aside that cannot be used and makes it anew: from the newest snapshot that the log goes on from, or
+    /// from nothing when the log is whole. When neither is there nothing is changed.
+    fn state(&self, why: &str) -> Result<Connection, OpenError> {
+        let path = &self.files.state;
+        let failed = |source| OpenError::of_state(path, source);
+        let snapshots = Snapshots::open(self.files.snapshots.clone()).map_err(failed)?;
+        let ends = |snapshot: &Snapshot| snapshot.meta.last_log_id.map_or(0, |last| last.index);
+        let snapshot = snapshots.sound().find(|snapshot| ends(snapshot) >= self.purged);
+        if snapshot.is_none() && self.purged > 0 {
+            return Err(OpenError::Unmendable { path: path.clone(), why: why.to_owned() });
+        }
+        // The copy first: when there is no room for it, what is there stays where it is.
+        let partial = path.with_extension("partial");
+        if let Some(snapshot) = &snapshot {
+            copy_file(&snapshot.snapshot.path, &partial).map_err(failed)?;
+        }
+        if let Some(aside) = set_aside(path)? {
+            tracing::error!(
+                "the state `{}` cannot be used: {why}; it is kept as `{}`",
+                path.display(),
+                aside.display()
+            );
+        }
+        if let Some(snapshot) = snapshot {
+            std::fs::rename(&partial, path).map_err(|source| OpenError::Io { path: path.clone(), source })?;
+            tracing::warn!("the state is made anew from the snapshot at {} and the log after it", ends(&snapshot));
+            return prepare_state(path);
+        }
+        tracing::warn!("the state is made anew from the whole log");
+        let state = prepare_state(path)?;
+        let entered = match self.start {
+            Some(start) => enter(&state, self.identity, start),
+            None => name(&state, self.identity),
+        };
+        entered.map_err(failed)?;
+        Ok(state)
+    }
+}
+
+/// Moves a database and what SQLite keeps beside it out of the way, and says where to, if there was anything.
+pub(super) fn set_aside(path: &Path) -> Result<Option<PathBuf>, OpenError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
     let beside = |suffix: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         PathBuf::from(name)
     };
+    let mut moved = false;
     for suffix in ["", "-wal", "-shm"] {
         let from = beside(suffix);
         match std::fs::rename(&from, beside(&format!(".damaged-{now}{suffix}"))) {
@@ -314,8 +351,8 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
                 tracing::error!(error = chain(&source), "`{}` could not be set aside", from.display());
                 return Err(OpenError::Io { path: from, source });
             }
-            Ok(()) => {}
+            Ok(()) => moved = true,
         }
     }
-    Ok(beside(&format!(".damaged-{now}")))
+    Ok(moved.then(|| beside(&format!(".damaged-{now}"))))
 }

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    compact,
+    compact::{self, Limits},
     found::{self, OpenError, Parts},
     handle::{Handle, HandleParts},
     log_store::{LogSize, LogStore},
@@ -39,6 +39,9 @@ const REPLAY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Longest wait for the files to be closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time for telling those who wait for an answer that there will be none.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Where consensus keeps its files.
 #[derive(Debug, Clone)]
@@ -87,32 +90,67 @@ impl Door {
 
 /// Opens what is there, or founds a cluster with `me` as its only member, and starts.
 pub async fn open(files: &Files, me: Member, transport: Transport) -> Result<Opened, OpenError> {
+    open_with(files, me, transport, Limits::default()).await
+}
+
+/// The same with a log of another length.
+pub(super) async fn open_with(
+    files: &Files,
+    me: Member,
+    transport: Transport,
+    limits: Limits,
+) -> Result<Opened, OpenError> {
     let (opening, founder) = (files.clone(), me.clone());
-    let Parts { log, state, identity } =
-        match tokio::task::spawn_blocking(move || found::prepare(&opening, &founder)).await {
-            Ok(parts) => parts?,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
+    let parts = match tokio::task::spawn_blocking(move || found::prepare(&opening, &founder)).await {
+        Ok(parts) => parts?,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    };
+    start(parts, files, (me, transport), limits).await
+}
+
+/// Starts on log and state that belong together.
+pub(super) async fn start(
+    parts: Parts,
+    files: &Files,
+    (me, transport): (Member, Transport),
+    limits: Limits,
+) -> Result<Opened, OpenError> {
+    let Parts { log, state, identity } = parts;
     let failed = |error: Fatal| OpenError::Consensus(error.to_string());
-    let (waits, waiting) = watch::channel(false);
-    let (log, log_end) =
-        LogStore::start(log, waits.clone()).map_err(|source| OpenError::Log { path: files.log.clone(), source })?;
+    let bounds = log.state().map_err(|source| OpenError::of_log(&files.log, source))?;
+    let (log_waits, log_waiting) = watch::channel(false);
+    let (state_waits, state_waiting) = watch::channel(false);
+    let (log, log_end) = LogStore::start(log, log_waits).map_err(|source| OpenError::of_log(&files.log, source))?;
     let readers = Readers::new(files.state.clone());
-    let (state, state_end) = StateMachine::start(state, readers, files.snapshots.clone(), waits)
-        .map_err(|source| OpenError::State { path: files.state.clone(), source })?;
+    let (state, state_end) = StateMachine::start(state, readers, files.snapshots.clone(), state_waits)
+        .map_err(|source| OpenError::of_state(&files.state, source))?;
+    // What is in no log has to be in a snapshot. openraft would make one in some of these cases, and wait for room.
+    let applied = *state.applied().borrow();
+    let last = bounds.last.or(bounds.purged).map_or(0, |last| last.index);
+    let unlogged = if applied > last { Some(applied) } else { bounds.purged.map(|purged| purged.index) };
+    if let Some(index) = unlogged {
+        let had = state.have_snapshot(index).await;
+        had.map_err(|source| OpenError::of_state(&files.snapshots, source))?;
+    }
     let peers = Arc::new(Peers::new(&identity, &transport));
     let network = Network(Arc::clone(&peers));
-    let raft =
-        Raft::new(identity.member_id, Arc::new(config()), network, log.clone(), state.clone()).await.map_err(failed)?;
+    let config = Arc::new(config(&limits));
+    let raft = Raft::new(identity.member_id, config, network, log.clone(), state.clone());
+    // What takes long here is a snapshot that finds no room.
+    let raft = match tokio::time::timeout(REPLAY_TIMEOUT, raft).await {
+        Ok(raft) => raft.map_err(failed)?,
+        Err(_) => return Err(OpenError::DiskFull { path: files.snapshots.clone() }),
+    };
     let size = log.size();
     let folder = files.log.parent().unwrap_or(Path::new("/")).to_owned();
     let (proposals, receiver) = mpsc::channel(WAITING);
     let parts = HandleParts { raft: raft.clone(), peers: Arc::clone(&peers), identity: identity.clone(), proposals };
-    let handle = Handle::new(parts, &state, Space::of(folder, waiting));
+    let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
     drop((log, state));
     replay(&raft).await?;
     let door = Door { raft: raft.clone(), identity, transport };
-    let task = run(Running { raft, peers, me, applied: handle.watch() }, receiver, size, [log_end, state_end]).boxed();
+    let applied = handle.watch();
+    let task = run(Running { raft, peers, me, applied, limits }, receiver, size, [log_end, state_end]).boxed();
     Ok(Opened { handle, task, door })
 }
 
@@ -121,6 +159,7 @@ struct Running {
     peers: Arc<Peers>,
     me: Member,
     applied: watch::Receiver<u64>,
+    limits: Limits,
 }
 
 async fn run(
@@ -129,16 +168,27 @@ async fn run(
     size: watch::Receiver<LogSize>,
     ends: [oneshot::Receiver<()>; 2],
 ) {
-    let Running { raft, peers, me, applied } = running;
+    let Running { raft, peers, me, applied, limits } = running;
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), applied };
     let [mut log_end, mut state_end] = ends;
-    tokio::select! {
-        () = propose::run(way, proposals) => {}
-        () = compact::run(raft.clone(), size) => {}
-        () = membership::keep(raft.clone(), Arc::clone(&peers), me) => {}
-        () = failure(raft.clone()) => {}
-        _ = &mut log_end => tracing::error!("the thread that writes the log has ended"),
-        _ = &mut state_end => tracing::error!("the thread that writes the state has ended"),
+    let mut proposing = std::pin::pin!(propose::run(way, proposals));
+    let failed = tokio::select! {
+        () = &mut proposing => false,
+        () = compact::run(raft.clone(), size, limits) => true,
+        () = membership::keep(raft.clone(), Arc::clone(&peers), me) => true,
+        () = failure(raft.clone()) => true,
+        _ = &mut log_end => {
+            tracing::error!("the thread that writes the log has ended");
+            true
+        }
+        _ = &mut state_end => {
+            tracing::error!("the thread that writes the state has ended");
+            true
+        }
+    };
+    if failed {
+        // Whoever waits for an answer is told what happened; others may go on to ask.
+        drop(tokio::time::timeout(LAST_WORDS, proposing).await);
     }
     membership::hand_over(&raft, &peers).await;
     match tokio::time::timeout(CLOSE_TIMEOUT, raft.shutdown()).await {
@@ -158,7 +208,7 @@ async fn run(
     }
 }
 
-fn config() -> openraft::Config {
+fn config(limits: &Limits) -> openraft::Config {
     openraft::Config {
         cluster_name: "toft".into(),
         heartbeat_interval: 200,
@@ -169,7 +219,7 @@ fn config() -> openraft::Config {
         max_payload_entries: 256,
         replication_lag_threshold: u64::MAX,
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: compact::KEPT,
+        max_in_snapshot_log_to_keep: limits.kept,
         ..openraft::Config::default()
     }
 }
@@ -264,7 +314,9 @@ fn check_length(path: &Path) -> Result<(), OpenError> {
     let lost = match length(path) {
         Some(0) => length(Path::new(&log)).is_some_and(|log| log > 0),
         Some(1) => true,
-        Some(_) | None => false,
+        Some(_) => false,
+        // Or one that is not there.
+        None => !path.exists() && length(Path::new(&log)).is_some_and(|log| log > 0),
     };
     if lost {
         return Err(OpenError::Damaged { path: path.to_owned(), detail: "its content is gone".into() });

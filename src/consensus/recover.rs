@@ -73,7 +73,7 @@ pub fn recover(files: &Files, me: &Member) -> Result<Account, OpenError> {
         }
         Err(_) => {
             if files.log.exists() {
-                account.log_set_aside = Some(set_aside(&files.log)?);
+                account.log_set_aside = set_aside(&files.log)?;
             }
             detach(&files.state)?;
         }

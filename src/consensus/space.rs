@@ -1,7 +1,10 @@
 //! A disk that fills up: what makes the state grow is refused while there is still room for what makes it shrink, and
 //! what meets a disk that is full after all waits for room.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use toft_model::state::Command;
 use tokio::sync::watch;
@@ -15,27 +18,32 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The room on the disk of log and state.
 pub(super) struct Space {
     folder: PathBuf,
-    /// Whether a writer waits for room.
-    waits: watch::Receiver<bool>,
+    /// Whether the writer of the log, or that of the state, waits for room.
+    waits: [watch::Receiver<bool>; 2],
 }
 
 impl Space {
-    pub(super) fn of(folder: PathBuf, waits: watch::Receiver<bool>) -> Self {
+    pub(super) fn of(folder: PathBuf, waits: [watch::Receiver<bool>; 2]) -> Self {
         Self { folder, waits }
     }
 
     /// Whether there is room for a command.
     pub(super) fn takes(&self, command: &Command) -> bool {
-        !*self.waits.borrow() && (!grows(command) || self.is_free())
+        !self.waits.iter().any(|waits| *waits.borrow()) && (!grows(command) || self.is_free())
     }
 
     fn is_free(&self) -> bool {
-        match nix::sys::statvfs::statvfs(&self.folder) {
-            Ok(stat) => stat.blocks_available().saturating_mul(stat.fragment_size()) >= RESERVE,
-            Err(error) => {
-                tracing::warn!(%error, "the free space of `{}` is not known", self.folder.display());
-                true
-            }
+        free_bytes(&self.folder).is_none_or(|free| free >= RESERVE)
+    }
+}
+
+/// Bytes that are free on the disk of a folder, if that is known.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    match nix::sys::statvfs::statvfs(folder) {
+        Ok(stat) => Some(stat.blocks_available().saturating_mul(stat.fragment_size())),
+        Err(error) => {
+            tracing::warn!(%error, "the free space of `{}` is not known", folder.display());
+            None
         }
     }
 }

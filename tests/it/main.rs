@@ -7,6 +7,7 @@ mod bad_input;
 mod browser;
 mod cluster;
 mod containerd_loss;
+mod crash_loop;
 mod damage;
 mod endurance;
 mod full_disk;

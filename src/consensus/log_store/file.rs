@@ -1,6 +1,7 @@
 //! The file: two tables, each write one transaction.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
 };
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use super::{
     super::types::{Entry, Identity, LogId, StoredMembership, Vote},
     LogSize,
+    disk::{Cautious, Disk},
 };
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -56,8 +58,8 @@ pub enum LogError {
     /// The operating system gave no thread.
     #[error("no thread for the log could be started")]
     Thread(#[source] std::io::Error),
-    /// The file could not be made.
-    #[error("the log's file `{path}` could not be made")]
+    /// The file could not be made or opened.
+    #[error("the log's file `{path}` could not be made or opened")]
     Make {
         /// File.
         path: PathBuf,
@@ -72,9 +74,24 @@ pub enum LogError {
 impl LogError {
     /// Whether there was no room.
     pub(in super::super) fn is_full(&self) -> bool {
-        let Self::File(error) = self else { return false };
-        let redb::Error::Io(error) = &**error else { return false };
+        let error = match self {
+            Self::Make { source, .. } => source,
+            Self::File(error) => match &**error {
+                redb::Error::Io(error) => error,
+                _ => return false,
+            },
+            _ => return false,
+        };
         matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    }
+
+    /// Whether it says only that the file is about to be opened again, or was while it was read.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Closed => true,
+            Self::File(error) => matches!(**error, redb::Error::PreviousIo | redb::Error::DatabaseClosed),
+            _ => false,
+        }
     }
 }
 
@@ -106,7 +123,9 @@ pub(in super::super) struct LogBounds {
 
 /// An open log.
 pub(in super::super) struct LogFile {
-    path: PathBuf,
+    disk: Box<dyn Disk>,
+    /// Holds back what redb wrote while it opened the file.
+    cautious: Cautious,
     /// None while it is being opened again.
     database: RwLock<Option<Database>>,
 }
@@ -167,31 +186,49 @@ impl LogFile {
         Ok(())
     }
 
-    /// Opens a log and checks that it reads as it was written.
+    /// Opens a log and checks that it reads as it was written. Nothing is changed before it is [settled](Self::settle).
     pub(in super::super) fn open(path: &Path) -> Result<Self, LogError> {
-        Self::checked(path, Database::builder().set_cache_size(CACHE).open(path)?)
+        Self::on(Box::new(path.to_owned()))
+    }
+
+    /// The same wherever its bytes are.
+    pub(in super::super) fn on(disk: Box<dyn Disk>) -> Result<Self, LogError> {
+        let opened = || {
+            let (database, cautious) = begin(&*disk)?;
+            let log = Self { disk, database: RwLock::new(Some(database)), cautious };
+            log.check()?;
+            Ok(log)
+        };
+        // redb takes some damage for a fault of its own, and panics.
+        catch_unwind(AssertUnwindSafe(opened)).unwrap_or_else(|_| {
+            Err(LogError::Damaged { place: "a page".into(), detail: "its content makes no sense".into() })
+        })
+    }
+
+    /// Lets redb write: what was mended when the file was opened, and from now on.
+    pub(in super::super) fn settle(&self) -> Result<(), LogError> {
+        self.cautious.let_go().map_err(|error| LogError::File(Box::new(error.into())))
     }
 
     /// A log of no cluster, for whoever tests the log itself.
     #[cfg(test)]
-    pub(in super::super) fn empty(path: &Path) -> Result<Self, LogError> {
-        let database = Database::builder().set_cache_size(CACHE).create(path)?;
+    pub(in super::super) fn empty(disk: impl Disk + 'static) -> Result<Self, LogError> {
+        let cautious = Cautious::through(disk.open()?);
+        let database = Database::builder().set_cache_size(CACHE).create_with_backend(cautious.clone())?;
         let transaction = database.begin_write()?;
         transaction.open_table(LOG)?;
         note(&mut transaction.open_table(ABOUT)?, FORMAT, &FORMAT_VERSION)?;
         transaction.commit()?;
-        Self::checked(path, database)
+        Ok(Self { disk: Box::new(disk), database: RwLock::new(Some(database)), cautious })
     }
 
-    fn checked(path: &Path, database: Database) -> Result<Self, LogError> {
-        let log = Self { path: path.to_owned(), database: RwLock::new(Some(database)) };
-        match log.noted::<u64>(FORMAT)? {
+    fn check(&self) -> Result<(), LogError> {
+        match self.noted::<u64>(FORMAT)? {
             Some(FORMAT_VERSION) => {}
             Some(found) => return Err(LogError::Newer { found }),
             None => return Err(LogError::Damaged { place: FORMAT.into(), detail: "it is missing".into() }),
         }
-        log.verify()?;
-        Ok(log)
+        self.verify()
     }
 
     fn begin_read(&self) -> Result<ReadTransaction, LogError> {
@@ -208,7 +245,9 @@ impl LogFile {
     pub(super) fn reopen(&self) -> Result<(), LogError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         drop(database.take());
-        *database = Some(Database::builder().set_cache_size(CACHE).open(&self.path)?);
+        let (opened, cautious) = begin(&*self.disk)?;
+        cautious.let_go().map_err(|error| LogError::File(Box::new(error.into())))?;
+        *database = Some(opened);
         Ok(())
     }
 
@@ -329,6 +368,18 @@ impl LogFile {
         note(&mut transaction.open_table(ABOUT)?, PURGED, &upto)?;
         Ok(transaction.commit()?)
     }
+}
+
+/// Opens redb on a disk; nothing is written before it is let go.
+fn begin(disk: &dyn Disk) -> Result<(Database, Cautious), LogError> {
+    let cautious = Cautious::new(disk.open()?);
+    let length = redb::StorageBackend::len(&cautious).map_err(|error| LogError::File(Box::new(error.into())))?;
+    if length == 0 {
+        // redb would take it for one that has to be made.
+        return Err(LogError::Damaged { place: "its beginning".into(), detail: "it is empty".into() });
+    }
+    let opened = Database::builder().set_cache_size(CACHE).create_with_backend(cautious.clone())?;
+    Ok((opened, cautious))
 }
 
 fn note<T: Serialize>(

@@ -7,6 +7,7 @@
 //! The commit position is not kept: a member that comes back learns it from its leader, and one that stands alone has
 //! committed all it has.
 
+mod disk;
 mod file;
 mod recent;
 
@@ -14,6 +15,7 @@ use std::{
     fmt::Debug,
     ops::{Bound, RangeBounds},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use openraft::{
@@ -22,6 +24,8 @@ use openraft::{
 };
 use tokio::sync::{oneshot, watch};
 
+#[cfg(test)]
+pub(super) use disk::Disk;
 pub use file::LogError;
 pub(super) use file::{LogFile, Start};
 use recent::Recent;
@@ -33,6 +37,10 @@ use super::{
 
 /// Most bytes of entries that one read gives; a single larger entry is given alone.
 const READ_LIMIT: usize = 4 << 20;
+/// Wait before a read that met a file which is being opened again is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+/// How often that is tried while no writer waits for room.
+const RETRIES: usize = 40;
 
 /// The log. Clones share it.
 #[derive(Clone)]
@@ -41,6 +49,8 @@ pub struct LogStore {
     recent: Arc<Mutex<Recent>>,
     writes: std::sync::mpsc::Sender<Write>,
     size: Arc<watch::Sender<LogSize>>,
+    /// Whether a writer waits for room.
+    waits: watch::Receiver<bool>,
 }
 
 /// How much the log holds.
@@ -69,6 +79,7 @@ impl LogStore {
         let recent = Arc::new(Mutex::new(Recent::default()));
         let (writes, receiver) = std::sync::mpsc::channel();
         let (ended, end) = oneshot::channel();
+        let waiting = waits.subscribe();
         let (writer, told) = (Arc::clone(&file), Arc::clone(&size));
         std::thread::Builder::new()
             .name("log-writer".into())
@@ -80,7 +91,7 @@ impl LogStore {
                 drop(ended);
             })
             .map_err(LogError::Thread)?;
-        Ok((Self { file, recent, writes, size }, end))
+        Ok((Self { file, recent, writes, size, waits: waiting }, end))
     }
 
     /// How much the log holds, as it changes.
@@ -98,10 +109,18 @@ impl LogStore {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
-        match self.recent().range(start, end, limit) {
-            Some(entries) => Ok(entries),
-            None => self.file.entries(start, end, limit),
+    async fn read(&self, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
+        if let Some(entries) = self.recent().range(start, end, limit) {
+            return Ok(entries);
+        }
+        // After a write that found no room the file cannot be read before it was opened again.
+        let mut retries = 0;
+        loop {
+            match self.file.entries(start, end, limit) {
+                Err(error) if error.is_passing() && (*self.waits.borrow() || retries < RETRIES) => retries += 1,
+                outcome => return outcome,
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 }
@@ -179,11 +198,11 @@ impl RaftLogReader<Types> for LogStore {
         range: RB,
     ) -> Result<Vec<Entry>, StorageError> {
         let (start, end) = bounds(&range);
-        self.read(start, end, usize::MAX).map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
+        self.read(start, end, usize::MAX).await.map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
-        self.read(start, end, READ_LIMIT).map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
+        self.read(start, end, READ_LIMIT).await.map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
     }
 }
 

@@ -11,7 +11,7 @@ mod readers;
 pub mod snapshot;
 mod writer;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use openraft::{
     AnyError, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError, storage::RaftStateMachine,
@@ -25,8 +25,14 @@ pub use snapshot::SnapshotFile;
 use snapshot::Snapshots;
 use writer::Order;
 
-use super::types::{Entry, LogId, MemberId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, Types};
+use super::{
+    open::is_full,
+    types::{Entry, LogId, MemberId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, Types},
+};
 use crate::observe::chain;
+
+/// Wait before a copy of the state that found no room is tried again.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// Why the state could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +72,19 @@ pub enum StateError {
     /// The writing thread has ended.
     #[error("the state is closed")]
     Closed,
+}
+
+impl StateError {
+    /// Whether there was no room.
+    pub(super) fn is_full(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => is_full(error),
+            Self::File { source, .. } => {
+                matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Position and members of a state.
@@ -116,6 +135,30 @@ impl StateMachine {
         self.applied.clone()
     }
 
+    /// Makes a snapshot if there is none of that position or a later one, and does not wait for room.
+    pub(super) async fn have_snapshot(&self, index: u64) -> Result<(), StateError> {
+        let (newest, _) = self.snapshots.newest().await?;
+        if newest.is_some_and(|newest| newest.meta.last_log_id.map_or(0, |last| last.index) >= index) {
+            return Ok(());
+        }
+        self.order(Order::Flush).await?;
+        self.snapshots.build(&self.readers).await.map(drop)
+    }
+
+    /// Makes a snapshot.
+    async fn copy_state(&self) -> Result<Snapshot, StateError> {
+        let me = self.clone();
+        with_room(move || {
+            let me = me.clone();
+            async move {
+                // What the log loses because it is in the snapshot shall be on the disk in the database too.
+                me.order(Order::Flush).await?;
+                me.snapshots.build(&me.readers).await
+            }
+        })
+        .await
+    }
+
     async fn order<T>(
         &self,
         order: impl FnOnce(oneshot::Sender<Result<T, StateError>>) -> Order,
@@ -123,6 +166,25 @@ impl StateMachine {
         let (done, outcome) = oneshot::channel();
         self.orders.send(order(done)).await.map_err(|_| StateError::Closed)?;
         outcome.await.map_err(|_| StateError::Closed)?
+    }
+}
+
+/// Does `work` until there is room for it: to openraft a snapshot that cannot be made is the end.
+async fn with_room<T, F>(work: impl Fn() -> F) -> Result<T, StateError>
+where
+    F: Future<Output = Result<T, StateError>>,
+{
+    let mut told = false;
+    loop {
+        match work().await {
+            Err(error) if error.is_full() => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!("no space is left for a copy of the state; toft waits until there is some");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -165,7 +227,12 @@ impl RaftStateMachine<Types> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotFile>) -> Result<(), StorageError> {
         let install = async {
             let kept = self.snapshots.keep(meta, *snapshot).await?;
-            let copy = self.snapshots.copy_for_state(&kept).await?;
+            let snapshots = Arc::clone(&self.snapshots);
+            let copy = with_room(move || {
+                let (snapshots, kept) = (Arc::clone(&snapshots), kept.clone());
+                async move { snapshots.copy_for_state(&kept).await }
+            });
+            let copy = copy.await?;
             self.order(|done| Order::Replace(copy, done)).await
         };
         let subject = ErrorSubject::Snapshot(Some(meta.signature()));
@@ -173,18 +240,17 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
-        let newest = self.snapshots.newest().await;
-        newest.map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Read, &e))
+        let newest = async {
+            let (newest, harmed) = self.snapshots.newest().await?;
+            // The log may not go back to the snapshot before one that is damaged.
+            if harmed { self.copy_state().await.map(Some) } else { Ok(newest) }
+        };
+        newest.await.map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Read, &e))
     }
 }
 
 impl RaftSnapshotBuilder<Types> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
-        let build = async {
-            // What the log loses because it is in the snapshot shall be on the disk in the database too.
-            self.order(Order::Flush).await?;
-            self.snapshots.build(&self.readers).await
-        };
-        build.await.map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Write, &e))
+        self.copy_state().await.map_err(|e| failed(ErrorSubject::Snapshot(None), ErrorVerb::Write, &e))
     }
 }

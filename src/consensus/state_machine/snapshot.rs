@@ -20,6 +20,8 @@ use super::{
 
 /// Snapshots kept.
 const KEPT: usize = 2;
+/// Bytes that a copy leaves free.
+const SPARE: u64 = 1 << 20;
 /// Ending of files that are not complete.
 const PARTIAL: &str = "partial";
 
@@ -62,7 +64,11 @@ impl Snapshots {
         blocking(move || {
             let partial = snapshots.folder.join(format!("built.{PARTIAL}"));
             remove(&partial)?;
-            readers.ask(|source| copy(source, &partial))?;
+            snapshots.has_room_for(readers.path())?;
+            if let Err(error) = readers.ask(|source| copy(source, &partial)) {
+                remove(&partial)?;
+                return Err(error.into());
+            }
             let meta = check(&partial)?;
             snapshots.put(&partial, meta)
         })
@@ -89,19 +95,36 @@ impl Snapshots {
 
     /// A second copy, which may be moved into the state's place.
     pub(super) async fn copy_for_state(self: &Arc<Self>, snapshot: &SnapshotFile) -> Result<PathBuf, StateError> {
-        let from = snapshot.path.clone();
+        let (snapshots, from) = (Arc::clone(self), snapshot.path.clone());
         let to = self.folder.join(format!("state.{PARTIAL}"));
         blocking(move || {
-            copy_file(&from, &to)?;
-            Ok(to)
+            snapshots.has_room_for(&from)?;
+            match copy_file(&from, &to) {
+                Ok(()) => Ok(to),
+                Err(error) => remove(&to).and(Err(error)),
+            }
         })
         .await
     }
 
-    /// The newest snapshot that is sound.
-    pub(super) async fn newest(self: &Arc<Self>) -> Result<Option<Snapshot>, StateError> {
+    /// The newest snapshot that is sound, and whether a newer one was passed over.
+    pub(super) async fn newest(self: &Arc<Self>) -> Result<(Option<Snapshot>, bool), StateError> {
         let snapshots = Arc::clone(self);
-        blocking(move || Ok(snapshots.sound().next())).await
+        blocking(move || {
+            let last = complete(&snapshots.folder)?.pop();
+            let sound = snapshots.sound().next();
+            let harmed = last.as_ref() != sound.as_ref().map(|sound| &sound.snapshot.path);
+            Ok((sound, harmed))
+        })
+        .await
+    }
+
+    /// Says no when the disk would be full with a copy of `file`: what it has is for the log.
+    fn has_room_for(&self, file: &Path) -> Result<(), StateError> {
+        let failed = |source| StateError::File { verb: "copied", path: file.to_owned(), source };
+        let length = std::fs::metadata(file).map_err(failed)?.len();
+        let has_room = crate::consensus::space::free_bytes(&self.folder).is_none_or(|free| free > length + SPARE);
+        if has_room { Ok(()) } else { Err(failed(std::io::ErrorKind::StorageFull.into())) }
     }
 
     /// Snapshots that are sound, newest first.

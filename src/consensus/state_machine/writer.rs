@@ -4,13 +4,13 @@ use std::{path::PathBuf, sync::Arc};
 
 use openraft::EntryPayload;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
-use toft_model::state::{Applied, ClusterRow, Refusal, RefusalKind, Request, applied_index, apply_request};
+use toft_model::state::{Applied, ClusterRow, Refusal, RefusalKind, Request, applied_index, apply_request, migrate};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{StateError, readers::Readers, text};
 use crate::{
     consensus::{
-        open::{self, configure},
+        open::configure,
         space::until_there_is_room,
         types::{Entry, Outcomes, StoredMembership},
     },
@@ -62,7 +62,7 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
         let Some(open) = connection.as_mut() else { return };
         match order {
             Order::Apply(entries, done) => {
-                let outcome = until_there_is_room(&told.waits, is_full, || apply_entries(open, &entries));
+                let outcome = until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, &entries));
                 let outcome = outcome.map(|(index, outcomes)| {
                     // Before the answer: who has one finds it in the watch.
                     applied.send_replace(index);
@@ -72,7 +72,9 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
             }
             Order::Flush(done) => drop(done.send(flush(open).map_err(StateError::from))),
             Order::Replace(path, done) => {
-                let outcome = readers.without_readers(|| replace(&mut connection, readers, &path));
+                let outcome = until_there_is_room(&told.waits, StateError::is_full, || {
+                    readers.without_readers(|| replace(&mut connection, readers, &path))
+                });
                 if let Ok(index) = &outcome {
                     applied.send_replace(*index);
                 }
@@ -82,10 +84,6 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
     }
     // Last of all: only a connection that writes tidies SQLite's own log away.
     readers.without_readers(|| drop(connection));
-}
-
-fn is_full(error: &StateError) -> bool {
-    matches!(error, StateError::Sqlite(error) if open::is_full(error))
 }
 
 /// Applies entries in one transaction; requests that are refused or fail leave no trace.
@@ -152,19 +150,31 @@ fn flush(connection: &Connection) -> rusqlite::Result<()> {
     connection.query_row("PRAGMA wal_checkpoint(FULL)", [], |_| Ok(()))
 }
 
-/// Puts another database in place. All connections are closed first, so that SQLite's own log is gone with them.
+/// Puts another database in place. All connections are closed first and SQLite's own log is emptied: SQLite would take
+/// what is left of it for a part of the new database.
 fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &std::path::Path) -> Result<u64, StateError> {
     let path = readers.path();
     let moved = |source| StateError::File { verb: "replaced", path: path.to_owned(), source };
+    if let Some(old) = connection.as_ref() {
+        let busy: bool = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if busy {
+            let used = std::io::Error::new(std::io::ErrorKind::ResourceBusy, "another program reads it");
+            return Err(moved(used));
+        }
+    }
     if let Some(old) = connection.take() {
-        flush(&old)?;
         old.close().map_err(|(_, error)| error)?;
     }
-    std::fs::rename(new, path).map_err(moved)?;
+    // Not there any more when only opening it found no room before.
+    if new.exists() {
+        std::fs::rename(new, path).map_err(moved)?;
+    }
     if let Some(folder) = path.parent() {
         std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(moved)?;
     }
-    let opened = Connection::open(path)?;
+    let mut opened = Connection::open(path)?;
+    // The one who made it may run an older toft.
+    migrate(&mut opened).map_err(|e| StateError::Damaged(chain(&e).to_string()))?;
     configure(&opened)?;
     let index = applied_index(&opened)?;
     *connection = Some(opened);

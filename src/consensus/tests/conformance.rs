@@ -19,7 +19,9 @@ impl StoreBuilder<Types, LogStore, StateMachine, TempDir> for Builder {
     async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<MemberId>> {
         let folder = tempfile::tempdir().unwrap();
         let waits = tokio::sync::watch::Sender::new(false);
-        let log = LogFile::empty(&folder.path().join("raft.redb")).unwrap();
+        let path = folder.path().join("raft.redb");
+        std::fs::File::create(&path).unwrap();
+        let log = LogFile::empty(path).unwrap();
         let (log, _) = LogStore::start(log, waits.clone()).unwrap();
         let path = folder.path().join("state.sqlite");
         let connection = prepare(&path).unwrap();

@@ -1,7 +1,11 @@
 //! Tests of what is promised about the disk: what was acknowledged stays, what is not ours is left alone.
 
 mod cluster;
+mod compaction;
 mod conformance;
+mod damage;
+mod faulty_disk;
+mod full_disk;
 
 use std::{path::Path, time::Duration};
 
@@ -16,7 +20,8 @@ use uuid::Uuid;
 
 use super::{
     Files, Handle, OpenError, Opened, ProposeError,
-    open::prepare,
+    compact::Limits,
+    open::{open_with, prepare},
     types::{FOUNDER, Member, Role},
 };
 use crate::enroll::Keys;
@@ -33,8 +38,13 @@ fn founder() -> Member {
 
 impl State {
     async fn try_open(folder: &Path) -> Result<Self, OpenError> {
+        Self::try_open_with(folder, Limits::default()).await
+    }
+
+    /// The same with a log that is shortened sooner.
+    async fn try_open_with(folder: &Path, limits: Limits) -> Result<Self, OpenError> {
         let keys = Keys::load_or_make(&folder.join("cluster"), FOUNDER).unwrap();
-        let opened = super::open(&Files::under(folder), founder(), keys.transport().clone()).await?;
+        let opened = open_with(&Files::under(folder), founder(), keys.transport().clone(), limits).await?;
         let Opened { handle, task, .. } = opened;
         Ok(Self { handle, task: tokio::spawn(task) })
     }
