@@ -259,7 +259,7 @@ impl Handle {
     }
 
     /// A leader that is the only voter: what it has applied is all there is.
-    fn stands_alone(&self) -> bool {
+    pub fn stands_alone(&self) -> bool {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow();
         let mut voters = metrics.membership_config.voter_ids();

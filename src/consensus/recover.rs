@@ -64,7 +64,7 @@ pub fn recover(files: &Files, me: &Member) -> Result<Account, OpenError> {
             let alone = Membership::new(vec![BTreeSet::from([identity.member_id])], members);
             let entry = Entry { log_id: LogId::new(leader, next), payload: EntryPayload::Membership(alone) };
             let vote = Vote::new_committed(term, identity.member_id);
-            log.begin_anew(&identity, &vote, &entry).map_err(failed)?;
+            log.settle().and_then(|()| log.begin_anew(&identity, &vote, &entry)).map_err(failed)?;
             drop(log);
             let state = prepare(&files.state)?;
             let row = ClusterRow::load(&state).map_err(|e| OpenError::of(&files.state, e))?;

@@ -11,8 +11,10 @@ mod local_node;
 mod membership;
 mod restore;
 mod runtime;
+mod serving;
 mod shutdown;
 mod tasks;
+mod witness;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -44,7 +46,7 @@ use crate::{
     },
     api::http::{ApiState, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
-    config::{BackupKey, Config},
+    config::{BackupKey, Config, NodeRole},
     consensus::Handle,
     control::{loops, ops::Ops},
     embedded,
@@ -57,11 +59,8 @@ use local_node::LocalNode;
 use membership::Membership;
 pub use membership::{Account, recover};
 pub use restore::{Restore, Restored, restore};
+use serving::Serving;
 pub use shutdown::end_for_shutdown;
-use tasks::Tasks;
-
-/// Longest wait for the doors to finish what they are answering.
-const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 /// An error with the next step for the person who reads it.
 #[derive(Debug)]
@@ -98,15 +97,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     // First of all: whoever asks it to end while it starts shall have it end in order.
     let mut stop_signals = StopSignals::listen().context("listening for signals")?;
     let directories = Directories::prepare(&config.paths)?;
-    let doors_cancel = CancellationToken::new();
-    let cancel = CancellationToken::new();
-    let mut tasks = Tasks::default();
+    let mut serving = Serving::new(directories);
+    let Serving { directories, tasks, cancel } = &mut serving;
+    let cancel = cancel.clone();
 
-    let Membership { state, join_token } = membership::enter(&config, &directories, &mut tasks, cancel.clone()).await?;
+    let Membership { state, join_token } = membership::enter(&config, directories, tasks, cancel.clone()).await?;
+    // Whoever leads plans, a witness too.
+    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
+    if config.cluster.role == NodeRole::Witness {
+        let api = witness::api(state, directories, &config, join_token)?;
+        return serving.until_the_end(api, &config, &mut stop_signals, None).await;
+    }
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
 
-    let found = runtime::find(&config, &directories).await?;
+    let found = runtime::find(&config, directories).await?;
     let (containerd, watching) = runtime::connect(&found, cancel.clone())?;
     tasks.spawn("containerd connection", watching);
     let supervisor = found.supervisor.clone();
@@ -121,7 +126,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         Vec::new()
     });
     let identity =
-        Identity::load_or_make(&directories, || pick_subnet(config.network.range, &taken, directories.first_subnet()))?;
+        Identity::load_or_make(directories, || pick_subnet(config.network.range, &taken, directories.first_subnet()))?;
     if identity.subnet.is_none() {
         tracing::error!(
             "no /24 of {} is free of the host's routes; instances get no bridge network",
@@ -130,7 +135,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     remembered.run = begin_run(&ledger);
-    refuse_older_state(&state, remembered.set.as_ref(), &directories)?;
+    refuse_older_state(&state, remembered.set.as_ref(), directories)?;
     if remembered.set.is_none() {
         remembered.outcomes.extend(recall_outcomes(&state, &ledger, identity.node_id).await?);
     }
@@ -139,7 +144,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
     let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
-    let backups = Backups::new(backup_settings(&config, &directories, &identity), state.clone());
+    let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone()).with_backups(backups).with_join_token(join_token);
     let outbox = Outbox::default();
@@ -168,40 +173,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()),
     );
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
-    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
-
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
     let api = ApiState { ops, metrics: Metrics::install(), readiness };
-    let mut doors = doors::open(api, &config, &directories, doors_cancel.clone()).await?;
-    tracing::info!(
-        "toft {} serves on http://{} and {}",
-        env!("CARGO_PKG_VERSION"),
-        doors.address,
-        directories.socket().display()
-    );
-    tell_systemd(&[sd_notify::NotifyState::Ready]);
-
-    let ended_early = tokio::select! {
-        signal = stop_signals.first() => { tracing::info!("stopping on {signal}; containers go on"); None }
-        name = tasks.first_end() => Some(name),
-        name = doors.tasks.first_end() => Some(name),
-    };
-    tell_systemd(&[sd_notify::NotifyState::Stopping]);
-    doors_cancel.cancel();
-    doors.tasks.join(LAST_ANSWERS).await;
-    cancel.cancel();
-    drop(doors);
-    drop(node);
-    drop(state);
-    tasks.join(Duration::from_secs(10)).await;
-    if let (Some(supervisor), None) = (supervisor, ended_early) {
-        supervisor.shut_down().await;
-    }
-    directories.remove_traces();
-    match ended_early {
-        None => Ok(()),
-        Some(name) => anyhow::bail!("the task `{name}` ended unexpectedly"),
-    }
+    drop((node, state));
+    serving.until_the_end(api, &config, &mut stop_signals, supervisor).await
 }
 
 /// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.
@@ -234,6 +209,10 @@ fn backup_settings(config: &Config, directories: &Directories, identity: &Identi
 /// The agent ignores orders older than those in its ledger. A state that is older than the ledger was put in place of
 /// the one that made those orders, and its first orders would remove containers it does not know.
 fn refuse_older_state(state: &Handle, known: Option<&AssignmentSet>, directories: &Directories) -> anyhow::Result<()> {
+    // Among others a state that is behind catches up, and until then the agent keeps to its newer orders.
+    if !state.stands_alone() {
+        return Ok(());
+    }
     let applied = *state.watch().borrow();
     let Some(set) = known.filter(|set| set.generation > applied) else { return Ok(()) };
     let error = anyhow::anyhow!(
@@ -335,12 +314,6 @@ impl Readiness for RuntimeReadiness {
             Availability::Up(_) => None,
             Availability::Down(why) => Some(format!("the container runtime does not answer: {why}")),
         }
-    }
-}
-
-fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd could not be told");
     }
 }
 

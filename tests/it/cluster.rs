@@ -77,6 +77,33 @@ fn three_nodes_run_one_workload_and_go_on_without_their_leader() {
 }
 
 #[test]
+fn a_witness_votes_and_runs_nothing() {
+    let machine = Machine::new();
+    let mut a = prepare(&machine, "a", 7501);
+    a.up();
+    let mut b = prepare(&machine, "b", 7502);
+    join(&mut b, &a, 7501);
+    let mut w = prepare(&machine, "w", 7503);
+    let text = fs::read_to_string(w.data.join("toft.toml")).unwrap();
+    fs::write(w.data.join("toft.toml"), text + "role = \"witness\"\n").unwrap();
+    join(&mut w, &a, 7501);
+    let votes =
+        |toft: &Appliance| status(toft)["members"].as_array().unwrap().iter().filter(|m| m["votes"] == true).count();
+    wait_until("all three vote", || (votes(&a) == 3).then_some(()));
+    assert!(!w.data.join("containerd").exists(), "it needs no containerd");
+    w.good("run -n web --replicas 4 toft/demo");
+    let nodes = w.json("node ls --json");
+    let nodes: Vec<&str> = nodes.as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
+    assert_eq!(nodes, ["a", "b"]);
+    let told = w.toft(&["image", "ls"]).bad(1);
+    assert!(told.contains("witness"), "{told}");
+    // Either server may go.
+    a.kill();
+    b.good("scale web=5 --no-wait");
+    wait_until("the witness has it too", || (w.json("inspect web")["spec"]["replicas"] == 5).then_some(()));
+}
+
+#[test]
 fn who_is_left_alone_tells_it_and_can_go_on_alone() {
     let machine = Machine::new();
     let [mut a, mut b, mut c] = three(&machine);

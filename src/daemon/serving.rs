@@ -1,0 +1,72 @@
+//! The last part of every start and the whole of every end: open the doors, wait for a signal, end in order.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{StopSignals, directories::Directories, doors, tasks::Tasks};
+use crate::{agent::runtime::supervisor::ContainerdSupervisor, api::http::ApiState, config::Config};
+
+/// Longest wait for the doors to finish what they are answering.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// Longest wait for the tasks to end.
+const LAST_TASKS: Duration = Duration::from_secs(10);
+
+/// What runs, and what ends it.
+pub(super) struct Serving {
+    pub(super) directories: Directories,
+    pub(super) tasks: Tasks,
+    pub(super) cancel: CancellationToken,
+}
+
+impl Serving {
+    pub(super) fn new(directories: Directories) -> Self {
+        Self { directories, tasks: Tasks::default(), cancel: CancellationToken::new() }
+    }
+
+    /// Opens the doors and runs until a signal or the end of a task.
+    pub(super) async fn until_the_end(
+        self,
+        api: ApiState,
+        config: &Config,
+        stop_signals: &mut StopSignals,
+        supervisor: Option<Arc<ContainerdSupervisor>>,
+    ) -> anyhow::Result<()> {
+        let Self { directories, mut tasks, cancel } = self;
+        let doors_cancel = CancellationToken::new();
+        let mut doors = doors::open(api, config, &directories, doors_cancel.clone()).await?;
+        tracing::info!(
+            "toft {} serves on http://{} and {}",
+            env!("CARGO_PKG_VERSION"),
+            doors.address,
+            directories.socket().display()
+        );
+        tell_systemd(&[sd_notify::NotifyState::Ready]);
+
+        let ended_early = tokio::select! {
+            signal = stop_signals.first() => { tracing::info!("stopping on {signal}; containers go on"); None }
+            name = tasks.first_end() => Some(name),
+            name = doors.tasks.first_end() => Some(name),
+        };
+        tell_systemd(&[sd_notify::NotifyState::Stopping]);
+        doors_cancel.cancel();
+        doors.tasks.join(LAST_ANSWERS).await;
+        cancel.cancel();
+        drop(doors);
+        tasks.join(LAST_TASKS).await;
+        if let (Some(supervisor), None) = (supervisor, ended_early) {
+            supervisor.shut_down().await;
+        }
+        directories.remove_traces();
+        match ended_early {
+            None => Ok(()),
+            Some(name) => anyhow::bail!("the task `{name}` ended unexpectedly"),
+        }
+    }
+}
+
+fn tell_systemd(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd could not be told");
+    }
+}

@@ -1,0 +1,80 @@
+//! A node that runs nothing: it has the state, votes and answers questions.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use toft_model::{
+    ids::InstanceId,
+    image::{ImageRef, NodeImage},
+    log::LogQuery,
+    workload::PortSpec,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{backup_settings, directories::Directories, identity::Identity};
+use crate::{
+    api::http::{ApiState, Readiness},
+    backup::Backups,
+    config::Config,
+    consensus::Handle,
+    control::{
+        ControlError, ErrorKind,
+        node_access::{ArchiveReader, LogLines, NodeAccess},
+        ops::Ops,
+    },
+    observe::metrics::Metrics,
+};
+
+/// What the doors of a witness answer with.
+pub(super) fn api(
+    state: Handle,
+    directories: &Directories,
+    config: &Config,
+    join_token: Option<String>,
+) -> anyhow::Result<ApiState> {
+    let identity = Identity::load_or_make(directories, || None)?;
+    let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
+    let ops = Ops::new(state, Arc::new(Witness)).with_backups(backups).with_join_token(join_token);
+    tracing::info!("this node is a witness: it votes and runs no workloads");
+    Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness) })
+}
+
+struct Witness;
+
+impl Readiness for Witness {
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+}
+
+fn nothing_here<T>() -> Result<T, ControlError> {
+    Err(ControlError::new(ErrorKind::Conflict, "this node is a witness: it has no containers and no images")
+        .hint("ask a node that runs workloads; `toft node ls` shows them"))
+}
+
+#[async_trait]
+impl NodeAccess for Witness {
+    fn port_taken_outside(&self, _: PortSpec) -> Option<String> {
+        None
+    }
+
+    fn runtime_trouble(&self) -> Option<String> {
+        None
+    }
+
+    async fn logs(&self, _: InstanceId, _: LogQuery, _: CancellationToken) -> Result<LogLines, ControlError> {
+        nothing_here()
+    }
+
+    async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
+        nothing_here()
+    }
+
+    async fn import_image(&self, _: ArchiveReader, _: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
+        nothing_here()
+    }
+
+    async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {
+        nothing_here()
+    }
+}
