@@ -144,7 +144,7 @@ async fn fill(folder: &Path, limits: Limits, count: usize) -> State {
     }
     if limits.entries < count as u64 {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while fs::read_dir(folder.join("snapshots")).unwrap().filter(|entry| is_snapshot(entry)).count() < 2 {
+        while fs::read_dir(folder.join("snapshots")).unwrap().filter(is_snapshot).count() < 2 {
             assert!(Instant::now() < deadline, "no second snapshot was made");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
