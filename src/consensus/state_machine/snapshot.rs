@@ -4,7 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -20,6 +20,8 @@ use super::{
 
 /// Snapshots kept.
 const KEPT: usize = 2;
+/// Beginning of the names of files that are being received.
+const RECEIVED: &str = "received-";
 /// Bytes that a copy leaves free.
 const SPARE: u64 = 1 << 20;
 /// Ending of files that are not complete.
@@ -30,12 +32,34 @@ const PARTIAL: &str = "partial";
 pub struct SnapshotFile {
     /// Where it lies.
     pub path: PathBuf,
+    /// Of one that is being received.
+    _unfinished: Option<Arc<Unfinished>>,
+}
+
+/// Removes a file that never became a snapshot.
+#[derive(Debug)]
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            tracing::warn!(error = crate::observe::chain(&error), "what came of a snapshot is left behind");
+        }
+    }
+}
+
+impl SnapshotFile {
+    fn at(path: PathBuf) -> Self {
+        Self { path, _unfinished: None }
+    }
 }
 
 /// The folder.
 pub(in super::super) struct Snapshots {
     folder: PathBuf,
     received: AtomicU64,
+    /// Files that are being received.
+    unfinished: Mutex<Vec<Weak<Unfinished>>>,
 }
 
 impl Snapshots {
@@ -48,14 +72,26 @@ impl Snapshots {
                 remove(&path)?;
             }
         }
-        Ok(Self { folder, received: AtomicU64::new(0) })
+        Ok(Self { folder, received: AtomicU64::new(0), unfinished: Mutex::default() })
     }
 
     /// A file to receive another member's snapshot in.
     pub(super) fn receive(&self) -> Result<SnapshotFile, StateError> {
         let number = self.received.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.join(format!("received-{number}.{PARTIAL}"));
-        Ok(SnapshotFile { path })
+        let path = self.folder.join(format!("{RECEIVED}{number}.{PARTIAL}"));
+        let mut unfinished = self.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        unfinished.retain(|unfinished| unfinished.strong_count() > 0);
+        // Who gave up may have made its file after that.
+        let live: Vec<_> = unfinished.iter().filter_map(Weak::upgrade).collect();
+        for left in files(&self.folder)? {
+            let is_received = left.file_name().is_some_and(|name| name.to_string_lossy().starts_with(RECEIVED));
+            if is_received && live.iter().all(|unfinished| unfinished.0 != left) {
+                remove(&left)?;
+            }
+        }
+        let guard = Arc::new(Unfinished(path.clone()));
+        unfinished.push(Arc::downgrade(&guard));
+        Ok(SnapshotFile { path, _unfinished: Some(guard) })
     }
 
     /// Copies the state.
@@ -86,7 +122,7 @@ impl Snapshots {
             let found = check(&file.path)?;
             if found.last_log_id != wanted.last_log_id {
                 let detail = format!("it ends at {:?}, not at {:?}", found.last_log_id, wanted.last_log_id);
-                return Err(StateError::Snapshot { path: file.path, detail });
+                return Err(StateError::Snapshot { path: file.path.clone(), detail });
             }
             Ok(*snapshots.put(&file.path, found)?.snapshot)
         })
@@ -132,7 +168,7 @@ impl Snapshots {
         let mut found = complete(&self.folder).unwrap_or_default();
         found.reverse();
         found.into_iter().filter_map(|path| match check(&path) {
-            Ok(meta) => Some(Snapshot { meta, snapshot: Box::new(SnapshotFile { path }) }),
+            Ok(meta) => Some(Snapshot { meta, snapshot: Box::new(SnapshotFile::at(path)) }),
             Err(error) => {
                 tracing::error!(error = crate::observe::chain(&error), "a snapshot is passed over");
                 None
@@ -151,7 +187,7 @@ impl Snapshots {
         for old in found.iter().rev().skip(KEPT).filter(|old| **old != path) {
             remove(old)?;
         }
-        Ok(Snapshot { meta, snapshot: Box::new(SnapshotFile { path }) })
+        Ok(Snapshot { meta, snapshot: Box::new(SnapshotFile::at(path)) })
     }
 }
 

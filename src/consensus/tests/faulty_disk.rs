@@ -172,6 +172,11 @@ impl Faulty {
         self.platter.lock().unwrap()
     }
 
+    /// What is on it for good.
+    fn flushed(&self) -> Vec<u8> {
+        self.platter().flushed.clone()
+    }
+
     fn fails(&self, at: usize, fault: Fault) {
         self.platter().fault = Some((at, fault));
     }
@@ -346,8 +351,7 @@ async fn run(at: usize, fault: Fault) -> (Faulty, Told) {
 async fn accesses() -> usize {
     let (disk, told) = run(usize::MAX, Fault::Broken).await;
     assert!(told.perhaps.is_empty() && told.entries.len() > 3, "{told:?}");
-    let flushed = disk.platter().flushed.clone();
-    check("no fault", flushed, &told).await;
+    check("no fault", disk.flushed(), &told).await;
     let count = disk.platter().count;
     assert!(count > 60, "{count} accesses");
     count
@@ -357,7 +361,7 @@ async fn accesses() -> usize {
 async fn a_disk_that_breaks_at_any_access_takes_nothing_acknowledged() {
     for at in 1..=accesses().await {
         let (disk, told) = run(at, Fault::Broken).await;
-        let flushed = disk.platter().flushed.clone();
+        let flushed = disk.flushed();
         let seen = disk.platter().seen.clone();
         check(&format!("broken at {at}, flushed"), flushed, &told).await;
         check(&format!("broken at {at}, seen"), seen, &told).await;
@@ -370,7 +374,7 @@ async fn a_power_cut_at_any_access_takes_nothing_acknowledged_and_tears_nothing(
     for unflushed in [Unflushed::Nothing, Unflushed::All, Unflushed::EveryOther, Unflushed::OnlyTheLast] {
         for at in 1..=accesses {
             let (disk, told) = run(at, Fault::PowerCut(unflushed)).await;
-            let flushed = disk.platter().flushed.clone();
+            let flushed = disk.flushed();
             check(&format!("{unflushed:?} stays of what was cut at {at}"), flushed, &told).await;
         }
     }
@@ -379,7 +383,7 @@ async fn a_power_cut_at_any_access_takes_nothing_acknowledged_and_tears_nothing(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_while_the_log_is_mended_takes_nothing_acknowledged() {
     let (disk, told) = run(70, Fault::PowerCut(Unflushed::EveryOther)).await;
-    let left = disk.platter().flushed.clone();
+    let left = disk.flushed();
     for unflushed in [Unflushed::Nothing, Unflushed::All, Unflushed::EveryOther, Unflushed::OnlyTheLast] {
         let mut at = 1;
         loop {
@@ -389,8 +393,7 @@ async fn a_power_cut_while_the_log_is_mended_takes_nothing_acknowledged() {
             assert_eq!(disk.platter().count, 0, "it was written before it was settled");
             let settled = log.settle();
             drop(log);
-            let flushed = disk.platter().flushed.clone();
-            check(&format!("{unflushed:?} stays of what was cut at {at}"), flushed, &told).await;
+            check(&format!("{unflushed:?} stays of what was cut at {at}"), disk.flushed(), &told).await;
             if settled.is_ok() && !disk.platter().dead {
                 break;
             }
@@ -423,12 +426,9 @@ async fn a_write_that_finds_no_room_waits_and_goes_on() {
         drop(log);
         let _ = tokio::time::timeout(Duration::from_secs(5), end).await.unwrap();
         let waited = free.await.unwrap();
-        let (refused, flushed) = {
-            let platter = disk.platter();
-            (platter.refused, platter.flushed.clone())
-        };
-        assert!(refused > 0, "full at {at}: it never was");
+        assert!(disk.platter().refused > 0, "full at {at}: it never was");
         assert!(waited || at > accesses - 20, "full at {at}: nobody waited");
+        let flushed = disk.flushed();
         check(&format!("full at {at}"), flushed, &told).await;
     }
 }
@@ -475,7 +475,7 @@ async fn a_log_that_cannot_be_written_ends_consensus_and_says_so() {
         let State { handle, task } = state;
         tokio::time::timeout(Duration::from_secs(10), task).await.expect("the task ends").unwrap();
         drop(handle);
-        let flushed = disk.platter().flushed.clone();
+        let flushed = disk.flushed();
         std::fs::write(&log, flushed).unwrap();
         let again = State::open(folder.path()).await;
         let names = again.names().await;

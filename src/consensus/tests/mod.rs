@@ -6,6 +6,7 @@ mod conformance;
 mod damage;
 mod faulty_disk;
 mod full_disk;
+mod snapshot_transfer;
 
 use std::{path::Path, time::Duration};
 
