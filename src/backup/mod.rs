@@ -2,7 +2,7 @@
 //! hand on a node that does not.
 //!
 //! A backup is an [age](https://age-encryption.org/v1) file around a gzipped tar, so that `age -d FILE | tar xz` opens it
-//! without toft. [`manifest`] says what is inside, [`archive`] writes and reads it and trusts nothing that it reads,
+//! without toft. [`manifest`] says what is inside, [`archive`] writes it and [`unpack`] reads it,
 //! [`digest`] tells whether two databases say the same. [`Backups`] makes backups of a running node and keeps the folder;
 //! [`schedule`] is its task. [`verify`] and [`restore`] need no daemon.
 //!
@@ -20,6 +20,7 @@ pub mod schedule;
 mod service;
 #[cfg(test)]
 mod tests;
+mod unpack;
 pub mod verify;
 
 pub use error::BackupError;

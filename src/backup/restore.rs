@@ -18,10 +18,11 @@ use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BackupError, Manifest, archive,
+    BackupError, Manifest,
     digest::cluster_id,
     keys::Key,
     manifest::{CLUSTER, NODE, PASSWORD, STATE},
+    unpack,
     verify::{self, Scratch, node_id},
 };
 use crate::consensus;
@@ -75,7 +76,7 @@ impl std::fmt::Debug for Staged {
 /// Unpacks the backup `path` beside the state in `data` and checks all of it.
 pub fn stage(path: &Path, key: &Key, data: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Staged, BackupError> {
     let stage = Scratch::new(data.join(STAGE))?;
-    let unpacked = archive::unpack(path, key, stage.path(), progress)?;
+    let unpacked = unpack::unpack(path, key, stage.path(), progress)?;
     let mut differences = unpacked.differences;
     differences.extend(verify::check(stage.path(), &unpacked.manifest)?);
     if !differences.is_empty() {

@@ -19,10 +19,10 @@ use toft_model::{
 use uuid::Uuid;
 
 use super::{
-    BackupError, Backups, Settings, archive,
+    BackupError, Backups, Settings,
     keys::{Key, KeySource, Lock},
     make::{Made, Order, make},
-    restore,
+    restore, unpack,
     verify::{Verified, verify},
 };
 use crate::{

@@ -12,10 +12,11 @@ use toft_model::state::{migrate, query_snapshot};
 use uuid::Uuid;
 
 use super::{
-    BackupError, Manifest, archive,
+    BackupError, Manifest,
     digest::examine,
     keys::Key,
     manifest::{NODE, STATE},
+    unpack,
 };
 
 /// What a verification found.
@@ -36,7 +37,7 @@ pub fn verify(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Verified, BackupError> {
     let scratch = Scratch::new(parent.join(format!("toft-verify-{}", Uuid::new_v4().simple())))?;
-    let unpacked = archive::unpack(path, key, scratch.path(), progress)?;
+    let unpacked = unpack::unpack(path, key, scratch.path(), progress)?;
     let mut differences = unpacked.differences;
     differences.extend(check(scratch.path(), &unpacked.manifest)?);
     if differences.is_empty() {

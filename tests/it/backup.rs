@@ -321,6 +321,18 @@ fn a_state_that_is_there_is_replaced_only_when_asked_and_kept_aside() {
     toft.instance_until("old", "runs", |instance| instance["state"] == "running");
     assert_eq!(toft.machine.visit(18080, "/json").good()["instance"], "old-0");
     wait_until("the container of what came later goes", || (toft.shims() == 1).then_some(()));
+
+    // The other box has run already, with a network and containers of its own, and becomes this one.
+    toft.down().good();
+    other.good("run -n mine toft/demo");
+    assert_eq!(other.stop(), 0);
+    restore(&other, &file, &key, &["--yes"]).good();
+    assert_eq!(fs::read(other.data.join("node.json")).unwrap(), node);
+    other.up();
+    other.instance_until("old", "runs", |instance| instance["state"] == "running" && instance["node"] != "");
+    let said = wait_until("it answers", || other.machine.http(18080, "GET", "/json", &[]).ok()).good();
+    assert_eq!(said["instance"], "old-0");
+    wait_until("its own container goes", || (other.shims() == 1).then_some(()));
 }
 
 #[test]

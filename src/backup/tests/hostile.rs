@@ -147,7 +147,7 @@ async fn parts(node: &Node) -> (Value, Vec<Entry>) {
     let path = node.back_up().await;
     let into = node.path("unpacked");
     fs::create_dir(&into).unwrap();
-    let unpacked = archive::unpack(&path, &key(), &into, &mut |_, _| ()).unwrap();
+    let unpacked = unpack::unpack(&path, &key(), &into, &mut |_, _| ()).unwrap();
     let files =
         unpacked.manifest.files.iter().map(|entry| file(&entry.path, &fs::read(into.join(&entry.path)).unwrap()));
     let files = files.collect();
