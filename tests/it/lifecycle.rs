@@ -27,7 +27,8 @@ fn the_demo_answers_on_its_published_port_and_says_where_it_runs() {
     assert_eq!((&said["node"], &said["instance"]), (&node, &Value::from("web-0")), "{said}");
     let page = toft.machine.visit(18080, "/");
     assert!(page.text().contains("web-0"), "{}", page.text());
-    assert!(toft.logs("web").iter().any(|line| line.contains("GET /json")), "{:?}", toft.logs("web"));
+    let told = |line: &String| line.contains("GET /json");
+    wait_until("the visit is in the log", || toft.logs("web").iter().any(told).then_some(()));
 }
 
 #[test]
