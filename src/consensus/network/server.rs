@@ -19,6 +19,7 @@ use tonic::{
 use super::{
     super::{
         propose::ForwardError,
+        state_machine::snapshot,
         types::{Batch, Identity, Member, MemberId, Raft, Snapshot, SnapshotMeta, Vote},
     },
     PROTOCOL, Transport,
@@ -191,7 +192,19 @@ impl Service {
                 head.length
             )));
         }
-        Ok((vote, Snapshot { meta, snapshot: place }))
+        // Installing a snapshot that is none would end consensus here; refusing it asks the leader for another.
+        let path = place.path.clone();
+        let sound = tokio::task::spawn_blocking(move || snapshot::check(&path)).await;
+        let why = match sound {
+            Ok(Ok(found)) if found.last_log_id == meta.last_log_id => {
+                return Ok((vote, Snapshot { meta, snapshot: place }));
+            }
+            Ok(Ok(found)) => format!("it ends at {:?}, not at {:?}", found.last_log_id, meta.last_log_id),
+            Ok(Err(error)) => chain(&error),
+            Err(error) => error.to_string(),
+        };
+        drop(tokio::fs::remove_file(&place.path).await);
+        Err(Status::data_loss(format!("the snapshot cannot be used: {why}")))
     }
 }
 

@@ -217,7 +217,7 @@ pub(in super::super) fn copy_file(from: &Path, to: &Path) -> Result<(), StateErr
 }
 
 /// What a snapshot's file says of itself, if it is sound.
-fn check(path: &Path) -> Result<SnapshotMeta, StateError> {
+pub(in super::super) fn check(path: &Path) -> Result<SnapshotMeta, StateError> {
     let bad = |detail: String| StateError::Snapshot { path: path.to_owned(), detail };
     let connection = connect_reader(path).map_err(|e| bad(e.to_string()))?;
     let ask = |question: &str| connection.query_row(question, [], |row| row.get::<_, rusqlite::types::Value>(0));
