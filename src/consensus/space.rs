@@ -76,7 +76,7 @@ pub(super) fn until_there_is_room<T, E>(
 
 fn grows(command: &Command) -> bool {
     match command {
-        Command::PutWorkload { .. } => true,
+        Command::LabelWorkload { .. } | Command::PutWorkload { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }

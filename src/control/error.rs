@@ -104,6 +104,7 @@ impl From<Refusal> for ControlError {
             RefusalKind::NotFound => ErrorKind::NotFound,
             RefusalKind::Exists | RefusalKind::Removing => ErrorKind::Conflict,
             RefusalKind::Stale => ErrorKind::Stale,
+            RefusalKind::Invalid => ErrorKind::Invalid,
             RefusalKind::Fault => ErrorKind::Internal,
         };
         let field = (refusal.kind == RefusalKind::Exists).then(|| "name".to_owned());

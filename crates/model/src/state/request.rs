@@ -33,6 +33,7 @@ impl Request {
 pub(crate) enum Answered {
     Done,
     Workload(WorkloadId),
+    Generation { generation: u64 },
     Plan { placed: usize, dropped: usize },
 }
 
@@ -41,6 +42,7 @@ impl Answered {
         match reply {
             Reply::Done => Self::Done,
             Reply::Workload(row) => Self::Workload(row.id),
+            Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
         }
     }
@@ -49,6 +51,7 @@ impl Answered {
     fn again(self, connection: &Connection) -> rusqlite::Result<Applied> {
         Ok(match self {
             Self::Done => Ok(Reply::Done),
+            Self::Generation { generation } => Ok(Reply::Generation { generation }),
             Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
             Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
                 Some(row) => Ok(Reply::Workload(Box::new(row))),

@@ -6,8 +6,15 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 6] =
-    ["register_node", "put_workload", "commit_plan", "report_instances", "power_workload", "remove_workload"];
+const STORY: [&str; 7] = [
+    "register_node",
+    "put_workload",
+    "commit_plan",
+    "report_instances",
+    "label_workload",
+    "power_workload",
+    "remove_workload",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/fixtures")
