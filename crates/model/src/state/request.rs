@@ -117,10 +117,10 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('requests', 70000)", []).unwrap();
-        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (1, 'old', '\"done\"')", []).unwrap();
+        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (1, x'01', '\"done\"')", []).unwrap();
+        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (76799, x'02', '\"done\"')", []).unwrap();
         apply_request(&connection, 1, &put("web", 1)).unwrap().unwrap();
         let left: i64 = connection.query_row("SELECT COUNT(*) FROM requests", [], |row| row.get(0)).unwrap();
-        assert_eq!(left, 1);
+        assert_eq!(left, 2);
     }
 }
