@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
-use openraft::SnapshotPolicy;
+use openraft::{SnapshotPolicy, StorageHelper, storage::RaftLogStorage};
 use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
 use tokio::{
@@ -21,13 +21,13 @@ use super::{
     executor::Executor,
     found::{self, OpenError, Parts},
     handle::{Handle, HandleParts},
-    log_store::{LogSize, LogStore},
+    log_store::{LogSize, LogStore, needs_others},
     membership,
     network::{Admission, Network, Peers, Transport, serve},
     propose::{self, Proposal},
     space::Space,
     state_machine::{Readers, StateMachine, snapshot},
-    types::{Fatal, Identity, Member, Raft},
+    types::{Fatal, Identity, Member, MemberId, Raft, StorageError, StoredMembership},
 };
 use crate::observe::chain;
 
@@ -144,7 +144,8 @@ pub(super) async fn start(
         had.map_err(|source| OpenError::of_state(&files.snapshots, source))?;
     }
     let peers = Arc::new(Peers::new(&identity, &transport));
-    let network = Network(Arc::clone(&peers));
+    let network = Network { peers: Arc::clone(&peers), log: Arc::clone(log.ahead()) };
+    lead_no_longer(&log, &state, identity.member_id).await.map_err(|e| OpenError::Consensus(e.to_string()))?;
     let config = Arc::new(config(&limits));
     let executor = Executor::start().map_err(|error| OpenError::Consensus(error.to_string()))?;
     let raft = executor.run(Raft::new(identity.member_id, config, network, log.clone(), state.clone()));
@@ -169,6 +170,25 @@ pub(super) async fn start(
     }
     .boxed();
     Ok(Opened { handle, task, door })
+}
+
+/// A member that led several sent entries that its disk may have lost. openraft would let it go on in the same term, and
+/// give their positions to others; it is to be elected anew.
+pub(super) async fn lead_no_longer(log: &LogStore, state: &StateMachine, me: MemberId) -> Result<(), StorageError> {
+    let (mut log, mut state) = (log.clone(), state.clone());
+    let membership = StorageHelper::new(&mut log, &mut state).get_membership().await?;
+    let effective = membership.effective();
+    let members = StoredMembership::new(*effective.log_id(), effective.membership().clone());
+    if let Some(mut vote) = log.read_vote().await?
+        && needs_others(&members)
+        && vote.committed
+        && vote.leader_id().voted_for() == Some(me)
+    {
+        vote.committed = false;
+        log.save_vote(&vote).await?;
+    }
+    log.ahead().allow(me, &members);
+    Ok(())
 }
 
 struct Running {

@@ -65,13 +65,14 @@ pub(super) struct Way {
 
 /// Runs until the last sender is gone.
 pub(super) async fn run(way: Way, mut proposals: mpsc::Receiver<Proposal>) {
+    let most = std::env::var("TOFT_FLIGHTS").map_or(FLIGHTS, |f| f.parse().unwrap());
     let mut flights = FuturesUnordered::new();
     let mut waiting = Vec::with_capacity(BATCH);
     loop {
         tokio::select! {
             biased;
             Some(()) = flights.next(), if !flights.is_empty() => {}
-            received = proposals.recv_many(&mut waiting, BATCH), if flights.len() < FLIGHTS => {
+            received = proposals.recv_many(&mut waiting, BATCH), if flights.len() < most => {
                 if received == 0 {
                     break;
                 }

@@ -84,6 +84,17 @@ impl Cluster {
                 self.asked.insert(spec.name.clone(), Asked { spec: (**spec).clone(), desired });
                 return;
             }
+            Command::LabelWorkload { name, labels, .. } => {
+                if let Some(asked) = self.asked.get_mut(name) {
+                    for (key, value) in labels {
+                        match value {
+                            Some(value) => drop(asked.spec.labels.insert(key.clone(), value.clone())),
+                            None => drop(asked.spec.labels.remove(key)),
+                        }
+                    }
+                }
+                return;
+            }
             Command::PowerWorkload { name, action: PowerAction::Stop, .. } => (name, Desired::Stopped),
             Command::PowerWorkload { name, .. } => (name, Desired::Running),
             Command::RemoveWorkload { name, .. } => (name, Desired::Removed),

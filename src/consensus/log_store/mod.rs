@@ -4,17 +4,23 @@
 //! thread owns the file; readers take the newest entries from memory and older ones from the file. An entry is stored as
 //! JSON behind its CRC-32, so that a damaged one is told from a good one.
 //!
+//! A leader of several members sends entries ahead of its own disk; see [`ahead`].
+//!
 //! The commit position is not kept: a member that comes back learns it from its leader, and one that stands alone has
 //! committed all it has.
 
+mod ahead;
 mod disk;
 mod file;
 mod recent;
 
 use std::{
     fmt::Debug,
-    ops::{Bound, RangeBounds},
-    sync::{Arc, Mutex, PoisonError},
+    ops::{Bound, ControlFlow, RangeBounds},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,6 +32,7 @@ use tokio::sync::{oneshot, watch};
 
 #[cfg(test)]
 pub(super) use disk::Disk;
+pub(super) use ahead::{Ahead, Stalled, needs_others};
 pub use file::LogError;
 pub(super) use file::{LogFile, Start};
 use recent::Recent;
@@ -51,6 +58,9 @@ pub struct LogStore {
     size: Arc<watch::Sender<LogSize>>,
     /// Whether a writer waits for room.
     waits: watch::Receiver<bool>,
+    ahead: Arc<Ahead>,
+    /// Appends that returned before the thread has written them.
+    unwritten: Arc<AtomicUsize>,
 }
 
 /// How much the log holds.
@@ -69,11 +79,15 @@ impl LogSize {
     }
 }
 
+/// Entries with their indexes, as they lie in the file.
+type Encoded = Vec<(u64, Vec<u8>)>;
 type Done = oneshot::Sender<Result<(), LogError>>;
 
 enum Write {
-    /// Entries that found no room before.
-    Append(Vec<(u64, Vec<u8>)>, Done),
+    /// Entries; the flag says that they found no room before.
+    Append(Encoded, bool, Done),
+    /// Entries that nobody waits for here.
+    Ahead(Encoded),
     Vote(Vote, Done),
     Truncate(u64, Done),
     Purge(LogId, Done),
@@ -83,23 +97,36 @@ impl LogStore {
     /// Starts the thread that writes. It ends when the last clone is gone; the receiver then gives an error.
     pub(super) fn start(file: LogFile, waits: watch::Sender<bool>) -> Result<(Self, oneshot::Receiver<()>), LogError> {
         let size = Arc::new(watch::Sender::new(file.size()?));
+        let bounds = file.state()?;
+        let last = bounds.last.or(bounds.purged).map_or(0, |last| last.index);
+        let ahead = Arc::new(Ahead::new(last, file.vote()?));
+        let unwritten = Arc::new(AtomicUsize::new(0));
         let file = Arc::new(file);
         let recent = Arc::new(Mutex::new(Recent::default()));
         let (writes, receiver) = std::sync::mpsc::channel();
         let (ended, end) = oneshot::channel();
         let waiting = waits.subscribe();
         let (writer, told) = (Arc::clone(&file), Arc::clone(&size));
+        let (written, left) = (Arc::clone(&ahead), Arc::clone(&unwritten));
         std::thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || {
+                let writing = Writer { file: &writer, size: &told, waits: &waits, ahead: &written, unwritten: &left };
                 while let Ok(write) = receiver.recv() {
-                    perform(&Writer { file: &writer, size: &told, waits: &waits }, write);
+                    if perform(&writing, write).is_break() {
+                        break;
+                    }
                 }
                 drop(writer);
                 drop(ended);
             })
             .map_err(LogError::Thread)?;
-        Ok((Self { file, recent, writes, size, waits: waiting }, end))
+        Ok((Self { file, recent, writes, size, waits: waiting, ahead, unwritten }, end))
+    }
+
+    /// How far the log is on the disk.
+    pub(super) fn ahead(&self) -> &Arc<Ahead> {
+        &self.ahead
     }
 
     /// How much the log holds, as it changes.
@@ -118,16 +145,25 @@ impl LogStore {
     }
 
     /// Writes entries here and now: consensus has nothing else to do until they are on the disk, and a thread of their
-    /// own would cost two changes of thread. Only waiting for room is left to the thread.
-    async fn append_now(&self, entries: Vec<(u64, Vec<u8>)>) -> Result<(), LogError> {
+    /// own would cost two changes of thread. Only waiting for room, and for what was sent ahead, is left to the thread.
+    async fn append_now(&self, entries: Encoded) -> Result<(), LogError> {
+        if self.unwritten.load(Ordering::Acquire) > 0 {
+            return self.write(|done| Write::Append(entries, false, done)).await;
+        }
         match self.file.append(&entries) {
             Ok(()) => {
                 self.size.send_modify(|size| size.grow(&entries));
+                self.ahead.flushed(entries.last().map_or(0, |(index, _)| *index));
                 Ok(())
             }
-            Err(error) if error.is_full() => self.write(|done| Write::Append(entries, done)).await,
+            Err(error) if error.is_full() => self.write(|done| Write::Append(entries, true, done)).await,
             Err(error) => Err(error),
         }
+    }
+
+    fn append_ahead(&self, entries: Encoded) -> Result<(), LogError> {
+        self.unwritten.fetch_add(1, Ordering::AcqRel);
+        self.writes.send(Write::Ahead(entries)).map_err(|_| LogError::Closed)
     }
 
     async fn read(&self, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
@@ -151,6 +187,8 @@ struct Writer<'a> {
     file: &'a LogFile,
     size: &'a watch::Sender<LogSize>,
     waits: &'a watch::Sender<bool>,
+    ahead: &'a Ahead,
+    unwritten: &'a AtomicUsize,
 }
 
 impl Writer<'_> {
@@ -173,21 +211,34 @@ impl Writer<'_> {
         })
     }
 
+    fn append(&self, entries: &[(u64, Vec<u8>)], again: bool) -> Result<(), LogError> {
+        self.write_after(again, |file| file.append(entries))?;
+        self.size.send_modify(|size| size.grow(entries));
+        self.ahead.flushed(entries.last().map_or(0, |(index, _)| *index));
+        Ok(())
+    }
+
     fn measure(&self) -> Result<(), LogError> {
         self.size.send_replace(self.file.size()?);
         Ok(())
     }
 }
 
-fn perform(writer: &Writer<'_>, write: Write) {
+/// Breaks when what nobody waits for could not be written: the end of the thread tells.
+fn perform(writer: &Writer<'_>, write: Write) -> ControlFlow<()> {
     let (outcome, done) = match write {
-        Write::Append(entries, done) => {
-            let outcome = writer.write_after(true, |file| file.append(&entries));
-            if outcome.is_ok() {
-                writer.size.send_modify(|size| size.grow(&entries));
-            }
-            (outcome, done)
+        Write::Ahead(entries) => {
+            let outcome = writer.append(&entries, false);
+            writer.unwritten.fetch_sub(1, Ordering::AcqRel);
+            return match outcome {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    tracing::error!(error = crate::observe::chain(&error), "the log failed");
+                    ControlFlow::Break(())
+                }
+            };
         }
+        Write::Append(entries, again, done) => (writer.append(&entries, again), done),
         Write::Vote(vote, done) => (writer.write(|file| file.save_vote(&vote)), done),
         Write::Truncate(since, done) => {
             (writer.write(|file| file.truncate(since)).and_then(|()| writer.measure()), done)
@@ -196,6 +247,7 @@ fn perform(writer: &Writer<'_>, write: Write) {
     };
     // Whoever asked may be gone: it is on the disk all the same.
     drop(done.send(outcome));
+    ControlFlow::Continue(())
 }
 
 fn failed(subject: ErrorSubject<MemberId>, verb: ErrorVerb, error: &LogError) -> StorageError {
@@ -245,6 +297,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let vote = *vote;
+        self.ahead.voted(vote);
         self.write(|done| Write::Vote(vote, done)).await.map_err(|e| failed(ErrorSubject::Vote, ErrorVerb::Write, &e))
     }
 
@@ -258,15 +311,16 @@ impl RaftLogStorage<Types> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let write_failed = |e: &LogError| failed(ErrorSubject::Logs, ErrorVerb::Write, e);
-        let mut encoded = Vec::new();
-        let mut kept = Vec::new();
-        for entry in entries {
-            let bytes = file::encode(&entry).map_err(|e| write_failed(&e))?;
-            kept.push((entry, bytes.len()));
-            encoded.push((kept[kept.len() - 1].0.log_id.index, bytes));
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let mut encoded = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            encoded.push((entry.log_id.index, file::encode(entry).map_err(|e| write_failed(&e))?));
         }
-        self.recent().extend(kept);
-        match self.append_now(encoded).await {
+        let ahead = self.ahead.hand(&entries);
+        let lengths = encoded.iter().map(|(_, bytes)| bytes.len());
+        self.recent().extend(entries.into_iter().zip(lengths).collect());
+        let appended = if ahead { self.append_ahead(encoded) } else { self.append_now(encoded).await };
+        match appended {
             Ok(()) => {
                 callback.log_io_completed(Ok(()));
                 Ok(())
@@ -281,6 +335,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.recent().clear();
+        self.ahead.truncated(log_id.index);
         self.write(|done| Write::Truncate(log_id.index, done))
             .await
             .map_err(|e| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))
@@ -288,6 +343,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.recent().drop_up_to(log_id.index);
+        self.ahead.purged(log_id);
         self.write(|done| Write::Purge(log_id, done))
             .await
             .map_err(|e| failed(ErrorSubject::Log(log_id), ErrorVerb::Delete, &e))

@@ -18,17 +18,25 @@ pub use peers::{CallError, SERVER_NAME, Transport};
 pub(super) use server::serve;
 pub use server::{Admission, Admitted};
 
-use super::types::{Fatal, Member, MemberId, Snapshot, Types, Vote};
+use super::{
+    log_store::{Ahead, Stalled},
+    types::{Fatal, Member, MemberId, Snapshot, Types, Vote},
+};
 
 /// What the members say is numbered; a member refuses to speak another number.
 pub const PROTOCOL: u32 = 1;
 
 /// Makes the ways.
-pub(super) struct Network(pub(super) Arc<Peers>);
+pub(super) struct Network {
+    pub(super) peers: Arc<Peers>,
+    /// This member's own log.
+    pub(super) log: Arc<Ahead>,
+}
 
 /// The way to one member.
 pub(super) struct Way {
     peers: Arc<Peers>,
+    log: Arc<Ahead>,
     id: MemberId,
     member: Member,
 }
@@ -37,7 +45,8 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Way;
 
     async fn new_client(&mut self, id: MemberId, member: &Member) -> Way {
-        Way { peers: Arc::clone(&self.0), id, member: member.clone() }
+        let (peers, log) = (Arc::clone(&self.peers), Arc::clone(&self.log));
+        Way { peers, log, id, member: member.clone() }
     }
 }
 
@@ -61,7 +70,13 @@ impl RaftNetwork<Types> for Way {
         request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
+        // An answer may count as one member's consent to all that the request speaks of, and this member consents with
+        // it: both must have it on their disks.
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        let stalled = |error: Stalled| RPCError::Unreachable(Unreachable::new(&error));
+        self.log.check().map_err(stalled)?;
         let answer = self.peers.append(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
+        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(stalled)?;
         answer.map_err(|error| RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error)))
     }
 

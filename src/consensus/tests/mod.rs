@@ -1,5 +1,6 @@
 //! Tests of what is promised about the disk: what was acknowledged stays, what is not ours is left alone.
 
+mod ahead;
 mod cluster;
 mod compaction;
 mod conformance;
