@@ -1,6 +1,9 @@
 //! The one thread that writes the database.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use openraft::EntryPayload;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -36,7 +39,8 @@ pub(super) fn start(
     waits: watch::Sender<bool>,
 ) -> Result<Ends, StateError> {
     let (orders, receiver) = mpsc::channel(16);
-    let (sender, applied) = watch::channel(applied_index(&connection)?);
+    let (sender, applied) =
+        watch::channel(applied_index(&connection).map_err(StateError::of_database(readers.path()))?);
     let (ended, end) = oneshot::channel::<()>();
     std::thread::Builder::new()
         .name("state-writer".into())
@@ -57,12 +61,14 @@ struct Told {
 
 fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Readers, told: &Told) {
     let applied = &told.applied;
+    let path = readers.path();
     let mut connection = Some(connection);
     while let Some(order) = orders.blocking_recv() {
         let Some(open) = connection.as_mut() else { return };
         match order {
             Order::Apply(entries, done) => {
-                let outcome = until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, &entries));
+                let outcome =
+                    until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, path, &entries));
                 let outcome = outcome.map(|(index, outcomes)| {
                     // Before the answer: who has one finds it in the watch.
                     applied.send_replace(index);
@@ -70,7 +76,7 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
                 });
                 drop(done.send(outcome));
             }
-            Order::Flush(done) => drop(done.send(flush(open).map_err(StateError::from))),
+            Order::Flush(done) => drop(done.send(flush(open).map_err(StateError::of_database(path)))),
             Order::Replace(path, done) => {
                 let outcome = until_there_is_room(&told.waits, StateError::is_full, || {
                     readers.without_readers(|| replace(&mut connection, readers, &path))
@@ -87,16 +93,21 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
 }
 
 /// Applies entries in one transaction; requests that are refused or fail leave no trace.
-fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<(u64, Vec<Outcomes>), StateError> {
-    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+fn apply_entries(
+    connection: &mut Connection,
+    path: &Path,
+    entries: &[Entry],
+) -> Result<(u64, Vec<Outcomes>), StateError> {
+    let failed = StateError::of_database(path);
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let mut outcomes = Vec::with_capacity(entries.len());
-    let Some(last) = entries.last() else { return Ok((applied_index(&transaction)?, outcomes)) };
+    let Some(last) = entries.last() else { return Ok((applied_index(&transaction).map_err(failed)?, outcomes)) };
     for entry in entries {
         outcomes.push(match &entry.payload {
             EntryPayload::Blank => Outcomes::default(),
             EntryPayload::Membership(membership) => {
                 let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
-                ClusterRow::set_membership(&transaction, &text(&stored)?)?;
+                ClusterRow::set_membership(&transaction, &text(&stored)?).map_err(failed)?;
                 Outcomes::default()
             }
             EntryPayload::Normal(batch) => {
@@ -105,21 +116,21 @@ fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<(u64,
                     // One that a newer toft wrote must not be passed over: the members would differ from then on.
                     let request: &Request = &serde_json::from_str(request.get())
                         .map_err(|e| StateError::Unknown { index: entry.log_id.index, detail: e.to_string() })?;
-                    let savepoint = transaction.savepoint()?;
+                    let savepoint = transaction.savepoint().map_err(failed)?;
                     let answer = match apply_request(&savepoint, entry.log_id.index, request) {
                         Ok(answer) => answer,
-                        Err(error) if fails_all(&error) => return Err(error.into()),
+                        Err(error) if fails_all(&error) => return Err(failed(error)),
                         Err(error) => Err(fault(&error)),
                     };
-                    finish(savepoint, &answer)?;
+                    finish(savepoint, &answer).map_err(failed)?;
                     answers.push(answer);
                 }
                 Outcomes(answers)
             }
         });
     }
-    ClusterRow::advance(&transaction, last.log_id.index, &text(&last.log_id)?)?;
-    transaction.commit()?;
+    ClusterRow::advance(&transaction, last.log_id.index, &text(&last.log_id)?).map_err(failed)?;
+    transaction.commit().map_err(failed)?;
     Ok((last.log_id.index, outcomes))
 }
 
@@ -152,18 +163,19 @@ fn flush(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Puts another database in place. All connections are closed first and SQLite's own log is emptied: SQLite would take
 /// what is left of it for a part of the new database.
-fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &std::path::Path) -> Result<u64, StateError> {
+fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &Path) -> Result<u64, StateError> {
     let path = readers.path();
+    let failed = StateError::of_database(path);
     let moved = |source| StateError::File { verb: "replaced", path: path.to_owned(), source };
     if let Some(old) = connection.as_ref() {
-        let busy: bool = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        let busy: bool = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(failed)?;
         if busy {
             let used = std::io::Error::new(std::io::ErrorKind::ResourceBusy, "another program reads it");
             return Err(moved(used));
         }
     }
     if let Some(old) = connection.take() {
-        old.close().map_err(|(_, error)| error)?;
+        old.close().map_err(|(_, error)| failed(error))?;
     }
     // Not there any more when only opening it found no room before.
     if new.exists() {
@@ -172,11 +184,11 @@ fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &std::pa
     if let Some(folder) = path.parent() {
         std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(moved)?;
     }
-    let mut opened = Connection::open(path)?;
+    let mut opened = Connection::open(path).map_err(failed)?;
     // The one who made it may run an older toft.
     migrate(&mut opened).map_err(|e| StateError::Damaged(chain(&e).to_string()))?;
-    configure(&opened)?;
-    let index = applied_index(&opened)?;
+    configure(&opened).map_err(failed)?;
+    let index = applied_index(&opened).map_err(failed)?;
     *connection = Some(opened);
     Ok(index)
 }
