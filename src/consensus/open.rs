@@ -125,6 +125,12 @@ pub(super) async fn start(
     let readers = Readers::new(files.state.clone());
     let (state, state_end) = StateMachine::start(state, readers, files.snapshots.clone(), state_waits)
         .map_err(|source| OpenError::of_state(&files.state, source))?;
+    // A power cut may take from the state what is in a snapshot.
+    let ahead = state.snapshot_ahead(bounds.last).await;
+    let log = match ahead.map_err(|source| OpenError::of_state(&files.state, source))? {
+        Some(committed) => log.knowing(committed),
+        None => log,
+    };
     // What is in no log has to be in a snapshot. openraft would make one in some of these cases, and wait for room.
     let applied = *state.applied().borrow();
     let last = bounds.last.or(bounds.purged).map_or(0, |last| last.index);

@@ -5,7 +5,7 @@
 //! JSON behind its CRC-32, so that a damaged one is told from a good one.
 //!
 //! The commit position is not kept: a member that comes back learns it from its leader, and one that stands alone has
-//! committed all it has.
+//! committed all it has. What a snapshot holds is committed, too.
 
 mod disk;
 mod file;
@@ -51,6 +51,8 @@ pub struct LogStore {
     size: Arc<watch::Sender<LogSize>>,
     /// Whether a writer waits for room.
     waits: watch::Receiver<bool>,
+    /// What is known to be committed when it starts.
+    committed: Option<LogId>,
 }
 
 /// How much the log holds.
@@ -91,7 +93,12 @@ impl LogStore {
                 drop(ended);
             })
             .map_err(LogError::Thread)?;
-        Ok((Self { file, recent, writes, size, waits: waiting }, end))
+        Ok((Self { file, recent, writes, size, waits: waiting, committed: None }, end))
+    }
+
+    /// Up to here the log is committed: the state is brought there before anything else.
+    pub(super) fn knowing(self, committed: LogId) -> Self {
+        Self { committed: Some(committed), ..self }
     }
 
     /// How much the log holds, as it changes.
@@ -221,6 +228,10 @@ impl RaftLogStorage<Types> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let vote = *vote;
         self.write(|done| Write::Vote(vote, done)).await.map_err(|e| failed(ErrorSubject::Vote, ErrorVerb::Write, &e))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.committed)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {

@@ -163,6 +163,23 @@ impl StateMachine {
         self.snapshots.build(&self.readers).await.map(drop)
     }
 
+    /// Where the newest snapshot ends, if that is ahead of the state and the log, which ends at `last`, leads there. If
+    /// it does not, as when a snapshot was received and never put in place, that is done now.
+    pub(super) async fn snapshot_ahead(&self, last: Option<LogId>) -> Result<Option<LogId>, StateError> {
+        let applied = *self.applied.borrow();
+        if self.snapshots.newest_index()? <= applied {
+            return Ok(None);
+        }
+        let (Some(newest), _) = self.snapshots.newest().await? else { return Ok(None) };
+        let ends = newest.meta.last_log_id.filter(|ends| ends.index > applied);
+        if ends.is_some() && ends > last {
+            let copy = self.snapshots.copy_for_state(&newest.snapshot).await?;
+            self.order(|done| Order::Replace(copy, done)).await?;
+            return Ok(None);
+        }
+        Ok(ends)
+    }
+
     /// Makes a snapshot.
     async fn copy_state(&self) -> Result<Snapshot, StateError> {
         let me = self.clone();

@@ -148,6 +148,13 @@ impl Snapshots {
         .await
     }
 
+    /// The position in the log that the newest one says it ends at, sound or not; 0 without any.
+    pub(super) fn newest_index(&self) -> Result<u64, StateError> {
+        let newest = complete(&self.folder)?.pop();
+        let name = newest.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+        Ok(name.and_then(|name| name.split('-').next()?.parse().ok()).unwrap_or(0))
+    }
+
     /// The newest snapshot that is sound, and whether a newer one was passed over.
     pub(super) async fn newest(self: &Arc<Self>) -> Result<(Option<Snapshot>, bool), StateError> {
         let snapshots = Arc::clone(self);
