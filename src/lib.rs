@@ -12,5 +12,6 @@ pub mod daemon;
 pub mod dashboard;
 pub mod embedded;
 pub mod enroll;
+pub mod files;
 pub mod observe;
 pub mod wire;

@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
@@ -14,6 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{BackupError, archive, make::Made, verify};
+use crate::files::write_whole;
 
 /// How the names of backups end.
 pub(super) const ENDING: &str = ".tar.gz.age";
@@ -261,15 +262,8 @@ impl Folder {
 
     fn remember(&self, records: &[Record]) -> Result<(), BackupError> {
         let path = self.data.join(INDEX);
-        let temporary = self.data.join(format!("{INDEX}.new"));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-            file.write_all(&serde_json::to_vec_pretty(records)?)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(&self.data)?.sync_all()
-        };
-        write().map_err(|source| BackupError::write(&path, source))
+        let text = serde_json::to_vec_pretty(records).map_err(io::Error::from);
+        text.and_then(|text| write_whole(&path, 0o600, &text)).map_err(|source| BackupError::write(&path, source))
     }
 }
 

@@ -8,9 +8,9 @@
 //! Who calls this holds the lock of the data directory.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -25,7 +25,7 @@ use super::{
     unpack,
     verify::{self, Scratch, node_id},
 };
-use crate::consensus;
+use crate::{consensus, files::write_whole};
 
 /// Folder that a restore is staged in.
 const STAGE: &str = "restore-new";
@@ -169,12 +169,7 @@ fn carry_out(data: &Path, note: &Note, before: &mut dyn FnMut(&str) -> io::Resul
 }
 
 fn write_note(data: &Path, note: &Note) -> io::Result<()> {
-    let temporary = data.join("restore.json.new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(&serde_json::to_vec_pretty(note)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, data.join(NOTE))?;
-    sync(data)
+    write_whole(&data.join(NOTE), 0o600, &serde_json::to_vec_pretty(note)?)
 }
 
 fn free_name(data: &Path) -> String {

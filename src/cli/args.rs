@@ -12,6 +12,7 @@ use toft_model::{
 };
 
 use super::backup_args::BackupCommand;
+use crate::config::Flags;
 
 /// Runs containers on this machine and the ones joined to it.
 #[derive(Debug, Parser)]
@@ -134,14 +135,27 @@ pub(super) enum ClusterCommand {
     Recover(RecoverArgs),
 }
 
+/// Which appliance of this machine.
+#[derive(Debug, Args)]
+pub(super) struct ApplianceArgs {
+    /// Data directory of the appliance
+    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Configuration file it is started with
+    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ApplianceArgs {
+    pub(super) fn flags(self) -> Flags {
+        Flags { data_dir: self.data_dir, config: self.config, ..Flags::default() }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct RecoverArgs {
-    /// Data directory of an appliance that does not run
-    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
-    pub(super) data_dir: Option<PathBuf>,
-    /// Configuration file it was started with
-    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) appliance: ApplianceArgs,
     /// Do not ask
     #[arg(short, long)]
     pub(super) yes: bool,
@@ -177,12 +191,8 @@ pub(super) struct UpArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct DownArgs {
-    /// Data directory of the appliance to end
-    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
-    pub(super) data_dir: Option<PathBuf>,
-    /// Configuration file it was started with
-    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) appliance: ApplianceArgs,
     /// For the unit: do nothing unless the machine shuts down; then stop the containers and keep their files
     #[arg(long, hide = true)]
     pub(super) at_shutdown: bool,

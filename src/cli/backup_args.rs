@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::args::ListArgs;
+use super::args::{ApplianceArgs, ListArgs};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BackupCommand {
@@ -77,12 +77,8 @@ pub(super) struct BackupRestoreArgs {
     pub(super) file: PathBuf,
     #[command(flatten)]
     pub(super) key: BackupKeyArgs,
-    /// Data directory to restore into
-    #[arg(long, env = "TOFT_DATA_DIR", value_name = "DIR")]
-    pub(super) data_dir: Option<PathBuf>,
-    /// Configuration file the appliance is started with
-    #[arg(long, env = "TOFT_CONFIG", value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) appliance: ApplianceArgs,
     /// Replace a state that is there already; it is moved aside
     #[arg(short, long)]
     pub(super) yes: bool,

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     agent::host::host_name,
     api::types::{Cluster, JoinToken, Member},
-    config::{Config, Flags},
+    config::Config,
     daemon::{self, Account},
     observe,
 };
@@ -60,8 +60,7 @@ pub(super) async fn token(client: &Client) -> Result<i32, Failure> {
 }
 
 pub(super) fn recover(args: RecoverArgs) -> Result<i32, Failure> {
-    let flags = Flags { data_dir: args.data_dir, config: args.config, ..Flags::default() };
-    let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
+    let config = Config::resolve(args.appliance.flags(), &host_name()).map_err(misconfigured)?;
     root_only()?;
     observe::init_logging("warn", false);
     let mut refusal = None;

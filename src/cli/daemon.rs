@@ -33,8 +33,7 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
 }
 
 pub(super) fn down(args: DownArgs) -> Result<i32, Failure> {
-    let flags = Flags { data_dir: args.data_dir, config: args.config, ..Flags::default() };
-    let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
+    let config = Config::resolve(args.appliance.flags(), &host_name()).map_err(misconfigured)?;
     root_only()?;
     observe::init_logging("warn", false);
     if args.at_shutdown {

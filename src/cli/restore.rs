@@ -14,7 +14,7 @@ use super::{
 use crate::{
     agent::host::host_name,
     backup::{Manifest, keys::KeySource, restore::Present},
-    config::{BackupKey, Config, Flags},
+    config::{BackupKey, Config},
     daemon::{self, Restore},
     observe,
 };
@@ -28,8 +28,7 @@ struct Told<'a> {
 }
 
 pub(super) fn restore(args: BackupRestoreArgs) -> Result<i32, Failure> {
-    let flags = Flags { data_dir: args.data_dir.clone(), config: args.config.clone(), ..Flags::default() };
-    let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
+    let config = Config::resolve(args.appliance.flags(), &host_name()).map_err(misconfigured)?;
     observe::init_logging("warn", false);
     let file = find(&args.file, &config.backup.dir);
     let configured = match &config.backup.key {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use openraft::{CommittedLeaderId, Membership};
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use toft_model::{
     ids::ClusterId,
     state::{ClusterRow, MigrateError},
@@ -16,6 +16,7 @@ use toft_model::{
 use uuid::Uuid;
 
 use super::{
+    copy::CopyError,
     log_store::{LogError, LogFile, Start},
     open::{Files, is_damaged, is_full, prepare as prepare_state},
     state_machine::{
@@ -81,7 +82,7 @@ pub enum OpenError {
         /// File.
         path: PathBuf,
         /// Cause.
-        source: StateError,
+        source: Box<StateError>,
     },
     /// The log is gone, but the state is that of a cluster.
     #[error("the log `{path}` is missing, but the state beside it belongs to a cluster")]
@@ -132,6 +133,10 @@ impl OpenError {
             }
             Self::Version { source: MigrateError::Foreign { .. }, .. } => "choose another --data-dir".into(),
             Self::DiskFull { .. } => "free some space; toft needs about 4 MB to start".into(),
+            Self::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
+                "nothing was changed; the disk may be failing: look for its errors with `dmesg`, and keep a copy of the directory"
+                    .into()
+            }
             Self::Version { source: MigrateError::Sqlite { .. }, .. } | Self::Sqlite { .. } | Self::Io { .. } => {
                 "check that the directory exists and that this user may write to it".into()
             }
@@ -155,7 +160,15 @@ impl OpenError {
 
     pub(super) fn of_state(path: &Path, source: StateError) -> Self {
         let path = path.to_owned();
-        if source.is_full() { Self::DiskFull { path } } else { Self::State { path, source } }
+        if source.is_full() { Self::DiskFull { path } } else { Self::State { path, source: Box::new(source) } }
+    }
+
+    /// A copy of the state could not be made, as one is before a migration.
+    pub(super) fn of_copy(path: &Path, source: CopyError) -> Self {
+        match source {
+            CopyError::DiskFull { path } => Self::DiskFull { path },
+            source => Self::State { path: path.to_owned(), source: Box::new(source.into()) },
+        }
     }
 
     pub(super) fn of(path: &Path, source: rusqlite::Error) -> Self {
@@ -215,11 +228,10 @@ fn bring_together(files: &Files, founder: &Member) -> Result<Parts, OpenError> {
     }
     let begins = start.as_ref().filter(|start| row.applied_index == purged && purged == start.applied.index);
     if row.membership.is_none() && (begins.is_some() || start.is_none() && purged == 0) {
-        let entered = match begins {
-            Some(start) => enter(&state, &identity, start),
-            None => name(&state, &identity),
-        };
-        entered.map_err(|source| OpenError::of_state(&files.state, source))?;
+        match begins {
+            Some(start) => enter(&files.state, &state, &identity, start)?,
+            None => name(&files.state, &state, &identity)?,
+        }
     } else if row.membership.is_none() || row.applied_index < purged {
         let why = format!("it ends at {}, the log begins after {purged}", row.applied_index);
         drop(state);
@@ -268,21 +280,24 @@ fn founding(row: &ClusterRow, founder: &Member) -> (Identity, Start) {
 const FIRST_TERM: u64 = 1;
 
 /// Notes in a state that it is the one a cluster starts with.
-fn enter(state: &Connection, identity: &Identity, start: &Start) -> Result<(), StateError> {
-    let json = |value: serde_json::Result<String>| value.map_err(|e| StateError::Damaged(e.to_string()));
+fn enter(path: &Path, state: &Connection, identity: &Identity, start: &Start) -> Result<(), OpenError> {
+    let json = |value: serde_json::Result<String>| {
+        value.map_err(|e| OpenError::of_state(path, StateError::Damaged(e.to_string())))
+    };
     let row = ClusterRow {
         cluster_id: Some(identity.cluster_id),
         applied_index: start.applied.index,
         applied_position: Some(json(serde_json::to_string(&start.applied))?),
         membership: Some(json(serde_json::to_string(&start.membership))?),
     };
-    Ok(row.save(state)?)
+    row.save(state).map_err(|e| OpenError::of(path, e))
 }
 
 /// Notes in a state without members whose it is; the members come from the others.
-fn name(state: &Connection, identity: &Identity) -> Result<(), StateError> {
-    let row = ClusterRow { cluster_id: Some(identity.cluster_id), ..ClusterRow::load(state)? };
-    Ok(row.save(state)?)
+fn name(path: &Path, state: &Connection, identity: &Identity) -> Result<(), OpenError> {
+    let failed = |e| OpenError::of(path, e);
+    let row = ClusterRow { cluster_id: Some(identity.cluster_id), ..ClusterRow::load(state).map_err(failed)? };
+    row.save(state).map_err(failed)
 }
 
 /// What a state is made anew from.
@@ -325,11 +340,10 @@ impl Mend<'_> {
         }
         tracing::warn!("the state is made anew from the whole log");
         let state = prepare_state(path)?;
-        let entered = match self.start {
-            Some(start) => enter(&state, self.identity, start),
-            None => name(&state, self.identity),
-        };
-        entered.map_err(failed)?;
+        match self.start {
+            Some(start) => enter(path, &state, self.identity, start)?,
+            None => name(path, &state, self.identity)?,
+        }
         Ok(state)
     }
 }

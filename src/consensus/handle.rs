@@ -191,7 +191,10 @@ impl Handle {
         F: FnMut(u64, u64) + Send + 'static,
     {
         let (readers, path) = (Arc::clone(&self.readers), path.to_owned());
-        let work = move || readers.with(CopyError::Read, |source| copy(source, &path, progress));
+        let work = move || {
+            let unopened = |source| CopyError::Read { path: readers.path().to_owned(), source };
+            readers.with(unopened, |source| copy(source, &path, progress))
+        };
         match tokio::task::spawn_blocking(work).await {
             Ok(copied) => copied,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),

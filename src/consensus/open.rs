@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     compact::{self, Limits},
+    copy,
     executor::Executor,
     found::{self, OpenError, Parts},
     handle::{Handle, HandleParts},
@@ -26,7 +27,7 @@ use super::{
     network::{Admission, Network, Peers, Transport, serve},
     propose::{self, Proposal},
     space::Space,
-    state_machine::{Readers, StateMachine, snapshot},
+    state_machine::{Readers, StateMachine},
     types::{Fatal, Identity, Member, MemberId, Raft, StorageError, StoredMembership},
 };
 use crate::observe::chain;
@@ -135,6 +136,12 @@ pub(super) async fn start(
     let readers = Readers::new(files.state.clone());
     let (state, state_end) = StateMachine::start(state, readers, files.snapshots.clone(), state_waits)
         .map_err(|source| OpenError::of_state(&files.state, source))?;
+    // A power cut may take from the state what is in a snapshot.
+    let ahead = state.snapshot_ahead(bounds.last).await;
+    let log = match ahead.map_err(|source| OpenError::of_state(&files.state, source))? {
+        Some(committed) => log.knowing(committed),
+        None => log,
+    };
     // What is in no log has to be in a snapshot. openraft would make one in some of these cases, and wait for room.
     let applied = *state.applied().borrow();
     let last = bounds.last.or(bounds.purged).map_or(0, |last| last.index);
@@ -318,18 +325,18 @@ fn copy_before_migrating(connection: &Connection, path: &Path) -> Result<(), Ope
     if version <= 0 || version >= SCHEMA_VERSION {
         return Ok(());
     }
-    let copy = |extension: &str| {
+    let beside = |extension: &str| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".v{version}{extension}"));
         PathBuf::from(name)
     };
-    if copy("").exists() {
+    let (kept, unfinished) = (beside(""), beside(".partial"));
+    if kept.exists() {
         return Ok(());
     }
-    let unfinished = copy(".partial");
     drop(std::fs::remove_file(&unfinished));
-    snapshot::copy(connection, &unfinished).map_err(failed)?;
-    std::fs::rename(&unfinished, copy("")).map_err(|source| OpenError::Io { path: copy(""), source })
+    copy::copy(connection, &unfinished, |_, _| ()).map_err(|source| OpenError::of_copy(path, source))?;
+    std::fs::rename(&unfinished, &kept).map_err(|source| OpenError::Io { path: kept, source })
 }
 
 pub(super) fn is_full(error: &rusqlite::Error) -> bool {
@@ -337,6 +344,23 @@ pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     let shared_memory =
         error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
     shared_memory || error.sqlite_error_code() == Some(ErrorCode::DiskFull)
+}
+
+/// What could not be done with the file, as a participle.
+pub(super) fn failed_at(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ffi::{
+        SQLITE_IOERR_DELETE, SQLITE_IOERR_DIR_FSYNC, SQLITE_IOERR_FSYNC, SQLITE_IOERR_READ, SQLITE_IOERR_SHMMAP,
+        SQLITE_IOERR_SHMOPEN, SQLITE_IOERR_SHMSIZE, SQLITE_IOERR_SHORT_READ, SQLITE_IOERR_TRUNCATE, SQLITE_IOERR_WRITE,
+    };
+    match error.sqlite_error().map(|error| error.extended_code) {
+        Some(SQLITE_IOERR_READ | SQLITE_IOERR_SHORT_READ) => "read",
+        Some(SQLITE_IOERR_WRITE) => "written",
+        Some(SQLITE_IOERR_FSYNC | SQLITE_IOERR_DIR_FSYNC) => "flushed to the disk",
+        Some(SQLITE_IOERR_TRUNCATE) => "made shorter",
+        Some(SQLITE_IOERR_DELETE) => "freed of its log",
+        Some(SQLITE_IOERR_SHMMAP | SQLITE_IOERR_SHMOPEN | SQLITE_IOERR_SHMSIZE) => "shared between connections",
+        _ => "used",
+    }
 }
 
 pub(super) fn is_damaged(error: &rusqlite::Error) -> bool {
@@ -377,10 +401,28 @@ pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let verdict: String =
-        connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| OpenError::of(path, e))?;
-    if verdict != "ok" {
-        return Err(OpenError::Damaged { path: path.to_owned(), detail: verdict });
+    match damage(connection).map_err(|e| OpenError::of(path, e))? {
+        Some(detail) => Err(OpenError::Damaged { path: path.to_owned(), detail }),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What is wrong with a database, if anything is. A page that the disk does not give is an error, and no damage.
+pub(super) fn damage(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict == "ok" {
+        return Ok(None);
+    }
+    // SQLite tells of both in words. A page of a tree has the code behind it; one of the free list, whose number was
+    // checked before, can only be withheld.
+    let code = match verdict.rsplit_once("error code=") {
+        Some((_, code)) => code.trim().parse().ok(),
+        None => verdict.contains("failed to get page").then_some(rusqlite::ffi::SQLITE_IOERR_READ),
+    };
+    match code.map(rusqlite::ffi::Error::new) {
+        Some(error) if error.code != ErrorCode::DatabaseCorrupt => {
+            Err(rusqlite::Error::SqliteFailure(error, Some(verdict)))
+        }
+        _ => Ok(Some(verdict)),
+    }
 }

@@ -38,7 +38,7 @@ pub fn survey(files: &Files, me: &Member) -> Result<Account, OpenError> {
     let state = prepare(&files.state)?;
     let row = ClusterRow::load(&state).map_err(|e| OpenError::of(&files.state, e))?;
     let applied = applied_index(&state).map_err(|e| OpenError::of(&files.state, e))?;
-    let state_failed = |source| OpenError::State { path: files.state.clone(), source };
+    let state_failed = |source| OpenError::of_state(&files.state, source);
     let (_, members) = position(&row).map_err(state_failed)?;
     let others = members.nodes().map(|(_, member)| member.clone()).filter(|member| member.node_id != me.node_id);
     let log_end =

@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -13,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 use super::{Hinted, down::running, restore::backup_failed};
-use crate::{backup::restore, config::Paths, consensus};
+use crate::{backup::restore, config::Paths, consensus, files::write_whole};
 
 /// Longest wait for the lock of a daemon that was killed: a program it was just about to start holds it for a moment.
 const LEFT_BEHIND: Duration = Duration::from_secs(2);
@@ -46,7 +45,7 @@ impl Directories {
         for dir in [directories.logs(), directories.instances(), directories.programs()] {
             make(&dir, 0o700).with_context(|| format!("making the directory `{}`", dir.display()))?;
         }
-        write_file(&directories.pid_file(), 0o644, format!("{}\n", std::process::id()).as_bytes())
+        write_whole(&directories.pid_file(), 0o644, format!("{}\n", std::process::id()).as_bytes())
             .context("writing the pid file")?;
         Ok(directories)
     }
@@ -149,20 +148,6 @@ impl Directories {
             }
         }
     }
-}
-
-/// Writes a small file whole: who reads it sees the old or the new content.
-pub(super) fn write_file(path: &Path, mode: u32, content: &[u8]) -> std::io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-    file.set_permissions(fs::Permissions::from_mode(mode))?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    if let Some(dir) = path.parent() {
-        File::open(dir)?.sync_all()?;
-    }
-    Ok(())
 }
 
 fn make(dir: &Path, mode: u32) -> std::io::Result<()> {

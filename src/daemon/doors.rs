@@ -7,16 +7,13 @@ use axum::middleware;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    directories::{Directories, write_file},
-    identity::admin_password,
-    tasks::Tasks,
-};
+use super::{directories::Directories, identity::admin_password, tasks::Tasks};
 use crate::{
     access::{self, Password},
     api::http::{self, ApiState, serve},
     config::Config,
     dashboard,
+    files::write_whole,
 };
 
 /// The open doors.
@@ -52,7 +49,7 @@ pub(super) async fn open(
     })?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
         .context("keeping others from the socket")?;
-    write_file(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
+    write_whole(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
         .context("writing the URL file")?;
 
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());

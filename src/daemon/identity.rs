@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use toft_model::{ids::NodeId, node::Subnet};
 use uuid::Uuid;
 
-use super::directories::{Directories, write_file};
+use super::directories::Directories;
+use crate::files::write_whole;
 
 /// What a node decides once and keeps.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -36,7 +37,7 @@ impl Identity {
         let node_id = known.map_or_else(|| NodeId(Uuid::now_v7()), |known| known.node_id);
         let identity = Self { node_id, subnet: pick() };
         let bytes = serde_json::to_vec_pretty(&identity).context("encoding the node's identity")?;
-        write_file(&path, 0o600, &bytes).with_context(|| format!("writing `{}`", path.display()))?;
+        write_whole(&path, 0o600, &bytes).with_context(|| format!("writing `{}`", path.display()))?;
         Ok(identity)
     }
 }
@@ -61,7 +62,7 @@ pub(super) fn admin_password(directories: &Directories) -> anyhow::Result<(Strin
         }
         password.push(char::from(LETTERS[usize::from(byte % 32)]));
     }
-    write_file(&path, 0o600, format!("{password}\n").as_bytes())
+    write_whole(&path, 0o600, format!("{password}\n").as_bytes())
         .with_context(|| format!("writing `{}`", path.display()))?;
     Ok((password, true))
 }

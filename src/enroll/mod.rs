@@ -10,7 +10,6 @@ mod join;
 use std::{
     fs,
     io::Read,
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -20,9 +19,12 @@ use sha2::{Digest, Sha256};
 
 pub use join::{JoinError, join};
 
-use crate::consensus::{
-    network::{Admission, Admitted, Transport},
-    types::MemberId,
+use crate::{
+    consensus::{
+        network::{Admission, Admitted, Transport},
+        types::MemberId,
+    },
+    files::write_whole,
 };
 use authority::Authority;
 
@@ -219,17 +221,7 @@ fn random_key() -> std::io::Result<[u8; 32]> {
 
 /// Writes a small file that only root can read, whole or not at all.
 fn write(path: &Path, content: &str) -> Result<(), KeyError> {
-    use std::io::Write;
-
-    let temporary = path.with_extension("new");
-    let written = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(content.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        fs::File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    written().map_err(|source| file("written", path, source))
+    write_whole(path, 0o600, content.as_bytes()).map_err(|source| file("written", path, source))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! A leader of several members sends entries ahead of its own disk; see [`ahead`].
 //!
 //! The commit position is not kept: a member that comes back learns it from its leader, and one that stands alone has
-//! committed all it has.
+//! committed all it has. What a snapshot holds is committed, too.
 
 mod ahead;
 mod disk;
@@ -61,6 +61,8 @@ pub struct LogStore {
     ahead: Arc<Ahead>,
     /// Appends that returned before the thread has written them.
     unwritten: Arc<AtomicUsize>,
+    /// What is known to be committed when it starts.
+    committed: Option<LogId>,
 }
 
 /// How much the log holds.
@@ -121,12 +123,17 @@ impl LogStore {
                 drop(ended);
             })
             .map_err(LogError::Thread)?;
-        Ok((Self { file, recent, writes, size, waits: waiting, ahead, unwritten }, end))
+        Ok((Self { file, recent, writes, size, waits: waiting, ahead, unwritten, committed: None }, end))
     }
 
     /// How far the log is on the disk.
     pub(super) fn ahead(&self) -> &Arc<Ahead> {
         &self.ahead
+    }
+
+    /// Up to here the log is committed: the state is brought there before anything else.
+    pub(super) fn knowing(self, committed: LogId) -> Self {
+        Self { committed: Some(committed), ..self }
     }
 
     /// How much the log holds, as it changes.
@@ -299,6 +306,10 @@ impl RaftLogStorage<Types> for LogStore {
         let vote = *vote;
         self.ahead.voted(vote);
         self.write(|done| Write::Vote(vote, done)).await.map_err(|e| failed(ErrorSubject::Vote, ErrorVerb::Write, &e))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.committed)
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {

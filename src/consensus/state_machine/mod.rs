@@ -11,7 +11,11 @@ mod readers;
 pub mod snapshot;
 mod writer;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use openraft::{
     AnyError, ErrorSubject, ErrorVerb, OptionalSend, RaftSnapshotBuilder, StorageIOError, storage::RaftStateMachine,
@@ -26,7 +30,8 @@ use snapshot::Snapshots;
 use writer::{Ends, Order};
 
 use super::{
-    open::is_full,
+    copy::CopyError,
+    open::{failed_at, is_full},
     types::{Entry, LogId, MemberId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, Types},
 };
 use crate::observe::chain;
@@ -38,8 +43,16 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// SQLite says no.
-    #[error("the database failed")]
-    Sqlite(#[from] rusqlite::Error),
+    #[error("the database `{path}` could not be {}", failed_at(.source))]
+    Sqlite {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: rusqlite::Error,
+    },
+    /// The state could not be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
     /// A file could not be moved, made or read.
     #[error("`{path}` could not be {verb}")]
     File {
@@ -75,10 +88,15 @@ pub enum StateError {
 }
 
 impl StateError {
+    pub(super) fn of_database(path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {
+        move |source| Self::Sqlite { path: path.to_owned(), source }
+    }
+
     /// Whether there was no room.
     pub(super) fn is_full(&self) -> bool {
         match self {
-            Self::Sqlite(error) => is_full(error),
+            Self::Sqlite { source, .. } => is_full(source),
+            Self::Copy(error) => matches!(error, CopyError::DiskFull { .. }),
             Self::File { source, .. } => {
                 matches!(source.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
             }
@@ -152,6 +170,23 @@ impl StateMachine {
         self.snapshots.build(&self.readers).await.map(drop)
     }
 
+    /// Where the newest snapshot ends, if that is ahead of the state and the log, which ends at `last`, leads there. If
+    /// it does not, as when a snapshot was received and never put in place, that is done now.
+    pub(super) async fn snapshot_ahead(&self, last: Option<LogId>) -> Result<Option<LogId>, StateError> {
+        let applied = *self.applied.borrow();
+        if self.snapshots.newest_index()? <= applied {
+            return Ok(None);
+        }
+        let (Some(newest), _) = self.snapshots.newest().await? else { return Ok(None) };
+        let ends = newest.meta.last_log_id.filter(|ends| ends.index > applied);
+        if ends.is_some() && ends > last {
+            let copy = self.snapshots.copy_for_state(&newest.snapshot).await?;
+            self.order(|done| Order::Replace(copy, done)).await?;
+            return Ok(None);
+        }
+        Ok(ends)
+    }
+
     /// Makes a snapshot.
     async fn copy_state(&self) -> Result<Snapshot, StateError> {
         let me = self.clone();
@@ -205,7 +240,8 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn applied_state(&mut self) -> Result<Position, StorageError> {
         let read = async {
-            let row = self.readers.read(ClusterRow::load).await.map_err(|ReadError(e)| StateError::Sqlite(e))?;
+            let failed = StateError::of_database(self.readers.path());
+            let row = self.readers.read(ClusterRow::load).await.map_err(|ReadError(e)| failed(e))?;
             position(&row)
         };
         read.await.map_err(|e| failed(ErrorSubject::StateMachine, ErrorVerb::Read, &e))

@@ -32,7 +32,7 @@ impl Readers {
         Self { path, idle: Mutex::new(Vec::new()), gate: RwLock::new(()) }
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in super::super) fn path(&self) -> &Path {
         &self.path
     }
 

@@ -9,14 +9,18 @@ use std::{
     },
 };
 
-use rusqlite::{Connection, backup::Backup};
 use toft_model::state::{ClusterRow, SCHEMA_VERSION};
 
 use super::{
-    super::types::{Snapshot, SnapshotMeta},
+    super::{
+        copy::{CopyError, copy},
+        open::damage,
+        types::{Snapshot, SnapshotMeta},
+    },
     StateError,
     readers::{Readers, connect_reader},
 };
+use crate::observe::chain;
 
 /// Snapshots kept.
 const KEPT: usize = 2;
@@ -43,7 +47,7 @@ struct Unfinished(PathBuf);
 impl Drop for Unfinished {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.0) {
-            tracing::warn!(error = crate::observe::chain(&error), "what came of a snapshot is left behind");
+            tracing::warn!(error = chain(&error), "what came of a snapshot is left behind");
         }
     }
 }
@@ -101,7 +105,8 @@ impl Snapshots {
             let partial = snapshots.folder.join(format!("built.{PARTIAL}"));
             remove(&partial)?;
             snapshots.has_room_for(readers.path())?;
-            if let Err(error) = readers.ask(|source| copy(source, &partial)) {
+            let unopened = |source| CopyError::Read { path: readers.path().to_owned(), source };
+            if let Err(error) = readers.with(unopened, |source| copy(source, &partial, |_, _| ())) {
                 remove(&partial)?;
                 return Err(error.into());
             }
@@ -143,6 +148,13 @@ impl Snapshots {
         .await
     }
 
+    /// The position in the log that the newest one says it ends at, sound or not; 0 without any.
+    pub(super) fn newest_index(&self) -> Result<u64, StateError> {
+        let newest = complete(&self.folder)?.pop();
+        let name = newest.as_ref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+        Ok(name.and_then(|name| name.split('-').next()?.parse().ok()).unwrap_or(0))
+    }
+
     /// The newest snapshot that is sound, and whether a newer one was passed over.
     pub(super) async fn newest(self: &Arc<Self>) -> Result<(Option<Snapshot>, bool), StateError> {
         let snapshots = Arc::clone(self);
@@ -170,7 +182,7 @@ impl Snapshots {
         found.into_iter().filter_map(|path| match check(&path) {
             Ok(meta) => Some(Snapshot { meta, snapshot: Box::new(SnapshotFile::at(path)) }),
             Err(error) => {
-                tracing::error!(error = crate::observe::chain(&error), "a snapshot is passed over");
+                tracing::error!(error = chain(&error), "a snapshot is passed over");
                 None
             }
         })
@@ -200,15 +212,6 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Copies a database while others go on writing it; the copy is on the disk when this returns.
-pub(in super::super) fn copy(source: &Connection, to: &Path) -> rusqlite::Result<()> {
-    let mut target = Connection::open(to)?;
-    // All pages in one step: the copy is of one moment, and a writer in WAL mode is not held up.
-    Backup::new(source, &mut target)?.step(-1)?;
-    // A file that stands alone, without a log beside it.
-    target.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(()))
-}
-
 /// Copies a file and flushes it.
 pub(in super::super) fn copy_file(from: &Path, to: &Path) -> Result<(), StateError> {
     let copied = |source| StateError::File { verb: "copied", path: from.to_owned(), source };
@@ -219,17 +222,16 @@ pub(in super::super) fn copy_file(from: &Path, to: &Path) -> Result<(), StateErr
 /// What a snapshot's file says of itself, if it is sound.
 pub(in super::super) fn check(path: &Path) -> Result<SnapshotMeta, StateError> {
     let bad = |detail: String| StateError::Snapshot { path: path.to_owned(), detail };
-    let connection = connect_reader(path).map_err(|e| bad(e.to_string()))?;
-    let ask = |question: &str| connection.query_row(question, [], |row| row.get::<_, rusqlite::types::Value>(0));
-    match ask("PRAGMA quick_check(1)").map_err(|e| bad(e.to_string()))? {
-        rusqlite::types::Value::Text(verdict) if verdict == "ok" => {}
-        verdict => return Err(bad(format!("{verdict:?}"))),
+    let unread = |error: rusqlite::Error| bad(chain(&error));
+    let connection = connect_reader(path).map_err(unread)?;
+    if let Some(damage) = damage(&connection).map_err(unread)? {
+        return Err(bad(damage));
     }
-    match ask("PRAGMA user_version").map_err(|e| bad(e.to_string()))? {
-        rusqlite::types::Value::Integer(version) if version <= SCHEMA_VERSION => {}
-        version => return Err(bad(format!("its version is {version:?}, this toft knows {SCHEMA_VERSION}"))),
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(unread)?;
+    if version > SCHEMA_VERSION {
+        return Err(bad(format!("its version is {version}, this toft knows {SCHEMA_VERSION}")));
     }
-    let row = ClusterRow::load(&connection).map_err(|e| bad(e.to_string()))?;
+    let row = ClusterRow::load(&connection).map_err(unread)?;
     let (last_log_id, last_membership) = super::position(&row)?;
     let (index, term) = last_log_id.map_or((0, 0), |last| (last.index, last.leader_id.term));
     let snapshot_id = format!("{index:020}-{term}");

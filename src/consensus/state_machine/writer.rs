@@ -1,6 +1,9 @@
 //! The one thread that writes the database.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use openraft::EntryPayload;
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
@@ -44,7 +47,7 @@ pub(super) fn start(
     waits: watch::Sender<bool>,
 ) -> Result<Ends, StateError> {
     let (orders, receiver) = mpsc::channel(16);
-    let index = applied_index(&connection)?;
+    let index = applied_index(&connection).map_err(StateError::of_database(readers.path()))?;
     let (applied_sender, applied) = watch::channel(index);
     let (schedule_sender, schedule) = watch::channel(index);
     let (ended, end) = oneshot::channel::<()>();
@@ -68,12 +71,14 @@ struct Told {
 }
 
 fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Readers, told: &Told) {
+    let path = readers.path();
     let mut connection = Some(connection);
     while let Some(order) = orders.blocking_recv() {
         let Some(open) = connection.as_mut() else { return };
         match order {
             Order::Apply(entries, done) => {
-                let outcome = until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, &entries));
+                let outcome =
+                    until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, path, &entries));
                 let outcome = outcome.map(|done| {
                     // Before the answer: who has one finds it in the watch.
                     told.applied.send_replace(done.index);
@@ -84,7 +89,7 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
                 });
                 drop(done.send(outcome));
             }
-            Order::Flush(done) => drop(done.send(flush(open).map_err(StateError::from))),
+            Order::Flush(done) => drop(done.send(flush(open).map_err(StateError::of_database(path)))),
             Order::Replace(path, done) => {
                 let outcome = until_there_is_room(&told.waits, StateError::is_full, || {
                     readers.without_readers(|| replace(&mut connection, readers, &path))
@@ -110,12 +115,13 @@ struct Done {
 }
 
 /// Applies entries in one transaction; requests that are refused or fail leave no trace.
-fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<Done, StateError> {
-    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+fn apply_entries(connection: &mut Connection, path: &Path, entries: &[Entry]) -> Result<Done, StateError> {
+    let failed = StateError::of_database(path);
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
     let mut outcomes = Vec::with_capacity(entries.len());
     let mut concerns_scheduler = false;
     let Some(last) = entries.last() else {
-        return Ok(Done { index: applied_index(&transaction)?, outcomes, concerns_scheduler });
+        return Ok(Done { index: applied_index(&transaction).map_err(failed)?, outcomes, concerns_scheduler });
     };
     for entry in entries {
         outcomes.push(match &entry.payload {
@@ -127,7 +133,7 @@ fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<Done,
             EntryPayload::Membership(membership) => {
                 concerns_scheduler = true;
                 let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
-                ClusterRow::set_membership(&transaction, &text(&stored)?)?;
+                ClusterRow::set_membership(&transaction, &text(&stored)?).map_err(failed)?;
                 Outcomes::default()
             }
             EntryPayload::Normal(batch) => {
@@ -136,22 +142,22 @@ fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<Done,
                     // One that a newer toft wrote must not be passed over: the members would differ from then on.
                     let request: &Request = &serde_json::from_str(request.get())
                         .map_err(|e| StateError::Unknown { index: entry.log_id.index, detail: e.to_string() })?;
-                    let savepoint = transaction.savepoint()?;
+                    let savepoint = transaction.savepoint().map_err(failed)?;
                     let answer = match apply_request(&savepoint, entry.log_id.index, request) {
                         Ok(answer) => answer,
-                        Err(error) if fails_all(&error) => return Err(error.into()),
+                        Err(error) if fails_all(&error) => return Err(failed(error)),
                         Err(error) => Err(fault(&error)),
                     };
                     concerns_scheduler |= answer.is_ok() && request.command.concerns_scheduler();
-                    finish(savepoint, &answer)?;
+                    finish(savepoint, &answer).map_err(failed)?;
                     answers.push(answer);
                 }
                 Outcomes(answers)
             }
         });
     }
-    ClusterRow::advance(&transaction, last.log_id.index, &text(&last.log_id)?)?;
-    transaction.commit()?;
+    ClusterRow::advance(&transaction, last.log_id.index, &text(&last.log_id)?).map_err(failed)?;
+    transaction.commit().map_err(failed)?;
     Ok(Done { index: last.log_id.index, outcomes, concerns_scheduler })
 }
 
@@ -184,18 +190,19 @@ fn flush(connection: &Connection) -> rusqlite::Result<()> {
 
 /// Puts another database in place. All connections are closed first and SQLite's own log is emptied: SQLite would take
 /// what is left of it for a part of the new database.
-fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &std::path::Path) -> Result<u64, StateError> {
+fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &Path) -> Result<u64, StateError> {
     let path = readers.path();
+    let failed = StateError::of_database(path);
     let moved = |source| StateError::File { verb: "replaced", path: path.to_owned(), source };
     if let Some(old) = connection.as_ref() {
-        let busy: bool = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        let busy: bool = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).map_err(failed)?;
         if busy {
             let used = std::io::Error::new(std::io::ErrorKind::ResourceBusy, "another program reads it");
             return Err(moved(used));
         }
     }
     if let Some(old) = connection.take() {
-        old.close().map_err(|(_, error)| error)?;
+        old.close().map_err(|(_, error)| failed(error))?;
     }
     // Not there any more when only opening it found no room before.
     if new.exists() {
@@ -204,11 +211,11 @@ fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &std::pa
     if let Some(folder) = path.parent() {
         std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(moved)?;
     }
-    let mut opened = Connection::open(path)?;
+    let mut opened = Connection::open(path).map_err(failed)?;
     // The one who made it may run an older toft.
     migrate(&mut opened).map_err(|e| StateError::Damaged(chain(&e).to_string()))?;
-    configure(&opened)?;
-    let index = applied_index(&opened)?;
+    configure(&opened).map_err(failed)?;
+    let index = applied_index(&opened).map_err(failed)?;
     *connection = Some(opened);
     Ok(index)
 }

@@ -251,3 +251,59 @@ async fn whoever_asks_for_a_snapshot_gets_a_sound_and_recent_one() {
     assert_eq!(given.meta.last_log_id, built.meta.last_log_id);
     assert_ne!(fs::read(&given.snapshot.path).unwrap(), harmed);
 }
+
+/// A folder whose newest snapshot is ahead of the state, and with `log` of the log too.
+async fn behind_its_snapshot(log: bool) -> (TempDir, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    // Nothing of the log is forgotten.
+    let limits = Limits { entries: 50, bytes: u64::MAX, kept: 1000 };
+    let state = State::try_open_with(folder.path(), limits).await.unwrap();
+    for number in 0..10 {
+        state.put(&format!("web-{number}")).await.unwrap();
+    }
+    state.close().await;
+    let aside = tempfile::tempdir().unwrap();
+    for name in ["state.sqlite", "raft.redb"] {
+        fs::copy(folder.path().join(name), aside.path().join(name)).unwrap();
+    }
+    let state = State::try_open_with(folder.path(), limits).await.unwrap();
+    let mut written = 10;
+    while snapshots(folder.path()).last().is_none_or(|newest| index_of(newest) < 20) {
+        state.put(&format!("web-{written}")).await.unwrap();
+        written += 1;
+    }
+    state.close().await;
+    for name in ["state.sqlite", "raft.redb"].iter().take(if log { 2 } else { 1 }) {
+        fs::copy(aside.path().join(name), folder.path().join(name)).unwrap();
+    }
+    (folder, written)
+}
+
+fn index_of(snapshot: &Path) -> u64 {
+    snapshot.file_name().unwrap().to_str().unwrap().split('-').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_a_power_cut_took_behind_its_snapshot_catches_up() {
+    let (folder, written) = behind_its_snapshot(false).await;
+    for more in 0..2 {
+        let state = State::open(folder.path()).await;
+        assert_eq!(state.names().await.len() as u64, written + more);
+        state.put(&format!("more-{more}")).await.unwrap();
+        state.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_was_received_and_not_put_in_place_is_put_there_at_the_next_start() {
+    let (folder, _) = behind_its_snapshot(true).await;
+    let ends = index_of(snapshots(folder.path()).last().unwrap());
+    let state = State::open(folder.path()).await;
+    let names = state.names().await;
+    assert!(state.handle.read(applied_index).await.unwrap() >= ends);
+    state.put("more").await.unwrap();
+    state.close().await;
+    let state = State::open(folder.path()).await;
+    assert_eq!(state.names().await.len(), names.len() + 1);
+    state.close().await;
+}

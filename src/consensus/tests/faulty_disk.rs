@@ -43,19 +43,33 @@ enum Fault {
 
 /// What a power cut leaves of the writes that were not flushed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unflushed {
+pub(super) enum Unflushed {
     Nothing,
     All,
     EveryOther,
     OnlyTheLast,
 }
 
-enum Change {
+impl Unflushed {
+    /// Those of the writes that stay.
+    pub(super) fn keep(self, waiting: &[Change]) -> Vec<&Change> {
+        let last = waiting.len().saturating_sub(1);
+        let stays = |number: usize| match self {
+            Self::Nothing => false,
+            Self::All => true,
+            Self::EveryOther => number.is_multiple_of(2),
+            Self::OnlyTheLast => number == last,
+        };
+        waiting.iter().enumerate().filter(|(number, _)| stays(*number)).map(|(_, change)| change).collect()
+    }
+}
+
+pub(super) enum Change {
     Write(usize, Vec<u8>),
     Length(usize),
 }
 
-fn make(bytes: &mut Vec<u8>, change: &Change) {
+pub(super) fn make(bytes: &mut Vec<u8>, change: &Change) {
     match change {
         Change::Write(at, data) => {
             if bytes.len() < at + data.len() {
@@ -131,17 +145,9 @@ impl Platter {
             }
             Fault::Broken => {}
             Fault::PowerCut(unflushed) => {
-                let last = self.waiting.len().saturating_sub(1);
-                for (number, change) in self.waiting.drain(..).enumerate() {
-                    let stays = match unflushed {
-                        Unflushed::Nothing => false,
-                        Unflushed::All => true,
-                        Unflushed::EveryOther => number % 2 == 0,
-                        Unflushed::OnlyTheLast => number == last,
-                    };
-                    if stays {
-                        make(&mut self.flushed, &change);
-                    }
+                let waiting = std::mem::take(&mut self.waiting);
+                for change in unflushed.keep(&waiting) {
+                    make(&mut self.flushed, change);
                 }
             }
         }

@@ -6,6 +6,9 @@ mod compaction;
 mod conformance;
 mod damage;
 mod faulty_disk;
+mod faulty_files;
+mod faulty_state;
+mod fixtures;
 mod full_disk;
 mod snapshot_transfer;
 

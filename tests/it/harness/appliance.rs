@@ -133,8 +133,13 @@ impl Appliance {
 
     /// Ends the daemon as an administrator would, and gives its exit code.
     pub fn stop(&mut self) -> i32 {
+        kill(Pid::from_raw(self.pid() as i32), Signal::SIGTERM).unwrap();
+        self.ended()
+    }
+
+    /// Waits for the daemon's end, and gives its exit code.
+    pub fn ended(&mut self) -> i32 {
         let mut daemon = self.daemon.take().unwrap();
-        kill(Pid::from_raw(daemon.id() as i32), Signal::SIGTERM).unwrap();
         let status = wait_until("the daemon ends", || daemon.try_wait().unwrap());
         status.code().unwrap_or(-1)
     }

@@ -11,8 +11,7 @@ use super::{
 use crate::{
     ids::{NodeId, WorkloadId},
     instance::Desired,
-    name::Name,
-    schedule::Claims,
+    schedule::{Claims, serves},
 };
 
 /// One plan on its way into the tables. What many placements ask for is read once.
@@ -20,7 +19,7 @@ pub(super) struct PlanCommit<'a> {
     connection: &'a Connection,
     at_ms: i64,
     workloads: HashMap<WorkloadId, Option<WorkloadRow>>,
-    nodes: HashMap<NodeId, Option<(Name, Claims)>>,
+    nodes: HashMap<NodeId, Option<(NodeRow, Claims)>>,
     touched: BTreeSet<NodeId>,
 }
 
@@ -43,7 +42,9 @@ impl<'a> PlanCommit<'a> {
         };
         let current = workload.desired == Desired::Running
             && workload.generation == placement.generation
-            && placement.ordinal < workload.spec.replicas;
+            && placement.ordinal < workload.spec.replicas
+            // The node may have another name or network by now.
+            && serves(&placement.container, &workload.spec, node);
         if !current
             || claims.conflict(network)
             || InstanceRow::holds_ordinal(connection, workload.id, placement.ordinal)?
@@ -67,7 +68,7 @@ impl<'a> PlanCommit<'a> {
         claims.add(network);
         self.touched.insert(placement.node_id);
         let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
-        EventRow::add(connection, self.at_ms, EventLevel::Info, &subject, &format!("placed on node {node}"))?;
+        EventRow::add(connection, self.at_ms, EventLevel::Info, &subject, &format!("placed on node {}", node.name))?;
         Ok(true)
     }
 
@@ -108,13 +109,13 @@ impl<'a> PlanCommit<'a> {
     }
 }
 
-fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(Name, Claims)>> {
+fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeRow, Claims)>> {
     let Some(node) = NodeRow::by_id(connection, id)? else { return Ok(None) };
     let mut claims = Claims::default();
     for network in InstanceRow::networks_of_node(connection, id)? {
         claims.add(&network);
     }
-    Ok(Some((node.name, claims)))
+    Ok(Some((node, claims)))
 }
 
 /// What is known under `id`, read on the first call.

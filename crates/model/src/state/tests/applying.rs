@@ -325,7 +325,7 @@ fn first_placement(cluster: &mut Cluster) -> Placement {
 #[test]
 fn stale_placements_are_dropped() {
     type Change = fn(&mut Cluster, &mut Placement);
-    let moves: [(&str, Change); 10] = [
+    let moves: [(&str, Change); 11] = [
         ("the specification changed", |cluster, _| drop(cluster.put(spec("web", "demo:2")))),
         ("the workload was stopped", |cluster, _| drop(cluster.power("web", PowerAction::Stop))),
         ("the workload was removed", |cluster, _| cluster.remove("web")),
@@ -335,6 +335,9 @@ fn stale_placements_are_dropped() {
         }),
         ("the ordinal is taken", |cluster, _| assert_eq!(cluster.schedule(), 1)),
         ("the ordinal is not wanted", |_, placement| placement.ordinal = 1),
+        ("the node has another network", |cluster, _| {
+            cluster.register("box", Some("10.211.0.0/24"));
+        }),
         ("the node is gone", |_, placement| placement.node_id = node_id("elsewhere")),
         ("the id is in use", |cluster, placement| {
             cluster.put(spec("aaa", "demo"));
