@@ -9,6 +9,7 @@ mod compact;
 mod copy;
 mod found;
 mod handle;
+mod leader;
 mod log_store;
 mod membership;
 pub mod network;

@@ -18,9 +18,10 @@ use tonic::{
 
 use super::{
     super::{
+        leader::leader,
         propose::ForwardError,
         state_machine::snapshot,
-        types::{Batch, Identity, Member, MemberId, Raft, Snapshot, SnapshotMeta, Vote},
+        types::{Batch, FOUNDER, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Vote},
     },
     PROTOCOL, Transport,
     peers::LARGEST,
@@ -230,6 +231,9 @@ impl Peer for Service {
         self.check(&request)?;
         let raw = |text: String| RawValue::from_string(text).map_err(|e| Status::invalid_argument(e.to_string()));
         let requests = request.into_inner().requests.into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
+        if leader(&self.raft.metrics().borrow()) != Some(self.identity.member_id) {
+            return json(&Err::<(u64, Outcomes), _>(ForwardError::NotLeading));
+        }
         let written = self.raft.client_write(Batch(Arc::new(requests))).await;
         json(&written.map(|written| (written.log_id.index, written.data)).map_err(|error| ForwardError::of(&error)))
     }
@@ -282,9 +286,10 @@ impl Peer for Service {
             let name = &known.name;
             return Err(Status::already_exists(format!("another node is called `{name}`; choose another name")));
         }
-        // The log never gives an index twice, so no member gets the number of another.
+        // The log never gives an index twice, so no member gets the number of another, nor that of who founded the cluster
+        // with the log's first entry.
         let last = self.raft.metrics().borrow().last_log_index.unwrap_or(0);
-        let member_id = last + 1;
+        let member_id = last + 1 + FOUNDER;
         let admitted = self.admission.admit(&secret, &signing_request, member_id).await;
         let admitted = admitted.map_err(Status::permission_denied)?;
         let name = member.name.clone();

@@ -160,6 +160,8 @@ pub enum RefusalKind {
     Stale,
     /// It is being removed.
     Removing,
+    /// The request's key belongs to another request.
+    KeyReused,
     /// A fault of ours.
     Fault,
 }
