@@ -221,10 +221,10 @@ fn config(limits: &Limits) -> openraft::Config {
     openraft::Config {
         cluster_name: "toft".into(),
         heartbeat_interval: 200,
-        // A member stands for election after the longer time and a random one between the two: 1.1 to 1.4 s after it heard
+        // A member stands for election after the longer time and a random one between the two: 0.9 to 1.2 s after it heard
         // of the leader last, looked at every 0.3 s. Shorter ones would take a disk that is slow for a dead leader.
-        election_timeout_min: 400,
-        election_timeout_max: 700,
+        election_timeout_min: 300,
+        election_timeout_max: 600,
         // Of a whole snapshot, in milliseconds.
         install_snapshot_timeout: 600_000,
         max_payload_entries: 256,

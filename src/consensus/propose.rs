@@ -164,10 +164,15 @@ async fn fly(way: &Way, mut proposals: Vec<Proposal>) {
             }
         }
         if Instant::now() + RETRY >= deadline {
-            // Each of those who wait knows for itself whether it was handed over.
-            return;
+            // Those who gave up have taken theirs back already.
+            proposals.retain(|proposal| proposal.stage.take_back());
+            break Err(ProposeError::NoLeader);
         }
         tokio::time::sleep(RETRY).await;
+        proposals.retain(|proposal| !proposal.answer.is_closed());
+        if proposals.is_empty() {
+            return;
+        }
     };
     match outcome {
         Ok(Outcomes(outcomes)) => {
@@ -236,6 +241,9 @@ async fn hand_over(
         }
         leader = loop {
             tokio::time::sleep(RETRY).await;
+            if proposals.iter().all(|proposal| proposal.answer.is_closed()) {
+                return Some(Err(ProposeError::Timeout));
+            }
             if let Some(leader) = way.leadership.now() {
                 break leader;
             }
