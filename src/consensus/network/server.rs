@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use openraft::{
     ChangeMembers,
-    error::{CheckIsLeaderError, ClientWriteError, RaftError},
+    error::{ChangeMembershipError, CheckIsLeaderError, ClientWriteError, RaftError},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Mutex};
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status, Streaming,
@@ -40,6 +40,9 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls of one connection that are answered at a time.
 const CALLS: usize = 256;
+/// Longest wait for another change of the members, and the wait between two tries.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+const CHANGE_PAUSE: Duration = Duration::from_millis(50);
 /// Largest snapshot that is taken, in bytes.
 const LARGEST_SNAPSHOT: u64 = 8 << 30;
 
@@ -152,12 +155,19 @@ impl Service {
     }
 
     async fn change(&self, change: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
-        match self.raft.change_membership(change, true).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-                Err(self.elsewhere(to.leader_node.as_ref()))
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        loop {
+            match self.raft.change_membership(change.clone(), true).await {
+                Ok(_) => return Ok(()),
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                    return Err(self.elsewhere(to.leader_node.as_ref()));
+                }
+                // Another change of the members, such as a new voter, is on its way.
+                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_),
+                ))) if Instant::now() < deadline => tokio::time::sleep(CHANGE_PAUSE).await,
+                Err(error) => return Err(Status::unavailable(chain(&error))),
             }
-            Err(error) => Err(Status::unavailable(chain(&error))),
         }
     }
 
