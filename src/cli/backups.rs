@@ -115,7 +115,7 @@ pub(super) async fn create(client: &Client, args: BackupCreateArgs) -> Result<i3
     }
     let lock = chosen_lock(client, &args).await?;
     let spinner = progress::spinner("backing up");
-    let answer = client.download("/api/v1/backups/stream", Some(json(&lock)?)).await;
+    let answer = client.download("/api/v1/backups/stream", Some(json(&lock)?.into())).await;
     spinner.finish_and_clear();
     let (size_bytes, sha256) = save(answer?, output).await?;
     if args.json {

@@ -1,75 +1,169 @@
 //! Speaks HTTP to an appliance, over its socket or over TCP.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderName},
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     sync::Mutex,
+    time::Instant,
 };
+use uuid::Uuid;
 
 use super::{Failure, context::Target};
 use crate::api::types::ErrorEnvelope;
+
+/// Changes below this path take a key, so that they can be repeated.
+const KEYED: &str = "/api/v1/workloads";
+/// Time for which a request is repeated whose connection broke: about as long as a daemon takes to start again.
+const REPEAT: Duration = Duration::from_secs(10);
+/// Wait before that.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Names of failures.
+const LOST: &str = "connection_lost";
+const NOBODY: &str = "nobody_answers";
+const NO_LEADER: &str = "no_leader";
 
 /// A client that keeps its connection between calls.
 pub(super) struct Client {
     target: Target,
     kept: Mutex<Option<http1::SendRequest<Body>>>,
+    warned: AtomicBool,
+}
+
+/// A request that can be sent again.
+struct Repeatable<'a> {
+    method: Method,
+    path: &'a str,
+    body: Bytes,
+    /// Only if it still has this generation.
+    generation: Option<u64>,
 }
 
 impl Client {
     pub(super) fn new(target: Target) -> Self {
-        Self { target, kept: Mutex::new(None) }
+        Self { target, kept: Mutex::new(None), warned: AtomicBool::new(false) }
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        decode(self.send(Method::GET, path, Body::empty()).await?).await
+        decode(self.read(path).await?).await
     }
 
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
-        decode(self.send(Method::POST, path, json(body)?).await?).await
+        let body = json(body)?;
+        decode(self.change(Repeatable { method: Method::POST, path, body, generation: None }).await?).await
     }
 
-    pub(super) async fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
-        decode(self.send(Method::PUT, path, json(body)?).await?).await
+    /// Writes what was read at `generation`.
+    pub(super) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        generation: u64,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let body = json(body)?;
+        let generation = Some(generation);
+        decode(self.change(Repeatable { method: Method::PUT, path, body, generation }).await?).await
     }
 
     pub(super) async fn patch(&self, path: &str, body: &impl Serialize) -> Result<(), Failure> {
-        self.change(Method::PATCH, path, json(body)?).await
+        let body = json(body)?;
+        self.change_quietly(Repeatable { method: Method::PATCH, path, body, generation: None }).await
     }
 
     pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
-        self.change(Method::DELETE, path, Body::empty()).await
+        let body = Bytes::new();
+        self.change_quietly(Repeatable { method: Method::DELETE, path, body, generation: None }).await
     }
 
-    async fn change(&self, method: Method, path: &str, body: Body) -> Result<(), Failure> {
-        let response = self.send(method, path, body).await?;
+    /// A change whose answer tells nothing.
+    async fn change_quietly(&self, asked: Repeatable<'_>) -> Result<(), Failure> {
+        let response = self.change(asked).await?;
         // Read to its end, so that the connection can be used again.
         drop(response.into_body().collect().await);
         Ok(())
     }
 
+    /// Asks for the newest state, and for what the node knows if nobody can tell what the newest is.
+    async fn read(&self, path: &str) -> Result<Response<Incoming>, Failure> {
+        let ask = |path| Repeatable { method: Method::GET, path, body: Bytes::new(), generation: None };
+        match self.repeat(ask(path), None).await {
+            Err(failure) if failure.is(NO_LEADER) => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    eprintln!("toft: warning: the cluster has no leader; what follows may be old");
+                }
+                let local = format!("{path}{}consistency=local", if path.contains('?') { '&' } else { '?' });
+                self.repeat(ask(&local), None).await
+            }
+            answer => answer,
+        }
+    }
+
+    async fn change(&self, asked: Repeatable<'_>) -> Result<Response<Incoming>, Failure> {
+        if !asked.path.starts_with(KEYED) {
+            return self.send(asked.method, asked.path, asked.body.into(), &[]).await;
+        }
+        let answer = self.repeat(asked, Some(Uuid::now_v7())).await;
+        answer.map_err(|failure| match failure.is(LOST) {
+            true => failure.hint("the change may have happened; look before you repeat it"),
+            false => failure,
+        })
+    }
+
+    /// Sends a request, and sends it again when the connection breaks.
+    async fn repeat(&self, asked: Repeatable<'_>, key: Option<Uuid>) -> Result<Response<Incoming>, Failure> {
+        let Repeatable { method, path, body, generation } = asked;
+        let mut headers = Vec::new();
+        headers.extend(key.map(|key| (HeaderName::from_static("idempotency-key"), key.to_string())));
+        headers.extend(generation.map(|generation| (header::IF_MATCH, format!("\"{generation}\""))));
+        let deadline = Instant::now() + REPEAT;
+        let mut lost = None;
+        loop {
+            match self.send(method.clone(), path, body.clone().into(), &headers).await {
+                Err(failure) if failure.is(LOST) => lost = Some(failure),
+                // It is on its way up again.
+                Err(failure) if failure.is(NOBODY) && lost.is_some() => {}
+                answer => return answer,
+            }
+            match lost.take_if(|_| Instant::now() > deadline) {
+                Some(failure) => return Err(failure),
+                None => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
     /// Sends a body as it comes.
     pub(super) async fn upload<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
-        decode(self.send(Method::POST, path, body).await?).await
+        decode(self.send(Method::POST, path, body, &[]).await?).await
     }
 
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
-        Ok(self.download(path, None).await?.into_body())
+        let response = self.read(path).await?;
+        // The connection is busy until the stream ends: what is asked meanwhile or afterwards takes another.
+        drop(self.kept.lock().await.take());
+        Ok(response.into_body())
     }
 
     /// The whole answer to a question with a body, or without one, its body as it comes.
     pub(super) async fn download(&self, path: &str, question: Option<Body>) -> Result<Response<Incoming>, Failure> {
         let (method, body) = question.map_or((Method::GET, Body::empty()), |body| (Method::POST, body));
-        let response = self.send(method, path, body).await?;
-        // The connection is busy until the stream ends: what is asked meanwhile or afterwards takes another.
+        let response = self.send(method, path, body, &[]).await?;
         drop(self.kept.lock().await.take());
         Ok(response)
     }
@@ -79,11 +173,20 @@ impl Client {
         matches!(self.target, Target::Unix(_))
     }
 
-    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.host());
         if let Target::Http { password: Some(password), .. } = &self.target {
             let credentials = format!("Basic {}", encode_base64(format!("admin:{password}").as_bytes()));
             request = request.header(header::AUTHORIZATION, credentials);
+        }
+        for (name, value) in headers {
+            request = request.header(name, value);
         }
         let request = request
             .header(header::CONTENT_TYPE, "application/json")
@@ -93,7 +196,7 @@ impl Client {
             Some(kept) => kept,
             None => self.connect().await?,
         };
-        let lost = |e: hyper::Error| Failure::of(1, format!("the connection to toft broke: {e}"));
+        let lost = |e: hyper::Error| Failure::of(1, format!("the connection to toft broke: {e}")).with_name(LOST);
         sender.ready().await.map_err(lost)?;
         let response = sender.send_request(request).await.map_err(lost)?;
         *self.kept.lock().await = Some(sender);
@@ -120,6 +223,7 @@ impl Client {
                 let stream = TcpStream::connect(authority).await.map_err(|e| {
                     Failure::of(1, format!("no toft answers on http://{authority}: {e}"))
                         .hint("check the address; `toft up` starts an appliance")
+                        .with_name(NOBODY)
                 })?;
                 handshake(stream).await
             }
@@ -128,7 +232,7 @@ impl Client {
 }
 
 fn no_socket(path: &Path, error: &std::io::Error) -> Failure {
-    let failure = Failure::of(1, format!("no toft answers on {}: {error}", path.display()));
+    let failure = Failure::of(1, format!("no toft answers on {}: {error}", path.display())).with_name(NOBODY);
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => failure.hint("the socket is root's: try again with sudo"),
         _ => failure
@@ -174,9 +278,9 @@ async fn refusal(response: Response<Incoming>) -> Failure {
     }
 }
 
-pub(super) fn json(body: &impl Serialize) -> Result<Body, Failure> {
+pub(super) fn json(body: &impl Serialize) -> Result<Bytes, Failure> {
     let bytes = serde_json::to_vec(body).map_err(|e| Failure::of(1, format!("the request could not be made: {e}")))?;
-    Ok(Body::from(bytes))
+    Ok(bytes.into())
 }
 
 /// Percent-encodes a value for a query (RFC 3986: all but the unreserved characters).

@@ -9,6 +9,8 @@ use crate::{api::types::ErrorBody, daemon::Hinted, observe::chain};
 pub struct Failure {
     /// What the process exits with.
     pub exit_code: i32,
+    /// What programs call it, if it has a name.
+    code: Option<String>,
     message: String,
     field: Option<String>,
     hint: Option<String>,
@@ -17,7 +19,7 @@ pub struct Failure {
 impl Failure {
     /// A failure without field and hint.
     pub fn of(exit_code: i32, message: impl Into<String>) -> Self {
-        Self { exit_code, message: message.into(), field: None, hint: None }
+        Self { exit_code, code: None, message: message.into(), field: None, hint: None }
     }
 
     /// The same with the next step.
@@ -30,6 +32,17 @@ impl Failure {
     pub fn with_code(mut self, exit_code: i32) -> Self {
         self.exit_code = exit_code;
         self
+    }
+
+    /// The same with a name for programs.
+    pub fn with_name(mut self, code: &str) -> Self {
+        self.code = Some(code.to_owned());
+        self
+    }
+
+    /// Whether programs call it that.
+    pub fn is(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
     }
 
     /// Says it on stderr.
@@ -48,13 +61,13 @@ impl Failure {
 
 impl From<ErrorBody> for Failure {
     fn from(body: ErrorBody) -> Self {
-        Self { exit_code: 1, message: body.message, field: body.field, hint: body.hint }
+        Self { exit_code: 1, code: Some(body.code), message: body.message, field: body.field, hint: body.hint }
     }
 }
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         let hint = error.downcast_ref::<Hinted>().map(|hinted| hinted.hint().to_owned());
-        Self { exit_code: 1, message: chain(error.as_ref()), field: None, hint }
+        Self { exit_code: 1, code: None, message: chain(error.as_ref()), field: None, hint }
     }
 }

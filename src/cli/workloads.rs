@@ -137,9 +137,16 @@ pub(super) async fn scale(client: &Client, changes: Vec<(Name, u32)>, no_wait: b
     for (name, count) in &changes {
         let done = async {
             let path = format!("/api/v1/workloads/{name}");
-            let mut workload: Workload = client.get(&path).await?;
-            workload.spec.replicas = *count;
-            let _: Workload = client.put(&path, &workload.spec).await?;
+            loop {
+                let mut workload: Workload = client.get(&path).await?;
+                workload.spec.replicas = *count;
+                match client.put::<Workload>(&path, workload.generation, &workload.spec).await {
+                    Ok(_) => break,
+                    // Somebody else has changed it meanwhile; that stays.
+                    Err(failure) if failure.is("stale") => {}
+                    Err(failure) => return Err(failure),
+                }
+            }
             if !no_wait && let Some(workload) = wait(client, name.as_str(), "settled").await? {
                 trouble(&workload).map_or(Ok(()), Err)?;
             }

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use openraft::{
-    RaftMetrics,
-    error::{CheckIsLeaderError, RaftError},
-};
+use openraft::error::{CheckIsLeaderError, RaftError};
 use rusqlite::Connection;
 use serde_json::value::to_raw_value;
 use toft_model::{
@@ -20,8 +17,9 @@ use uuid::Uuid;
 
 use super::{
     copy::{CopyError, copy},
+    leader::{Leadership, SILENCE, leader},
     network::Peers,
-    propose::Proposal,
+    propose::{Proposal, Stage},
     space::Space,
     state_machine::{ReadError, Readers, StateMachine},
     types::{Fatal, Identity, Member, MemberId, Raft},
@@ -33,8 +31,8 @@ const PROPOSE_TIMEOUT: Duration = Duration::from_secs(30);
 const LATEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait before the leader is looked for again.
 const RETRY: Duration = Duration::from_millis(50);
-/// Silence after which a member counts as one that does not answer.
-const SILENCE: Duration = Duration::from_secs(2);
+/// Wait for an answer after which the leader is asked after.
+const USUAL: Duration = Duration::from_millis(500);
 /// Largest command, as JSON.
 const LARGEST: usize = 1 << 20;
 
@@ -59,11 +57,11 @@ pub enum ProposeError {
     /// The daemon is shutting down.
     #[error("the appliance is shutting down")]
     Closed,
-    /// The members that answer are no majority.
-    #[error("the cluster has no leader now")]
+    /// The members that answer are no majority. Nobody has been handed the command, and nobody will be.
+    #[error("the cluster has no leader now, so nothing can be changed")]
     NoLeader,
-    /// No answer came; the command may still be applied.
-    #[error("the state did not answer within {} seconds", PROPOSE_TIMEOUT.as_secs())]
+    /// No answer came; the command may have been applied, or may be applied later.
+    #[error("the cluster did not answer within {} seconds; the change may have happened or may still happen", PROPOSE_TIMEOUT.as_secs())]
     Timeout,
 }
 
@@ -125,6 +123,7 @@ pub(super) struct HandleParts {
     pub(super) peers: Arc<Peers>,
     pub(super) identity: Identity,
     pub(super) proposals: mpsc::Sender<Proposal>,
+    pub(super) leadership: Leadership,
 }
 
 /// Propose, read, watch.
@@ -137,40 +136,62 @@ pub struct Handle {
     applied: watch::Receiver<u64>,
     schedule: watch::Receiver<u64>,
     proposals: mpsc::Sender<Proposal>,
+    leadership: Leadership,
     space: Arc<Space>,
 }
 
 impl Handle {
     pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
-        let HandleParts { raft, peers, identity, proposals } = parts;
+        let HandleParts { raft, peers, identity, proposals, leadership } = parts;
         let (readers, applied, schedule) = (Arc::clone(state.readers()), state.applied(), state.schedule());
-        Self { raft, peers, identity, readers, applied, schedule, proposals, space: Arc::new(space) }
+        Self { raft, peers, identity, readers, applied, schedule, proposals, leadership, space: Arc::new(space) }
     }
 
     /// Applies a command. When this returns `Ok`, a majority of the members has it on disk and reads here see it.
     pub async fn propose(&self, command: Command) -> Result<Reply, ProposeError> {
-        self.propose_as(RequestId(Uuid::now_v7()), command).await
+        self.propose_request(Request::new(RequestId(Uuid::now_v7()), command)).await
     }
 
     /// The same for a request that has an id already: when it was applied before, it is answered and not applied again.
-    pub async fn propose_as(&self, id: RequestId, command: Command) -> Result<Reply, ProposeError> {
-        if !self.space.takes(&command) {
+    pub async fn propose_request(&self, request: Request) -> Result<Reply, ProposeError> {
+        if !self.space.takes(&request.command) {
             return Err(ProposeError::DiskFull);
         }
-        let request = to_raw_value(&Request::new(id, command)).map_err(|e| ProposeError::Storage(e.to_string()))?;
+        let request = to_raw_value(&request).map_err(|e| ProposeError::Storage(e.to_string()))?;
         let bytes = request.get().len();
         if bytes > LARGEST {
             return Err(ProposeError::TooLarge { bytes });
         }
+        if self.leadership.is_given_up().await {
+            return Err(ProposeError::NoLeader);
+        }
+        let stage = Stage::default();
         let (answer, reply) = oneshot::channel();
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let exchange = async {
-            let proposal = Proposal { request, deadline, answer };
+            let proposal = Proposal { request, deadline, stage: stage.clone(), answer };
             self.proposals.send(proposal).await.map_err(|_| ProposeError::Closed)?;
             reply.await.map_err(|_| ProposeError::Closed)?
         };
-        let applied = tokio::time::timeout_at(deadline, exchange).await.map_err(|_| ProposeError::Timeout)??;
-        Ok(applied?)
+        let mut exchange = std::pin::pin!(exchange);
+        if let Ok(applied) = tokio::time::timeout(USUAL, &mut exchange).await {
+            return Ok(applied??);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                applied = &mut exchange => return Ok(applied??),
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(if stage.take_back() { ProposeError::NoLeader } else { ProposeError::Timeout });
+                }
+                () = self.leadership.given_up() => {
+                    if stage.take_back() {
+                        return Err(ProposeError::NoLeader);
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
     }
 
     /// Runs `question` on a read-only connection. It sees every command this member has applied: all that were
@@ -205,6 +226,9 @@ impl Handle {
     pub async fn catch_up(&self) -> Result<(), NotCurrent> {
         if self.stands_alone() {
             return Ok(());
+        }
+        if self.leadership.is_given_up().await {
+            return Err(NotCurrent::NoLeader);
         }
         let caught_up = async {
             while !self.try_catch_up().await? {
@@ -281,11 +305,4 @@ impl Handle {
     pub fn watch_schedule(&self) -> watch::Receiver<u64> {
         self.schedule.clone()
     }
-}
-
-/// Who leads. A leader that no majority answers any more may have been replaced, and cannot do anything anyway.
-fn leader(metrics: &RaftMetrics<MemberId, Member>) -> Option<MemberId> {
-    let answered = metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) < SILENCE);
-    let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
-    metrics.current_leader.filter(|leader| *leader != metrics.id || alone || answered)
 }

@@ -10,6 +10,7 @@ mod copy;
 mod executor;
 mod found;
 mod handle;
+mod leader;
 mod log_store;
 mod membership;
 pub mod network;

@@ -1,6 +1,12 @@
 //! Gathers proposals: those that wait while a batch is on its way make the next one.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use openraft::error::{ClientWriteError, RaftError};
@@ -14,15 +20,16 @@ use tokio::{
 
 use super::{
     handle::ProposeError,
-    network::Peers,
-    types::{Batch, Member, MemberId, Raft},
+    leader::{Leader, Leadership},
+    network::{CallError, Peers},
+    types::{Batch, Member, MemberId, Outcomes, Raft},
 };
 
 /// Most proposals in one batch.
 const BATCH: usize = 512;
 /// Most bytes in one batch; a larger proposal is alone in its batch.
 const BATCH_BYTES: usize = 2 << 20;
-/// Batches on their way at a time: while one is on its way to the disk, the next may wait behind it.
+/// Batches on their way at a time among several members: while one is on its way to the others, the next may wait behind it.
 const FLIGHTS: usize = 2;
 /// Wait before a batch without a leader is tried again.
 const RETRY: Duration = Duration::from_millis(50);
@@ -31,9 +38,12 @@ const RETRY: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ForwardError {
-    /// It does not lead any more.
+    /// It did not lead, and wrote nothing down.
     #[error("the member does not lead")]
     NotLeading,
+    /// It lost the lead after it may have written the batch down.
+    #[error("the member has lost the lead")]
+    Displaced,
     /// Its consensus has stopped.
     #[error("the leader's consensus has stopped: {0}")]
     Stopped(String),
@@ -42,9 +52,44 @@ pub(super) enum ForwardError {
 impl ForwardError {
     pub(super) fn of(error: &RaftError<MemberId, ClientWriteError<MemberId, Member>>) -> Self {
         match error {
-            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => Self::NotLeading,
+            RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => Self::Displaced,
             error => Self::Stopped(error.to_string()),
         }
+    }
+}
+
+/// Where a proposal is. Who waits may take it back for as long as no member may have written it down.
+///
+/// ```text
+/// waiting <-> handed over
+///    |
+/// taken back
+/// ```
+#[derive(Clone, Default)]
+pub(super) struct Stage(Arc<AtomicU8>);
+
+impl Stage {
+    const WAITING: u8 = 0;
+    const HANDED_OVER: u8 = 1;
+    const TAKEN_BACK: u8 = 2;
+
+    fn advance(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// `true` when nobody will ever write it down.
+    pub(super) fn take_back(&self) -> bool {
+        self.advance(Self::WAITING, Self::TAKEN_BACK)
+    }
+
+    /// `false` when it was taken back.
+    fn hand_over(&self) -> bool {
+        self.advance(Self::WAITING, Self::HANDED_OVER)
+    }
+
+    /// Nobody has written it down after all.
+    fn wait_again(&self) {
+        self.advance(Self::HANDED_OVER, Self::WAITING);
     }
 }
 
@@ -52,6 +97,7 @@ impl ForwardError {
 pub(super) struct Proposal {
     pub(super) request: Box<RawValue>,
     pub(super) deadline: Instant,
+    pub(super) stage: Stage,
     pub(super) answer: oneshot::Sender<Result<Applied, ProposeError>>,
 }
 
@@ -59,20 +105,20 @@ pub(super) struct Proposal {
 pub(super) struct Way {
     pub(super) raft: Raft,
     pub(super) peers: Arc<Peers>,
+    pub(super) leadership: Leadership,
     /// Index of the last entry that reads here see.
     pub(super) applied: watch::Receiver<u64>,
 }
 
 /// Runs until the last sender is gone.
 pub(super) async fn run(way: Way, mut proposals: mpsc::Receiver<Proposal>) {
-    let most = std::env::var("TOFT_FLIGHTS").map_or(FLIGHTS, |f| f.parse().unwrap());
     let mut flights = FuturesUnordered::new();
     let mut waiting = Vec::with_capacity(BATCH);
     loop {
         tokio::select! {
             biased;
             Some(()) = flights.next(), if !flights.is_empty() => {}
-            received = proposals.recv_many(&mut waiting, BATCH), if flights.len() < most => {
+            received = proposals.recv_many(&mut waiting, BATCH), if flights.len() < flights_of(&way.raft) => {
                 if received == 0 {
                     break;
                 }
@@ -83,6 +129,13 @@ pub(super) async fn run(way: Way, mut proposals: mpsc::Receiver<Proposal>) {
         }
     }
     while flights.next().await.is_some() {}
+}
+
+/// A member that stands alone does nothing else while its disk takes a batch; two of them would only be smaller.
+fn flights_of(raft: &Raft) -> usize {
+    let metrics = raft.server_metrics();
+    let alone = metrics.borrow().membership_config.voter_ids().nth(1).is_none();
+    if alone { 1 } else { FLIGHTS }
 }
 
 /// Cuts what waits into batches of bounded size.
@@ -103,49 +156,121 @@ fn cut(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
 }
 
 /// Brings one batch into the log and answers. Requests carry their id, so trying again is harmless.
-async fn fly(way: &Way, proposals: Vec<Proposal>) {
-    let Way { raft, peers, applied } = way;
+async fn fly(way: &Way, mut proposals: Vec<Proposal>) {
     let deadline = proposals.iter().map(|proposal| proposal.deadline).max().unwrap_or_else(Instant::now);
-    let (requests, answers): (Vec<_>, Vec<_>) = proposals.into_iter().map(|p| (p.request, p.answer)).unzip();
-    let batch = Batch(Arc::new(requests));
     let outcome = loop {
-        match raft.client_write(batch.clone()).await {
-            Ok(written) => break Ok(written.data.0),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-                if let (Some(id), Some(leader)) = (to.leader_id, to.leader_node) {
-                    match peers.propose(id, &leader, &batch).await {
-                        Ok(Ok((index, outcomes))) => {
-                            // Whoever asked here reads here.
-                            let mut applied = applied.clone();
-                            drop(applied.wait_for(|applied| *applied >= index).await);
-                            break Ok(outcomes.0);
-                        }
-                        Ok(Err(error)) => tracing::debug!(%error, "a batch will be tried again"),
-                        Err(error) => tracing::debug!(%error, "a batch will be tried again"),
-                    }
-                }
-                if Instant::now() + RETRY >= deadline {
-                    break Err(ProposeError::NoLeader);
-                }
-                tokio::time::sleep(RETRY).await;
+        if let Some(leader) = way.leadership.now() {
+            proposals.retain(|proposal| proposal.stage.hand_over());
+            if proposals.is_empty() {
+                return;
             }
-            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
-                break Err(ProposeError::Storage(error.to_string()));
+            match tokio::time::timeout_at(deadline, hand_over(way, leader, &mut proposals)).await {
+                Ok(Some(outcome)) => break outcome,
+                Ok(None) => {}
+                Err(_) => break Err(ProposeError::Timeout),
             }
-            Err(RaftError::Fatal(error)) => break Err(ProposeError::of_fatal(&error)),
+        }
+        if Instant::now() + RETRY >= deadline {
+            // Those who gave up have taken theirs back already.
+            proposals.retain(|proposal| proposal.stage.take_back());
+            break Err(ProposeError::NoLeader);
+        }
+        tokio::time::sleep(RETRY).await;
+        proposals.retain(|proposal| !proposal.answer.is_closed());
+        if proposals.is_empty() {
+            return;
         }
     };
     match outcome {
-        Ok(outcomes) => {
-            for (answer, outcome) in answers.into_iter().zip(outcomes) {
+        Ok(Outcomes(outcomes)) => {
+            for (proposal, outcome) in proposals.into_iter().zip(outcomes) {
                 // Whoever asked may have gone; the command is applied all the same.
-                drop(answer.send(Ok(outcome)));
+                drop(proposal.answer.send(Ok(outcome)));
             }
         }
         Err(error) => {
-            for answer in answers {
-                drop(answer.send(Err(error.clone())));
+            for proposal in proposals {
+                drop(proposal.answer.send(Err(error.clone())));
             }
         }
+    }
+}
+
+/// Tries until there is an outcome, or it is certain that nobody has written the batch down.
+async fn hand_over(
+    way: &Way,
+    mut leader: Leader,
+    proposals: &mut [Proposal],
+) -> Option<Result<Outcomes, ProposeError>> {
+    let batch = Batch(Arc::new(proposals.iter().map(|proposal| proposal.request.clone()).collect()));
+    let mut written_perhaps = false;
+    loop {
+        match leader {
+            Leader::Me => match way.raft.client_write(batch.clone()).await {
+                Ok(written) => return Some(Ok(written.data)),
+                // Another leader has cut it off the log; yet another may still have it.
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => written_perhaps = true,
+                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
+                    return Some(Err(ProposeError::Storage(error.to_string())));
+                }
+                Err(RaftError::Fatal(error)) => return Some(Err(ProposeError::of_fatal(&error))),
+            },
+            Leader::Other(id, member) => {
+                let asked = tokio::select! {
+                    asked = way.peers.propose(id, &member, &batch) => asked,
+                    () = way.leadership.left(id) => Ok(Err(ForwardError::Displaced)),
+                };
+                match asked {
+                    Ok(Ok((index, outcomes))) => {
+                        // Whoever asked here reads here.
+                        let mut applied = way.applied.clone();
+                        drop(applied.wait_for(|applied| *applied >= index).await);
+                        return Some(Ok(outcomes));
+                    }
+                    Ok(Err(ForwardError::NotLeading))
+                    | Err(CallError::NoAddress | CallError::NotConnected(_) | CallError::Refused(_)) => {}
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "a batch will be tried again");
+                        written_perhaps = true;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "a batch will be tried again");
+                        written_perhaps = true;
+                    }
+                }
+            }
+        }
+        if !written_perhaps {
+            for proposal in proposals.iter() {
+                proposal.stage.wait_again();
+            }
+            return None;
+        }
+        leader = loop {
+            tokio::time::sleep(RETRY).await;
+            if proposals.iter().all(|proposal| proposal.answer.is_closed()) {
+                return Some(Err(ProposeError::Timeout));
+            }
+            if let Some(leader) = way.leadership.now() {
+                break leader;
+            }
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_handed_over_cannot_be_taken_back_and_what_was_taken_back_is_not_handed_over() {
+        let stage = Stage::default();
+        assert!(stage.hand_over());
+        assert!(!stage.take_back());
+        stage.wait_again();
+        assert!(stage.take_back());
+        assert!(!stage.hand_over());
+        stage.wait_again();
+        assert!(!stage.hand_over());
     }
 }

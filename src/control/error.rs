@@ -7,7 +7,7 @@ use toft_model::{
 
 use crate::{
     backup::BackupError,
-    consensus::{CopyError, ProposeError, ReadError},
+    consensus::{CopyError, NotCurrent, ProposeError, ReadError},
     observe::chain,
 };
 
@@ -30,6 +30,10 @@ pub enum ErrorKind {
     TooLarge,
     /// A part that is needed is away; try again.
     Unavailable,
+    /// The cluster has no leader; nothing was changed.
+    NoLeader,
+    /// No answer came in time; a change may have happened, or may still happen.
+    Unconfirmed,
     /// The disk is full.
     DiskFull,
     /// A fault of ours.
@@ -48,6 +52,8 @@ impl ErrorKind {
             Self::Stale => "stale",
             Self::TooLarge => "too_large",
             Self::Unavailable => "unavailable",
+            Self::NoLeader => "no_leader",
+            Self::Unconfirmed => "unconfirmed",
             Self::DiskFull => "disk_full",
             Self::Internal => "internal",
         }
@@ -102,12 +108,16 @@ impl From<Refusal> for ControlError {
     fn from(refusal: Refusal) -> Self {
         let kind = match refusal.kind {
             RefusalKind::NotFound => ErrorKind::NotFound,
-            RefusalKind::Exists | RefusalKind::Removing => ErrorKind::Conflict,
+            RefusalKind::Exists | RefusalKind::Removing | RefusalKind::KeyReused => ErrorKind::Conflict,
             RefusalKind::Stale => ErrorKind::Stale,
             RefusalKind::Invalid => ErrorKind::Invalid,
             RefusalKind::Fault => ErrorKind::Internal,
         };
-        let field = (refusal.kind == RefusalKind::Exists).then(|| "name".to_owned());
+        let field = match refusal.kind {
+            RefusalKind::Exists => Some("name".to_owned()),
+            RefusalKind::KeyReused => Some("Idempotency-Key".to_owned()),
+            _ => None,
+        };
         Self { kind, message: refusal.message, hint: Some(refusal.hint), field }
     }
 }
@@ -118,12 +128,24 @@ impl From<ProposeError> for ControlError {
             ProposeError::Refused(refusal) => refusal.into(),
             ProposeError::DiskFull => Self::new(ErrorKind::DiskFull, error.to_string())
                 .hint("nothing was changed; free some space and try again"),
-            ProposeError::Closed | ProposeError::Timeout => Self::new(ErrorKind::Unavailable, error.to_string()),
+            ProposeError::Closed => Self::new(ErrorKind::Unavailable, error.to_string()),
+            ProposeError::Timeout => Self::new(ErrorKind::Unconfirmed, error.to_string())
+                .hint("look whether it happened; with the same Idempotency-Key it can be repeated without harm"),
             ProposeError::TooLarge { .. } => Self::new(ErrorKind::TooLarge, error.to_string())
                 .hint("make the specification smaller: its environment, labels or command"),
-            ProposeError::NoLeader => Self::new(ErrorKind::Unavailable, error.to_string())
+            ProposeError::NoLeader => Self::new(ErrorKind::NoLeader, error.to_string())
                 .hint("`toft cluster status` shows which members answer; containers go on running"),
             ProposeError::Storage(_) => Self::new(ErrorKind::Internal, error.to_string()),
+        }
+    }
+}
+
+impl From<NotCurrent> for ControlError {
+    fn from(error: NotCurrent) -> Self {
+        match error {
+            NotCurrent::NoLeader => Self::new(ErrorKind::NoLeader, error.to_string())
+                .hint("ask with `?consistency=local` for what this node knows; it may be old"),
+            NotCurrent::Closed => Self::new(ErrorKind::Unavailable, error.to_string()),
         }
     }
 }

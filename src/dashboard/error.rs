@@ -98,6 +98,8 @@ impl From<ControlError> for PageError {
             ErrorKind::Stale => (StatusCode::CONFLICT, "It has changed meanwhile"),
             ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Too large"),
             ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "Not available now"),
+            ErrorKind::NoLeader => (StatusCode::SERVICE_UNAVAILABLE, "Nothing can be changed now"),
+            ErrorKind::Unconfirmed => (StatusCode::GATEWAY_TIMEOUT, "No answer came in time"),
             ErrorKind::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "The disk is full"),
             ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "Something failed"),
         };

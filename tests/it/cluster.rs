@@ -2,11 +2,12 @@
 
 use std::{fs, sync::Arc, time::Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{
     appliance::Appliance,
     machine::{Machine, wait_until},
+    trio::Trio,
 };
 
 /// A member-to-be: it has a name and an address for the others, and does not run yet.
@@ -133,4 +134,80 @@ fn who_is_left_alone_tells_it_and_can_go_on_alone() {
     assert_eq!(names(&a), ["web"]);
     wait_until("nobody leads there", || status(&a)["leader"].is_null().then_some(()));
     a.stop();
+}
+
+#[test]
+fn without_a_majority_changes_are_refused_soon_and_what_is_known_is_told() {
+    let mut trio = Trio::start();
+    let spec = |name: &str| json!({"name": name, "image": "toft/demo", "replicas": 0});
+    let written = trio.nodes[1].post("/api/v1/workloads", &spec("web"));
+    assert_eq!(written.status, 201, "{}", written.text());
+    let read = trio.nodes[2].get("/api/v1/workloads/web");
+    assert_eq!(read.status, 200, "{}", read.text());
+    assert!(read.header("toft-applied-index").unwrap().parse::<u64>().unwrap() > 0);
+
+    for gone in [1, 2] {
+        trio.nodes[gone].kill();
+    }
+    let left = &trio.nodes[0];
+    wait_until("the lead is lost", || status(left)["leader"].is_null().then_some(()));
+    let asked = Instant::now();
+    let refused = left.post("/api/v1/workloads", &spec("never")).refusal(503);
+    assert_eq!(refused["code"], "no_leader", "{refused}");
+    assert!(refused["hint"].as_str().unwrap().contains("toft cluster status"), "{refused}");
+    assert!(asked.elapsed().as_secs() < 15, "{:?}", asked.elapsed());
+    let asked = Instant::now();
+    for method in ["POST", "DELETE"] {
+        let path = if method == "POST" { "/api/v1/workloads/web/stop" } else { "/api/v1/workloads/web" };
+        assert_eq!(left.request(method, path, &[], b"").refusal(503)["code"], "no_leader");
+    }
+    for path in ["workloads", "workloads/web", "instances", "nodes", "events", "workloads/web/wait?for=settled"] {
+        let refused = left.get(&format!("/api/v1/{path}")).refusal(503);
+        assert_eq!(refused["code"], "no_leader", "{path}: {refused}");
+        assert!(refused["hint"].as_str().unwrap().contains("?consistency=local"), "{refused}");
+    }
+    for path in ["workloads?consistency=local", "events?limit=5&consistency=local", "cluster", "backups"] {
+        assert_eq!(left.get(&format!("/api/v1/{path}")).status, 200, "{path}");
+    }
+    assert!(asked.elapsed().as_secs() < 5, "nobody waits for what is known: {:?}", asked.elapsed());
+
+    let warning = "toft: warning: the cluster has no leader; what follows may be old\n";
+    for arguments in [&["ls", "-q"][..], &["ls", "--json"], &["inspect", "web"], &["events"]] {
+        let ran = left.toft(arguments);
+        assert_eq!((ran.code, ran.err.as_str()), (0, warning), "{ran:?}");
+        assert!(ran.out.contains("web"), "{ran:?}");
+    }
+    let told = left.toft(&["stop", "web"]).bad(1);
+    assert!(told.contains("no leader"), "{told}");
+
+    trio.nodes[1].up();
+    let trio = &trio;
+    wait_until("changes are taken again", || {
+        let answer = trio.nodes[0].post("/api/v1/workloads", &spec("later"));
+        (answer.status == 201 || answer.status == 409).then_some(())
+    });
+    assert_eq!(names(&trio.nodes[1]), ["later", "web"], "what was refused has not happened");
+}
+
+#[test]
+fn one_key_is_one_change_whichever_member_is_asked() {
+    let trio = Trio::start();
+    let key = ("Idempotency-Key", "01890a5d-ac96-774b-bcce-b302099a8057");
+    let body = |value: &str| json!({"name": "web", "image": "toft/demo", "replicas": 0, "env": {"A": value}});
+    for node in &trio.nodes {
+        let created = node.request("POST", "/api/v1/workloads", &[key], body("b").to_string().as_bytes());
+        assert_eq!((created.status, created.header("etag")), (201, Some("\"1\"")), "{}", created.text());
+    }
+    let other = trio.nodes[1].request("POST", "/api/v1/workloads", &[key], body("c").to_string().as_bytes());
+    let refused = other.refusal(409);
+    assert_eq!(refused["field"], "Idempotency-Key", "{refused}");
+    let put = trio.nodes[2].put("/api/v1/workloads/web", &[], &body("d"));
+    assert_eq!(put.header("etag"), Some("\"2\""));
+    let again = trio.nodes[0].request("POST", "/api/v1/workloads", &[key], body("b").to_string().as_bytes());
+    assert_eq!((again.status, again.header("etag")), (201, Some("\"2\"")), "what is there now is told");
+    let key = ("Idempotency-Key", "01890a5d-ac96-774b-bcce-b302099a8058");
+    for node in &trio.nodes {
+        assert_eq!(node.request("DELETE", "/api/v1/workloads/web", &[key], b"").status, 202);
+    }
+    trio.nodes[0].request("DELETE", "/api/v1/workloads/web", &[], b"").refusal(404);
 }

@@ -4,7 +4,7 @@ use std::{
     fs, io,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use rusqlite::Connection;
@@ -12,34 +12,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     appliance::Appliance,
+    dice::Dice,
+    full,
     http::{Answer, PATIENCE, exchange},
 };
 
 const WRITERS: usize = 4;
 
-/// Numbers that a seed determines (xorshift).
-struct Dice(u64);
-
-impl Dice {
-    /// Of `TOFT_TEST_SEED`, or of the time.
-    fn new() -> Self {
-        let given = std::env::var("TOFT_TEST_SEED").ok().map(|seed| seed.parse().unwrap());
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
-        let seed = given.unwrap_or_else(now) | 1;
-        println!("TOFT_TEST_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
 fn rounds() -> usize {
-    if std::env::var("TOFT_TEST_FULL").is_ok_and(|full| full == "1") { 200 } else { 40 }
+    if full() { 200 } else { 40 }
 }
 
 fn ask(socket: &Path, method: &str, path: &str, body: &Value) -> io::Result<Answer> {
@@ -122,7 +103,7 @@ impl Writer {
 }
 
 /// Whether a database that a killed daemon left is sound, looked at in a copy.
-fn assert_sound(data: &Path, copy: &Path) {
+pub fn assert_sound(data: &Path, copy: &Path) {
     fs::create_dir_all(copy).unwrap();
     for name in ["state.sqlite", "state.sqlite-wal"] {
         drop(fs::remove_file(copy.join(name)));

@@ -149,3 +149,33 @@ fn many_at_once_get_one_workload_of_a_name() {
     assert_eq!(statuses.iter().filter(|status| **status == 201).count(), 1, "{statuses:?}");
     assert_eq!(statuses.iter().filter(|status| **status == 409).count(), 31, "{statuses:?}");
 }
+
+#[test]
+fn keys_and_consistencies_that_are_none_are_refused() {
+    let toft = Appliance::start();
+    let body = json!({"name": "web", "image": "toft/demo", "replicas": 0}).to_string();
+    let long = "a".repeat(10_000);
+    for key in ["", "x", "\"", "01890a5d-ac96-774b-bcce-b302099a805", "01890a5d-ac96-774b-bcce-b302099a8057, x", &long]
+    {
+        for (method, path) in [
+            ("POST", "/api/v1/workloads"),
+            ("PUT", "/api/v1/workloads/web"),
+            ("DELETE", "/api/v1/workloads/web"),
+            ("POST", "/api/v1/workloads/web/start"),
+            ("POST", "/api/v1/workloads/web/stop"),
+            ("POST", "/api/v1/workloads/web/restart"),
+        ] {
+            let refused = toft.request(method, path, &[("Idempotency-Key", key)], body.as_bytes()).refusal(400);
+            assert_eq!(refused["field"], "Idempotency-Key", "{method} {path} {key:.20}");
+            assert!(refused["message"].as_str().unwrap().len() < 200);
+        }
+    }
+    for value in ["", "LOCAL", "strong", "local&consistency=local", "%6cocal", &long] {
+        for path in ["workloads", "workloads/web", "workloads/web/logs", "instances", "nodes", "events"] {
+            let refused = toft.get(&format!("/v1/{path}?consistency={value}")).refusal(400);
+            assert_eq!(refused["field"], "consistency", "{path} {value:.20}");
+            assert!(refused["message"].as_str().unwrap().len() < 200);
+        }
+    }
+    assert_eq!(toft.get("/api/v1/workloads?consistency=linearizable").good()["items"], json!([]));
+}

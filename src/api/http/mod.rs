@@ -4,9 +4,11 @@
 
 mod backups;
 mod cluster;
+mod consistency;
 mod error;
 mod events;
 mod health;
+mod idempotency;
 mod images;
 mod instances;
 mod nodes;
@@ -23,7 +25,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use utoipa::OpenApi;
+use utoipa::{IntoParams, OpenApi, openapi::RefOr};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -32,8 +34,11 @@ use crate::{
 };
 
 pub use backups::{BackupLock, SHA256_HEADER};
+use consistency::ConsistencyQuery;
 pub use error::ApiError;
 pub use health::Readiness;
+pub use idempotency::KEY_HEADER;
+use idempotency::KeyHeader;
 
 /// Most bytes of a JSON body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -57,7 +62,8 @@ pub struct ApiState {
 ))]
 struct ApiDoc;
 
-fn resources() -> OpenApiRouter<ApiState> {
+/// What the cluster's state answers, the same on every node.
+fn state_resources() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(workloads::list, workloads::create))
         .routes(routes!(workloads::show, workloads::put, workloads::remove))
@@ -69,9 +75,14 @@ fn resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))
         .routes(routes!(nodes::list))
+        .routes(routes!(events::list))
+}
+
+/// What this node alone answers.
+fn node_resources() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
         .routes(routes!(cluster::show))
         .routes(routes!(cluster::token))
-        .routes(routes!(events::list))
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::remove))
@@ -83,8 +94,20 @@ fn resources() -> OpenApiRouter<ApiState> {
 
 /// The OpenAPI document.
 pub fn openapi() -> utoipa::openapi::OpenApi {
+    let mut state = state_resources();
+    for item in state.get_openapi_mut().paths.paths.values_mut() {
+        let changes = [&mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in changes.into_iter().flatten() {
+            let key = KeyHeader::into_params(|| None);
+            operation.parameters.get_or_insert_default().extend(key.into_iter().map(RefOr::T));
+        }
+        if let Some(operation) = &mut item.get {
+            let consistency = ConsistencyQuery::into_params(|| None);
+            operation.parameters.get_or_insert_default().extend(consistency.into_iter().map(RefOr::T));
+        }
+    }
     let nested = OpenApiRouter::with_openapi(ApiDoc::openapi())
-        .nest("/api/v1", resources())
+        .nest("/api/v1", state.merge(node_resources()))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics));
@@ -93,8 +116,11 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 
 /// Every route of the API.
 pub fn router(state: ApiState) -> Router {
-    let (resources, _) = resources().split_for_parts();
-    let resources = resources
+    let (of_state, _) = state_resources().split_for_parts();
+    let (of_node, _) = node_resources().split_for_parts();
+    let resources = of_state
+        .layer(middleware::from_fn_with_state(state.clone(), consistency::ensure))
+        .merge(of_node)
         .route("/openapi.json", get(|| async { axum::Json(openapi()) }))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)

@@ -22,6 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     ApiError, ApiState,
     error::{Asked, Body, Parsed},
+    idempotency::Changes,
     query::{ListQuery, since_ns},
 };
 use crate::{
@@ -49,9 +50,9 @@ pub async fn list(
 
 /// Creates a workload; its name must be free.
 #[utoipa::path(post, path = "/workloads", tag = "workloads", request_body = WorkloadSpec, responses((status = 201, body = Workload), (status = 409, body = crate::api::types::ErrorEnvelope)))]
-pub async fn create(State(api): State<ApiState>, Body(spec): Body<WorkloadSpec>) -> Result<Response, ApiError> {
+pub async fn create(Changes(ops): Changes, Body(spec): Body<WorkloadSpec>) -> Result<Response, ApiError> {
     let location = format!("/api/v1/workloads/{}", spec.name);
-    let workload = api.ops.put_workload(spec, PutMode::Create).await?;
+    let workload = ops.put_workload(spec, PutMode::Create).await?;
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(&workload)).into_response())
 }
 
@@ -64,7 +65,7 @@ pub async fn show(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Re
 /// Writes a workload's specification, new or changed. `If-Match` with the ETag read before refuses a lost update.
 #[utoipa::path(put, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), request_body = WorkloadSpec, responses((status = 200, body = Workload), (status = 412, body = crate::api::types::ErrorEnvelope)))]
 pub async fn put(
-    State(api): State<ApiState>,
+    Changes(ops): Changes,
     Parsed(name): Parsed<Name>,
     headers: HeaderMap,
     Body(spec): Body<WorkloadSpec>,
@@ -77,46 +78,46 @@ pub async fn put(
             .into());
     }
     let if_generation = headers.get(header::IF_MATCH).map(generation).transpose()?;
-    let workload = api.ops.put_workload(spec, PutMode::Replace { if_generation }).await?;
+    let workload = ops.put_workload(spec, PutMode::Replace { if_generation }).await?;
     Ok(tagged(&workload))
 }
 
 /// Sets the labels of the body and removes those that are `null` there; nothing that runs changes. `If-Match` as for `PUT`.
 #[utoipa::path(patch, path = "/workloads/{name}/labels", tag = "workloads", params(("name" = String, Path)), request_body = BTreeMap<String, Option<String>>, responses((status = 204), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 412, body = crate::api::types::ErrorEnvelope)))]
 pub async fn label(
-    State(api): State<ApiState>,
+    Changes(ops): Changes,
     Parsed(name): Parsed<Name>,
     headers: HeaderMap,
     Body(labels): Body<BTreeMap<String, Option<String>>>,
 ) -> Result<Response, ApiError> {
     let if_generation = headers.get(header::IF_MATCH).map(generation).transpose()?;
-    let generation = api.ops.label_workload(name, labels, if_generation).await?;
+    let generation = ops.label_workload(name, labels, if_generation).await?;
     Ok((StatusCode::NO_CONTENT, [(header::ETAG, etag(generation))]).into_response())
 }
 
 /// Removes a workload: its processes are stopped, its containers deleted. `GET .../wait?for=gone` waits for the end.
 #[utoipa::path(delete, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), responses((status = 202), (status = 404, body = crate::api::types::ErrorEnvelope)))]
-pub async fn remove(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<StatusCode, ApiError> {
-    api.ops.remove_workload(name).await?;
+pub async fn remove(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<StatusCode, ApiError> {
+    ops.remove_workload(name).await?;
     Ok(StatusCode::ACCEPTED)
 }
 
 /// Runs a workload; what finished runs again.
 #[utoipa::path(post, path = "/workloads/{name}/start", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
-pub async fn start(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&api.ops.power_workload(name, PowerAction::Start).await?))
+pub async fn start(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&ops.power_workload(name, PowerAction::Start).await?))
 }
 
 /// Brings a workload's processes down and keeps its containers.
 #[utoipa::path(post, path = "/workloads/{name}/stop", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
-pub async fn stop(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&api.ops.power_workload(name, PowerAction::Stop).await?))
+pub async fn stop(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&ops.power_workload(name, PowerAction::Stop).await?))
 }
 
 /// Ends and starts a workload's processes.
 #[utoipa::path(post, path = "/workloads/{name}/restart", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
-pub async fn restart(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&api.ops.power_workload(name, PowerAction::Restart).await?))
+pub async fn restart(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
+    Ok(tagged(&ops.power_workload(name, PowerAction::Restart).await?))
 }
 
 /// What is waited for.

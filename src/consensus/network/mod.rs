@@ -56,7 +56,7 @@ impl Way {
     fn failure(&self, error: CallError) -> Failure {
         match error {
             // Asked again only after a pause.
-            CallError::NoAddress | CallError::Unreachable(_) | CallError::Refused(_) => {
+            CallError::NoAddress | CallError::NotConnected(_) | CallError::Unreachable(_) | CallError::Refused(_) => {
                 RPCError::Unreachable(Unreachable::new(&error))
             }
             CallError::Failed(_) => RPCError::Network(NetworkError::new(&error)),

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    error::Error,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use openraft::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{io::AsyncReadExt, time::Instant};
 use tonic::{
-    Code, Request, Status,
+    Code, ConnectError, Request, Status,
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
 };
@@ -81,7 +82,10 @@ pub enum CallError {
     /// It listens for nobody.
     #[error("the member has no address")]
     NoAddress,
-    /// No connection, or it broke.
+    /// There is no connection; nothing was sent.
+    #[error("the member cannot be reached: {0}")]
+    NotConnected(String),
+    /// The connection broke, or no answer came.
     #[error("the member does not answer: {0}")]
     Unreachable(String),
     /// It does not speak with this one.
@@ -94,6 +98,10 @@ pub enum CallError {
 
 impl CallError {
     fn of(status: &Status) -> Self {
+        let mut causes = std::iter::successors(status.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+        if causes.any(|cause| cause.is::<ConnectError>()) {
+            return Self::NotConnected(chain(status));
+        }
         match status.code() {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
                 Self::Unreachable(chain(status))

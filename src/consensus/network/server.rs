@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use openraft::{
     ChangeMembers,
-    error::{CheckIsLeaderError, ClientWriteError, RaftError},
+    error::{ChangeMembershipError, CheckIsLeaderError, ClientWriteError, RaftError},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Mutex};
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Mutex, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status, Streaming,
@@ -18,9 +18,10 @@ use tonic::{
 
 use super::{
     super::{
+        leader::leader,
         propose::ForwardError,
         state_machine::snapshot,
-        types::{Batch, Identity, Member, MemberId, Raft, Snapshot, SnapshotMeta, Vote},
+        types::{Batch, FOUNDER, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Vote},
     },
     PROTOCOL, Transport,
     peers::LARGEST,
@@ -39,6 +40,9 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls of one connection that are answered at a time.
 const CALLS: usize = 256;
+/// Longest wait for another change of the members, and the wait between two tries.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
+const CHANGE_PAUSE: Duration = Duration::from_millis(50);
 /// Largest snapshot that is taken, in bytes.
 const LARGEST_SNAPSHOT: u64 = 8 << 30;
 
@@ -151,12 +155,19 @@ impl Service {
     }
 
     async fn change(&self, change: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
-        match self.raft.change_membership(change, true).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-                Err(self.elsewhere(to.leader_node.as_ref()))
+        let deadline = Instant::now() + CHANGE_TIMEOUT;
+        loop {
+            match self.raft.change_membership(change.clone(), true).await {
+                Ok(_) => return Ok(()),
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                    return Err(self.elsewhere(to.leader_node.as_ref()));
+                }
+                // Another change of the members, such as a new voter, is on its way.
+                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_),
+                ))) if Instant::now() < deadline => tokio::time::sleep(CHANGE_PAUSE).await,
+                Err(error) => return Err(Status::unavailable(chain(&error))),
             }
-            Err(error) => Err(Status::unavailable(chain(&error))),
         }
     }
 
@@ -230,6 +241,9 @@ impl Peer for Service {
         self.check(&request)?;
         let raw = |text: String| RawValue::from_string(text).map_err(|e| Status::invalid_argument(e.to_string()));
         let requests = request.into_inner().requests.into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
+        if leader(&self.raft.metrics().borrow()) != Some(self.identity.member_id) {
+            return json(&Err::<(u64, Outcomes), _>(ForwardError::NotLeading));
+        }
         let written = self.raft.client_write(Batch(Arc::new(requests))).await;
         json(&written.map(|written| (written.log_id.index, written.data)).map_err(|error| ForwardError::of(&error)))
     }
@@ -282,9 +296,10 @@ impl Peer for Service {
             let name = &known.name;
             return Err(Status::already_exists(format!("another node is called `{name}`; choose another name")));
         }
-        // The log never gives an index twice, so no member gets the number of another.
+        // The log never gives an index twice, so no member gets the number of another, nor that of who founded the cluster
+        // with the log's first entry.
         let last = self.raft.metrics().borrow().last_log_index.unwrap_or(0);
-        let member_id = last + 1;
+        let member_id = last + 1 + FOUNDER;
         let admitted = self.admission.admit(&secret, &signing_request, member_id).await;
         let admitted = admitted.map_err(Status::permission_denied)?;
         let name = member.name.clone();

@@ -1,6 +1,10 @@
 //! Several members on loopback, over their real transport.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -140,12 +144,33 @@ async fn one_becomes_three_and_any_of_them_may_go() {
     // Without a majority nothing is written, but what is there is still read.
     let (two, three) = (two.stop().await, three.stop().await);
     assert!(one.handle.catch_up().await.is_err());
+    let asked = Instant::now();
+    let refused = one.put("never").await;
+    assert!(matches!(refused, Err(ProposeError::NoLeader)), "{refused:?}");
+    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    let asked = Instant::now();
+    assert!(one.handle.catch_up().await.is_err());
+    assert!(matches!(one.put("never").await, Err(ProposeError::NoLeader)));
+    assert!(asked.elapsed() < Duration::from_secs(1), "nobody waits for what is known: {:?}", asked.elapsed());
     assert_eq!(one.handle.read(WorkloadRow::all).await.unwrap().len(), 4);
     let two = Node::again(two).await;
     two.put("again").await.unwrap();
     assert_eq!(one.names().await.len(), 5);
     let three = Node::again(three).await;
     assert_eq!(three.names().await.len(), 5);
+    for node in [one, two, three] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_before_anything_was_written_is_not_taken_for_the_founder() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    let three = Node::joining(3, Role::Server, &one).await;
+    let numbers = [&one, &two, &three].map(|node| node.handle.status().identity.member_id);
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    one.until("three voters", |status| voters(status) == 3).await;
     for node in [one, two, three] {
         node.stop().await;
     }

@@ -17,7 +17,7 @@ use std::{path::Path, time::Duration};
 use toft_model::{
     ids::{NodeId, RequestId, WorkloadId},
     name::Name,
-    state::{Command, PutMode, RefusalKind, Reply, WorkloadRow, applied_index},
+    state::{Command, PutMode, RefusalKind, Reply, Request, WorkloadRow, applied_index},
     workload::WorkloadSpec,
 };
 use tokio::task::JoinHandle;
@@ -124,11 +124,11 @@ async fn a_request_that_is_repeated_is_applied_once_even_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let id = RequestId(Uuid::from_u128(7));
     let state = State::open(folder.path()).await;
-    let first = state.handle.propose_as(id, put("web")).await.unwrap();
-    assert_eq!(state.handle.propose_as(id, put("web")).await.unwrap(), first);
+    let first = state.handle.propose_request(Request::new(id, put("web"))).await.unwrap();
+    assert_eq!(state.handle.propose_request(Request::new(id, put("web"))).await.unwrap(), first);
     state.close().await;
     let state = State::open(folder.path()).await;
-    assert_eq!(state.handle.propose_as(id, put("web")).await.unwrap(), first);
+    assert_eq!(state.handle.propose_request(Request::new(id, put("web"))).await.unwrap(), first);
     assert_eq!(state.names().await, ["web"]);
     state.close().await;
 }

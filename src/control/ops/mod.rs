@@ -12,7 +12,14 @@ mod workloads;
 
 use std::sync::Arc;
 
-use super::node_access::NodeAccess;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use toft_model::{
+    ids::RequestId,
+    state::{Command, Reply, Request},
+};
+
+use super::{ControlError, ErrorKind, node_access::NodeAccess};
 use crate::{backup::Backups, consensus::Handle};
 
 /// The operations.
@@ -22,12 +29,13 @@ pub struct Ops {
     node: Arc<dyn NodeAccess>,
     backups: Option<Backups>,
     join_token: Option<Arc<str>>,
+    key: Option<RequestId>,
 }
 
 impl Ops {
     /// Operations on `state`.
     pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node, backups: None, join_token: None }
+        Self { state, node, backups: None, join_token: None, key: None }
     }
 
     /// The same with the backups of this node.
@@ -40,6 +48,36 @@ impl Ops {
     pub fn with_join_token(mut self, token: Option<String>) -> Self {
         self.join_token = token.map(Arc::from);
         self
+    }
+
+    /// The same for one change that has a key: repeated with the same key, it is applied once.
+    pub fn with_key(mut self, key: Option<RequestId>) -> Self {
+        self.key = key;
+        self
+    }
+
+    /// Waits until what is read here holds everything that was acknowledged on any node before.
+    pub async fn catch_up(&self) -> Result<(), ControlError> {
+        Ok(self.state.catch_up().await?)
+    }
+
+    /// Who asks for a change: the key, and a digest of `asked`, which is all that has to be the same when the key is used
+    /// again. Nothing without a key.
+    fn asked(&self, asked: &impl Serialize) -> Result<Option<(RequestId, String)>, ControlError> {
+        let Some(key) = self.key else { return Ok(None) };
+        let text = serde_json::to_vec(asked).map_err(|e| ControlError::new(ErrorKind::Internal, e.to_string()))?;
+        Ok(Some((key, hex::encode(&Sha256::digest(text)[..16]))))
+    }
+
+    /// Applies a command, once for each key.
+    async fn propose(&self, command: Command, asked: Option<(RequestId, String)>) -> Result<Reply, ControlError> {
+        Ok(match asked {
+            None => self.state.propose(command).await?,
+            Some((key, fingerprint)) => {
+                let request = Request::new(key, command).with_fingerprint(fingerprint);
+                self.state.propose_request(request).await?
+            }
+        })
     }
 
     /// The state's handle, for watching.

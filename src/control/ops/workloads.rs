@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use toft_model::{
-    ids::WorkloadId,
+    ids::{RequestId, WorkloadId},
     instance::NetworkOrder,
     name::Name,
     schedule::{Snapshot, why_nowhere},
@@ -22,8 +22,9 @@ impl Ops {
         self.check_host_ports(&spec).await?;
         let name = spec.name.clone();
         let workload_id = WorkloadId(Uuid::now_v7());
+        let asked = self.asked(&("put", &spec, mode))?;
         let command = Command::PutWorkload { workload_id, spec: Box::new(spec), mode, at_ms: now_ms() };
-        self.propose_workload(name, command).await
+        self.propose_workload(name, command, asked).await
     }
 
     /// Sets labels, and removes those whose value is `None`; nothing that runs changes. Gives the generation.
@@ -33,8 +34,9 @@ impl Ops {
         labels: BTreeMap<String, Option<String>>,
         if_generation: Option<u64>,
     ) -> Result<u64, ControlError> {
+        let asked = self.asked(&("label", &name, &labels, if_generation))?;
         let command = Command::LabelWorkload { name, labels, if_generation, at_ms: now_ms() };
-        match self.state.propose(command).await? {
+        match self.propose(command, asked).await? {
             Reply::Generation { generation } => Ok(generation),
             _ => Err(ControlError::new(ErrorKind::Internal, "the state answered something else than a generation")),
         }
@@ -43,12 +45,15 @@ impl Ops {
     /// Starts, stops or restarts.
     pub async fn power_workload(&self, name: Name, action: PowerAction) -> Result<WorkloadView, ControlError> {
         let command = Command::PowerWorkload { name: name.clone(), action, at_ms: now_ms() };
-        self.propose_workload(name, command).await
+        let asked = self.asked(&("power", &name, action))?;
+        self.propose_workload(name, command, asked).await
     }
 
     /// Removes; the workload is gone when its last container is.
     pub async fn remove_workload(&self, name: Name) -> Result<(), ControlError> {
-        self.state.propose(Command::RemoveWorkload { name, at_ms: now_ms() }).await?;
+        let asked = self.asked(&("remove", &name))?;
+        let command = Command::RemoveWorkload { name, at_ms: now_ms() };
+        self.propose(command, asked).await?;
         Ok(())
     }
 
@@ -67,12 +72,19 @@ impl Ops {
         })
     }
 
-    async fn propose_workload(&self, name: Name, command: Command) -> Result<WorkloadView, ControlError> {
-        let Reply::Workload(row) = self.state.propose(command).await? else {
+    async fn propose_workload(
+        &self,
+        name: Name,
+        command: Command,
+        asked: Option<(RequestId, String)>,
+    ) -> Result<WorkloadView, ControlError> {
+        let Reply::Workload(row) = self.propose(command, asked).await? else {
             return Err(ControlError::new(ErrorKind::Internal, "the state answered something else than a workload"));
         };
         let found = self.state.read(move |connection| query_workload(connection, &name)).await?;
-        Ok(found.unwrap_or(WorkloadView { row: *row, instances: Vec::new() }))
+        // The row is the one of the answer: another's later change, and its generation, are not what was asked for.
+        let instances = found.filter(|found| found.row.id == row.id).map(|found| found.instances);
+        Ok(WorkloadView { row: *row, instances: instances.unwrap_or_default() })
     }
 
     /// Refuses host ports that no node can give, before anything is written: the user is there to choose another.

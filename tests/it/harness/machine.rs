@@ -56,14 +56,22 @@ impl Drop for Place {
 pub struct Machine {
     pub dir: PathBuf,
     network: File,
-    _place: Place,
+    place: Arc<Place>,
 }
 
 impl Machine {
     pub fn new() -> Arc<Self> {
+        Self::at(Arc::new(Place::take()))
+    }
+
+    /// Another one that shares the place of this one: for those that do little.
+    pub fn another(&self) -> Arc<Self> {
+        Self::at(Arc::clone(&self.place))
+    }
+
+    fn at(place: Arc<Place>) -> Arc<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
-        let place = Place::take();
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("toft-it-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
@@ -71,7 +79,7 @@ impl Machine {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             File::open("/proc/thread-self/ns/net").unwrap()
         });
-        let machine = Self { dir, network: namespace.join().unwrap(), _place: place };
+        let machine = Self { dir, network: namespace.join().unwrap(), place };
         machine.run("ip", &["link", "set", "lo", "up"]);
         Arc::new(machine)
     }

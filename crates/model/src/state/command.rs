@@ -193,6 +193,8 @@ pub enum RefusalKind {
     Removing,
     /// What would come of it breaks a rule.
     Invalid,
+    /// The request's key belongs to another request.
+    KeyReused,
     /// A fault of ours.
     Fault,
 }

@@ -15,6 +15,9 @@ use crate::ids::{RequestId, WorkloadId};
 pub struct Request {
     /// Chosen by whoever asks; a second request with the same id changes nothing.
     pub id: RequestId,
+    /// Digest of what was asked, if the id was chosen by a user: an id that comes back with something else is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
     /// The command.
     #[serde(flatten)]
     pub command: Command,
@@ -23,7 +26,13 @@ pub struct Request {
 impl Request {
     /// Wraps a command in a request.
     pub fn new(id: RequestId, command: Command) -> Self {
-        Self { id, command }
+        Self { id, fingerprint: None, command }
+    }
+
+    /// The same, asked by a user who chose its id.
+    pub fn with_fingerprint(mut self, fingerprint: String) -> Self {
+        self.fingerprint = Some(fingerprint);
+        self
     }
 }
 
@@ -33,28 +42,52 @@ impl Request {
 pub(crate) enum Answered {
     Done,
     Workload(WorkloadId),
-    Generation { generation: u64 },
-    Plan { placed: usize, dropped: usize },
+    Generation {
+        generation: u64,
+    },
+    Plan {
+        placed: usize,
+        dropped: usize,
+    },
+    /// What a request with a fingerprint was answered.
+    Keyed {
+        fingerprint: String,
+        answer: Box<Self>,
+    },
 }
 
 impl Answered {
-    fn of(reply: &Reply) -> Self {
-        match reply {
+    fn of(request: &Request, reply: &Reply) -> Self {
+        let answer = match reply {
             Reply::Done => Self::Done,
             Reply::Workload(row) => Self::Workload(row.id),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
+        };
+        match &request.fingerprint {
+            Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
+            None => answer,
         }
     }
 
     /// The same answer from the state as it is now.
-    fn again(self, connection: &Connection) -> rusqlite::Result<Applied> {
+    fn again(self, connection: &Connection, request: &Request) -> rusqlite::Result<Applied> {
         Ok(match self {
+            Self::Keyed { fingerprint, answer } if request.fingerprint.as_ref() == Some(&fingerprint) => {
+                return answer.again(connection, request);
+            }
+            Self::Keyed { .. } => Err(Refusal {
+                kind: RefusalKind::KeyReused,
+                message: "a request with this key was applied before, and asked for something else".into(),
+                hint: "choose a new key for each change; repeat a change with the same key and the same content".into(),
+            }),
             Self::Done => Ok(Reply::Done),
             Self::Generation { generation } => Ok(Reply::Generation { generation }),
             Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
             Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
                 Some(row) => Ok(Reply::Workload(Box::new(row))),
+                // That it is gone is what was asked for.
+                None if matches!(request.command, Command::RemoveWorkload { .. }) => Ok(Reply::Done),
                 None => Err(Refusal {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its workload has been removed since".into(),
@@ -69,11 +102,11 @@ impl Answered {
 /// nothing. The caller holds a transaction (or savepoint) and rolls it back on `Err` and on a refusal.
 pub fn apply_request(connection: &Connection, index: u64, request: &Request) -> rusqlite::Result<Applied> {
     if let Some(answered) = RequestRow::answered(connection, request.id)? {
-        return answered.again(connection);
+        return answered.again(connection, request);
     }
     let applied = apply(connection, index, &request.command)?;
     if let Ok(reply) = &applied {
-        RequestRow::add(connection, request.id, &Answered::of(reply))?;
+        RequestRow::add(connection, request.id, &Answered::of(request, reply))?;
     }
     Ok(applied)
 }
@@ -104,6 +137,33 @@ mod tests {
         assert_eq!(query_workloads(&connection).unwrap().len(), 1);
         let other = apply_request(&connection, 3, &put("web", 2)).unwrap().unwrap_err();
         assert_eq!(other.kind, RefusalKind::Exists);
+    }
+
+    #[test]
+    fn a_key_that_comes_back_with_something_else_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        let asked = |what: &str| put("web", 1).with_fingerprint(what.into());
+        let first = apply_request(&connection, 1, &asked("a")).unwrap().unwrap();
+        assert_eq!(apply_request(&connection, 2, &asked("a")).unwrap().unwrap(), first);
+        for other in [asked("b"), put("web", 1)] {
+            assert_eq!(apply_request(&connection, 3, &other).unwrap().unwrap_err().kind, RefusalKind::KeyReused);
+        }
+        let text = serde_json::to_string(&asked("a")).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&text).unwrap(), asked("a"));
+    }
+
+    #[test]
+    fn a_removal_that_is_repeated_is_no_failure() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        migrate(&mut connection).unwrap();
+        apply_request(&connection, 1, &put("web", 1)).unwrap().unwrap();
+        let command = Command::RemoveWorkload { name: "web".parse().unwrap(), at_ms: 2 };
+        let remove = Request::new(RequestId(Uuid::from_u128(2)), command.clone());
+        apply_request(&connection, 2, &remove).unwrap().unwrap();
+        assert_eq!(apply_request(&connection, 3, &remove).unwrap(), Ok(Reply::Done));
+        let another = Request::new(RequestId(Uuid::from_u128(3)), command);
+        assert_eq!(apply_request(&connection, 4, &another).unwrap().unwrap_err().kind, RefusalKind::NotFound);
     }
 
     #[test]
