@@ -3,8 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use toft_model::state::Command;
@@ -12,9 +11,6 @@ use tokio::sync::watch;
 
 /// Bytes that must be free for the state to grow.
 const RESERVE: u64 = 4 << 20;
-
-/// How long room that was there counts as being there still.
-const FRESH: Duration = Duration::from_millis(50);
 
 /// Wait before a write that found no room is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -24,13 +20,11 @@ pub(super) struct Space {
     folder: PathBuf,
     /// Whether the writer of the log, or that of the state, waits for room.
     waits: [watch::Receiver<bool>; 2],
-    /// When there was room for sure.
-    seen: Mutex<Option<Instant>>,
 }
 
 impl Space {
     pub(super) fn of(folder: PathBuf, waits: [watch::Receiver<bool>; 2]) -> Self {
-        Self { folder, waits, seen: Mutex::new(None) }
+        Self { folder, waits }
     }
 
     /// Whether there is room for a command.
@@ -39,13 +33,7 @@ impl Space {
     }
 
     fn is_free(&self) -> bool {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.is_some_and(|seen| seen.elapsed() < FRESH) {
-            return true;
-        }
-        let free = free_bytes(&self.folder).is_none_or(|free| free >= RESERVE);
-        *seen = free.then(Instant::now);
-        free
+        free_bytes(&self.folder).is_none_or(|free| free >= RESERVE)
     }
 }
 
