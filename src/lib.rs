@@ -13,4 +13,5 @@ pub mod dashboard;
 pub mod embedded;
 pub mod enroll;
 pub mod observe;
+pub mod seal;
 pub mod wire;

@@ -102,11 +102,16 @@ impl From<Refusal> for ControlError {
     fn from(refusal: Refusal) -> Self {
         let kind = match refusal.kind {
             RefusalKind::NotFound => ErrorKind::NotFound,
-            RefusalKind::Exists | RefusalKind::Removing => ErrorKind::Conflict,
+            RefusalKind::Exists | RefusalKind::Removing | RefusalKind::InUse | RefusalKind::Full => ErrorKind::Conflict,
+            RefusalKind::NoSecret => ErrorKind::Invalid,
             RefusalKind::Stale => ErrorKind::Stale,
             RefusalKind::Fault => ErrorKind::Internal,
         };
-        let field = (refusal.kind == RefusalKind::Exists).then(|| "name".to_owned());
+        let field = match refusal.kind {
+            RefusalKind::Exists => Some("name".to_owned()),
+            RefusalKind::NoSecret => Some("secrets".to_owned()),
+            _ => None,
+        };
         Self { kind, message: refusal.message, hint: Some(refusal.hint), field }
     }
 }

@@ -7,13 +7,14 @@ pub mod cluster;
 mod images;
 pub mod logs;
 mod nodes;
+mod secrets;
 pub mod wait;
 mod workloads;
 
 use std::sync::Arc;
 
 use super::node_access::NodeAccess;
-use crate::{backup::Backups, consensus::Handle};
+use crate::{backup::Backups, consensus::Handle, seal::ClusterKey};
 
 /// The operations.
 #[derive(Clone)]
@@ -22,12 +23,13 @@ pub struct Ops {
     node: Arc<dyn NodeAccess>,
     backups: Option<Backups>,
     join_token: Option<Arc<str>>,
+    cluster_key: Option<Arc<ClusterKey>>,
 }
 
 impl Ops {
     /// Operations on `state`.
     pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node, backups: None, join_token: None }
+        Self { state, node, backups: None, join_token: None, cluster_key: None }
     }
 
     /// The same with the backups of this node.
@@ -39,6 +41,12 @@ impl Ops {
     /// The same with the token that lets machines join.
     pub fn with_join_token(mut self, token: Option<String>) -> Self {
         self.join_token = token.map(Arc::from);
+        self
+    }
+
+    /// The same with the key that seals secrets.
+    pub fn with_cluster_key(mut self, key: ClusterKey) -> Self {
+        self.cluster_key = Some(Arc::new(key));
         self
     }
 

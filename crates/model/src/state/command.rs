@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::WorkloadRow;
+use super::tables::{SecretRow, WorkloadRow};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
     node::Inventory,
+    secret::SealedSecret,
     workload::WorkloadSpec,
 };
 
@@ -77,6 +78,26 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user writes a secret.
+    PutSecret {
+        /// Its name.
+        name: Name,
+        /// The value, sealed by the proposer for the version after the one that is there.
+        value: SealedSecret,
+        /// Size of the value before it was sealed.
+        size_bytes: u64,
+        /// What may exist before; a generation is a version here.
+        mode: PutMode,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user removes a secret that no workload uses.
+    RemoveSecret {
+        /// Its name.
+        name: Name,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 /// What may exist before a specification is written.
@@ -140,6 +161,8 @@ pub enum Reply {
     Done,
     /// The workload as it is now.
     Workload(Box<WorkloadRow>),
+    /// The secret as it is now.
+    Secret(Box<SecretRow>),
     /// How many placements were made and how many were stale.
     Plan {
         /// Made.
@@ -160,6 +183,12 @@ pub enum RefusalKind {
     Stale,
     /// It is being removed.
     Removing,
+    /// It is used.
+    InUse,
+    /// A specification names a secret that is not there.
+    NoSecret,
+    /// No more fits.
+    Full,
     /// A fault of ours.
     Fault,
 }

@@ -5,7 +5,11 @@ use rusqlite::Connection;
 /// `toft` in ASCII: marks the file as ours.
 const APPLICATION_ID: i32 = 0x746f_6674;
 
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_start.sql"), include_str!("migrations/0002_consensus.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_start.sql"),
+    include_str!("migrations/0002_consensus.sql"),
+    include_str!("migrations/0003_secrets.sql"),
+];
 
 /// The version this program writes.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

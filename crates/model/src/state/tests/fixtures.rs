@@ -6,8 +6,16 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 6] =
-    ["register_node", "put_workload", "commit_plan", "report_instances", "power_workload", "remove_workload"];
+const STORY: [&str; 8] = [
+    "register_node",
+    "put_secret",
+    "put_workload",
+    "commit_plan",
+    "report_instances",
+    "power_workload",
+    "remove_workload",
+    "remove_secret",
+];
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/state/fixtures")
