@@ -16,7 +16,7 @@ use std::{
 use nix::{
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::statfs::{TMPFS_MAGIC, statfs},
+    sys::statfs::{FsType, TMPFS_MAGIC, statfs},
 };
 use toft_model::{
     ids::InstanceId,
@@ -33,7 +33,7 @@ const TMPFS_OPTIONS: &str = "mode=0700,size=256m,noswap";
 /// Older kernels: never swapped either, but without a bound of its own; what is written is bounded by what the state holds.
 const RAMFS_OPTIONS: &str = "mode=0700";
 /// `f_type` of ramfs, which nix does not name.
-const RAMFS_MAGIC: i64 = 0x8584_58f6;
+const RAMFS_MAGIC: FsType = FsType(0x8584_58f6);
 
 /// Why a container's secrets cannot be given to it.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +171,7 @@ fn is_in_memory(dir: &Path) -> io::Result<bool> {
     };
     let parent = dir.parent().unwrap_or(Path::new("/"));
     let kind = statfs(dir)?.filesystem_type();
-    Ok(own != device(parent)? && (kind == TMPFS_MAGIC || i64::from(kind.0) == RAMFS_MAGIC))
+    Ok(own != device(parent)? && (kind == TMPFS_MAGIC || kind == RAMFS_MAGIC))
 }
 
 fn mount_memory(dir: &Path) -> io::Result<()> {
@@ -273,7 +273,12 @@ mod tests {
         swapped.insert("db".parse().unwrap(), good[&"key".parse().unwrap()].clone());
         let mut older = good.clone();
         older.get_mut(&"db".parse().unwrap()).unwrap().version = 5;
-        for (values, words) in [(&BTreeMap::new(), "not there any more"), (&foreign, "cannot be opened"), (&swapped, "cannot be opened"), (&older, "cannot be opened")] {
+        for (values, words) in [
+            (&BTreeMap::new(), "not there any more"),
+            (&foreign, "cannot be opened"),
+            (&swapped, "cannot be opened"),
+            (&older, "cannot be opened"),
+        ] {
             let error = lab.files.write(id(1), &mounts(&["key,target=first", "db"]), values).unwrap_err();
             let text = crate::observe::chain(&error);
             assert!(text.contains(words) && !text.contains("letmein"), "{text}");

@@ -5,7 +5,12 @@ use std::path::Path;
 use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    client::conn::http1,
+    header::{self, HeaderName},
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -52,6 +57,17 @@ impl Client {
         decode(self.send(Method::POST, path, body).await?).await
     }
 
+    /// Sends a body in place of the `generation` that is there.
+    pub(super) async fn replace<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        generation: u64,
+        body: Body,
+    ) -> Result<T, Failure> {
+        let seen = (header::IF_MATCH, format!("\"{generation}\""));
+        decode(self.send_with(Method::PUT, path, Some(seen), body).await?).await
+    }
+
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
         Ok(self.download(path, None).await?.into_body())
@@ -72,7 +88,20 @@ impl Client {
     }
 
     async fn send(&self, method: Method, path: &str, body: Body) -> Result<Response<Incoming>, Failure> {
+        self.send_with(method, path, None, body).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        more: Option<(HeaderName, String)>,
+        body: Body,
+    ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.host());
+        if let Some((name, value)) = more {
+            request = request.header(name, value);
+        }
         if let Target::Http { password: Some(password), .. } = &self.target {
             let credentials = format!("Basic {}", encode_base64(format!("admin:{password}").as_bytes()));
             request = request.header(header::AUTHORIZATION, credentials);

@@ -148,7 +148,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
-    let ops = Ops::new(state.clone(), node.clone()).with_backups(backups).with_join_token(join_token).with_cluster_key(cluster_key.clone());
+    let ops = Ops::new(state.clone(), node.clone())
+        .with_backups(backups)
+        .with_join_token(join_token)
+        .with_cluster_key(cluster_key.clone());
     let outbox = Outbox::default();
     let secrets = SecretFiles::new(directories.secrets(), cluster_key);
     if let Some(set) = &remembered.set {

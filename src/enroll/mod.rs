@@ -154,7 +154,8 @@ impl Keys {
         };
         let authority = Authority::load(text(AUTHORITY)?, &text(AUTHORITY_KEY)?)?;
         let not = |name: &str, what| KeyError::Content { path: folder.join(name), what };
-        let cluster_key = hex::decode(Zeroizing::new(text(CLUSTER_KEY)?).trim()).ok().and_then(|bytes| bytes.try_into().ok());
+        let cluster_key =
+            hex::decode(Zeroizing::new(text(CLUSTER_KEY)?).trim()).ok().and_then(|bytes| bytes.try_into().ok());
         let cluster_key = cluster_key.ok_or_else(|| not(CLUSTER_KEY, "a key of 32 bytes, hexadecimal"))?;
         let cluster_key = ClusterKey::from_bytes(cluster_key);
         let token = format!("toft1.{}.{}", hex::encode(authority.hash()?), text(TOKEN)?.trim());

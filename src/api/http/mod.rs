@@ -11,6 +11,7 @@ mod images;
 mod instances;
 mod nodes;
 mod query;
+mod secrets;
 pub mod serve;
 mod workloads;
 
@@ -74,6 +75,8 @@ fn resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::remove))
+        .routes(routes!(secrets::list, secrets::create))
+        .routes(routes!(secrets::show, secrets::put, secrets::remove))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::status))
         .routes(routes!(backups::stream))

@@ -22,7 +22,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     ApiError, ApiState,
     error::{Asked, Body, Parsed},
-    query::{ListQuery, since_ns},
+    query::{ListQuery, generation, since_ns},
 };
 use crate::{
     api::types::{LogRecord, Page, Waited, Workload, time_ns},
@@ -190,13 +190,4 @@ fn encode((instance, line): NamedLine) -> Result<String, std::io::Error> {
 
 fn tagged(workload: &WorkloadView) -> Response {
     ([(header::ETAG, format!("\"{}\"", workload.row.generation))], Json(Workload::from(workload))).into_response()
-}
-
-fn generation(tag: &axum::http::HeaderValue) -> Result<u64, ControlError> {
-    let text = tag.to_str().unwrap_or_default().trim_matches('"');
-    text.parse().map_err(|_| {
-        ControlError::new(ErrorKind::Invalid, "the If-Match header is no ETag of a workload")
-            .field("If-Match")
-            .hint("send the ETag that reading the workload gave")
-    })
 }

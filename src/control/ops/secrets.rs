@@ -19,9 +19,10 @@ impl Ops {
     /// Writes a value and gives the secret as it then is. With [`PutMode::Create`] the name must be free.
     pub async fn put_secret(&self, name: Name, value: Plain, mode: PutMode) -> Result<SecretView, ControlError> {
         check_size(&value)?;
-        let key = self.cluster_key.as_ref().ok_or_else(|| {
-            ControlError::new(ErrorKind::Unavailable, "this node has no key to seal secrets with")
-        })?;
+        let key = self
+            .cluster_key
+            .as_ref()
+            .ok_or_else(|| ControlError::new(ErrorKind::Unavailable, "this node has no key to seal secrets with"))?;
         let size_bytes = value.as_bytes().len() as u64;
         let mut tries = 0;
         let row = loop {
@@ -38,7 +39,10 @@ impl Ops {
             match self.state.propose(command).await.map_err(ControlError::from) {
                 Ok(Reply::Secret(row)) => break row,
                 Ok(_) => {
-                    return Err(ControlError::new(ErrorKind::Internal, "the state answered something else than a secret"));
+                    return Err(ControlError::new(
+                        ErrorKind::Internal,
+                        "the state answered something else than a secret",
+                    ));
                 }
                 // Whoever names no version does not mind that another was written just now.
                 Err(error)

@@ -115,7 +115,9 @@ pub(super) fn missing(connection: &Connection, mounts: &[SecretMount]) -> rusqli
             return Ok(Some(Refusal {
                 kind: RefusalKind::NoSecret,
                 message: format!("there is no secret `{name}`"),
-                hint: format!("create it with `toft secret create {name} FILE`; `toft secret ls` shows those there are"),
+                hint: format!(
+                    "create it with `toft secret create {name} FILE`; `toft secret ls` shows those there are"
+                ),
             }));
         }
     }

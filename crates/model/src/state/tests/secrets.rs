@@ -63,7 +63,12 @@ fn versions_count_and_lost_updates_are_refused() {
     assert_eq!(query_secrets(&cluster.connection).unwrap(), []);
     assert_eq!(
         cluster.story(),
-        ["secret/db: created", "secret/db: changed to version 2", "secret/db: changed to version 3", "secret/db: removed"]
+        [
+            "secret/db: created",
+            "secret/db: changed to version 2",
+            "secret/db: changed to version 3",
+            "secret/db: removed"
+        ]
     );
 }
 
@@ -109,7 +114,8 @@ fn nodes_get_the_newest_version_of_what_their_instances_name_and_nothing_else() 
     api.node = Some("two".parse().unwrap());
     cluster.put(api);
     cluster.settle();
-    let names = |cluster: &Cluster, node| orders(cluster, node).secrets.keys().map(ToString::to_string).collect::<Vec<_>>();
+    let names =
+        |cluster: &Cluster, node| orders(cluster, node).secrets.keys().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!((names(&cluster, nodes[0]), names(&cluster, nodes[1])), (vec!["db".to_owned()], vec!["key".to_owned()]));
     let before = nodes.map(|node| orders(&cluster, node).generation);
     cluster.apply(put("db", 2, ANY));
