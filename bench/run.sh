@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures toft beside containerd's ctr, Docker, Podman and runc, as root. See bench/README.md.
+# Measures toft beside what people would use in its place, as root. See bench/README.md.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,8 +10,9 @@ usage() {
 usage: bench/run.sh NAME [options]
        bench/run.sh --list
 
-  --runs N         measured runs of each engine (start: 30, idle: 10)
-  --seconds N      idle: length of the watch (60)
+  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3)
+  --seconds N      idle: length of the watch (60); state: length of each point (5)
+  --million        state: also write a million times
   --engines A,B    start: only these of toft, ctr, docker, podman, runc
   --profile NAME   Cargo profile of toft: release (default) or ci
   --toft FILE      measure this binary and build nothing
@@ -23,6 +24,7 @@ list() {
   cat <<'END'
 start   from a request to a process that runs, and whole runs, beside ctr, docker, podman and runc
 idle    memory, CPU and start of the daemons with 0 and 10 containers, beside dockerd with containerd
+state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
 END
 }
 
@@ -85,6 +87,7 @@ main() {
       --list) list; return ;;
       --help | -h) usage; return ;;
       --runs | --seconds | --engines) arguments+=("$1" "${2:?$1 wants a value}"); shift ;;
+      --million) arguments+=("$1") ;;
       --profile) profile=${2:?--profile wants a name}; shift ;;
       --toft) toft=$(realpath -- "${2:?--toft wants a file}"); shift ;;
       --out) out=$(realpath -- "${2:?--out wants a file}"); shift ;;
@@ -93,7 +96,7 @@ main() {
     esac
     shift
   done
-  [[ $name == start || $name == idle ]] || { usage >&2; exit 2; }
+  [[ $name == start || $name == idle || $name == state ]] || { usage >&2; exit 2; }
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"
   install_packages
   if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi

@@ -8,17 +8,19 @@ import sys
 import idle
 import image
 import start
+import state
 from processes import BenchError
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("bench", choices=["start", "idle"])
+    parser.add_argument("bench", choices=["start", "idle", "state"])
     parser.add_argument("--work", required=True)
     parser.add_argument("--toft", required=True)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--runs", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--million", action="store_true")
     parser.add_argument("--engines", default="toft,ctr,docker,podman,runc")
     options = parser.parse_args()
     options.work = os.path.realpath(options.work)
@@ -32,7 +34,7 @@ def main():
     image.make_archive(rootfs, options.archive)
     os.environ["HOME"] = options.work
     try:
-        {"start": start, "idle": idle}[options.bench].run(options)
+        {"start": start, "idle": idle, "state": state}[options.bench].run(options)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     finally:

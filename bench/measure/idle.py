@@ -26,7 +26,7 @@ WAYS = {"toft": ("first", "again", "containerd alive"), "docker": ("first", "aga
 def run(options):
     home = Group(f"{os.path.basename(options.work)}/driver")
     engines = [Toft(options.work, options.toft), Docker(options.work, options.toft)]
-    runs = options.runs or 10
+    runs, seconds = options.runs or 10, options.seconds or 60
     ready = {engine.name: {way: [] for way in WAYS[engine.name]} for engine in engines}
     watched = {}
     try:
@@ -45,14 +45,14 @@ def run(options):
             engine.end_daemons()
             engine.begin()
             home.enter()
-            watched[engine.name] = watch_with_containers(engine, options.seconds)
+            watched[engine.name] = watch_with_containers(engine, seconds)
             engine.end()
         about = report.machine(versions, options.profile)
     finally:
         home.enter()
         for engine in engines:
             engine.end()
-    result = {"bench": "idle", "runs": runs, "seconds": options.seconds, "machine": about, "ready_ms": ready,
+    result = {"bench": "idle", "runs": runs, "seconds": seconds, "machine": about, "ready_ms": ready,
               "watched": watched}
     show(result)
     report.write(options.result, result)

@@ -74,6 +74,15 @@ pub(super) enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Set and remove a workload's labels; nothing that runs changes
+    Label {
+        /// Workload
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+        /// KEY=VALUE sets a label, KEY- removes it
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = parse_label)]
+        changes: Vec<(String, Option<String>)>,
+    },
     /// Stop workloads and remove their containers
     Rm(NamesArgs),
     /// Show what happened, newest last
@@ -347,6 +356,14 @@ fn memory(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(told)
 }
 
+fn parse_label(text: &str) -> Result<(String, Option<String>), String> {
+    match (text.split_once('='), text.strip_suffix('-')) {
+        (Some((key, value)), _) => Ok((key.to_owned(), Some(value.to_owned()))),
+        (None, Some(key)) => Ok((key.to_owned(), None)),
+        (None, None) => Err("write it like `team=kitchen`, or `team-` to remove it".into()),
+    }
+}
+
 fn parse_scale(text: &str) -> Result<(Name, u32), String> {
     let (name, count) = text.split_once('=').ok_or("write it like `web=3`")?;
     let count = count.parse().map_err(|_| format!("`{count}` is no number of instances"))?;
@@ -358,6 +375,14 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn labels_are_set_and_removed() {
+        assert_eq!(parse_label("a=b=c-").unwrap(), ("a".into(), Some("b=c-".into())));
+        assert_eq!(parse_label("a=").unwrap(), ("a".into(), Some(String::new())));
+        assert_eq!(parse_label("a-b-").unwrap(), ("a-b".into(), None));
+        assert!(parse_label("a").is_err());
+    }
 
     #[test]
     fn the_arguments_are_consistent() {

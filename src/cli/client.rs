@@ -45,8 +45,16 @@ impl Client {
         decode(self.send(Method::PUT, path, json(body)?).await?).await
     }
 
+    pub(super) async fn patch(&self, path: &str, body: &impl Serialize) -> Result<(), Failure> {
+        self.change(Method::PATCH, path, json(body)?).await
+    }
+
     pub(super) async fn delete(&self, path: &str) -> Result<(), Failure> {
-        let response = self.send(Method::DELETE, path, Body::empty()).await?;
+        self.change(Method::DELETE, path, Body::empty()).await
+    }
+
+    async fn change(&self, method: Method, path: &str, body: Body) -> Result<(), Failure> {
+        let response = self.send(method, path, body).await?;
         // Read to its end, so that the connection can be used again.
         drop(response.into_body().collect().await);
         Ok(())

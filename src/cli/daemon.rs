@@ -48,7 +48,9 @@ pub(super) fn down(args: DownArgs) -> Result<i32, Failure> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4))
+        // Half of the cores: consensus and the writer of the state have threads of their own, and workers that wake each
+        // other in vain take time from them.
+        .worker_threads((std::thread::available_parallelism().map_or(2, usize::from) / 2).clamp(1, 4))
         .enable_all()
         .build()
         .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))

@@ -81,6 +81,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Stop(names) => workloads::power(client, names, "stop").await,
         Command::Restart(names) => workloads::power(client, names, "restart").await,
         Command::Scale { changes, no_wait } => workloads::scale(client, changes, no_wait).await,
+        Command::Label { name, changes } => workloads::label(client, &name, changes).await,
         Command::Rm(names) => workloads::rm(client, names).await,
         Command::Events(args) => inspect::events(client, args).await,
         Command::Node { command: NodeCommand::Ls(list) } => inspect::nodes(client, list).await,

@@ -1,5 +1,7 @@
 //! `ls`, `ps`, `start`, `stop`, `restart`, `scale`, `rm`.
 
+use std::collections::BTreeMap;
+
 use toft_model::name::Name;
 
 use super::{
@@ -147,6 +149,17 @@ pub(super) async fn scale(client: &Client, changes: Vec<(Name, u32)>, no_wait: b
         code = told(done.await, code);
     }
     Ok(code)
+}
+
+pub(super) async fn label(
+    client: &Client,
+    name: &Name,
+    changes: Vec<(String, Option<String>)>,
+) -> Result<i32, Failure> {
+    let labels: BTreeMap<String, Option<String>> = changes.into_iter().collect();
+    client.patch(&format!("/api/v1/workloads/{name}/labels"), &labels).await?;
+    println!("{name}");
+    Ok(0)
 }
 
 pub(super) async fn rm(client: &Client, args: NamesArgs) -> Result<i32, Failure> {

@@ -135,6 +135,7 @@ pub struct Handle {
     identity: Identity,
     readers: Arc<Readers>,
     applied: watch::Receiver<u64>,
+    schedule: watch::Receiver<u64>,
     proposals: mpsc::Sender<Proposal>,
     space: Arc<Space>,
 }
@@ -142,8 +143,8 @@ pub struct Handle {
 impl Handle {
     pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
         let HandleParts { raft, peers, identity, proposals } = parts;
-        let (readers, applied) = (Arc::clone(state.readers()), state.applied());
-        Self { raft, peers, identity, readers, applied, proposals, space: Arc::new(space) }
+        let (readers, applied, schedule) = (Arc::clone(state.readers()), state.applied(), state.schedule());
+        Self { raft, peers, identity, readers, applied, schedule, proposals, space: Arc::new(space) }
     }
 
     /// Applies a command. When this returns `Ok`, a majority of the members has it on disk and reads here see it.
@@ -271,6 +272,11 @@ impl Handle {
     /// The index of the last applied entry; changes with each.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// The index of the last applied entry after which the scheduler may decide otherwise; changes with each.
+    pub fn watch_schedule(&self) -> watch::Receiver<u64> {
+        self.schedule.clone()
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod compact;
 mod copy;
+mod executor;
 mod found;
 mod handle;
 mod log_store;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     compact::{self, Limits},
+    executor::Executor,
     found::{self, OpenError, Parts},
     handle::{Handle, HandleParts},
     log_store::{LogSize, LogStore},
@@ -76,14 +77,24 @@ pub struct Door {
     raft: Raft,
     identity: Identity,
     transport: Transport,
+    /// Where consensus runs: what the others send is taken there without a detour.
+    runtime: tokio::runtime::Handle,
 }
 
 impl Door {
     /// Answers until `cancel`.
     pub async fn serve(self, listener: TcpListener, admission: Arc<dyn Admission>, cancel: CancellationToken) {
-        let (transport, who) = (self.transport, (self.raft, self.identity));
-        if let Err(error) = serve(listener, &transport, who, admission, cancel).await {
-            tracing::error!(error = chain(&error), "the door for other members could not be opened");
+        let Self { raft, identity, transport, runtime } = self;
+        let cancel = cancel.child_token();
+        // When this future is dropped, what runs elsewhere ends too.
+        let _end = cancel.clone().drop_guard();
+        let answering = runtime.spawn(async move {
+            if let Err(error) = serve(listener, &transport, (raft, identity), admission, cancel).await {
+                tracing::error!(error = chain(&error), "the door for other members could not be opened");
+            }
+        });
+        if let Err(error) = answering.await {
+            tracing::error!(%error, "the door for other members has ended");
         }
     }
 }
@@ -135,10 +146,12 @@ pub(super) async fn start(
     let peers = Arc::new(Peers::new(&identity, &transport));
     let network = Network(Arc::clone(&peers));
     let config = Arc::new(config(&limits));
-    let raft = Raft::new(identity.member_id, config, network, log.clone(), state.clone());
+    let executor = Executor::start().map_err(|error| OpenError::Consensus(error.to_string()))?;
+    let raft = executor.run(Raft::new(identity.member_id, config, network, log.clone(), state.clone()));
     // What takes long here is a snapshot that finds no room.
     let raft = match tokio::time::timeout(REPLAY_TIMEOUT, raft).await {
-        Ok(raft) => raft.map_err(failed)?,
+        Ok(Some(raft)) => raft.map_err(failed)?,
+        Ok(None) => return Err(OpenError::Consensus("it ended".into())),
         Err(_) => return Err(OpenError::DiskFull { path: files.snapshots.clone() }),
     };
     let size = log.size();
@@ -148,9 +161,13 @@ pub(super) async fn start(
     let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
     drop((log, state));
     replay(&raft).await?;
-    let door = Door { raft: raft.clone(), identity, transport };
+    let door = Door { raft: raft.clone(), identity, transport, runtime: executor.handle().clone() };
     let applied = handle.watch();
-    let task = run(Running { raft, peers, me, applied, limits }, receiver, size, [log_end, state_end]).boxed();
+    let running = run(Running { raft, peers, me, applied, limits }, receiver, size, [log_end, state_end]);
+    let task = async move {
+        executor.run(running).await;
+    }
+    .boxed();
     Ok(Opened { handle, task, door })
 }
 

@@ -3,7 +3,8 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use toft_model::state::Command;
@@ -11,6 +12,9 @@ use tokio::sync::watch;
 
 /// Bytes that must be free for the state to grow.
 const RESERVE: u64 = 4 << 20;
+
+/// How long room that was there counts as being there still.
+const FRESH: Duration = Duration::from_millis(50);
 
 /// Wait before a write that found no room is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -20,11 +24,13 @@ pub(super) struct Space {
     folder: PathBuf,
     /// Whether the writer of the log, or that of the state, waits for room.
     waits: [watch::Receiver<bool>; 2],
+    /// When there was room for sure.
+    seen: Mutex<Option<Instant>>,
 }
 
 impl Space {
     pub(super) fn of(folder: PathBuf, waits: [watch::Receiver<bool>; 2]) -> Self {
-        Self { folder, waits }
+        Self { folder, waits, seen: Mutex::new(None) }
     }
 
     /// Whether there is room for a command.
@@ -33,7 +39,13 @@ impl Space {
     }
 
     fn is_free(&self) -> bool {
-        free_bytes(&self.folder).is_none_or(|free| free >= RESERVE)
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_some_and(|seen| seen.elapsed() < FRESH) {
+            return true;
+        }
+        let free = free_bytes(&self.folder).is_none_or(|free| free >= RESERVE);
+        *seen = free.then(Instant::now);
+        free
     }
 }
 
@@ -76,7 +88,7 @@ pub(super) fn until_there_is_room<T, E>(
 
 fn grows(command: &Command) -> bool {
     match command {
-        Command::PutWorkload { .. } | Command::PutSecret { .. } => true,
+        Command::LabelWorkload { .. } | Command::PutWorkload { .. } | Command::PutSecret { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }

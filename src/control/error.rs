@@ -105,6 +105,7 @@ impl From<Refusal> for ControlError {
             RefusalKind::Exists | RefusalKind::Removing | RefusalKind::InUse | RefusalKind::Full => ErrorKind::Conflict,
             RefusalKind::NoSecret => ErrorKind::Invalid,
             RefusalKind::Stale => ErrorKind::Stale,
+            RefusalKind::Invalid => ErrorKind::Invalid,
             RefusalKind::Fault => ErrorKind::Internal,
         };
         let field = match refusal.kind {

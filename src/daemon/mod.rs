@@ -295,10 +295,11 @@ async fn feed_assignments(
     feed: watch::Sender<Option<AssignmentSet>>,
     cancel: CancellationToken,
 ) {
-    let mut applied = state.watch();
+    // Only the scheduler's decisions, and what it decides on, change assignments.
+    let mut moves = state.watch_schedule();
     let node_id = identity.node_id;
     loop {
-        applied.mark_unchanged();
+        moves.mark_unchanged();
         let known = feed.borrow().as_ref().map(|set| set.generation);
         let question = move |connection: &rusqlite::Connection| {
             if assignments_generation(connection, node_id)? == known {
@@ -314,7 +315,7 @@ async fn feed_assignments(
         }
         tokio::select! {
             () = cancel.cancelled() => return,
-            changed = applied.changed() => if changed.is_err() { return cancel.cancelled().await },
+            changed = moves.changed() => if changed.is_err() { return cancel.cancelled().await },
         }
     }
 }

@@ -83,6 +83,28 @@ fn a_lost_update_is_refused() {
 }
 
 #[test]
+fn labels_change_without_touching_what_runs() {
+    let toft = Appliance::start();
+    toft.post("/api/v1/workloads", &web());
+    let before = settled(&toft, "web")["instances"][0].clone();
+    let path = "/api/v1/workloads/web/labels";
+    let label =
+        |headers: &[(&str, &str)], body: &Value| toft.request("PATCH", path, headers, body.to_string().as_bytes());
+    let labelled = label(&[], &json!({"team": "kitchen", "tier": "front"}));
+    assert_eq!((labelled.status, labelled.header("etag")), (204, Some("\"2\"")));
+    assert_eq!(label(&[("if-match", "\"2\"")], &json!({"team": null})).status, 204);
+    assert_eq!(label(&[("if-match", "\"2\"")], &json!({"team": "late"})).refusal(412)["code"], "stale");
+    assert_eq!(label(&[], &json!({"a=b": "c"})).refusal(400)["code"], "invalid");
+    assert_eq!(label(&[], &json!({"a": 1})).refusal(400)["code"], "invalid");
+    assert_eq!(label(&[], &json!({"a": "x".repeat(600_000)})).refusal(400)["code"], "invalid");
+    toft.good("label web room=cellar gone-");
+    let after = toft.get("/api/v1/workloads/web").good();
+    assert_eq!(after["spec"]["labels"], json!({"tier": "front", "room": "cellar"}));
+    assert_eq!(after["instances"][0]["pid"], before["pid"]);
+    assert!(toft.toft(&["label", "other", "a=b"]).bad(1).contains("no workload `other`"));
+}
+
+#[test]
 fn waiting_ends_at_the_milestone_or_at_the_timeout() {
     let toft = Appliance::start();
     toft.post("/api/v1/workloads", &web());

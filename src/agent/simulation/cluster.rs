@@ -90,6 +90,7 @@ impl Cluster {
             Command::RegisterNode { .. }
             | Command::CommitPlan { .. }
             | Command::ReportInstances { .. }
+            | Command::LabelWorkload { .. }
             | Command::PutSecret { .. }
             | Command::RemoveSecret { .. } => return,
         };

@@ -62,6 +62,7 @@ fn resources() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(workloads::list, workloads::create))
         .routes(routes!(workloads::show, workloads::put, workloads::remove))
+        .routes(routes!(workloads::label))
         .routes(routes!(workloads::start))
         .routes(routes!(workloads::stop))
         .routes(routes!(workloads::restart))

@@ -1,6 +1,6 @@
 //! `/workloads`.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
@@ -79,6 +79,19 @@ pub async fn put(
     let if_generation = headers.get(header::IF_MATCH).map(generation).transpose()?;
     let workload = api.ops.put_workload(spec, PutMode::Replace { if_generation }).await?;
     Ok(tagged(&workload))
+}
+
+/// Sets the labels of the body and removes those that are `null` there; nothing that runs changes. `If-Match` as for `PUT`.
+#[utoipa::path(patch, path = "/workloads/{name}/labels", tag = "workloads", params(("name" = String, Path)), request_body = BTreeMap<String, Option<String>>, responses((status = 204), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 412, body = crate::api::types::ErrorEnvelope)))]
+pub async fn label(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+    headers: HeaderMap,
+    Body(labels): Body<BTreeMap<String, Option<String>>>,
+) -> Result<Response, ApiError> {
+    let if_generation = headers.get(header::IF_MATCH).map(generation).transpose()?;
+    let generation = api.ops.label_workload(name, labels, if_generation).await?;
+    Ok((StatusCode::NO_CONTENT, [(header::ETAG, etag(generation))]).into_response())
 }
 
 /// Removes a workload: its processes are stopped, its containers deleted. `GET .../wait?for=gone` waits for the end.
@@ -189,5 +202,9 @@ fn encode((instance, line): NamedLine) -> Result<String, std::io::Error> {
 }
 
 fn tagged(workload: &WorkloadView) -> Response {
-    ([(header::ETAG, format!("\"{}\"", workload.row.generation))], Json(Workload::from(workload))).into_response()
+    ([(header::ETAG, etag(workload.row.generation))], Json(Workload::from(workload))).into_response()
+}
+
+fn etag(generation: u64) -> String {
+    format!("\"{generation}\"")
 }

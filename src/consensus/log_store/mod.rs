@@ -62,9 +62,17 @@ pub struct LogSize {
     pub bytes: u64,
 }
 
+impl LogSize {
+    fn grow(&mut self, entries: &[(u64, Vec<u8>)]) {
+        self.entries += entries.len() as u64;
+        self.bytes += entries.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+    }
+}
+
 type Done = oneshot::Sender<Result<(), LogError>>;
 
 enum Write {
+    /// Entries that found no room before.
     Append(Vec<(u64, Vec<u8>)>, Done),
     Vote(Vote, Done),
     Truncate(u64, Done),
@@ -109,6 +117,19 @@ impl LogStore {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Writes entries here and now: consensus has nothing else to do until they are on the disk, and a thread of their
+    /// own would cost two changes of thread. Only waiting for room is left to the thread.
+    async fn append_now(&self, entries: Vec<(u64, Vec<u8>)>) -> Result<(), LogError> {
+        match self.file.append(&entries) {
+            Ok(()) => {
+                self.size.send_modify(|size| size.grow(&entries));
+                Ok(())
+            }
+            Err(error) if error.is_full() => self.write(|done| Write::Append(entries, done)).await,
+            Err(error) => Err(error),
+        }
+    }
+
     async fn read(&self, start: u64, end: u64, limit: usize) -> Result<Vec<Entry>, LogError> {
         if let Some(entries) = self.recent().range(start, end, limit) {
             return Ok(entries);
@@ -135,7 +156,11 @@ struct Writer<'a> {
 impl Writer<'_> {
     /// Writes as soon as there is room.
     fn write(&self, write: impl Fn(&LogFile) -> Result<(), LogError>) -> Result<(), LogError> {
-        let mut again = false;
+        self.write_after(false, write)
+    }
+
+    /// The same when a write may have failed already.
+    fn write_after(&self, mut again: bool, write: impl Fn(&LogFile) -> Result<(), LogError>) -> Result<(), LogError> {
         until_there_is_room(self.waits, LogError::is_full, || {
             if std::mem::replace(&mut again, true) {
                 self.file.reopen()?;
@@ -153,13 +178,9 @@ impl Writer<'_> {
 fn perform(writer: &Writer<'_>, write: Write) {
     let (outcome, done) = match write {
         Write::Append(entries, done) => {
-            let outcome = writer.write(|file| file.append(&entries));
+            let outcome = writer.write_after(true, |file| file.append(&entries));
             if outcome.is_ok() {
-                let bytes: usize = entries.iter().map(|(_, bytes)| bytes.len()).sum();
-                writer.size.send_modify(|size| {
-                    size.entries += entries.len() as u64;
-                    size.bytes += bytes as u64;
-                });
+                writer.size.send_modify(|size| size.grow(&entries));
             }
             (outcome, done)
         }
@@ -241,7 +262,7 @@ impl RaftLogStorage<Types> for LogStore {
             encoded.push((kept[kept.len() - 1].0.log_id.index, bytes));
         }
         self.recent().extend(kept);
-        match self.write(|done| Write::Append(encoded, done)).await {
+        match self.append_now(encoded).await {
             Ok(()) => {
                 callback.log_io_completed(Ok(()));
                 Ok(())

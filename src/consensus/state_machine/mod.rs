@@ -23,7 +23,7 @@ pub use readers::ReadError;
 pub(super) use readers::Readers;
 pub use snapshot::SnapshotFile;
 use snapshot::Snapshots;
-use writer::Order;
+use writer::{Ends, Order};
 
 use super::{
     open::is_full,
@@ -110,6 +110,7 @@ pub struct StateMachine {
     readers: Arc<Readers>,
     snapshots: Arc<Snapshots>,
     applied: watch::Receiver<u64>,
+    schedule: watch::Receiver<u64>,
 }
 
 impl StateMachine {
@@ -121,8 +122,9 @@ impl StateMachine {
         waits: watch::Sender<bool>,
     ) -> Result<(Self, oneshot::Receiver<()>), StateError> {
         let readers = Arc::new(readers);
-        let (orders, applied, end) = writer::start(connection, Arc::clone(&readers), waits)?;
-        Ok((Self { orders, readers, snapshots: Arc::new(Snapshots::open(snapshots)?), applied }, end))
+        let Ends { orders, applied, schedule, end } = writer::start(connection, Arc::clone(&readers), waits)?;
+        let snapshots = Arc::new(Snapshots::open(snapshots)?);
+        Ok((Self { orders, readers, snapshots, applied, schedule }, end))
     }
 
     /// Connections that read.
@@ -133,6 +135,11 @@ impl StateMachine {
     /// The index of the last entry applied, as it moves.
     pub(super) fn applied(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// The index of the last entry applied that concerns the scheduler, as it moves.
+    pub(super) fn schedule(&self) -> watch::Receiver<u64> {
+        self.schedule.clone()
     }
 
     /// Makes a snapshot if there is none of that position or a later one, and does not wait for room.

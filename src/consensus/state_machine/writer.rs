@@ -27,8 +27,16 @@ pub(super) enum Order {
     Replace(PathBuf, oneshot::Sender<Result<(), StateError>>),
 }
 
-/// The ends other threads hold: orders, the applied index, and the end of the thread.
-type Ends = (mpsc::Sender<Order>, watch::Receiver<u64>, oneshot::Receiver<()>);
+/// The ends other threads hold.
+pub(super) struct Ends {
+    pub(super) orders: mpsc::Sender<Order>,
+    /// The applied index.
+    pub(super) applied: watch::Receiver<u64>,
+    /// The index of the last entry that concerns the scheduler.
+    pub(super) schedule: watch::Receiver<u64>,
+    /// Gives an error when the thread has ended.
+    pub(super) end: oneshot::Receiver<()>,
+}
 
 pub(super) fn start(
     connection: Connection,
@@ -36,37 +44,43 @@ pub(super) fn start(
     waits: watch::Sender<bool>,
 ) -> Result<Ends, StateError> {
     let (orders, receiver) = mpsc::channel(16);
-    let (sender, applied) = watch::channel(applied_index(&connection)?);
+    let index = applied_index(&connection)?;
+    let (applied_sender, applied) = watch::channel(index);
+    let (schedule_sender, schedule) = watch::channel(index);
     let (ended, end) = oneshot::channel::<()>();
     std::thread::Builder::new()
         .name("state-writer".into())
         .spawn(move || {
-            run(connection, receiver, &readers, &Told { applied: sender, waits });
+            let told = Told { applied: applied_sender, schedule: schedule_sender, waits };
+            run(connection, receiver, &readers, &told);
             drop(readers);
             drop(ended);
         })
         .map_err(|source| StateError::File { verb: "served by a thread", path: "state".into(), source })?;
-    Ok((orders, applied, end))
+    Ok(Ends { orders, applied, schedule, end })
 }
 
 /// What the thread tells.
 struct Told {
     applied: watch::Sender<u64>,
+    schedule: watch::Sender<u64>,
     waits: watch::Sender<bool>,
 }
 
 fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Readers, told: &Told) {
-    let applied = &told.applied;
     let mut connection = Some(connection);
     while let Some(order) = orders.blocking_recv() {
         let Some(open) = connection.as_mut() else { return };
         match order {
             Order::Apply(entries, done) => {
                 let outcome = until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, &entries));
-                let outcome = outcome.map(|(index, outcomes)| {
+                let outcome = outcome.map(|done| {
                     // Before the answer: who has one finds it in the watch.
-                    applied.send_replace(index);
-                    outcomes
+                    told.applied.send_replace(done.index);
+                    if done.concerns_scheduler {
+                        told.schedule.send_replace(done.index);
+                    }
+                    done.outcomes
                 });
                 drop(done.send(outcome));
             }
@@ -76,7 +90,8 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
                     readers.without_readers(|| replace(&mut connection, readers, &path))
                 });
                 if let Ok(index) = &outcome {
-                    applied.send_replace(*index);
+                    told.applied.send_replace(*index);
+                    told.schedule.send_replace(*index);
                 }
                 drop(done.send(outcome.map(|_| ())));
             }
@@ -86,15 +101,31 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
     readers.without_readers(|| drop(connection));
 }
 
+/// What came of applying entries.
+struct Done {
+    /// The last entry's index.
+    index: u64,
+    outcomes: Vec<Outcomes>,
+    concerns_scheduler: bool,
+}
+
 /// Applies entries in one transaction; requests that are refused or fail leave no trace.
-fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<(u64, Vec<Outcomes>), StateError> {
+fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<Done, StateError> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let mut outcomes = Vec::with_capacity(entries.len());
-    let Some(last) = entries.last() else { return Ok((applied_index(&transaction)?, outcomes)) };
+    let mut concerns_scheduler = false;
+    let Some(last) = entries.last() else {
+        return Ok(Done { index: applied_index(&transaction)?, outcomes, concerns_scheduler });
+    };
     for entry in entries {
         outcomes.push(match &entry.payload {
-            EntryPayload::Blank => Outcomes::default(),
+            EntryPayload::Blank => {
+                // A new leader: what the one before did not decide is to be decided.
+                concerns_scheduler = true;
+                Outcomes::default()
+            }
             EntryPayload::Membership(membership) => {
+                concerns_scheduler = true;
                 let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
                 ClusterRow::set_membership(&transaction, &text(&stored)?)?;
                 Outcomes::default()
@@ -111,6 +142,7 @@ fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<(u64,
                         Err(error) if fails_all(&error) => return Err(error.into()),
                         Err(error) => Err(fault(&error)),
                     };
+                    concerns_scheduler |= answer.is_ok() && request.command.concerns_scheduler();
                     finish(savepoint, &answer)?;
                     answers.push(answer);
                 }
@@ -120,7 +152,7 @@ fn apply_entries(connection: &mut Connection, entries: &[Entry]) -> Result<(u64,
     }
     ClusterRow::advance(&transaction, last.log_id.index, &text(&last.log_id)?)?;
     transaction.commit()?;
-    Ok((last.log_id.index, outcomes))
+    Ok(Done { index: last.log_id.index, outcomes, concerns_scheduler })
 }
 
 fn finish(savepoint: rusqlite::Savepoint<'_>, answer: &Applied) -> rusqlite::Result<()> {

@@ -19,9 +19,9 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Runs until `cancel`.
 pub async fn run(state: Handle, cancel: CancellationToken) {
-    let mut applied = state.watch();
+    let mut moves = state.watch_schedule();
     loop {
-        applied.mark_unchanged();
+        moves.mark_unchanged();
         let wait = match round(&state).await {
             Ok(()) => PERIOD,
             Err(error) => {
@@ -32,7 +32,7 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
         tokio::select! {
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
-            moved = applied.changed() => if moved.is_err() { return },
+            moved = moves.changed() => if moved.is_err() { return },
         }
     }
 }

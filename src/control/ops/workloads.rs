@@ -1,5 +1,7 @@
 //! Operations on workloads.
 
+use std::collections::BTreeMap;
+
 use toft_model::{
     ids::WorkloadId,
     instance::NetworkOrder,
@@ -22,6 +24,20 @@ impl Ops {
         let workload_id = WorkloadId(Uuid::now_v7());
         let command = Command::PutWorkload { workload_id, spec: Box::new(spec), mode, at_ms: now_ms() };
         self.propose_workload(name, command).await
+    }
+
+    /// Sets labels, and removes those whose value is `None`; nothing that runs changes. Gives the generation.
+    pub async fn label_workload(
+        &self,
+        name: Name,
+        labels: BTreeMap<String, Option<String>>,
+        if_generation: Option<u64>,
+    ) -> Result<u64, ControlError> {
+        let command = Command::LabelWorkload { name, labels, if_generation, at_ms: now_ms() };
+        match self.state.propose(command).await? {
+            Reply::Generation { generation } => Ok(generation),
+            _ => Err(ControlError::new(ErrorKind::Internal, "the state answered something else than a generation")),
+        }
     }
 
     /// Starts, stops or restarts.

@@ -1,5 +1,7 @@
 //! Applies one command to the tables: the only place that writes them.
 
+use std::collections::BTreeMap;
+
 use rusqlite::Connection;
 
 use super::{
@@ -11,6 +13,7 @@ use super::{
 use crate::{
     ids::{NodeId, WorkloadId},
     instance::{Desired, InstanceReport, InstanceState},
+    invalid::Invalid,
     name::Name,
     workload::WorkloadSpec,
 };
@@ -38,6 +41,9 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         }
         Command::PowerWorkload { name, action, at_ms } => power_workload(connection, index, name, *action, *at_ms)?,
         Command::RemoveWorkload { name, at_ms } => remove_workload(connection, name, *at_ms)?,
+        Command::LabelWorkload { name, labels, if_generation, at_ms } => {
+            label_workload(connection, name, labels, *if_generation, *at_ms)?
+        }
         Command::CommitPlan { placements, changes, pending, at_ms } => {
             let mut commit = PlanCommit::new(connection, *at_ms);
             let mut placed = 0;
@@ -101,6 +107,14 @@ fn removing(name: &Name) -> Refusal {
     }
 }
 
+fn stale(row: &WorkloadRow, seen: u64) -> Refusal {
+    Refusal {
+        kind: RefusalKind::Stale,
+        message: format!("workload `{}` has generation {}, not {seen}", row.spec.name, row.generation),
+        hint: "read it again and repeat the change".into(),
+    }
+}
+
 fn tell(connection: &Connection, at_ms: i64, name: &Name, message: &str) -> rusqlite::Result<()> {
     EventRow::add(connection, at_ms, EventLevel::Info, &format!("workload/{name}"), message)
 }
@@ -126,11 +140,7 @@ fn put_workload(
             }));
         }
         (Some(row), PutMode::Replace { if_generation: Some(seen) }) if row.generation != seen => {
-            return Ok(Err(Refusal {
-                kind: RefusalKind::Stale,
-                message: format!("workload `{name}` has generation {}, not {seen}", row.generation),
-                hint: "read it again and repeat the change".into(),
-            }));
+            return Ok(Err(stale(&row, seen)));
         }
         (None, PutMode::Replace { if_generation: Some(_) }) => return Ok(Err(not_found(name))),
         (Some(row), PutMode::Replace { .. }) if row.spec == *spec => row,
@@ -161,6 +171,40 @@ fn put_workload(
     };
     row.save(connection)?;
     Ok(Ok(Reply::Workload(Box::new(row))))
+}
+
+/// Labels describe and may be written often: no event tells of them.
+fn label_workload(
+    connection: &Connection,
+    name: &Name,
+    labels: &BTreeMap<String, Option<String>>,
+    if_generation: Option<u64>,
+    at_ms: i64,
+) -> rusqlite::Result<Applied> {
+    let Some(mut row) = WorkloadRow::named(connection, name)? else { return Ok(Err(not_found(name))) };
+    if row.desired == Desired::Removed {
+        return Ok(Err(removing(name)));
+    }
+    if let Some(seen) = if_generation.filter(|seen| *seen != row.generation) {
+        return Ok(Err(stale(&row, seen)));
+    }
+    let mut changed = false;
+    for (key, value) in labels {
+        let before = match value {
+            Some(value) => row.spec.labels.insert(key.clone(), value.clone()),
+            None => row.spec.labels.remove(key),
+        };
+        changed |= before != *value;
+    }
+    if changed {
+        if let Err(Invalid { message, hint, .. }) = row.spec.validate_texts() {
+            return Ok(Err(Refusal { kind: RefusalKind::Invalid, message, hint }));
+        }
+        row.generation += 1;
+        row.updated_at_ms = at_ms;
+        row.save(connection)?;
+    }
+    Ok(Ok(Reply::Generation { generation: row.generation }))
 }
 
 fn power_workload(

@@ -98,6 +98,32 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user labels a workload, which changes nothing that runs.
+    LabelWorkload {
+        /// Its name.
+        name: Name,
+        /// New values; `None` removes the label.
+        labels: BTreeMap<String, Option<String>>,
+        /// Generation the user saw, if the workload must still have it.
+        if_generation: Option<u64>,
+        /// When.
+        at_ms: i64,
+    },
+}
+
+impl Command {
+    /// Whether the scheduler may decide otherwise after it.
+    pub fn concerns_scheduler(&self) -> bool {
+        match self {
+            Self::LabelWorkload { .. } | Self::PutSecret { .. } | Self::RemoveSecret { .. } => false,
+            Self::RegisterNode { .. }
+            | Self::PutWorkload { .. }
+            | Self::PowerWorkload { .. }
+            | Self::RemoveWorkload { .. }
+            | Self::CommitPlan { .. }
+            | Self::ReportInstances { .. } => true,
+        }
+    }
 }
 
 /// What may exist before a specification is written.
@@ -163,6 +189,11 @@ pub enum Reply {
     Workload(Box<WorkloadRow>),
     /// The secret as it is now.
     Secret(Box<SecretRow>),
+    /// The workload's generation as it is now.
+    Generation {
+        /// Of the specification.
+        generation: u64,
+    },
     /// How many placements were made and how many were stale.
     Plan {
         /// Made.
@@ -189,6 +220,8 @@ pub enum RefusalKind {
     NoSecret,
     /// No more fits.
     Full,
+    /// What would come of it breaks a rule.
+    Invalid,
     /// A fault of ours.
     Fault,
 }

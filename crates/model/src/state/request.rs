@@ -37,6 +37,7 @@ pub(crate) enum Answered {
     Done,
     Workload(WorkloadId),
     Secret(Name),
+    Generation { generation: u64 },
     Plan { placed: usize, dropped: usize },
 }
 
@@ -46,6 +47,7 @@ impl Answered {
             Reply::Done => Self::Done,
             Reply::Workload(row) => Self::Workload(row.id),
             Reply::Secret(row) => Self::Secret(row.name.clone()),
+            Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
         }
     }
@@ -54,6 +56,7 @@ impl Answered {
     fn again(self, connection: &Connection) -> rusqlite::Result<Applied> {
         Ok(match self {
             Self::Done => Ok(Reply::Done),
+            Self::Generation { generation } => Ok(Reply::Generation { generation }),
             Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
             Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
                 Some(row) => Ok(Reply::Workload(Box::new(row))),
@@ -127,10 +130,10 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        connection.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('requests', 70000)", []).unwrap();
-        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (1, 'old', '\"done\"')", []).unwrap();
+        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (1, x'01', '\"done\"')", []).unwrap();
+        connection.execute("INSERT INTO requests (seq, id, reply) VALUES (76799, x'02', '\"done\"')", []).unwrap();
         apply_request(&connection, 1, &put("web", 1)).unwrap().unwrap();
         let left: i64 = connection.query_row("SELECT COUNT(*) FROM requests", [], |row| row.get(0)).unwrap();
-        assert_eq!(left, 1);
+        assert_eq!(left, 2);
     }
 }

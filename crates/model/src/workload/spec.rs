@@ -182,7 +182,8 @@ impl WorkloadSpec {
         }
     }
 
-    fn validate_texts(&self) -> Result<(), Invalid> {
+    /// Checks the rules of command, environment and labels only.
+    pub(crate) fn validate_texts(&self) -> Result<(), Invalid> {
         let mut total = 0;
         let entrypoint = self.entrypoint.as_deref().unwrap_or_default();
         for (field, words) in [("entrypoint", entrypoint), ("command", &self.command)] {

@@ -25,6 +25,7 @@ fn every_command_of_the_fixtures_is_answered() {
         match (&command, cluster.apply(command.clone())) {
             (Command::RegisterNode { .. } | Command::ReportInstances { .. }, Reply::Done) => {}
             (Command::PutWorkload { spec, .. }, Reply::Workload(row)) => assert_eq!(row.spec, **spec),
+            (Command::LabelWorkload { .. }, Reply::Generation { generation: 2 }) => {}
             (Command::PowerWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.epoch, 2),
             (Command::RemoveWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.desired, Desired::Removed),
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
@@ -65,6 +66,50 @@ fn a_node_may_change_its_name_but_not_to_one_that_is_taken() {
     assert_eq!(cluster.refused(taken), RefusalKind::Exists);
     cluster.apply(free);
     assert_eq!(NodeRow::by_id(&cluster.connection, node).unwrap().unwrap().name.as_str(), "cellar");
+}
+
+// Labels.
+
+fn label(name: &str, labels: &[(&str, Option<&str>)], if_generation: Option<u64>) -> Command {
+    let labels = labels.iter().map(|(key, value)| ((*key).into(), value.map(Into::into))).collect();
+    Command::LabelWorkload { name: name.parse().unwrap(), labels, if_generation, at_ms: 9 }
+}
+
+#[test]
+fn labels_are_set_and_removed_and_nothing_else_changes() {
+    let (mut cluster, node) = Cluster::of_one();
+    let before = cluster.put(spec("web", "demo"));
+    cluster.schedule();
+    let orders = generation(&cluster, node);
+    let story = cluster.story();
+    let reply = cluster.apply(label("web", &[("team", Some("kitchen")), ("tier", Some("front"))], Some(1)));
+    assert_eq!(reply, Reply::Generation { generation: 2 });
+    let reply = cluster.apply(label("web", &[("team", None), ("tier", Some("back")), ("gone", None)], None));
+    assert_eq!(reply, Reply::Generation { generation: 3 });
+    let row = cluster.workload("web").unwrap();
+    let labels: Vec<_> = row.spec.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    assert_eq!(labels, [("tier", "back")]);
+    let spec = WorkloadSpec { labels: Default::default(), ..row.spec.clone() };
+    assert_eq!((row.desired, row.epoch, spec), (before.desired, before.epoch, before.spec));
+    assert!(cluster.think().is_empty(), "nothing that runs is moved");
+    assert_eq!((generation(&cluster, node), cluster.story()), (orders, story));
+    let same = cluster.apply(label("web", &[("tier", Some("back"))], None));
+    assert_eq!(same, Reply::Generation { generation: 3 }, "what is there already is no change");
+}
+
+#[test]
+fn labels_that_cannot_be_are_refused() {
+    let (mut cluster, _) = Cluster::of_one();
+    cluster.put(spec("web", "demo"));
+    cluster.schedule();
+    assert_eq!(cluster.refused(label("cat", &[], None)), RefusalKind::NotFound);
+    assert_eq!(cluster.refused(label("web", &[("a", Some("b"))], Some(2))), RefusalKind::Stale);
+    assert_eq!(cluster.refused(label("web", &[("a=b", Some("c"))], None)), RefusalKind::Invalid);
+    assert_eq!(cluster.refused(label("web", &[("", Some("c"))], None)), RefusalKind::Invalid);
+    let long = "x".repeat(WorkloadSpec::MAX_TEXT_BYTES);
+    assert_eq!(cluster.refused(label("web", &[("a", Some(&long))], None)), RefusalKind::Invalid);
+    cluster.remove("web");
+    assert_eq!(cluster.refused(label("web", &[("a", Some("b"))], None)), RefusalKind::Removing);
 }
 
 // Specifications.
