@@ -14,4 +14,5 @@ pub mod embedded;
 pub mod enroll;
 pub mod files;
 pub mod observe;
+pub mod seal;
 pub mod wire;

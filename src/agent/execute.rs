@@ -8,6 +8,7 @@ use toft_model::{
     ids::InstanceId,
     instance::{Assignment, ContainerOrder, Exit, NetworkOrder},
     name::Name,
+    secret::{SealedSecret, SecretMount},
 };
 use tokio::sync::broadcast;
 
@@ -15,6 +16,7 @@ use super::{
     ledger::{Ledger, Outcome},
     network::Network,
     runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
+    secrets::{SecretError, SecretFiles},
 };
 use crate::observe::chain;
 
@@ -70,21 +72,28 @@ pub struct Executor {
     pub log_max_bytes: u64,
     /// Log files kept an instance.
     pub log_max_files: u32,
+    /// Secrets of containers, in memory.
+    pub secrets: SecretFiles,
     /// Images the appliance brings along, by complete reference.
     pub builtin_image: fn(&str) -> Option<&'static [u8]>,
 }
 
+/// A process to be started.
+pub struct Start {
+    /// The order.
+    pub assignment: Assignment,
+    /// The container's task, if there is a container.
+    pub existing: Option<TaskState>,
+    /// What the ledger has to know before.
+    pub outcome: Outcome,
+    /// The values of the secrets that the order names, sealed.
+    pub secrets: BTreeMap<Name, SealedSecret>,
+}
+
 impl Executor {
-    /// Starts the process of `assignment`. `existing` is the container's task if there is a container; `ready` resolves
-    /// when the shared network is in force.
-    pub async fn start(
-        &self,
-        assignment: &Assignment,
-        existing: Option<TaskState>,
-        outcome: Outcome,
-        ready: impl Future<Output = Result<(), String>> + Send,
-    ) -> Done {
-        match self.try_start(assignment, existing, outcome, ready).await {
+    /// Starts a process. `ready` resolves when the shared network is in force.
+    pub async fn start(&self, start: Start, ready: impl Future<Output = Result<(), String>> + Send) -> Done {
+        match self.try_start(start, ready).await {
             Ok(pid) => Done::Started { pid },
             Err(StartError::Runtime(RuntimeError::StartFailed { reason, exit_code })) => {
                 Done::StartFailed { reason, exit_code: Some(exit_code) }
@@ -95,20 +104,19 @@ impl Executor {
 
     async fn try_start(
         &self,
-        assignment: &Assignment,
-        existing: Option<TaskState>,
-        outcome: Outcome,
+        start: Start,
         ready: impl Future<Output = Result<(), String>> + Send,
     ) -> Result<u32, StartError> {
+        let Start { assignment, existing, outcome, secrets } = start;
         let id = assignment.instance_id;
         let prepare = async {
             match existing {
-                None => self.create_container(assignment).await,
-                Some(TaskState::Created { .. } | TaskState::Ended(_)) => {
-                    Ok(self.runtime.delete_task(id).await.map(drop)?)
-                }
-                Some(TaskState::None | TaskState::Running { .. }) => Ok(()),
+                None => self.create_container(&assignment).await?,
+                Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
+                Some(TaskState::None | TaskState::Running { .. }) => {}
             }
+            // After the container, so that there is always one whose removal takes the files away.
+            self.write_secrets(id, &assignment.container.secrets, secrets).await
         };
         // That the process is about to start must be on disk before it does.
         let ledger = self.ledger.clone();
@@ -118,7 +126,13 @@ impl Executor {
         };
         let ready = async { ready.await.map_err(StartError::Other) };
         tokio::try_join!(prepare, note, ready)?;
-        let pid = self.runtime.create_task(id, &self.logger_of(id)).await?;
+        let pid = match self.runtime.create_task(id, &self.logger_of(id)).await {
+            Ok(pid) => pid,
+            Err(error) => {
+                self.remove_secrets(id);
+                return Err(error.into());
+            }
+        };
         let started = async {
             match &assignment.container.network {
                 NetworkOrder::Host => {}
@@ -131,6 +145,7 @@ impl Executor {
             if let Err(left) = self.runtime.delete_task(id).await {
                 tracing::warn!(instance.id = %id, error = chain(&left), "a task that failed to start was left behind");
             }
+            self.remove_secrets(id);
             return Err(error);
         }
         Ok(pid)
@@ -199,7 +214,31 @@ impl Executor {
             files.insert("/etc/resolv.conf".into(), resolver);
         }
         files.retain(|_, host| host.exists());
+        if !assignment.container.secrets.is_empty() {
+            files.insert(SecretMount::DIRECTORY.into(), self.secrets.folder(assignment.instance_id));
+        }
         Ok(files)
+    }
+
+    async fn write_secrets(
+        &self,
+        id: InstanceId,
+        mounts: &[SecretMount],
+        values: BTreeMap<Name, SealedSecret>,
+    ) -> Result<(), StartError> {
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let (files, mounts) = (self.secrets.clone(), mounts.to_vec());
+        let written = tokio::task::spawn_blocking(move || files.write(id, &mounts, &values)).await;
+        Ok(written.map_err(|e| StartError::Other(e.to_string()))??)
+    }
+
+    /// Takes the files of secrets away: no process needs them now.
+    fn remove_secrets(&self, id: InstanceId) {
+        if let Err(error) = self.secrets.remove(id) {
+            tracing::warn!(instance.id = %id, %error, "the secrets of a container could not be removed from memory");
+        }
     }
 
     fn logger_of(&self, id: InstanceId) -> LoggerCommand {
@@ -234,13 +273,18 @@ impl Executor {
                 break;
             }
         }
-        self.runtime.delete_task(id).await
+        let exit = self.runtime.delete_task(id).await?;
+        self.remove_secrets(id);
+        Ok(exit)
     }
 
     /// Deletes the task of a process that ended.
     pub async fn reap(&self, id: InstanceId) -> Done {
         match self.runtime.delete_task(id).await {
-            Ok(exit) => Done::Ended { exit },
+            Ok(exit) => {
+                self.remove_secrets(id);
+                Done::Ended { exit }
+            }
             Err(error) => Done::Failed { reason: chain(&error) },
         }
     }
@@ -253,6 +297,7 @@ impl Executor {
                 TaskState::Created { .. } | TaskState::Ended(_) => drop(self.runtime.delete_task(id).await?),
                 TaskState::None => {}
             }
+            self.remove_secrets(id);
             self.runtime.delete_container(id).await
         };
         if let Err(error) = removed.await {
@@ -286,6 +331,8 @@ async fn ended(events: &mut broadcast::Receiver<RuntimeEvent>, id: InstanceId) {
 enum StartError {
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error(transparent)]
     Network(#[from] super::network::NetworkError),
     #[error("{0}")]

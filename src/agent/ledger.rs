@@ -15,10 +15,13 @@ use serde::{Deserialize, Serialize};
 use toft_model::{
     ids::{InstanceId, NodeId},
     instance::{Assignment, AssignmentSet, Exit},
+    name::Name,
+    secret::SealedSecret,
 };
 
 const ASSIGNMENTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("assignments");
 const OUTCOMES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("outcomes");
+const SECRETS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("secrets");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// Page cache in bytes; the whole ledger of a busy node is smaller.
 const CACHE_BYTES: usize = 512 * 1024;
@@ -93,6 +96,10 @@ pub struct SetChanges<'a> {
     pub written: Vec<&'a Assignment>,
     /// To be forgotten, outcomes included.
     pub deleted: Vec<InstanceId>,
+    /// Secrets that are new or of another version.
+    pub sealed: Vec<(&'a Name, &'a SealedSecret)>,
+    /// Secrets to be forgotten.
+    pub dropped: Vec<Name>,
 }
 
 impl<'a> SetChanges<'a> {
@@ -101,7 +108,11 @@ impl<'a> SetChanges<'a> {
         let before = old.map(|set| set.assignments.as_slice()).unwrap_or_default();
         let mut gone: BTreeMap<_, _> = before.iter().map(|order| (order.instance_id, order)).collect();
         let written = new.assignments.iter().filter(|order| gone.remove(&order.instance_id) != Some(*order)).collect();
-        Self { written, deleted: gone.into_keys().collect() }
+        let nothing = BTreeMap::new();
+        let known = old.map_or(&nothing, |set| &set.secrets);
+        let sealed = new.secrets.iter().filter(|(name, secret)| known.get(*name) != Some(*secret)).collect();
+        let dropped = known.keys().filter(|name| !new.secrets.contains_key(*name)).cloned().collect();
+        Self { written, deleted: gone.into_keys().collect(), sealed, dropped }
     }
 }
 
@@ -112,6 +123,7 @@ impl Ledger {
         let transaction = database.begin_write().map_err(store)?;
         transaction.open_table(ASSIGNMENTS).map_err(store)?;
         transaction.open_table(OUTCOMES).map_err(store)?;
+        transaction.open_table(SECRETS).map_err(store)?;
         transaction.open_table(META).map_err(store)?;
         transaction.commit().map_err(store)?;
         Ok(Self { database: Arc::new(database) })
@@ -152,7 +164,15 @@ impl Ledger {
             let (_, value) = row.map_err(store)?;
             assignments.push(serde_json::from_slice(value.value()).map_err(LedgerError::Record)?);
         }
-        remembered.set = Some(AssignmentSet { node_id, generation, assignments });
+        let mut secrets = BTreeMap::new();
+        for row in transaction.open_table(SECRETS).map_err(store)?.iter().map_err(store)? {
+            let (key, value) = row.map_err(store)?;
+            if let Ok(name) = key.value().parse::<Name>() {
+                let secret: SealedSecret = serde_json::from_slice(value.value()).map_err(LedgerError::Record)?;
+                secrets.insert(name, secret);
+            }
+        }
+        remembered.set = Some(AssignmentSet { node_id, generation, assignments, secrets });
         Ok(remembered)
     }
 
@@ -171,6 +191,14 @@ impl Ledger {
                 let key = id.to_string();
                 table.remove(key.as_str()).map_err(store)?;
                 outcomes.remove(key.as_str()).map_err(store)?;
+            }
+            let mut secrets = transaction.open_table(SECRETS).map_err(store)?;
+            for name in changes.dropped {
+                secrets.remove(name.as_str()).map_err(store)?;
+            }
+            for (name, secret) in changes.sealed {
+                let record = serde_json::to_vec(secret).map_err(LedgerError::Record)?;
+                secrets.insert(name.as_str(), record.as_slice()).map_err(store)?;
             }
             let mut meta = transaction.open_table(META).map_err(store)?;
             meta.insert("generation", new.generation).map_err(store)?;
@@ -200,5 +228,23 @@ mod tests {
         let ledger = Ledger::open(&dir.path().join("ledger.redb")).unwrap();
         let runs = [1_000, 1_000, 5, 2_000].map(|now_s| ledger.begin_run(now_s).unwrap());
         assert_eq!(runs, [1_000, 1_001, 1_002, 2_000]);
+    }
+
+    #[test]
+    fn sealed_secrets_come_and_go_with_the_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&dir.path().join("ledger.redb")).unwrap();
+        let node_id = NodeId(uuid::Uuid::nil());
+        let secret = |version: u64| SealedSecret { version, sealed: vec![1, 2, version as u8].into() };
+        let set = |generation, secrets: &[(&str, u64)]| {
+            let secrets = secrets.iter().map(|(name, version)| (name.parse().unwrap(), secret(*version))).collect();
+            AssignmentSet { node_id, generation, assignments: Vec::new(), secrets }
+        };
+        let mut before = None;
+        for next in [set(1, &[("a", 1), ("b", 1)]), set(2, &[("a", 2), ("c", 1)]), set(3, &[])] {
+            ledger.store_set(before.as_ref(), &next).unwrap();
+            assert_eq!(ledger.load(node_id).unwrap().set.as_ref(), Some(&next));
+            before = Some(next);
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod network;
 pub mod reconcile;
 pub mod report;
 pub mod runtime;
+pub mod secrets;
 
 mod ports;
 mod run;

@@ -1,11 +1,13 @@
 //! The one task that asks the [`Keeper`] what follows from the news, and does it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use toft_model::{
     ids::InstanceId,
     instance::{Assignment, AssignmentSet, NetworkOrder},
+    name::Name,
     node::Subnet,
+    secret::SealedSecret,
 };
 use tokio::{
     sync::{Notify, broadcast, watch},
@@ -14,7 +16,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    execute::{Done, Executor},
+    execute::{Done, Executor, Start},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
     ports::OpenPorts,
@@ -225,6 +227,7 @@ impl Agent {
             _ => Vec::new(),
         };
         self.open_ports(&order);
+        let secrets = self.secrets_of(&order);
         let ready = self.ports.as_ref().map(OpenPorts::ready);
         let bridged = matches!(order.container.network, NetworkOrder::Bridge { .. });
         self.steps.spawn(async move {
@@ -240,8 +243,15 @@ impl Agent {
                     _ => Ok(()),
                 }
             };
-            (id, executor.start(&order, existing, outcome, ready).await)
+            (id, executor.start(Start { assignment: order, existing, outcome, secrets }, ready).await)
         });
+    }
+
+    /// The newest sealed values of the secrets that an order names.
+    fn secrets_of(&self, order: &Assignment) -> BTreeMap<Name, SealedSecret> {
+        let Some(set) = self.keeper.newest() else { return BTreeMap::new() };
+        let names = order.container.secrets.iter().map(|mount| &mount.name);
+        names.filter_map(|name| Some((name.clone(), set.secrets.get(name)?.clone()))).collect()
     }
 
     fn open_ports(&mut self, order: &Assignment) {

@@ -7,11 +7,12 @@ use toft_model::{
     image::ImageRef,
     invalid::Invalid,
     name::Name,
+    secret::SecretMount,
     units::{parse_bytes, parse_cpu_millis},
     workload::{PortSpec, RestartPolicy},
 };
 
-use super::backup_args::BackupCommand;
+use super::{backup_args::BackupCommand, secret_args::SecretCommand};
 use crate::config::Flags;
 
 /// Runs containers on this machine and the ones joined to it.
@@ -101,6 +102,11 @@ pub(super) enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Values that containers see as files in memory, encrypted at rest
+    Secret {
+        #[command(subcommand)]
+        command: SecretCommand,
     },
     /// Encrypted backups of this node
     Backup {
@@ -209,6 +215,9 @@ pub(super) struct RunArgs {
     /// Set an environment variable; without a value, the one of this shell
     #[arg(short, long = "env", value_name = "KEY[=VALUE]")]
     pub(super) env: Vec<String>,
+    /// Give the containers a secret as /run/secrets/NAME: NAME[,target=FILE,mode=0400,uid=N,gid=N]
+    #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
+    pub(super) secrets: Vec<SecretMount>,
     /// Limit of CPU time in cores
     #[arg(long, value_name = "CORES", value_parser = cpu)]
     pub(super) cpu: Option<u32>,
@@ -341,7 +350,7 @@ pub(super) struct ImportArgs {
 }
 
 /// Parses a value of the model; a refusal tells its remedy too.
-fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<T, String> {
+pub(super) fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<T, String> {
     text.parse().map_err(told)
 }
 

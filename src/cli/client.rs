@@ -152,6 +152,17 @@ impl Client {
         decode(self.send(Method::POST, path, body, &[]).await?).await
     }
 
+    /// Sends a body in place of the `generation` that is there.
+    pub(super) async fn replace<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        generation: u64,
+        body: Body,
+    ) -> Result<T, Failure> {
+        let seen = (header::IF_MATCH, format!("\"{generation}\""));
+        decode(self.send(Method::PUT, path, body, &[seen]).await?).await
+    }
+
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
         let response = self.read(path).await?;

@@ -16,6 +16,8 @@ mod progress;
 mod prompt;
 mod restore;
 mod run;
+mod secret_args;
+mod secrets;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
@@ -24,6 +26,7 @@ use args::{Cli, ClusterCommand, Command, ImageCommand, NodeCommand};
 use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
+use secret_args::SecretCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
 pub fn main() -> i32 {
@@ -91,6 +94,13 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             ImageCommand::Ls(list) => images::ls(client, list).await,
             ImageCommand::Import(args) => images::import(client, args).await,
             ImageCommand::Rm { names } => images::rm(client, names).await,
+        },
+        Command::Secret { command } => match command {
+            SecretCommand::Create(args) => secrets::create(client, args).await,
+            SecretCommand::Update(args) => secrets::update(client, args).await,
+            SecretCommand::Ls(list) => secrets::ls(client, list).await,
+            SecretCommand::Inspect { name } => secrets::inspect(client, &name).await,
+            SecretCommand::Rm { names } => secrets::rm(client, names).await,
         },
         Command::Backup { command } => match command {
             BackupCommand::Create(args) => backups::create(client, args).await,

@@ -70,6 +70,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.env = pairs(args.env, true)?;
     spec.labels = pairs(args.labels, false)?;
     spec.ports = args.ports;
+    spec.secrets = args.secrets;
     spec.replicas = args.replicas;
     spec.resources = Resources { cpu_millis: args.cpu, memory_bytes: args.memory };
     spec.node = args.node;

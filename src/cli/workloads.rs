@@ -158,7 +158,11 @@ pub(super) async fn scale(client: &Client, changes: Vec<(Name, u32)>, no_wait: b
     Ok(code)
 }
 
-pub(super) async fn label(client: &Client, name: &Name, changes: Vec<(String, Option<String>)>) -> Result<i32, Failure> {
+pub(super) async fn label(
+    client: &Client,
+    name: &Name,
+    changes: Vec<(String, Option<String>)>,
+) -> Result<i32, Failure> {
     let labels: BTreeMap<String, Option<String>> = changes.into_iter().collect();
     client.patch(&format!("/api/v1/workloads/{name}/labels"), &labels).await?;
     println!("{name}");

@@ -76,10 +76,11 @@ pub(super) fn until_there_is_room<T, E>(
 
 fn grows(command: &Command) -> bool {
     match command {
-        Command::LabelWorkload { .. } | Command::PutWorkload { .. } => true,
+        Command::LabelWorkload { .. } | Command::PutWorkload { .. } | Command::PutSecret { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
+        | Command::RemoveSecret { .. }
         | Command::CommitPlan { .. }
         | Command::ReportInstances { .. } => false,
     }

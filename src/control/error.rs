@@ -108,7 +108,12 @@ impl From<Refusal> for ControlError {
     fn from(refusal: Refusal) -> Self {
         let kind = match refusal.kind {
             RefusalKind::NotFound => ErrorKind::NotFound,
-            RefusalKind::Exists | RefusalKind::Removing | RefusalKind::KeyReused => ErrorKind::Conflict,
+            RefusalKind::Exists
+            | RefusalKind::Removing
+            | RefusalKind::InUse
+            | RefusalKind::Full
+            | RefusalKind::KeyReused => ErrorKind::Conflict,
+            RefusalKind::NoSecret => ErrorKind::Invalid,
             RefusalKind::Stale => ErrorKind::Stale,
             RefusalKind::Invalid => ErrorKind::Invalid,
             RefusalKind::Fault => ErrorKind::Internal,
@@ -116,6 +121,7 @@ impl From<Refusal> for ControlError {
         let field = match refusal.kind {
             RefusalKind::Exists => Some("name".to_owned()),
             RefusalKind::KeyReused => Some("Idempotency-Key".to_owned()),
+            RefusalKind::NoSecret => Some("secrets".to_owned()),
             _ => None,
         };
         Self { kind, message: refusal.message, hint: Some(refusal.hint), field }

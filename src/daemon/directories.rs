@@ -98,6 +98,11 @@ impl Directories {
         self.data.join("instances")
     }
 
+    /// Where the secrets of containers are in memory while they run.
+    pub(super) fn secrets(&self) -> PathBuf {
+        self.run.join("secrets")
+    }
+
     pub(super) fn programs(&self) -> PathBuf {
         self.data.join("programs")
     }

@@ -25,6 +25,7 @@ use crate::{
             kernel::{KernelNetwork, KernelNetworkConfig},
         },
         runtime::{Availability, Runtime, RuntimeError, RuntimeEvent, TaskState},
+        secrets::SecretFiles,
     },
     config::Config,
     observe::chain,
@@ -62,6 +63,7 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
     let removed = network.remove_all().await;
     directories.remove_traces();
     let ended = ended?;
+    SecretFiles::remove_all(&directories.secrets()).context("removing secrets from memory")?;
     remove_cgroup(Path::new("/sys/fs/cgroup"), &directories.cgroup_parent());
     removed.context("removing the container network")?;
     Ok(ended)

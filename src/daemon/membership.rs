@@ -14,6 +14,7 @@ use crate::{
         types::{FOUNDER, Member, Role},
     },
     enroll::{self, Keys, Token},
+    seal::ClusterKey,
 };
 
 pub use crate::consensus::Account;
@@ -35,6 +36,8 @@ pub(super) struct Membership {
     pub(super) state: Handle,
     /// The token that lets others in; absent when nobody is let in.
     pub(super) join_token: Option<String>,
+    /// What seals and opens secrets.
+    pub(super) cluster_key: ClusterKey,
 }
 
 /// Opens the state, having joined a cluster first if that was asked for, and lets the other members in.
@@ -74,11 +77,12 @@ pub(super) async fn enter(
     let opened = consensus::open(&files, me, keys.transport().clone()).await;
     let Opened { handle, task, door } = opened.map_err(hinted)?;
     tasks.spawn("consensus", task);
+    let cluster_key = keys.cluster_key().clone();
     let join_token = listener.is_some().then(|| keys.token().to_string());
     if let Some(listener) = listener {
         tasks.spawn("member door", answer(door, listener, keys, cancel));
     }
-    Ok(Membership { state: handle, join_token })
+    Ok(Membership { state: handle, join_token, cluster_key })
 }
 
 async fn answer(door: Door, listener: TcpListener, keys: Keys, cancel: CancellationToken) {

@@ -43,6 +43,7 @@ use crate::{
         },
         report::Outbox,
         runtime::{Availability, Runtime},
+        secrets::SecretFiles,
     },
     api::http::{ApiState, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
@@ -101,11 +102,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let Serving { directories, tasks, cancel } = &mut serving;
     let cancel = cancel.clone();
 
-    let Membership { state, join_token } = membership::enter(&config, directories, tasks, cancel.clone()).await?;
+    let entered = membership::enter(&config, directories, tasks, cancel.clone()).await?;
+    let Membership { state, join_token, cluster_key } = entered;
     // Whoever leads plans, a witness too.
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
-        let api = witness::api(state, directories, &config, join_token)?;
+        let api = witness::api(state, directories, &config, join_token, cluster_key)?;
         return serving.until_the_end(api, &config, &mut stop_signals, None).await;
     }
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
@@ -146,8 +148,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
-    let ops = Ops::new(state.clone(), node.clone()).with_backups(backups).with_join_token(join_token);
+    let ops = Ops::new(state.clone(), node.clone())
+        .with_backups(backups)
+        .with_join_token(join_token)
+        .with_cluster_key(cluster_key.clone());
     let outbox = Outbox::default();
+    let secrets = SecretFiles::new(directories.secrets(), cluster_key);
+    if let Some(set) = &remembered.set {
+        let ordered = set.assignments.iter().map(|assignment| assignment.instance_id).collect();
+        if let Err(error) = secrets.keep_only(&ordered) {
+            tracing::warn!(%error, "secrets of containers that nobody ordered could not be removed from memory");
+        }
+    }
     let executor = Executor {
         runtime: Arc::clone(&runtime),
         network,
@@ -158,6 +170,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         instances_dir: directories.instances(),
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
+        secrets,
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     let (feed, assignments) = watch::channel(None);

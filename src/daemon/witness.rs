@@ -23,6 +23,7 @@ use crate::{
         ops::Ops,
     },
     observe::metrics::Metrics,
+    seal::ClusterKey,
 };
 
 /// What the doors of a witness answer with.
@@ -31,10 +32,14 @@ pub(super) fn api(
     directories: &Directories,
     config: &Config,
     join_token: Option<String>,
+    cluster_key: ClusterKey,
 ) -> anyhow::Result<ApiState> {
     let identity = Identity::load_or_make(directories, || None)?;
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
-    let ops = Ops::new(state, Arc::new(Witness)).with_backups(backups).with_join_token(join_token);
+    let ops = Ops::new(state, Arc::new(Witness))
+        .with_backups(backups)
+        .with_join_token(join_token)
+        .with_cluster_key(cluster_key);
     tracing::info!("this node is a witness: it votes and runs no workloads");
     Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness) })
 }

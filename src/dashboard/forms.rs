@@ -9,6 +9,7 @@ use toft_model::{
     image::ImageRef,
     invalid::Invalid,
     name::Name,
+    secret::SecretMount,
     units::{parse_bytes, parse_cpu_millis},
     workload::{NetworkMode, PortSpec, WorkloadSpec},
 };
@@ -23,6 +24,7 @@ pub(super) struct RunForm {
     pub(super) name: String,
     pub(super) ports: String,
     pub(super) env: String,
+    pub(super) secrets: String,
     pub(super) command: String,
     pub(super) replicas: String,
     pub(super) restart: String,
@@ -77,6 +79,8 @@ impl Mistakes {
             "name" => "name",
             "ports" => "ports",
             "env" => "env",
+            "secrets" => "secrets",
+            "value" => "value",
             "command" | "entrypoint" => "command",
             "replicas" => "replicas",
             "restart" => "restart",
@@ -108,6 +112,7 @@ impl RunForm {
         let name = wrong.take("name", name);
         let ports = wrong.take("ports", ports(&self.ports));
         let env = wrong.take("env", env(&self.env));
+        let secrets = wrong.take("secrets", secrets(&self.secrets));
         let command = wrong.take("command", words(&self.command));
         let replicas = wrong.take("replicas", optional(&self.replicas, replicas));
         let restart = wrong.take("restart", optional(&self.restart, str::parse));
@@ -118,6 +123,7 @@ impl RunForm {
         let mut spec = WorkloadSpec::new(name, image);
         spec.ports = ports.unwrap_or_default();
         spec.env = env.unwrap_or_default();
+        spec.secrets = secrets.unwrap_or_default();
         spec.command = command.unwrap_or_default();
         spec.replicas = replicas.flatten().unwrap_or(spec.replicas);
         spec.restart = restart.flatten();
@@ -152,6 +158,10 @@ fn network(text: &str) -> Result<NetworkMode, Invalid> {
 
 fn ports(text: &str) -> Result<Vec<PortSpec>, Invalid> {
     text.split([',', ' ', '\t', '\r', '\n']).filter(|part| !part.is_empty()).map(str::parse).collect()
+}
+
+fn secrets(text: &str) -> Result<Vec<SecretMount>, Invalid> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::parse).collect()
 }
 
 fn env(text: &str) -> Result<BTreeMap<String, String>, Invalid> {
@@ -237,6 +247,7 @@ mod tests {
             image: " toft/demo ".into(),
             ports: "18080:8080, 53/udp\r\n9000".into(),
             env: "A=1\r\n\r\nB = x=y ".into(),
+            secrets: "db\r\n key,target=k,mode=0400 \r\n".into(),
             command: "serve --port 1".into(),
             replicas: "2".into(),
             restart: "on-failure:3".into(),
@@ -250,6 +261,7 @@ mod tests {
         assert_eq!(spec.ports.len(), 3);
         assert_eq!((spec.env["A"].as_str(), spec.env["B"].as_str()), ("1", " x=y "));
         assert_eq!(spec.command, ["serve", "--port", "1"]);
+        assert_eq!(spec.secrets.iter().map(SecretMount::file).collect::<Vec<_>>(), ["db", "k"]);
         assert_eq!((spec.replicas, spec.resources.cpu_millis), (2, Some(500)));
         assert_eq!(RunForm::demo().read().unwrap().restart, None);
     }
@@ -261,6 +273,7 @@ mod tests {
             name: "Not A Name".into(),
             ports: "80:".into(),
             env: "nothing".into(),
+            secrets: "db,x".into(),
             command: "'".into(),
             replicas: "-1".into(),
             restart: "often".into(),
@@ -270,7 +283,8 @@ mod tests {
         };
         let wrong = form.read().unwrap_err();
         let fields: Vec<_> = wrong.all().map(|(field, _)| field).collect();
-        let all = ["command", "cpu", "env", "image", "memory", "name", "network", "ports", "replicas", "restart"];
+        let all =
+            ["command", "cpu", "env", "image", "memory", "name", "network", "ports", "replicas", "restart", "secrets"];
         assert_eq!(fields, all);
         let check = |change: fn(&mut RunForm), field: &str| {
             let mut form = RunForm::demo();
@@ -279,6 +293,7 @@ mod tests {
         };
         check(|form| form.env = "A=1\nA=2".into(), "env");
         check(|form| form.memory = "1".into(), "memory");
+        check(|form| form.secrets = "a\na".into(), "secrets");
         check(|form| form.network = "host".into(), "ports");
         check(|form| form.replicas = "1001".into(), "replicas");
     }

@@ -17,6 +17,7 @@ mod plain;
 mod present;
 mod request;
 mod run;
+mod secrets;
 mod workload;
 mod workloads;
 
@@ -69,6 +70,10 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/logs", get(logs::page))
         .route("/images", get(images::page))
         .route("/images/remove", get(images::confirm_removal).post(images::remove))
+        .route("/secrets", get(secrets::page))
+        .route("/secrets/new", get(secrets::creation).post(secrets::create))
+        .route("/secrets/{name}/update", get(secrets::change).post(secrets::update))
+        .route("/secrets/{name}/remove", get(secrets::confirm_removal).post(secrets::remove))
         .route("/live/overview", get(overview::live))
         .route("/live/workloads", get(workloads::live))
         .route("/live/workloads/{name}", get(workload::live))

@@ -174,10 +174,14 @@ impl EventLine {
             "instance" => name.rsplit_once('-').map(|(workload, _)| workload),
             _ => None,
         };
+        let link = match kind {
+            "secret" => Some("/secrets".to_owned()),
+            _ => workload.map(|workload| format!("/workloads/{workload}")),
+        };
         Self {
             at: Moment::ago(row.at_ms, now_ms),
             warning: row.level == EventLevel::Warning,
-            link: workload.map(|workload| format!("/workloads/{workload}")),
+            link,
             subject: name.to_owned(),
             message: row.message,
         }

@@ -8,6 +8,7 @@ use axum::{
 use toft_model::{
     instance::{InstanceState, NetworkOrder},
     name::Name,
+    secret::SecretMount,
     state::{InstanceView, WorkloadView},
     units::format_bytes,
     workload::{NetworkMode, WorkloadKind, WorkloadSpec},
@@ -150,12 +151,23 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         ("Restart", spec.restart_policy().to_string()),
         ("Network", network.into()),
         ("Ports", if ports.is_empty() { "none".into() } else { ports.join(", ") }),
+        ("Secrets", secrets(spec)),
         ("Memory", spec.resources.memory_bytes.map(format_bytes).unwrap_or_else(unlimited)),
         ("CPU", cpu.unwrap_or_else(unlimited)),
         ("Node", spec.node.as_ref().map_or("any".into(), ToString::to_string)),
         ("Time to stop", toft_model::units::format_span_ms(spec.stop_grace_ms.into())),
         ("Generation", workload.row.generation.to_string()),
     ]
+}
+
+/// Secrets as the containers see them.
+fn secrets(spec: &WorkloadSpec) -> String {
+    let told = |mount: &SecretMount| match &mount.target {
+        Some(target) => format!("{} as {target}", mount.name),
+        None => mount.name.to_string(),
+    };
+    let told: Vec<String> = spec.secrets.iter().map(told).collect();
+    if told.is_empty() { "none".into() } else { told.join(", ") }
 }
 
 async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageError> {

@@ -17,7 +17,7 @@ use tonic::{
 };
 
 use super::{
-    Certified, ClusterKey, KeyError, Keys, Token,
+    Certified, KeyError, Keys, Token,
     authority::{Authority, hash, signing_request},
 };
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
         types::{Identity, Member},
     },
     observe::chain,
+    seal::ClusterKey,
     wire::peer::{JoinAnswer, JoinRequest, peer_client::PeerClient},
 };
 
@@ -105,7 +106,7 @@ fn keep(folder: &Path, answer: &JoinAnswer, key: &str, token: &Token) -> Result<
     let cluster_key = cluster_key.ok_or_else(|| JoinError::Answer("the cluster's key is none".into()))?;
     let authority = Authority::load(answer.authority.clone(), &answer.authority_key).map_err(KeyError::from)?;
     let member = Certified { certificate: &answer.certificate, key };
-    Keys::store(folder, &authority, member, &ClusterKey(cluster_key), &token.secret)?;
+    Keys::store(folder, &authority, member, &ClusterKey::from_bytes(cluster_key), &token.secret)?;
     Ok(Identity { cluster_id, member_id: answer.member_id })
 }
 

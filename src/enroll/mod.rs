@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 
 pub use join::{JoinError, join};
+use zeroize::Zeroizing;
 
 use crate::{
     consensus::{
@@ -25,6 +26,7 @@ use crate::{
         types::MemberId,
     },
     files::write_whole,
+    seal::ClusterKey,
 };
 use authority::Authority;
 
@@ -53,10 +55,6 @@ pub enum KeyError {
         what: &'static str,
     },
 }
-
-/// Key under which the cluster keeps secrets.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ClusterKey(pub [u8; 32]);
 
 /// What a machine needs to join: `toft1.AUTHORITY.SECRET`, both hexadecimal.
 #[derive(Clone, PartialEq, Eq)]
@@ -127,7 +125,7 @@ impl Keys {
             let secret = random_key().map_err(|source| file("read", Path::new("/dev/urandom"), source))?;
             let (certificate, member_key) = authority.certify_new(member_id)?;
             let member = Certified { certificate: &certificate, key: &member_key };
-            Self::store(folder, &authority, member, &ClusterKey(key), &hex::encode(secret))?;
+            Self::store(folder, &authority, member, &ClusterKey::from_bytes(key), &hex::encode(secret))?;
         }
         Self::load(folder)
     }
@@ -143,7 +141,7 @@ impl Keys {
         fs::create_dir_all(folder).map_err(|source| file("made", folder, source))?;
         write(&folder.join(AUTHORITY), &authority.certificate)?;
         write(&folder.join(AUTHORITY_KEY), &authority.key_pem())?;
-        write(&folder.join(CLUSTER_KEY), &hex::encode(cluster_key.0))?;
+        write(&folder.join(CLUSTER_KEY), &Zeroizing::new(hex::encode(cluster_key.as_bytes())))?;
         write(&folder.join(TOKEN), secret)?;
         write(&folder.join(MEMBER_KEY), member.key)?;
         write(&folder.join(MEMBER), member.certificate)
@@ -156,8 +154,10 @@ impl Keys {
         };
         let authority = Authority::load(text(AUTHORITY)?, &text(AUTHORITY_KEY)?)?;
         let not = |name: &str, what| KeyError::Content { path: folder.join(name), what };
-        let cluster_key = hex::decode(text(CLUSTER_KEY)?.trim()).ok().and_then(|bytes| bytes.try_into().ok());
-        let cluster_key = ClusterKey(cluster_key.ok_or_else(|| not(CLUSTER_KEY, "a key of 32 bytes, hexadecimal"))?);
+        let cluster_key =
+            hex::decode(Zeroizing::new(text(CLUSTER_KEY)?).trim()).ok().and_then(|bytes| bytes.try_into().ok());
+        let cluster_key = cluster_key.ok_or_else(|| not(CLUSTER_KEY, "a key of 32 bytes, hexadecimal"))?;
+        let cluster_key = ClusterKey::from_bytes(cluster_key);
         let token = format!("toft1.{}.{}", hex::encode(authority.hash()?), text(TOKEN)?.trim());
         let token = token.parse().map_err(|NoToken| not(TOKEN, "a secret of 32 bytes, hexadecimal"))?;
         let transport = Transport {
@@ -204,7 +204,7 @@ impl Admission for Keys {
             certificate,
             authority: self.authority.certificate.clone(),
             authority_key: self.authority.key_pem(),
-            cluster_key: hex::encode(self.cluster_key.0),
+            cluster_key: hex::encode(self.cluster_key.as_bytes()),
         })
     }
 }

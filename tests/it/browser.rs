@@ -101,5 +101,18 @@ fn the_dashboard_works_without_scripts() {
             browser.open(&format!("{url}/workloads"));
             browser.text("//main").filter(|text| text.contains("No workloads yet"))
         });
+
+        browser.open(&format!("{url}/secrets/new"));
+        browser.fill("//input[@id='name']", "typed");
+        browser.fill("//textarea[@id='value']", "two\nlines");
+        browser.follow("//button[normalize-space()='Create it']");
+        browser.wait_for_text("//main", "9 B");
+        browser.follow("//a[@aria-label='Change typed']");
+        browser.fill("//input[@id='file']", "/etc/hostname");
+        browser.follow("//button[normalize-space()='Change it']");
+        browser.wait_for_text("//tr[contains(., 'typed')]", "2");
+        browser.follow("//a[@aria-label='Remove typed']");
+        browser.follow("//button[normalize-space()='Remove the secret']");
+        browser.wait_for_text("//main", "No secrets yet");
     });
 }

@@ -11,14 +11,14 @@ use crate::harness::{
 };
 
 /// A member-to-be: it has a name and an address for the others, and does not run yet.
-fn prepare(machine: &Arc<Machine>, name: &str, port: u16) -> Appliance {
+pub fn prepare(machine: &Arc<Machine>, name: &str, port: u16) -> Appliance {
     let toft = Appliance::prepare(machine, name);
     let text = format!("[node]\nname = \"{name}\"\n[cluster]\nbind = \"127.0.0.1:{port}\"\n");
     fs::write(toft.data.join("toft.toml"), text).unwrap();
     toft
 }
 
-fn join(toft: &mut Appliance, through: &Appliance, port: u16) {
+pub fn join(toft: &mut Appliance, through: &Appliance, port: u16) {
     let token = toft.machine.dir.join("token");
     fs::write(&token, through.good("cluster token")).unwrap();
     toft.set_flags(&["--join", &format!("127.0.0.1:{port}"), "--token-file", token.to_str().unwrap()]);
@@ -41,7 +41,7 @@ fn three(machine: &Arc<Machine>) -> [Appliance; 3] {
     [a, b, c]
 }
 
-fn status(toft: &Appliance) -> Value {
+pub fn status(toft: &Appliance) -> Value {
     toft.json("cluster status --json")
 }
 

@@ -27,6 +27,7 @@ mod restarts;
 mod run_command;
 mod runtime_conformance;
 mod runtime_containerd;
+mod secrets;
 mod security;
 mod side_by_side;
 mod tidy;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::harness::{appliance::Appliance, machine::wait_until};
 
 /// Ends everything at once and takes away what does not outlive the kernel.
-fn power_cut(toft: &mut Appliance) {
+pub fn power_cut(toft: &mut Appliance) {
     toft.kill();
     // containerd and shims first: nobody shall take note of the containers' end.
     toft.machine.kill_processes("containerd");

@@ -88,9 +88,8 @@ fn labels_change_without_touching_what_runs() {
     toft.post("/api/v1/workloads", &web());
     let before = settled(&toft, "web")["instances"][0].clone();
     let path = "/api/v1/workloads/web/labels";
-    let label = |headers: &[(&str, &str)], body: &Value| {
-        toft.request("PATCH", path, headers, body.to_string().as_bytes())
-    };
+    let label =
+        |headers: &[(&str, &str)], body: &Value| toft.request("PATCH", path, headers, body.to_string().as_bytes());
     let labelled = label(&[], &json!({"team": "kitchen", "tier": "front"}));
     assert_eq!((labelled.status, labelled.header("etag")), (204, Some("\"2\"")));
     assert_eq!(label(&[("if-match", "\"2\"")], &json!({"team": null})).status, 204);

@@ -220,6 +220,35 @@ async fn a_prepared_process_can_be_removed(s: Subject) {
     assert_eq!(s.runtime.containers().await.unwrap(), []);
 }
 
+async fn what_is_bound_must_be_there_and_can_be_read(s: Subject) {
+    s.import().await;
+    let mut events = s.runtime.events();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("token"), "x").unwrap();
+    let script = "test -e /run/secrets/token || exit 4; test -e /run/secrets/absent || exit 5";
+    let order = ContainerSpec {
+        files: BTreeMap::from([("/run/secrets".into(), dir.path().into())]),
+        ..spec(&["sh", "-c", script])
+    };
+    s.runtime.create_container(&order).await.unwrap();
+    s.runtime.create_task(order.id, &s.logger).await.unwrap();
+    s.runtime.start_task(order.id).await.unwrap();
+    assert_eq!(next_end(&mut events, order.id).await.code, Some(5));
+    s.runtime.delete_task(order.id).await.unwrap();
+
+    // The container outlives the folder, as after a reboot; once the folder is there again, it starts again.
+    drop(dir);
+    let error = s.runtime.create_task(order.id, &s.logger).await.map(drop).unwrap_err();
+    assert!(matches!(error, RuntimeError::StartFailed { .. }), "{error}");
+    let ContainerSpec { files, .. } = &order;
+    std::fs::create_dir(&files[std::path::Path::new("/run/secrets")]).unwrap();
+    s.runtime.create_task(order.id, &s.logger).await.unwrap();
+    s.runtime.start_task(order.id).await.unwrap();
+    assert_eq!(next_end(&mut events, order.id).await.code, Some(4), "it sees what is there now");
+    s.clean(order.id).await;
+    std::fs::remove_dir(&files[std::path::Path::new("/run/secrets")]).unwrap();
+}
+
 async fn on_fake<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) {
     let runtime = Arc::new(FakeRuntime::new());
     let archive = FakeRuntime::archive("busybox", "SIGQUIT");
@@ -260,4 +289,5 @@ conformance!(
     nothing_is_made_twice,
     a_command_that_is_not_there_is_told_in_plain_words,
     a_prepared_process_can_be_removed,
+    what_is_bound_must_be_there_and_can_be_read,
 );

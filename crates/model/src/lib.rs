@@ -12,6 +12,7 @@ pub mod log;
 pub mod name;
 pub mod node;
 pub mod schedule;
+pub mod secret;
 pub mod state;
 pub mod units;
 pub mod workload;

@@ -1,5 +1,7 @@
 //! What the simulation found, one test each.
 
+use std::collections::BTreeMap;
+
 use toft_model::{
     ids::{NodeId, WorkloadId},
     instance::{ContainerOrder, NetworkOrder},
@@ -24,7 +26,7 @@ fn set(generation: u64, desired: Desired, epoch: u64) -> AssignmentSet {
         epoch,
         container: ContainerOrder::of(&spec, NetworkOrder::None),
     };
-    AssignmentSet { node_id: NodeId(Uuid::nil()), generation, assignments: vec![order] }
+    AssignmentSet { node_id: NodeId(Uuid::nil()), generation, assignments: vec![order], secrets: BTreeMap::new() }
 }
 
 /// A keeper after a start, with a runtime that answers.

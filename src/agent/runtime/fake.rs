@@ -256,6 +256,10 @@ impl Runtime for FakeRuntime {
         if container.task != TaskState::None {
             return Err(RuntimeError::Exists { id });
         }
+        if let Some(outside) = container.spec.files.values().find(|outside| !outside.exists()) {
+            let reason = format!("`{}` is not there", outside.display());
+            return Err(RuntimeError::StartFailed { reason, exit_code: 127 });
+        }
         Script::of(&container.spec).map_err(|command| RuntimeError::StartFailed {
             reason: format!("the command `{command}` is not in the image"),
             exit_code: 127,

@@ -44,7 +44,8 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// Stored with the container and given back by [`Runtime::containers`].
     pub labels: BTreeMap<String, String>,
-    /// Text files to bind read-only into the container: path inside -> path on the host (`/etc/resolv.conf`, `/etc/hosts`).
+    /// Files and folders to bind read-only into the container: path inside -> path on the host (`/etc/hosts`,
+    /// `/run/secrets`). They must be there when a task is created.
     pub files: BTreeMap<PathBuf, PathBuf>,
 }
 

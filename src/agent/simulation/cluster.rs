@@ -98,7 +98,11 @@ impl Cluster {
             Command::PowerWorkload { name, action: PowerAction::Stop, .. } => (name, Desired::Stopped),
             Command::PowerWorkload { name, .. } => (name, Desired::Running),
             Command::RemoveWorkload { name, .. } => (name, Desired::Removed),
-            Command::RegisterNode { .. } | Command::CommitPlan { .. } | Command::ReportInstances { .. } => return,
+            Command::RegisterNode { .. }
+            | Command::CommitPlan { .. }
+            | Command::ReportInstances { .. }
+            | Command::PutSecret { .. }
+            | Command::RemoveSecret { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;

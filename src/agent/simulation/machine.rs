@@ -7,6 +7,7 @@ use toft_model::{
     instance::{Assignment, AssignmentSet, Desired, Exit, InstanceReport, NetworkOrder},
     name::Name,
     node::Inventory,
+    secret::SealedSecret,
     workload::RestartPolicy,
 };
 
@@ -24,6 +25,7 @@ pub(super) struct Disk {
     pub(super) generation: Option<u64>,
     pub(super) assignments: BTreeMap<InstanceId, Assignment>,
     pub(super) outcomes: BTreeMap<InstanceId, Outcome>,
+    secrets: BTreeMap<Name, SealedSecret>,
 }
 
 impl Disk {
@@ -36,12 +38,19 @@ impl Disk {
             self.assignments.remove(&id);
             self.outcomes.remove(&id);
         }
+        for name in changes.dropped {
+            self.secrets.remove(&name);
+        }
+        for (name, secret) in changes.sealed {
+            self.secrets.insert(name.clone(), secret.clone());
+        }
         self.generation = Some(new.generation);
     }
 
     fn load(&mut self, node_id: NodeId, now_s: u64) -> Remembered {
         let assignments = self.assignments.values().cloned().collect();
-        let set = self.generation.map(|generation| AssignmentSet { node_id, generation, assignments });
+        let secrets = self.secrets.clone();
+        let set = self.generation.map(|generation| AssignmentSet { node_id, generation, assignments, secrets });
         self.run = next_run(self.run, now_s);
         Remembered { run: self.run, set, outcomes: self.outcomes.iter().map(|(id, outcome)| (*id, *outcome)).collect() }
     }

@@ -80,7 +80,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
 fn refuse(path: &str, why: &str) -> ApiError {
     let unknown = why.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
     let missing = why.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-    let inner = unknown.or(missing);
+    let twice = why.strip_prefix("duplicate field `").and_then(|rest| rest.split('`').next());
+    let inner = unknown.or(missing).or(twice);
     let field = match (path, inner) {
         (".", None) => None,
         (".", Some(inner)) => Some(inner.to_owned()),

@@ -13,6 +13,7 @@ mod images;
 mod instances;
 mod nodes;
 mod query;
+mod secrets;
 pub mod serve;
 mod workloads;
 
@@ -86,6 +87,8 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::remove))
+        .routes(routes!(secrets::list, secrets::create))
+        .routes(routes!(secrets::show, secrets::put, secrets::remove))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::status))
         .routes(routes!(backups::stream))

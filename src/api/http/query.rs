@@ -65,6 +65,16 @@ pub fn since_ns(text: &str, now_ms: i64) -> Result<i64, ControlError> {
     now_ms.saturating_sub(span_ms).max(0).checked_mul(1_000_000).ok_or_else(bad)
 }
 
+/// The generation in an `If-Match` header.
+pub fn generation(tag: &axum::http::HeaderValue) -> Result<u64, ControlError> {
+    let text = tag.to_str().unwrap_or_default().trim_matches('"');
+    text.parse().map_err(|_| {
+        ControlError::new(ErrorKind::Invalid, "the If-Match header is no ETag of this resource")
+            .field("If-Match")
+            .hint("send the ETag that reading it gave")
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

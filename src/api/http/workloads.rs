@@ -23,7 +23,7 @@ use super::{
     ApiError, ApiState,
     error::{Asked, Body, Parsed},
     idempotency::Changes,
-    query::{ListQuery, since_ns},
+    query::{ListQuery, generation, since_ns},
 };
 use crate::{
     api::types::{LogRecord, Page, Waited, Workload, time_ns},
@@ -208,13 +208,4 @@ fn tagged(workload: &WorkloadView) -> Response {
 
 fn etag(generation: u64) -> String {
     format!("\"{generation}\"")
-}
-
-fn generation(tag: &axum::http::HeaderValue) -> Result<u64, ControlError> {
-    let text = tag.to_str().unwrap_or_default().trim_matches('"');
-    text.parse().map_err(|_| {
-        ControlError::new(ErrorKind::Invalid, "the If-Match header is no ETag of a workload")
-            .field("If-Match")
-            .hint("send the ETag that reading the workload gave")
-    })
 }

@@ -30,9 +30,9 @@ use openraft::{
 };
 use tokio::sync::{oneshot, watch};
 
+pub(super) use ahead::{Ahead, Stalled, needs_others};
 #[cfg(test)]
 pub(super) use disk::Disk;
-pub(super) use ahead::{Ahead, Stalled, needs_others};
 pub use file::LogError;
 pub(super) use file::{LogFile, Start};
 use recent::Recent;
@@ -205,11 +205,7 @@ impl Writer<'_> {
     }
 
     /// The same when a write may have failed already.
-    fn write_after(
-        &self,
-        mut again: bool,
-        write: impl Fn(&LogFile) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    fn write_after(&self, mut again: bool, write: impl Fn(&LogFile) -> Result<(), LogError>) -> Result<(), LogError> {
         until_there_is_room(self.waits, LogError::is_full, || {
             if std::mem::replace(&mut again, true) {
                 self.file.reopen()?;

@@ -61,11 +61,7 @@ impl StorageBackend for Held {
     fn close(&self) -> io::Result<()> {
         self.bytes.close()
     }
-    fn try_lock_range(
-        &self,
-        start: std::ops::Bound<u64>,
-        end: std::ops::Bound<u64>,
-    ) -> Result<bool, BackendError> {
+    fn try_lock_range(&self, start: std::ops::Bound<u64>, end: std::ops::Bound<u64>) -> Result<bool, BackendError> {
         self.bytes.try_lock_range(start, end)
     }
 }

@@ -7,6 +7,7 @@ pub mod cluster;
 mod images;
 pub mod logs;
 mod nodes;
+mod secrets;
 pub mod wait;
 mod workloads;
 
@@ -20,7 +21,7 @@ use toft_model::{
 };
 
 use super::{ControlError, ErrorKind, node_access::NodeAccess};
-use crate::{backup::Backups, consensus::Handle};
+use crate::{backup::Backups, consensus::Handle, seal::ClusterKey};
 
 /// The operations.
 #[derive(Clone)]
@@ -30,12 +31,13 @@ pub struct Ops {
     backups: Option<Backups>,
     join_token: Option<Arc<str>>,
     key: Option<RequestId>,
+    cluster_key: Option<Arc<ClusterKey>>,
 }
 
 impl Ops {
     /// Operations on `state`.
     pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node, backups: None, join_token: None, key: None }
+        Self { state, node, backups: None, join_token: None, key: None, cluster_key: None }
     }
 
     /// The same with the backups of this node.
@@ -78,6 +80,12 @@ impl Ops {
                 self.state.propose_request(request).await?
             }
         })
+    }
+
+    /// The same with the key that seals secrets.
+    pub fn with_cluster_key(mut self, key: ClusterKey) -> Self {
+        self.cluster_key = Some(Arc::new(key));
+        self
     }
 
     /// The state's handle, for watching.

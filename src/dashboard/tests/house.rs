@@ -180,7 +180,7 @@ impl House {
         tokio::spawn(task);
         tokio::spawn(schedule::run(state.clone(), shutdown.clone()));
         let node = Arc::new(FakeNode::default());
-        let ops = Ops::new(state, node.clone());
+        let ops = Ops::new(state, node.clone()).with_cluster_key(keys.cluster_key().clone());
         let app = router_until(ops.clone(), shutdown.clone());
         let inventory = Inventory {
             cpus: 16,
@@ -213,6 +213,23 @@ impl House {
             .header(header::HOST, "attic.lan:7443")
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(Body::from(form.to_owned()));
+        self.ask(request.unwrap()).await
+    }
+
+    /// Sends a form with files, as browsers do; gives each field's name and content.
+    pub(super) async fn post_parts(&self, path: &str, fields: &[(&str, &[u8])]) -> Answer {
+        let mut body = Vec::new();
+        for (name, content) in fields {
+            let file = if *name == "file" { "; filename=\"key.bin\"" } else { "" };
+            body.extend(format!("--B\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n").bytes());
+            body.extend_from_slice(content);
+            body.extend(b"\r\n");
+        }
+        body.extend(b"--B--\r\n");
+        let request = Request::post(path)
+            .header(header::HOST, "attic.lan:7443")
+            .header(header::CONTENT_TYPE, "multipart/form-data; boundary=B")
+            .body(Body::from(body));
         self.ask(request.unwrap()).await
     }
 

@@ -101,6 +101,7 @@ async fn every_address_in_every_page_is_answered() {
     house.run("idle", |_| {}).await;
     house.report("idle", 0, InstanceState::Stopped { exit: None }, 0).await;
     house.post("/workloads/idle/stop", "").await;
+    house.post_parts("/secrets/new", &[("name", b"unused"), ("text", b"x")]).await;
     house.node.add_image("docker.io/library/nginx:1.29", 70 << 20);
     let mut to_see: Vec<String> = vec!["/".into(), "/workloads/none".into()];
     let mut seen = BTreeSet::new();
@@ -126,10 +127,27 @@ async fn every_address_in_every_page_is_answered() {
     for target in seen.iter().filter(|path| path.starts_with("/static/")) {
         assert_eq!(house.get(target).await.status, StatusCode::OK, "{target}");
     }
-    for kind in ["/live/overview", "/live/workloads", "/live/workloads/web", "/workloads/web/logs", "/images/remove"] {
+    for kind in [
+        "/live/overview",
+        "/live/workloads",
+        "/live/workloads/web",
+        "/workloads/web/logs",
+        "/images/remove",
+        "/secrets/new",
+        "/secrets/unused/update",
+    ] {
         assert!(seen.iter().any(|path| path.starts_with(kind)), "no page leads to {kind}: {seen:?}");
     }
-    for kind in ["/run", "/workloads/web/stop", "/workloads/web/restart", "/workloads/idle/start", "/images/remove"] {
+    for kind in [
+        "/run",
+        "/workloads/web/stop",
+        "/workloads/web/restart",
+        "/workloads/idle/start",
+        "/images/remove",
+        "/secrets/new",
+        "/secrets/unused/update",
+        "/secrets/unused/remove",
+    ] {
         assert!(posts.contains(kind), "no form posts to {kind}: {posts:?}");
     }
     // Removals last: the others speak of what they remove.

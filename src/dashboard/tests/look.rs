@@ -1,6 +1,6 @@
 //! A dashboard full of things, to be looked at: `TOFT_LOOK=127.0.0.1:8099 cargo test --lib look_at_it -- --ignored`.
 
-use toft_model::{instance::InstanceState, log::LogStream};
+use toft_model::{instance::InstanceState, log::LogStream, state::PutMode};
 
 use super::house::House;
 use crate::control::ops::now_ms;
@@ -25,6 +25,13 @@ async fn furnish(house: &House) {
         house.node.add_image(&format!("docker.io/{name}"), size << 20);
     }
     house.node.add_image("ghcr.io/some-organisation/inference-server-with-a-long-name:v0.11.2-cuda12.8", 7_800 << 20);
+    for (name, value) in [
+        ("db-password", "x".repeat(24)),
+        ("session-key", "y".repeat(64)),
+        ("tls-certificate-of-the-house", "z".repeat(3_271)),
+    ] {
+        house.ops.put_secret(name.parse().unwrap(), value.into_bytes().into(), PutMode::Create).await.unwrap();
+    }
     let demo = house.run_up("demo", |spec| spec.ports = vec!["18080:8080".parse().unwrap()]).await;
     let web = house
         .run_up("web", |spec| {
@@ -35,6 +42,7 @@ async fn furnish(house: &House) {
             spec.command = vec!["nginx".into(), "-g".into(), "daemon off;".into()];
             spec.resources.memory_bytes = Some(512 << 20);
             spec.resources.cpu_millis = Some(1_500);
+            spec.secrets = vec!["db-password".parse().unwrap(), "session-key,target=key,mode=0400".parse().unwrap()];
         })
         .await;
     house.run("inference", |spec| spec.resources.memory_bytes = Some(512 << 30)).await;

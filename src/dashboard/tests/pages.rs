@@ -116,6 +116,64 @@ async fn logs_show_the_last_lines_of_all_or_one() {
 }
 
 #[tokio::test]
+async fn secrets_are_written_and_never_shown() {
+    let house = House::new().await;
+    house.get("/secrets").await.shows("No secrets yet").shows("href=\"/secrets/new\"");
+    let answer = house.post_parts("/secrets/new", &[("name", b"db"), ("text", b"let\r\nmein"), ("file", b"")]).await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/secrets"));
+    let db = house.ops.secret(&"db".parse().unwrap()).await.unwrap();
+    assert_eq!((db.row.version, db.row.size_bytes), (1, 8), "one byte ends a line");
+    house.get("/secrets").await.shows(">db<").shows("8 B").shows("/secrets/db/remove").hides("mein");
+
+    let web = house.run_up("web", |spec| spec.secrets = vec!["db,target=password".parse().unwrap()]).await;
+    house.get("/workloads/web").await.shows("db as password");
+    house.get("/secrets").await.shows("/workloads/web").hides("/secrets/db/remove");
+    house.get("/secrets/db/remove").await.shows("while workloads use it").hides("<button");
+    let refused = house.post("/secrets/db/remove", "").await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    refused.shows("is used by <code>web</code>");
+    house.get("/secrets/db/update").await.shows("It has version 1").shows("until they are restarted").hides("mein");
+    let answer = house.post_parts("/secrets/db/update", &[("version", b"1"), ("file", b"\xff\x00")]).await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/secrets"));
+    house.get("/secrets").await.shows("pill warn\">older value").shows("when it is restarted");
+    house.get("/").await.shows("changed to version 2");
+    let stale = house.post_parts("/secrets/db/update", &[("version", b"1"), ("text", b"newer")]).await;
+    assert_eq!(stale.status, StatusCode::UNPROCESSABLE_ENTITY);
+    stale.shows("was changed meanwhile").shows("value=\"2\"").hides("newer");
+    assert_eq!(web.instances.len(), 1);
+}
+
+#[tokio::test]
+async fn refused_secrets_say_why_and_forget_the_value() {
+    let house = House::new().await;
+    let large = vec![b'x'; 600_000];
+    type Fields<'a> = &'a [(&'a str, &'a [u8])];
+    let cases: [(Fields<'_>, &str, &str); 5] = [
+        (&[("name", b"Db"), ("text", b"hushhush")], "name-mistake", "is no valid name"),
+        (&[("name", b"db"), ("text", b"")], "value-mistake", "is empty"),
+        (&[("name", b"db"), ("text", b"hushhush"), ("file", b"hushhush")], "value-mistake", "one of the two"),
+        (&[("name", b"db"), ("file", &large)], "value-mistake", "more than 512000 bytes"),
+        (&[], "name-mistake", "the name is empty"),
+    ];
+    for (fields, id, words) in cases {
+        let answer = house.post_parts("/secrets/new", fields).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
+        answer.shows(&format!("id=\"{id}\"")).shows(words).hides("hushhush").hides("xxxx");
+    }
+    house.post_parts("/secrets/new", &[("name", b"db"), ("text", b"x")]).await;
+    house
+        .post_parts("/secrets/new", &[("name", b"db"), ("text", b"y")])
+        .await
+        .shows("there is a secret <code>db</code> already");
+    for path in ["/secrets/none/update", "/secrets/none/remove", "/secrets/No%20Name/remove"] {
+        assert_eq!(house.get(path).await.status, StatusCode::NOT_FOUND, "{path}");
+    }
+    let answer = house.post("/run", "image=toft%2Fdemo&name=web&secrets=absent").await;
+    answer.shows("id=\"secrets-mistake\"").shows("there is no secret <code>absent</code>");
+    assert_eq!(house.ops.secrets().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn images_in_use_stay() {
     let house = House::new().await;
     house.node.add_image("docker.io/toft/demo:latest", 3 << 20);

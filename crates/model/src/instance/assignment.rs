@@ -9,6 +9,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     image::ImageRef,
     name::Name,
+    secret::{SealedSecret, SecretMount},
     workload::{Protocol, Resources, RestartPolicy, WorkloadSpec},
 };
 
@@ -82,6 +83,9 @@ pub struct ContainerOrder {
     pub stop_grace_ms: u32,
     /// Network.
     pub network: NetworkOrder,
+    /// Secrets it sees as files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretMount>,
 }
 
 impl ContainerOrder {
@@ -96,6 +100,7 @@ impl ContainerOrder {
             restart: spec.restart_policy(),
             stop_grace_ms: spec.stop_grace_ms,
             network,
+            secrets: spec.secrets.clone(),
         }
     }
 }
@@ -136,4 +141,6 @@ pub struct AssignmentSet {
     pub generation: u64,
     /// The whole set; an instance that is not in it shall not exist.
     pub assignments: Vec<Assignment>,
+    /// The newest version of every secret that they name.
+    pub secrets: BTreeMap<Name, SealedSecret>,
 }

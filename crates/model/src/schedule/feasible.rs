@@ -95,13 +95,14 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
 /// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
 /// run on.
 pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
-    let ContainerOrder { image, entrypoint, command, env, resources, restart, stop_grace_ms, network } = order;
+    let ContainerOrder { image, entrypoint, command, env, resources, restart, stop_grace_ms, network, secrets } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
         && *image == spec.image
         && *entrypoint == spec.entrypoint
         && *command == spec.command
         && *env == spec.env
+        && *secrets == spec.secrets
         && *resources == spec.resources
         && *restart == spec.restart_policy()
         && *stop_grace_ms == spec.stop_grace_ms

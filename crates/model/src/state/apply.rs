@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
+    secrets::{self, NewSecret},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
 };
 use crate::{
@@ -64,6 +65,11 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             }
             Ok(Reply::Done)
         }
+        Command::PutSecret { name, value, size_bytes, mode, at_ms } => {
+            let new = NewSecret { name, value, size_bytes: *size_bytes, mode: *mode, at_ms: *at_ms };
+            secrets::put(connection, index, &new)?
+        }
+        Command::RemoveSecret { name, at_ms } => secrets::remove(connection, name, *at_ms)?,
     };
     Ok(applied)
 }
@@ -121,6 +127,9 @@ fn put_workload(
     at_ms: i64,
 ) -> rusqlite::Result<Applied> {
     let name = &spec.name;
+    if let Some(refusal) = secrets::missing(connection, &spec.secrets)? {
+        return Ok(Err(refusal));
+    }
     let row = match (WorkloadRow::named(connection, name)?, mode) {
         (Some(row), _) if row.desired == Desired::Removed => return Ok(Err(removing(name))),
         (Some(_), PutMode::Create) => {

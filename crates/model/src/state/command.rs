@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::WorkloadRow;
+use super::tables::{SecretRow, WorkloadRow};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
     node::Inventory,
+    secret::SealedSecret,
     workload::WorkloadSpec,
 };
 
@@ -77,6 +78,26 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user writes a secret.
+    PutSecret {
+        /// Its name.
+        name: Name,
+        /// The value, sealed by the proposer for the version after the one that is there.
+        value: SealedSecret,
+        /// Size of the value before it was sealed.
+        size_bytes: u64,
+        /// What may exist before; a generation is a version here.
+        mode: PutMode,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user removes a secret that no workload uses.
+    RemoveSecret {
+        /// Its name.
+        name: Name,
+        /// When.
+        at_ms: i64,
+    },
     /// A user labels a workload, which changes nothing that runs.
     LabelWorkload {
         /// Its name.
@@ -94,7 +115,7 @@ impl Command {
     /// Whether the scheduler may decide otherwise after it.
     pub fn concerns_scheduler(&self) -> bool {
         match self {
-            Self::LabelWorkload { .. } => false,
+            Self::LabelWorkload { .. } | Self::PutSecret { .. } | Self::RemoveSecret { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::PowerWorkload { .. }
@@ -166,6 +187,8 @@ pub enum Reply {
     Done,
     /// The workload as it is now.
     Workload(Box<WorkloadRow>),
+    /// The secret as it is now.
+    Secret(Box<SecretRow>),
     /// The workload's generation as it is now.
     Generation {
         /// Of the specification.
@@ -191,6 +214,12 @@ pub enum RefusalKind {
     Stale,
     /// It is being removed.
     Removing,
+    /// It is used.
+    InUse,
+    /// A specification names a secret that is not there.
+    NoSecret,
+    /// No more fits.
+    Full,
     /// What would come of it breaks a rule.
     Invalid,
     /// The request's key belongs to another request.

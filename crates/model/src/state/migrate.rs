@@ -9,6 +9,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_start.sql"),
     include_str!("migrations/0002_consensus.sql"),
     include_str!("migrations/0003_requests.sql"),
+    include_str!("migrations/0004_secrets.sql"),
 ];
 
 /// The version this program writes.

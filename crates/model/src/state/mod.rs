@@ -8,6 +8,7 @@ mod commit_plan;
 mod migrate;
 mod query;
 mod request;
+mod secrets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -20,4 +21,5 @@ pub use query::{
     query_instances, query_snapshot, query_workload, query_workloads,
 };
 pub use request::{Request, apply_request};
-pub use tables::{ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, applied_index};
+pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
+pub use tables::{ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow, applied_index};

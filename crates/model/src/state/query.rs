@@ -1,13 +1,16 @@
 //! Questions a request can ask: each is one read of the tables.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Connection, OptionalExtension};
 
-use super::tables::{EventRow, InstanceRow, NodeRow, WorkloadRow};
+use super::tables::{EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow};
 use crate::{
     ids::NodeId,
     instance::{Assignment, AssignmentSet, Desired, InstanceState},
     name::Name,
     schedule::Snapshot,
+    secret::SecretMount,
 };
 
 /// An instance with the names people know it by.
@@ -123,8 +126,17 @@ pub fn assignments_generation(connection: &Connection, node_id: NodeId) -> rusql
 pub fn query_assignments(connection: &Connection, node_id: NodeId) -> rusqlite::Result<Option<AssignmentSet>> {
     let Some(node) = NodeRow::by_id(connection, node_id)? else { return Ok(None) };
     let mut assignments = Vec::new();
+    let mut secrets = BTreeMap::new();
     for instance in InstanceRow::of_node(connection, node_id)? {
         let Some(workload) = WorkloadRow::name_of(connection, instance.workload_id)? else { continue };
+        for SecretMount { name, .. } in &instance.container.secrets {
+            if instance.desired != Desired::Removed
+                && !secrets.contains_key(name)
+                && let Some(sealed) = SecretRow::sealed(connection, name)?
+            {
+                secrets.insert(name.clone(), sealed);
+            }
+        }
         assignments.push(Assignment {
             instance_id: instance.id,
             workload_id: instance.workload_id,
@@ -135,7 +147,7 @@ pub fn query_assignments(connection: &Connection, node_id: NodeId) -> rusqlite::
             container: instance.container,
         });
     }
-    Ok(Some(AssignmentSet { node_id, generation: node.assignments_generation, assignments }))
+    Ok(Some(AssignmentSet { node_id, generation: node.assignments_generation, assignments, secrets }))
 }
 
 /// All that the scheduler looks at.

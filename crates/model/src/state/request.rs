@@ -6,9 +6,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
-    tables::{RequestRow, WorkloadRow},
+    tables::{RequestRow, SecretRow, WorkloadRow},
 };
-use crate::ids::{RequestId, WorkloadId};
+use crate::{
+    ids::{RequestId, WorkloadId},
+    name::Name,
+};
 
 /// A command as it stands in the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,7 @@ impl Request {
 pub(crate) enum Answered {
     Done,
     Workload(WorkloadId),
+    Secret(Name),
     Generation {
         generation: u64,
     },
@@ -61,6 +65,7 @@ impl Answered {
         let answer = match reply {
             Reply::Done => Self::Done,
             Reply::Workload(row) => Self::Workload(row.id),
+            Reply::Secret(row) => Self::Secret(row.name.clone()),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
         };
@@ -92,6 +97,14 @@ impl Answered {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its workload has been removed since".into(),
                     hint: "`toft ls` shows the workloads there are".into(),
+                }),
+            },
+            Self::Secret(name) => match SecretRow::named(connection, &name)? {
+                Some(row) => Ok(Reply::Secret(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its secret has been removed since".into(),
+                    hint: "`toft secret ls` shows the secrets there are".into(),
                 }),
             },
         })

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{PortSpec, RestartPolicy};
-use crate::{image::ImageRef, invalid::Invalid, name::Name};
+use crate::{image::ImageRef, invalid::Invalid, name::Name, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -68,6 +68,9 @@ pub struct WorkloadSpec {
     /// Ports to publish on the host.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortSpec>,
+    /// Secrets the containers see as files in `/run/secrets`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretMount>,
     /// Copies to run, 0 to 1000.
     #[serde(default = "one")]
     pub replicas: u32,
@@ -123,6 +126,7 @@ impl WorkloadSpec {
             command: Vec::new(),
             env: BTreeMap::new(),
             ports: Vec::new(),
+            secrets: Vec::new(),
             replicas: 1,
             restart: None,
             resources: Resources::default(),
@@ -157,6 +161,7 @@ impl WorkloadSpec {
         }
         self.validate_resources().map_err(|e| e.at("resources"))?;
         self.validate_texts()?;
+        SecretMount::validate_all(&self.secrets)?;
         self.validate_ports()
     }
 

@@ -1,6 +1,9 @@
 //! What the fake understands of a container's command.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::ContainerSpec;
 
@@ -14,8 +17,8 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// Reads the command. `true`, `false`, `exit N`, `sleep N` and `sh -c` with these in a row mean what they say, a
-    /// `trap 'exit N' ...` is obeyed, `no-such-...` is not in the image (`Err`), and everything else runs on.
+    /// Reads the command. `true`, `false`, `exit N`, `sleep N`, `test -e PATH || exit N` on what is bound, and `sh -c` with
+    /// these in a row mean what they say, a `trap 'exit N' ...` is obeyed, `no-such-...` is not in the image (`Err`), and everything else runs on.
     pub(super) fn of(spec: &ContainerSpec) -> Result<Self, String> {
         let words: Vec<&str> = spec.entrypoint.iter().flatten().chain(&spec.command).map(String::as_str).collect();
         if let Some(command) = words.first().filter(|word| word.starts_with("no-such-")) {
@@ -31,6 +34,14 @@ impl Script {
             if let Some(code) = step.strip_prefix("trap 'exit ").and_then(|rest| rest.split('\'').next()?.parse().ok())
             {
                 script.trap = Some(code);
+                continue;
+            }
+            if let Some((path, code)) = step.strip_prefix("test -e ").and_then(|rest| rest.split_once(" || exit ")) {
+                script.ends = Some((passed, 0));
+                if !is_bound(spec, Path::new(path)) {
+                    script.ends = Some((passed, code.parse().unwrap_or(1)));
+                    return Ok(script);
+                }
                 continue;
             }
             let mut words = step.split_whitespace();
@@ -59,4 +70,10 @@ impl Script {
     pub(super) fn on_signal(&self, signal: i32) -> Option<i32> {
         Some(self.trap.unwrap_or(128 + signal))
     }
+}
+
+/// Whether the container sees a file that lies on the host.
+fn is_bound(spec: &ContainerSpec, path: &Path) -> bool {
+    let outside = |(inside, outside): (&PathBuf, &PathBuf)| Some(outside.join(path.strip_prefix(inside).ok()?));
+    spec.files.iter().filter_map(outside).any(|outside| outside.exists())
 }

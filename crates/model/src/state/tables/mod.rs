@@ -5,6 +5,7 @@ mod events;
 mod instances;
 mod nodes;
 mod requests;
+mod secrets;
 mod workloads;
 
 pub use cluster::{ClusterRow, applied_index};
@@ -12,6 +13,7 @@ pub use events::{EventLevel, EventRow};
 pub use instances::InstanceRow;
 pub use nodes::NodeRow;
 pub use requests::RequestRow;
+pub use secrets::SecretRow;
 pub use workloads::WorkloadRow;
 
 use rusqlite::{Row, types::FromSqlError};

@@ -29,6 +29,8 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::PowerWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.epoch, 2),
             (Command::RemoveWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.desired, Desired::Removed),
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
+            (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),
+            (Command::RemoveSecret { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -313,6 +313,7 @@ pub(crate) fn dump(connection: &Connection) -> String {
                     ValueRef::Null => "NULL".to_owned(),
                     ValueRef::Integer(number) => number.to_string(),
                     ValueRef::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                    ValueRef::Blob(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
                     other => panic!("a column holds {other:?}"),
                 })
                 .collect();

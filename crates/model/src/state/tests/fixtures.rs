@@ -6,14 +6,16 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 7] = [
+const STORY: [&str; 9] = [
     "register_node",
+    "put_secret",
     "put_workload",
     "commit_plan",
     "report_instances",
     "label_workload",
     "power_workload",
     "remove_workload",
+    "remove_secret",
 ];
 
 fn folder() -> PathBuf {

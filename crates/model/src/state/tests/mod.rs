@@ -5,3 +5,4 @@ pub(crate) mod cluster;
 mod fixtures;
 mod replay;
 mod reports;
+mod secrets;

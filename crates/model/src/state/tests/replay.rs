@@ -2,19 +2,26 @@
 
 use rusqlite::Connection;
 
-use super::cluster::{Cluster, Outcome, dump, spec};
-use crate::state::{ClusterRow, Command, PowerAction, apply, migrate};
+use super::{
+    cluster::{Cluster, Outcome, dump, spec},
+    secrets::put,
+};
+use crate::state::{ClusterRow, Command, PowerAction, PutMode, apply, migrate};
 
 /// A cluster with a rich past.
 fn lived() -> Cluster {
     let mut cluster = Cluster::new();
     let nodes = [cluster.register("one", Some("10.1.0.0/29")), cluster.register("two", Some("10.2.0.0/24"))];
     for (round, image) in ["demo:1", "demo:2", "demo:3"].into_iter().enumerate() {
+        cluster.apply(put("db", round as u64 + 1, PutMode::Replace { if_generation: None }));
+        cluster.apply(put(&format!("of-{round}"), 1, PutMode::Create));
+        cluster.apply(Command::RemoveSecret { name: format!("of-{round}").parse().unwrap(), at_ms: 5 });
         for (name, replicas) in [("web", 3), ("api", 2), ("job", 1)] {
             let mut spec = spec(name, image);
             spec.replicas = replicas;
             spec.ports = vec!["8080".parse().unwrap(), "53/udp".parse().unwrap()];
             spec.env.insert("ROUND".into(), round.to_string());
+            spec.secrets = vec!["db,mode=0400".parse().unwrap()];
             cluster.put(spec);
         }
         let late = cluster.think();
