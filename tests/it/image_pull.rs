@@ -444,3 +444,33 @@ async fn mirrors_are_asked_first_and_missed_without_harm() {
     node.pull(&name).await.unwrap();
     assert!(!home.asked().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fake_runtime_pulls_as_a_real_one_does() {
+    let registry = OwnRegistry::start().await;
+    let mut layout = Layout::new();
+    let target = layered(&mut layout, here(), &[bottom()]);
+    registry.put(&layout, &target, "1");
+    let lab = Lab::start().await;
+    let real = lab.connect().await;
+    let fake = toft::agent::runtime::fake::FakeRuntime::new();
+    let subjects: [Arc<dyn Runtime>; 2] = [real.runtime.clone(), Arc::new(fake)];
+    for runtime in subjects {
+        let (pulls, puller) = Pulls::new(runtime.clone(), Registries::new(quick(), Arc::new(NoLogins)));
+        let stop = CancellationToken::new();
+        let pulling = tokio::spawn(puller.run(stop.clone()));
+        let name: ImageRef = format!("{}/a:1", registry.address).parse().unwrap();
+        let pulled = pulls.pull(&name).await.unwrap();
+        assert_eq!(pulled.digest, target["digest"].as_str().unwrap());
+        assert_eq!(pulls.pull(&name).await.unwrap().digest, pulled.digest, "pulling twice changes nothing");
+        assert_eq!(runtime.images().await.unwrap().len(), 1);
+        assert_eq!(pulls.progress(&name), None, "what ended is not under way");
+        let missing = format!("{}/a:2", registry.address).parse().unwrap();
+        let error = pulls.pull(&missing).await.unwrap_err();
+        assert_eq!(error.kind, PullErrorKind::NoSuchImage, "{error}");
+        assert_eq!(runtime.images().await.unwrap(), [pulled]);
+        stop.cancel();
+        pulling.await.unwrap();
+        assert_eq!(pulls.pull(&name).await.unwrap_err().kind, PullErrorKind::Cancelled);
+    }
+}

@@ -37,7 +37,7 @@ impl Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { tries: 6, first_wait: Duration::from_millis(500), silence: Duration::from_secs(30) }
+        Self { tries: 4, first_wait: Duration::from_millis(500), silence: Duration::from_secs(30) }
     }
 }
 
