@@ -16,6 +16,10 @@ pub struct RegistryConfig {
     pub plain_http: Option<bool>,
     /// File with certificates that may sign its own, beside those of the system.
     pub ca_file: Option<PathBuf>,
+    /// Who logs in to it, with the password of `password_file`.
+    pub username: Option<String>,
+    /// File with the password, which only root should be able to read.
+    pub password_file: Option<PathBuf>,
     /// Registries asked before it, in this order.
     pub mirrors: Vec<String>,
 }
@@ -35,9 +39,20 @@ pub(super) fn check(registries: &BTreeMap<String, RegistryConfig>, note: &mut im
             let hint = format!("name at most {MOST_MIRRORS}");
             note(&key, Invalid::value(format!("{} mirrors are too many", registry.mirrors.len()), hint));
         }
-        if let Some(path) = registry.ca_file.as_ref().filter(|path| !path.is_absolute()) {
-            let why = format!("`{}` is no absolute path", path.display());
-            note(&format!("{key}.ca_file"), Invalid::value(why, "begin it with `/`"));
+        for (field, path) in [("ca_file", &registry.ca_file), ("password_file", &registry.password_file)] {
+            if let Some(path) = path.as_ref().filter(|path| !path.is_absolute()) {
+                let why = format!("`{}` is no absolute path", path.display());
+                note(&format!("{key}.{field}"), Invalid::value(why, "begin it with `/`"));
+            }
+        }
+        match &registry.username {
+            Some(name) if name.is_empty() || name.contains(':') => {
+                note(&key, Invalid::value(format!("`{name}` is no user name"), "leave out `:`; it cannot be empty"));
+            }
+            name if name.is_some() != registry.password_file.is_some() => {
+                note(&key, Invalid::value("half a login", "name both `username` and `password_file`"));
+            }
+            _ => {}
         }
     }
 }

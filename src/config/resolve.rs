@@ -237,6 +237,8 @@ mod tests {
             ("[registries.'nas.lan']\nmirrors = ['a b']", "`a b` is no name"),
             ("[registries.'nas.lan']\nca_file = 'ca.pem'", "no absolute path"),
             ("[registries.'nas.lan']\ninsecure = true", "insecure"),
+            ("[registries.'nas.lan']\nusername = 'me'", "half a login"),
+            ("[registries.'nas.lan']\nusername = 'a:b'\npassword_file = '/x'", "no user name"),
         ] {
             let faults = resolve(text).unwrap_err().0;
             assert!(faults.iter().any(|fault| fault.contains(words)), "{words}: {faults:?}");

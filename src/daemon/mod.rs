@@ -35,7 +35,7 @@ use crate::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
         host,
-        image::{NoLogins, Pulls, Registries, RegistrySettings, Settings},
+        image::{LoginFiles, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
             Network,
@@ -146,7 +146,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
-    let registries = Registries::new(registry_settings(&config), Arc::new(NoLogins));
+    let settings = registry_settings(&config);
+    let registries = Registries::new(settings.clone(), Arc::new(LoginFiles(settings)));
     let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
     tasks.spawn("image pulls", puller.run(cancel.clone()));
     let pulled_here = (identity.node_id, pulls.clone());
@@ -213,6 +214,7 @@ fn registry_settings(config: &Config) -> Settings {
     let settings = |registry: &RegistryConfig| RegistrySettings {
         plain_http: registry.plain_http,
         ca_file: registry.ca_file.clone(),
+        login: registry.username.clone().zip(registry.password_file.clone()),
         mirrors: registry.mirrors.clone(),
     };
     let registries = config.registries.iter().map(|(name, registry)| (name.clone(), settings(registry))).collect();

@@ -18,7 +18,7 @@ use axum::{
 use serde_json::{Value, json};
 use toft::agent::{
     image::{
-        Login, Logins, NoLogins, Patience, PullError, PullErrorKind, Pulls, Registries, RegistrySettings, Settings,
+        Login, LoginFiles, Logins, Patience, PullError, PullErrorKind, Pulls, Registries, RegistrySettings, Settings,
     },
     runtime::{Image, Runtime, containerd::ContainerdRuntime},
 };
@@ -46,6 +46,10 @@ impl Logins for Given {
     async fn login(&self, _registry: &str) -> Result<Option<Login>, String> {
         Ok(self.0.clone())
     }
+}
+
+fn nobody() -> Arc<dyn Logins> {
+    Arc::new(Given(None))
 }
 
 fn login(password: &str) -> Arc<dyn Logins> {
@@ -157,7 +161,7 @@ async fn images_come_from_a_real_registry_with_and_without_a_password() {
     let open = Registry::open();
     open.push(&layout.archive(), "team/multi:1");
     let name = format!("{}/team/multi:1", open.address);
-    let anybody = node(&runtime, quick(), Arc::new(NoLogins));
+    let anybody = node(&runtime, quick(), nobody());
     let pulled = anybody.pull(&name).await.unwrap();
     assert_eq!((pulled.name.as_str(), pulled.digest.as_str()), (name.as_str(), index_digest.as_str()));
     assert_eq!(pulled.platform, format!("linux/{}", here()));
@@ -175,11 +179,18 @@ async fn images_come_from_a_real_registry_with_and_without_a_password() {
     let mut trusting = quick();
     let settings = RegistrySettings { ca_file: Some(closed.certificate()), ..RegistrySettings::default() };
     trusting.registries.insert(closed.address.to_string(), settings);
-    let nobody = node(&runtime, trusting.clone(), Arc::new(NoLogins));
-    nobody.refuses(&name, PullErrorKind::Denied, "toft image login 127.0.0.1").await;
+    node(&runtime, trusting.clone(), nobody()).refuses(&name, PullErrorKind::Denied, "password_file").await;
     let stranger = node(&runtime, trusting.clone(), login("wrong"));
     let refused = stranger.refuses(&name, PullErrorKind::Denied, "refuses the login of `keeper`").await;
     assert!(!format!("{refused:?}").contains("wrong"), "the password is told: {refused:?}");
+    let file = lab.dir.join("password");
+    let settings = trusting.registries.get_mut(&closed.address.to_string()).unwrap();
+    settings.login = Some((LOGIN.0.to_owned(), file.clone()));
+    let by_file = node(&runtime, trusting.clone(), Arc::new(LoginFiles(trusting.clone())));
+    by_file.refuses(&name, PullErrorKind::Denied, "cannot be had from").await;
+    std::fs::write(&file, format!("{}\n", LOGIN.1)).unwrap();
+    assert_eq!(by_file.pull(&name).await.unwrap().digest, index_digest);
+    assert!(runtime.runtime.remove_image(&name.parse().unwrap()).await.unwrap());
     assert_eq!(node(&runtime, trusting, login(LOGIN.1)).pull(&name).await.unwrap().digest, index_digest);
     runs(&lab, &runtime.runtime, &name).await;
 }
@@ -189,7 +200,7 @@ async fn layers_of_every_kind_are_pulled_once_and_foreign_ones_are_refused() {
     let lab = Lab::start().await;
     let runtime = lab.connect().await;
     let registry = OwnRegistry::start().await;
-    let node = node(&runtime, quick(), Arc::new(NoLogins));
+    let node = node(&runtime, quick(), nobody());
     let name = |tag: &str| format!("{}/a:{tag}", registry.address);
 
     let plain = busybox_layer();
@@ -248,7 +259,7 @@ async fn a_broken_pull_goes_on_where_it_broke_off() {
     let lab = Lab::start().await;
     let runtime = lab.connect().await;
     let registry = OwnRegistry::start().await;
-    let node = node(&runtime, quick(), Arc::new(NoLogins));
+    let node = node(&runtime, quick(), nobody());
     let name = format!("{}/big:1", registry.address);
     let big = noise("big", 6 << 20);
     let mut layout = Layout::new();
@@ -304,7 +315,7 @@ async fn a_hostile_registry_is_seen_through_and_leaves_nothing_behind() {
     let runtime = lab.connect().await;
     let registry = OwnRegistry::start().await;
     let address = registry.address;
-    let node = node(&runtime, quick(), Arc::new(NoLogins));
+    let node = node(&runtime, quick(), nobody());
     let name = format!("{address}/a:1");
     let mut layout = Layout::new();
     let target = layered(&mut layout, here(), &[bottom(), noise("x", 700_000)]);
@@ -435,7 +446,7 @@ async fn mirrors_are_asked_first_and_missed_without_harm() {
     let mut settings = quick();
     let mirrors = vec!["127.0.0.1:1".to_owned(), mirror.address.to_string()];
     settings.registries.insert(home.address.to_string(), RegistrySettings { mirrors, ..Default::default() });
-    let node = node(&runtime, settings, Arc::new(NoLogins));
+    let node = node(&runtime, settings, nobody());
     let name = format!("{}/a:1", home.address);
     node.pull(&name).await.unwrap();
     assert_eq!(home.asked(), [] as [String; 0], "the mirror had all");
@@ -456,7 +467,7 @@ async fn a_fake_runtime_pulls_as_a_real_one_does() {
     let fake = toft::agent::runtime::fake::FakeRuntime::new();
     let subjects: [Arc<dyn Runtime>; 2] = [real.runtime.clone(), Arc::new(fake)];
     for runtime in subjects {
-        let (pulls, puller) = Pulls::new(runtime.clone(), Registries::new(quick(), Arc::new(NoLogins)));
+        let (pulls, puller) = Pulls::new(runtime.clone(), Registries::new(quick(), nobody()));
         let stop = CancellationToken::new();
         let pulling = tokio::spawn(puller.run(stop.clone()));
         let name: ImageRef = format!("{}/a:1", registry.address).parse().unwrap();

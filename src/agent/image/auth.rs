@@ -86,7 +86,7 @@ pub(super) fn refused(registry: &str, login: Option<&Login>) -> Trouble {
 
 fn login_hint(registry: &str) -> String {
     let name = if registry == "registry-1.docker.io" { "docker.io" } else { registry };
-    format!("`toft image login {name}`")
+    format!("name a login in the configuration: [registries.\"{name}\"] username = \"...\", password_file = \"...\"")
 }
 
 fn header(kind: &str, value: &str) -> Result<HeaderValue, Trouble> {

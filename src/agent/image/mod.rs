@@ -11,6 +11,8 @@ use std::{
 
 use async_trait::async_trait;
 use toft_model::image::ImageRef;
+use tokio::io::AsyncReadExt;
+use zeroize::Zeroizing;
 
 mod auth;
 mod endpoint;
@@ -30,6 +32,9 @@ pub use settings::{Patience, RegistrySettings, Settings};
 
 use self::{endpoint::Endpoint, http::Http};
 
+/// Longest password.
+const MOST_PASSWORD_BYTES: u64 = 64 << 10;
+
 /// Who knows the logins.
 #[async_trait]
 pub trait Logins: Send + Sync + 'static {
@@ -37,14 +42,27 @@ pub trait Logins: Send + Sync + 'static {
     async fn login(&self, registry: &str) -> Result<Option<Login>, String>;
 }
 
-/// Nobody ever logged in.
-#[derive(Debug, Clone, Copy)]
-pub struct NoLogins;
+/// The logins of the configuration, with passwords in files.
+#[derive(Debug, Clone)]
+pub struct LoginFiles(pub Settings);
 
 #[async_trait]
-impl Logins for NoLogins {
-    async fn login(&self, _registry: &str) -> Result<Option<Login>, String> {
-        Ok(None)
+impl Logins for LoginFiles {
+    async fn login(&self, registry: &str) -> Result<Option<Login>, String> {
+        let login = self.0.registries.get(registry).and_then(|settings| settings.login.as_ref());
+        let Some((username, path)) = login else { return Ok(None) };
+        let failed =
+            |why: String| format!("the password for `{registry}` cannot be had from `{}`: {why}", path.display());
+        // Read anew each time, so that a changed password needs no restart.
+        let file = tokio::fs::File::open(path).await.map_err(|e| failed(e.to_string()))?;
+        let mut password = Zeroizing::new(String::new());
+        let read = file.take(MOST_PASSWORD_BYTES).read_to_string(&mut password).await;
+        read.map_err(|e| failed(e.to_string()))?;
+        let password = Zeroizing::new(password.trim_end_matches(['\r', '\n']).to_owned());
+        if password.is_empty() {
+            return Err(failed("it is empty".to_owned()));
+        }
+        Ok(Some(Login { username: username.clone(), password }))
     }
 }
 

@@ -9,6 +9,8 @@ pub struct RegistrySettings {
     pub plain_http: Option<bool>,
     /// File with certificates that may sign its own, beside those of the system.
     pub ca_file: Option<PathBuf>,
+    /// Who logs in, and the file with the password.
+    pub login: Option<(String, PathBuf)>,
     /// Asked before it, in this order: `HOST[:PORT]`.
     pub mirrors: Vec<String>,
 }

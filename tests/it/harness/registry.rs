@@ -18,8 +18,13 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::image::{Layout, digest};
+use super::{
+    image::{Layout, digest},
+    machine::Machine,
+};
 
 /// Name and password of [`Registry::with_password`].
 pub const LOGIN: (&str, &str) = ("keeper", "open sesame");
@@ -142,6 +147,20 @@ impl OwnRegistry {
         Self { address, shelf }
     }
 
+    /// One in the network of a machine, until the guard is dropped.
+    pub fn start_on(machine: &Machine) -> (Self, DropGuard) {
+        let (stop, (sender, receiver)) = (CancellationToken::new(), std::sync::mpsc::channel());
+        let stopped = stop.clone();
+        machine.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                sender.send(Self::start().await).unwrap();
+                stopped.cancelled().await;
+            });
+        });
+        (receiver.recv_timeout(Duration::from_secs(10)).expect("the registry starts"), stop.drop_guard())
+    }
+
     /// Takes everything of a layout; `target` gets the tag.
     pub fn put(&self, layout: &Layout, target: &Value, tag: &str) {
         let mut shelf = self.shelf.lock().unwrap();
@@ -228,5 +247,18 @@ pub fn breaks_after(bytes: &[u8], most: usize) -> Response {
         }
         Some((Ok::<_, std::io::Error>(head), Some(Bytes::new())))
     });
+    Response::builder().header(header::CONTENT_LENGTH, bytes.len()).body(Body::from_stream(pieces)).unwrap()
+}
+
+/// The first half at once, the rest when `released`.
+pub fn held_back(bytes: &[u8], released: watch::Receiver<bool>) -> Response {
+    let halves = bytes.chunks(bytes.len() / 2 + 1).map(Bytes::copy_from_slice).collect::<Vec<_>>().into_iter();
+    let pieces =
+        futures_util::stream::unfold((halves, released, true), |(mut halves, mut released, first)| async move {
+            if !first {
+                released.wait_for(|released| *released).await.ok()?;
+            }
+            Some((Ok::<_, std::io::Error>(halves.next()?), (halves, released, false)))
+        });
     Response::builder().header(header::CONTENT_LENGTH, bytes.len()).body(Body::from_stream(pieces)).unwrap()
 }
