@@ -6,13 +6,17 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use nix::libc::{SIGKILL, SIGTERM};
 use toft_model::{
     ids::InstanceId,
+    image::ImageRef,
     instance::{Assignment, ContainerOrder, Exit, NetworkOrder},
     name::Name,
+    pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
 };
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
     runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
@@ -74,6 +78,8 @@ pub struct Executor {
     pub log_max_files: u32,
     /// Secrets of containers, in memory.
     pub secrets: SecretFiles,
+    /// Fetches images from registries.
+    pub pulls: Pulls,
     /// Images the appliance brings along, by complete reference.
     pub builtin_image: fn(&str) -> Option<&'static [u8]>,
 }
@@ -88,6 +94,8 @@ pub struct Start {
     pub outcome: Outcome,
     /// The values of the secrets that the order names, sealed.
     pub secrets: BTreeMap<Name, SealedSecret>,
+    /// Cancelled when the order no longer stands: the pull of its image is not waited for.
+    pub unwanted: CancellationToken,
 }
 
 impl Executor {
@@ -107,11 +115,11 @@ impl Executor {
         start: Start,
         ready: impl Future<Output = Result<(), String>> + Send,
     ) -> Result<u32, StartError> {
-        let Start { assignment, existing, outcome, secrets } = start;
+        let Start { assignment, existing, outcome, secrets, unwanted } = start;
         let id = assignment.instance_id;
         let prepare = async {
             match existing {
-                None => self.create_container(&assignment).await?,
+                None => self.create_container(&assignment, &unwanted).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
             }
@@ -151,16 +159,31 @@ impl Executor {
         Ok(pid)
     }
 
-    async fn create_container(&self, assignment: &Assignment) -> Result<(), StartError> {
+    async fn create_container(&self, assignment: &Assignment, unwanted: &CancellationToken) -> Result<(), StartError> {
         let spec = self.spec_of(assignment).await?;
+        let policy = assignment.container.pull_policy;
+        let builtin = (self.builtin_image)(spec.image.as_str());
+        if policy == PullPolicy::Always && builtin.is_none() {
+            self.pull(&spec.image, unwanted).await?;
+        }
         match self.runtime.create_container(&spec).await {
             Err(RuntimeError::ImageMissing { image }) => {
-                let archive = (self.builtin_image)(&image).ok_or(RuntimeError::ImageMissing { image })?;
-                self.runtime.import_image(Box::new(archive), None).await?;
+                match builtin {
+                    Some(archive) => drop(self.runtime.import_image(Box::new(archive), None).await?),
+                    None if policy == PullPolicy::Never => return Err(RuntimeError::ImageMissing { image }.into()),
+                    None => self.pull(&spec.image, unwanted).await?,
+                }
                 Ok(self.runtime.create_container(&spec).await?)
             }
             Err(RuntimeError::Exists { .. }) => Ok(()),
             other => Ok(other?),
+        }
+    }
+
+    async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken) -> Result<(), StartError> {
+        match unwanted.run_until_cancelled(self.pulls.pull(image)).await {
+            Some(pulled) => pulled.map(drop).map_err(|error| StartError::Other(advice(&error))),
+            None => Err(StartError::Other("another order came while its image was pulled".to_owned())),
         }
     }
 
@@ -313,6 +336,14 @@ impl Executor {
             }
         }
         Done::Removed
+    }
+}
+
+/// A failed pull in one line, with what can be done.
+fn advice(error: &PullError) -> String {
+    match &error.hint {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
     }
 }
 

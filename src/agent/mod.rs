@@ -7,6 +7,7 @@
 
 pub mod execute;
 pub mod host;
+pub mod image;
 pub mod keeper;
 pub mod ledger;
 pub mod logs;

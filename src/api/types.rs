@@ -1,6 +1,7 @@
 //! What the HTTP API speaks. Times are RFC 3339 in UTC.
 
 mod backups;
+mod images;
 mod secrets;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -18,6 +19,7 @@ use toft_model::{
 use utoipa::ToSchema;
 
 pub use backups::{Backup, BackupStatus};
+pub use images::{PullLine, PullRequest};
 pub use secrets::Secret;
 
 /// A failed request.
@@ -83,7 +85,7 @@ pub struct Instance {
     pub image: String,
     /// `assigned`, `starting`, `running`, `stopping`, `stopped`, `back_off`, `finished`.
     pub state: String,
-    /// Why it is not running, when it should.
+    /// Why it is not running, when it should; while its image is pulled, how far that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// When it will be tried again.
@@ -331,10 +333,8 @@ impl From<&InstanceView> for Instance {
                 pid = Some(*process);
                 started_at = Some(time(*since_ms));
             }
-            InstanceState::Assigned
-            | InstanceState::Starting
-            | InstanceState::Stopping
-            | InstanceState::Stopped { .. } => {}
+            InstanceState::Assigned | InstanceState::Starting => reason = view.note.clone(),
+            InstanceState::Stopping | InstanceState::Stopped { .. } => {}
         }
         let (address, ports) = match &view.row.container.network {
             NetworkOrder::Bridge { address, ports } => (Some(*address), ports.clone()),

@@ -7,12 +7,13 @@ use toft_model::{
     image::ImageRef,
     invalid::Invalid,
     name::Name,
+    pull::PullPolicy,
     secret::SecretMount,
     units::{parse_bytes, parse_cpu_millis},
     workload::{PortSpec, RestartPolicy},
 };
 
-use super::{backup_args::BackupCommand, secret_args::SecretCommand};
+use super::{backup_args::BackupCommand, image_args::ImageCommand, secret_args::SecretCommand};
 use crate::config::Flags;
 
 /// Runs containers on this machine and the ones joined to it.
@@ -254,6 +255,9 @@ pub(super) struct RunArgs {
     /// Print the workload as JSON
     #[arg(long, conflicts_with = "rm")]
     pub(super) json: bool,
+    /// When the image is asked of its registry: always, missing (when it is not here) or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parsed::<PullPolicy>)]
+    pub(super) pull: PullPolicy,
     /// Image to run
     #[arg(value_parser = parsed::<ImageRef>)]
     pub(super) image: ImageRef,
@@ -321,32 +325,6 @@ pub(super) struct EventsArgs {
 pub(super) enum NodeCommand {
     /// List nodes
     Ls(ListArgs),
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum ImageCommand {
-    /// List images
-    Ls(ListArgs),
-    /// Import an archive: an OCI image layout as tar, or what `docker save` writes; plain or gzip
-    Import(ImportArgs),
-    /// Remove images that no workload uses
-    Rm {
-        /// Images
-        #[arg(required = true, value_name = "IMAGE", value_parser = parsed::<ImageRef>)]
-        names: Vec<ImageRef>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ImportArgs {
-    /// Archive; `-` is standard input
-    pub(super) file: PathBuf,
-    /// Name for an image whose archive carries none
-    #[arg(short, long, value_parser = parsed::<ImageRef>)]
-    pub(super) name: Option<ImageRef>,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
 }
 
 /// Parses a value of the model; a refusal tells its remedy too.

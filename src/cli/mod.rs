@@ -8,12 +8,14 @@ mod cluster;
 mod context;
 mod daemon;
 mod failure;
+mod image_args;
 mod images;
 mod inspect;
 mod logs;
 mod output;
 mod progress;
 mod prompt;
+mod pull;
 mod restore;
 mod run;
 mod secret_args;
@@ -22,10 +24,11 @@ mod workloads;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, ClusterCommand, Command, ImageCommand, NodeCommand};
+use args::{Cli, ClusterCommand, Command, NodeCommand};
 use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
+use image_args::ImageCommand;
 use secret_args::SecretCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
@@ -92,7 +95,9 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         },
         Command::Image { command } => match command {
             ImageCommand::Ls(list) => images::ls(client, list).await,
+            ImageCommand::Pull(args) => pull::pull(client, args).await,
             ImageCommand::Import(args) => images::import(client, args).await,
+            ImageCommand::Prune(args) => images::prune(client, args).await,
             ImageCommand::Rm { names } => images::rm(client, names).await,
         },
         Command::Secret { command } => match command {

@@ -58,6 +58,7 @@ pub(super) fn state(instance: &Instance) -> String {
             let next = next.map_or_else(String::new, |ms| format!(", next try in {}", format_span_ms(ms + 999)));
             format!("back_off ({reason}){next}")
         }
+        ("assigned" | "starting", Some(pull), _, _) => pull.clone(),
         (word @ ("finished" | "stopped"), _, _, Some(exit)) => format!("{word} ({})", code(exit)),
         (word, ..) => word.to_owned(),
     }

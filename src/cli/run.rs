@@ -64,6 +64,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     if args.rm {
         spec.kind = WorkloadKind::Job;
     }
+    spec.pull_policy = args.pull;
     spec.restart = args.restart.or(args.rm.then_some(RestartPolicy::No));
     spec.entrypoint = args.entrypoint.map(|program| vec![program]);
     spec.command = args.command;

@@ -126,6 +126,8 @@ pub(super) fn trouble(workload: &Workload) -> Option<Failure> {
     let why = stuck.reason.clone().unwrap_or_default();
     let hint = if why.contains("is not on this node") {
         format!("import it with `toft image import FILE`, then it starts by itself; `toft rm {name}` gives up")
+    } else if why.contains("could not be pulled") {
+        format!("toft goes on trying; `toft image import FILE` brings it without a registry; `toft rm {name}` gives up")
     } else {
         format!("toft goes on trying; `toft logs {name}` shows its output, `toft rm {name}` gives up")
     };

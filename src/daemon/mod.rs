@@ -35,6 +35,7 @@ use crate::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
         host,
+        image::{LoginFiles, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
             Network,
@@ -47,7 +48,7 @@ use crate::{
     },
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
-    config::{BackupKey, Config, NodeRole},
+    config::{BackupKey, Config, NodeRole, RegistryConfig},
     consensus::Handle,
     control::{loops, ops::Ops},
     embedded,
@@ -145,7 +146,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
-    let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
+    let settings = registry_settings(&config);
+    let registries = Registries::new(settings.clone(), Arc::new(LoginFiles(settings)));
+    let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
+    tasks.spawn("image pulls", puller.run(cancel.clone()));
+    let pulled_here = (identity.node_id, pulls.clone());
+    let node =
+        LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), pulled_here, cancel.clone());
+    let node = Arc::new(node);
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone())
@@ -171,6 +179,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
         secrets,
+        pulls,
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     let (feed, assignments) = watch::channel(None);
@@ -180,7 +189,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     tasks.spawn("container network", keep_network);
     tasks.spawn("agent", agent.run(cancel.clone()));
-    tasks.spawn("reports", outbox.run(node.sink(ops.clone(), identity.node_id), cancel.clone()));
+    tasks.spawn("reports", outbox.run(node.sink(ops.clone()), cancel.clone()));
     tasks.spawn(
         "registration",
         register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()),
@@ -199,6 +208,17 @@ fn begin_run(ledger: &Ledger) -> u64 {
         tracing::warn!(error = chain(&error), "the start could not be noted in the node's ledger");
         now_s
     })
+}
+
+fn registry_settings(config: &Config) -> Settings {
+    let settings = |registry: &RegistryConfig| RegistrySettings {
+        plain_http: registry.plain_http,
+        ca_file: registry.ca_file.clone(),
+        login: registry.username.clone().zip(registry.password_file.clone()),
+        mirrors: registry.mirrors.clone(),
+    };
+    let registries = config.registries.iter().map(|(name, registry)| (name.clone(), settings(registry))).collect();
+    Settings { registries, ..Settings::default() }
 }
 
 fn backup_settings(config: &Config, directories: &Directories, identity: &Identity) -> backup::Settings {

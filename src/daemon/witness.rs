@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use toft_model::{
-    ids::InstanceId,
+    ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
+    pull::PullProgress,
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -19,7 +20,7 @@ use crate::{
     consensus::Handle,
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, LogLines, NodeAccess},
+        node_access::{ArchiveReader, LogLines, NodeAccess, PullSteps},
         ops::Ops,
     },
     observe::metrics::Metrics,
@@ -77,6 +78,14 @@ impl NodeAccess for Witness {
 
     async fn import_image(&self, _: ArchiveReader, _: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
         nothing_here()
+    }
+
+    async fn pull_image(&self, _: ImageRef) -> Result<PullSteps, ControlError> {
+        nothing_here()
+    }
+
+    fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
+        None
     }
 
     async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {

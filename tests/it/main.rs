@@ -16,6 +16,8 @@ mod failover;
 mod full_disk;
 mod harness;
 mod hostile_api;
+mod image_commands;
+mod image_pull;
 mod lifecycle;
 mod linearizability;
 mod logs;

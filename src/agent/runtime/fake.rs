@@ -22,6 +22,7 @@ use super::{
     ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
     TaskState,
 };
+use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
 
 mod script;
 
@@ -53,6 +54,8 @@ pub enum Call {
     DeleteContainer,
     /// [`Runtime::import_image`]
     ImportImage,
+    /// [`Runtime::pull_image`]
+    PullImage,
     /// [`Runtime::images`]
     Images,
     /// [`Runtime::remove_image`]
@@ -353,6 +356,16 @@ impl Runtime for FakeRuntime {
         let image = made_up_image(name.as_str());
         state.images.insert(image.name.clone(), (image.clone(), stop_signal.map_or(SIGTERM, |signal| signal as i32)));
         Ok(vec![image])
+    }
+
+    async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError> {
+        let name = repository.image();
+        drop(self.begin(Call::PullImage).map_err(|error| Trouble::from(error).of(name))?);
+        let document = repository.named().await.map_err(|trouble| trouble.of(name))?;
+        let image = Image { digest: document.digest, ..made_up_image(name.as_str()) };
+        reporter.layers([(image.digest.clone(), image.size_bytes)].into_iter());
+        self.state().images.insert(image.name.clone(), (image.clone(), SIGTERM));
+        Ok(image)
     }
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {

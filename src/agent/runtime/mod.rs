@@ -10,6 +10,8 @@ use async_trait::async_trait;
 use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit, workload::Resources};
 use tokio::sync::{broadcast, watch};
 
+use super::image::{PullError, PullReporter, Repository};
+
 pub mod containerd;
 pub mod fake;
 pub mod supervisor;
@@ -241,6 +243,10 @@ pub trait Runtime: Send + Sync + 'static {
     /// for this platform. `name` names an image whose archive carries no name. Either all images of the archive are
     /// usable afterwards, or the call fails and the store is as before.
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError>;
+
+    /// Fetches an image from its registry and unpacks it for this platform. Either it is usable afterwards under its
+    /// name, or the call fails and the name is as before.
+    async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError>;
 
     /// Every image in the store.
     async fn images(&self) -> Result<Vec<Image>, RuntimeError>;

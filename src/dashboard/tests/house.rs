@@ -20,6 +20,7 @@ use toft_model::{
     instance::{Exit, InstanceReport, InstanceState},
     log::{LogLine, LogQuery, LogStream},
     node::Inventory,
+    pull::PullProgress,
     state::{PutMode, WorkloadView},
     workload::{PortSpec, WorkloadSpec},
 };
@@ -36,7 +37,7 @@ use crate::{
     control::{
         ControlError,
         loops::schedule,
-        node_access::{ArchiveReader, LogLines, NodeAccess},
+        node_access::{ArchiveReader, LogLines, NodeAccess, PullSteps},
         ops::{Ops, now_ms},
     },
     dashboard::router_until,
@@ -121,6 +122,14 @@ impl NodeAccess for FakeNode {
 
     async fn import_image(&self, _: ArchiveReader, _: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
         Ok(Vec::new())
+    }
+
+    async fn pull_image(&self, _: ImageRef) -> Result<PullSteps, ControlError> {
+        Ok(stream::empty().boxed())
+    }
+
+    fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
+        None
     }
 
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {

@@ -9,6 +9,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     image::ImageRef,
     name::Name,
+    pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
     workload::{Protocol, Resources, RestartPolicy, WorkloadSpec},
 };
@@ -69,6 +70,9 @@ pub enum NetworkOrder {
 pub struct ContainerOrder {
     /// Image to run.
     pub image: ImageRef,
+    /// When it is asked of its registry.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    pub pull_policy: PullPolicy,
     /// Replaces the image's entrypoint.
     pub entrypoint: Option<Vec<String>>,
     /// Replaces the image's command when not empty.
@@ -93,6 +97,7 @@ impl ContainerOrder {
     pub fn of(spec: &WorkloadSpec, network: NetworkOrder) -> Self {
         Self {
             image: spec.image.clone(),
+            pull_policy: spec.pull_policy,
             entrypoint: spec.entrypoint.clone(),
             command: spec.command.clone(),
             env: spec.env.clone(),

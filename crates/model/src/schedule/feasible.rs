@@ -95,10 +95,22 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
 /// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
 /// run on.
 pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
-    let ContainerOrder { image, entrypoint, command, env, resources, restart, stop_grace_ms, network, secrets } = order;
+    let ContainerOrder {
+        image,
+        pull_policy,
+        entrypoint,
+        command,
+        env,
+        resources,
+        restart,
+        stop_grace_ms,
+        network,
+        secrets,
+    } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
         && *image == spec.image
+        && *pull_policy == spec.pull_policy
         && *entrypoint == spec.entrypoint
         && *command == spec.command
         && *env == spec.env

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{PortSpec, RestartPolicy};
-use crate::{image::ImageRef, invalid::Invalid, name::Name, secret::SecretMount};
+use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -56,6 +56,9 @@ pub struct WorkloadSpec {
     /// The image to run.
     #[schema(value_type = String, example = "toft/demo")]
     pub image: ImageRef,
+    /// When the image is asked of its registry.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    pub pull_policy: PullPolicy,
     /// Replaces the image's entrypoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
@@ -122,6 +125,7 @@ impl WorkloadSpec {
             name,
             kind: WorkloadKind::Service,
             image,
+            pull_policy: PullPolicy::default(),
             entrypoint: None,
             command: Vec::new(),
             env: BTreeMap::new(),

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
 };
+use crate::agent::image::{PullError, PullReporter, Repository};
 
 mod client;
 mod connection;
@@ -31,6 +32,7 @@ mod events;
 mod images;
 mod import;
 mod media;
+mod pull;
 mod resolve;
 mod shims;
 mod signals;
@@ -78,6 +80,7 @@ struct Shared {
     availability: watch::Sender<Availability>,
     events: broadcast::Sender<RuntimeEvent>,
     resolved: resolve::ResolvedImages,
+    pulls: pull::PullState,
     identities: users::Identities,
     mounts: Mutex<HashMap<InstanceId, Mounts>>,
 }
@@ -114,6 +117,7 @@ impl ContainerdRuntime {
             session: watch::Sender::new(None),
             events: broadcast::Sender::new(EVENTS_KEPT),
             resolved: Default::default(),
+            pulls: Default::default(),
             identities: Default::default(),
             mounts: Default::default(),
         });
@@ -166,6 +170,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {
         import::run(&self.shared, archive, name).await
+    }
+
+    async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError> {
+        pull::run(&self.shared, repository, reporter).await
     }
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
