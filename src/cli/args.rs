@@ -12,7 +12,11 @@ use toft_model::{
     workload::{PortSpec, RestartPolicy},
 };
 
-use super::{backup_args::BackupCommand, secret_args::SecretCommand};
+use super::{
+    backup_args::BackupCommand,
+    process_args::{ProcessArgs, ResourceArgs},
+    secret_args::SecretCommand,
+};
 use crate::config::Flags;
 
 /// Runs containers on this machine and the ones joined to it.
@@ -47,7 +51,7 @@ pub(super) enum Command {
     Down(DownArgs),
     /// Run an image as a workload
     #[command(after_help = RUN_HELP)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List workloads
     Ls(ListArgs),
     /// List instances, the running copies of workloads
@@ -218,12 +222,8 @@ pub(super) struct RunArgs {
     /// Give the containers a secret as /run/secrets/NAME: NAME[,target=FILE,mode=0400,uid=N,gid=N]
     #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
     pub(super) secrets: Vec<SecretMount>,
-    /// Limit of CPU time in cores
-    #[arg(long, value_name = "CORES", value_parser = cpu)]
-    pub(super) cpu: Option<u32>,
-    /// Limit of memory
-    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
-    pub(super) memory: Option<u64>,
+    #[command(flatten)]
+    pub(super) resources: ResourceArgs,
     /// Copies to run
     #[arg(long, default_value_t = 1)]
     pub(super) replicas: u32,
@@ -254,6 +254,8 @@ pub(super) struct RunArgs {
     /// Print the workload as JSON
     #[arg(long, conflicts_with = "rm")]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) process: ProcessArgs,
     /// Image to run
     #[arg(value_parser = parsed::<ImageRef>)]
     pub(super) image: ImageRef,
@@ -354,15 +356,15 @@ pub(super) fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<
     text.parse().map_err(told)
 }
 
-fn told(invalid: Invalid) -> String {
+pub(super) fn told(invalid: Invalid) -> String {
     format!("{invalid}; {}", invalid.hint)
 }
 
-fn cpu(text: &str) -> Result<u32, String> {
+pub(super) fn cpu(text: &str) -> Result<u32, String> {
     parse_cpu_millis(text).map_err(told)
 }
 
-fn memory(text: &str) -> Result<u64, String> {
+pub(super) fn memory(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(told)
 }
 

@@ -21,6 +21,7 @@ mod linearizability;
 mod logs;
 mod many_writes;
 mod network;
+mod process;
 mod reboot;
 mod rest_api;
 mod restarts;
