@@ -1,7 +1,13 @@
 //! Performs one step for one instance through the runtime. Failures become results, never panics; nothing here
 //! decides what comes next.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::libc::{SIGKILL, SIGTERM};
 use toft_model::{
@@ -11,6 +17,7 @@ use toft_model::{
     name::Name,
     pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
+    workload::HostAddress,
 };
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +33,8 @@ use crate::observe::chain;
 
 /// Wait for a killed process to be seen as ended.
 const AFTER_KILL: Duration = Duration::from_secs(10);
+/// Where a container finds its first process, if it is to have one of ours.
+const INIT: &str = "/run/toft-init";
 
 /// What became of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +77,8 @@ pub struct Executor {
     pub node: Name,
     /// Program that writes the logs.
     pub logger: PathBuf,
+    /// Address of the node in the network of its containers, if it has one.
+    pub gateway: Option<Ipv4Addr>,
     /// Directory with a folder of logs an instance.
     pub logs_dir: PathBuf,
     /// Directory with a folder of generated files an instance.
@@ -189,7 +200,7 @@ impl Executor {
 
     async fn spec_of(&self, assignment: &Assignment) -> Result<ContainerSpec, StartError> {
         let Assignment { instance_id: id, workload, container, .. } = assignment;
-        let ContainerOrder { image, entrypoint, command, resources, .. } = container.clone();
+        let ContainerOrder { image, entrypoint, command, resources, process, .. } = container.clone();
         let name = assignment.instance_name();
         let mut env = BTreeMap::from([
             ("TOFT_NODE".to_owned(), self.node.to_string()),
@@ -205,9 +216,11 @@ impl Executor {
             entrypoint,
             command,
             env,
-            hostname: if host { self.node.to_string() } else { name },
+            hostname: process.hostname.clone().unwrap_or_else(|| if host { self.node.to_string() } else { name }),
+            init: process.init.then(|| INIT.into()),
             network: if host { NetworkNamespace::Host } else { NetworkNamespace::New },
             resources,
+            process,
             labels: BTreeMap::from([
                 ("toft.workload".to_owned(), workload.to_string()),
                 ("toft.node".to_owned(), self.node.to_string()),
@@ -219,15 +232,36 @@ impl Executor {
     /// `/etc/hosts` and `/etc/resolv.conf` of the container: the host's own in its network, else generated.
     async fn files_of(&self, assignment: &Assignment, name: &str) -> std::io::Result<BTreeMap<PathBuf, PathBuf>> {
         let mut files = BTreeMap::new();
+        let process = &assignment.container.process;
+        let name = process.hostname.as_deref().unwrap_or(name);
         let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         match &assignment.container.network {
-            NetworkOrder::Host => drop(files.insert("/etc/hosts".into(), "/etc/hosts".into())),
+            NetworkOrder::Host if process.extra_hosts.is_empty() => {
+                files.insert("/etc/hosts".into(), "/etc/hosts".into());
+            }
+            NetworkOrder::Host => hosts = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or(hosts),
             NetworkOrder::None => {}
             NetworkOrder::Bridge { address, .. } => hosts.push_str(&format!("{address}\t{name}\n")),
         }
+        for entry in &process.extra_hosts {
+            let address = match (entry.address, &assignment.container.network) {
+                (HostAddress::Address(address), _) => address,
+                (HostAddress::Gateway, NetworkOrder::Bridge { .. }) => {
+                    self.gateway.unwrap_or(Ipv4Addr::LOCALHOST).into()
+                }
+                (HostAddress::Gateway, NetworkOrder::Host | NetworkOrder::None) => Ipv4Addr::LOCALHOST.into(),
+            };
+            if !hosts.ends_with('\n') {
+                hosts.push('\n');
+            }
+            hosts.push_str(&format!("{address}\t{}\n", entry.name));
+        }
+        if process.init {
+            files.insert(INIT.into(), self.logger.clone());
+        }
         let dir = self.instances_dir.join(assignment.instance_id.to_string());
         tokio::fs::create_dir_all(&dir).await?;
-        if files.is_empty() {
+        if !files.contains_key(Path::new("/etc/hosts")) {
             tokio::fs::write(dir.join("hosts"), hosts).await?;
             files.insert("/etc/hosts".into(), dir.join("hosts"));
         }

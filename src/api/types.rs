@@ -119,6 +119,9 @@ pub struct LastExit {
     pub code: Option<i32>,
     /// When.
     pub at: String,
+    /// Whether the kernel killed it, or a process beside it, for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
 }
 
 /// A node.
@@ -297,7 +300,7 @@ pub fn time_ns(ns: i64) -> String {
 
 impl From<Exit> for LastExit {
     fn from(exit: Exit) -> Self {
-        Self { code: exit.code, at: time(exit.at_ms) }
+        Self { code: exit.code, at: time(exit.at_ms), out_of_memory: exit.out_of_memory }
     }
 }
 

@@ -13,7 +13,12 @@ use toft_model::{
     workload::{PortSpec, RestartPolicy},
 };
 
-use super::{backup_args::BackupCommand, image_args::ImageCommand, secret_args::SecretCommand};
+use super::{
+    backup_args::BackupCommand,
+    image_args::ImageCommand,
+    process_args::{ProcessArgs, ResourceArgs},
+    secret_args::SecretCommand,
+};
 use crate::config::Flags;
 
 /// Runs containers on this machine and the ones joined to it.
@@ -48,7 +53,7 @@ pub(super) enum Command {
     Down(DownArgs),
     /// Run an image as a workload
     #[command(after_help = RUN_HELP)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List workloads
     Ls(ListArgs),
     /// List instances, the running copies of workloads
@@ -219,12 +224,8 @@ pub(super) struct RunArgs {
     /// Give the containers a secret as /run/secrets/NAME: NAME[,target=FILE,mode=0400,uid=N,gid=N]
     #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
     pub(super) secrets: Vec<SecretMount>,
-    /// Limit of CPU time in cores
-    #[arg(long, value_name = "CORES", value_parser = cpu)]
-    pub(super) cpu: Option<u32>,
-    /// Limit of memory
-    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
-    pub(super) memory: Option<u64>,
+    #[command(flatten)]
+    pub(super) resources: ResourceArgs,
     /// Copies to run
     #[arg(long, default_value_t = 1)]
     pub(super) replicas: u32,
@@ -258,6 +259,8 @@ pub(super) struct RunArgs {
     /// When the image is asked of its registry: always, missing (when it is not here) or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parsed::<PullPolicy>)]
     pub(super) pull: PullPolicy,
+    #[command(flatten)]
+    pub(super) process: ProcessArgs,
     /// Image to run
     #[arg(value_parser = parsed::<ImageRef>)]
     pub(super) image: ImageRef,
@@ -332,15 +335,15 @@ pub(super) fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<
     text.parse().map_err(told)
 }
 
-fn told(invalid: Invalid) -> String {
+pub(super) fn told(invalid: Invalid) -> String {
     format!("{invalid}; {}", invalid.hint)
 }
 
-fn cpu(text: &str) -> Result<u32, String> {
+pub(super) fn cpu(text: &str) -> Result<u32, String> {
     parse_cpu_millis(text).map_err(told)
 }
 
-fn memory(text: &str) -> Result<u64, String> {
+pub(super) fn memory(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(told)
 }
 

@@ -13,6 +13,7 @@ mod images;
 mod inspect;
 mod logs;
 mod output;
+mod process_args;
 mod progress;
 mod prompt;
 mod pull;
@@ -75,7 +76,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
         Command::Up(_) | Command::Down(_) | Command::Completion { .. } => Ok(0),
-        Command::Run(args) => run::run(client, args).await,
+        Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,
         Command::Inspect { name } => inspect::inspect(client, &name).await,

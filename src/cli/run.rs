@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toft_model::{
     name::Name,
-    workload::{NetworkMode, Resources, RestartPolicy, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, RestartPolicy, WorkloadKind, WorkloadSpec},
 };
 use uuid::Uuid;
 
@@ -73,7 +73,8 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.ports = args.ports;
     spec.secrets = args.secrets;
     spec.replicas = args.replicas;
-    spec.resources = Resources { cpu_millis: args.cpu, memory_bytes: args.memory };
+    spec.resources = args.resources.spec();
+    spec.process = args.process.spec()?;
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
     spec.network = match args.network.as_str() {

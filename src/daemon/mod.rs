@@ -43,7 +43,7 @@ use crate::{
             pick_subnet,
         },
         report::Outbox,
-        runtime::{Availability, Runtime},
+        runtime::{Availability, Runtime, containerd::isolation},
         secrets::SecretFiles,
     },
     api::http::{ApiState, KeptPage, Readiness},
@@ -173,6 +173,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         network,
         ledger,
         node: config.node.name.clone(),
+        gateway: identity.subnet.map(|subnet| subnet.gateway()),
         logger,
         logs_dir: directories.logs(),
         instances_dir: directories.instances(),
@@ -290,7 +291,7 @@ async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, confi
         };
         let mut failed = false;
         if told.as_ref() != Some(&now) {
-            let inventory = host::inventory(now.clone(), identity.subnet);
+            let inventory = host::inventory(now.clone(), identity.subnet, isolation::names());
             let node = &config.node;
             match ops.register_node(identity.node_id, node.name.clone(), node.labels.clone(), inventory).await {
                 Ok(()) => told = Some(now),

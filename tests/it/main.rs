@@ -23,6 +23,7 @@ mod linearizability;
 mod logs;
 mod many_writes;
 mod network;
+mod process;
 mod reboot;
 mod rest_api;
 mod restarts;

@@ -188,7 +188,7 @@ impl Inner {
 
     /// Ends a running process; with `task_number` only that one.
     fn end(&self, id: InstanceId, task_number: Option<u64>, code: Option<i32>) {
-        let exit = Exit { code, at_ms: jiff::Timestamp::now().as_millisecond() };
+        let exit = Exit::new(code, jiff::Timestamp::now().as_millisecond());
         {
             let mut state = self.state();
             let Some(container) = state.containers.get_mut(&id) else { return };
@@ -318,9 +318,7 @@ impl Runtime for FakeRuntime {
                 let reason = format!("the process of `{id}` still runs");
                 return Err(RuntimeError::Failed { doing: "removing the process", reason });
             }
-            TaskState::Created { .. } => {
-                Exit { code: Some(128 + SIGKILL), at_ms: jiff::Timestamp::now().as_millisecond() }
-            }
+            TaskState::Created { .. } => Exit::new(Some(128 + SIGKILL), jiff::Timestamp::now().as_millisecond()),
             TaskState::Ended(exit) => exit,
         };
         container.task = TaskState::None;

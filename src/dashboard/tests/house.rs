@@ -200,6 +200,7 @@ impl House {
             version: "0.1.0".into(),
             runtime: "containerd 2.1.4".into(),
             subnet: Some("10.210.0.0/24".parse().unwrap()),
+            isolation: Vec::new(),
         };
         ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();
         Self { ops, app, node, shutdown, node_id, _dir: dir }
@@ -278,7 +279,7 @@ impl House {
     }
 
     pub(super) async fn fail(&self, name: &str, code: i32) {
-        let exit = Exit { code: Some(code), at_ms: now_ms() - 60_000 };
+        let exit = Exit::new(Some(code), now_ms() - 60_000);
         self.report(name, 0, InstanceState::Finished { exit, reason: None }, 0).await;
     }
 

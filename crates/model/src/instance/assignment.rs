@@ -11,7 +11,7 @@ use crate::{
     name::Name,
     pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
-    workload::{Protocol, Resources, RestartPolicy, WorkloadSpec},
+    workload::{ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
 };
 
 /// What shall become of an instance.
@@ -90,6 +90,9 @@ pub struct ContainerOrder {
     /// Secrets it sees as files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
+    /// How the process runs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub process: ProcessSpec,
 }
 
 impl ContainerOrder {
@@ -106,6 +109,7 @@ impl ContainerOrder {
             stop_grace_ms: spec.stop_grace_ms,
             network,
             secrets: spec.secrets.clone(),
+            process: spec.process.clone(),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! as long as it is polled; calls made while containerd is away fail with [`RuntimeError::Unavailable`].
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -31,8 +31,10 @@ mod errors;
 mod events;
 mod images;
 mod import;
+pub(crate) mod isolation;
 mod media;
 mod pull;
+mod oom;
 mod resolve;
 mod shims;
 mod signals;
@@ -83,11 +85,17 @@ struct Shared {
     pulls: pull::PullState,
     identities: users::Identities,
     mounts: Mutex<HashMap<InstanceId, Mounts>>,
+    /// Containers that ran out of memory since their process was prepared.
+    starved: Mutex<HashSet<InstanceId>>,
 }
 
 impl Shared {
     fn session(&self) -> Result<Arc<Session>, RuntimeError> {
         connection::session(&self.session, &self.availability)
+    }
+
+    fn starved(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
+        self.starved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mounts(&self) -> MutexGuard<'_, HashMap<InstanceId, Mounts>> {
@@ -120,6 +128,7 @@ impl ContainerdRuntime {
             pulls: Default::default(),
             identities: Default::default(),
             mounts: Default::default(),
+            starved: Default::default(),
         });
         let watching = connection::run(shared.clone(), stop);
         Ok((Arc::new(Self { shared }), watching))
