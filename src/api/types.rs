@@ -1,6 +1,7 @@
 //! What the HTTP API speaks. Times are RFC 3339 in UTC.
 
 mod backups;
+mod exec;
 mod secrets;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -18,6 +19,7 @@ use toft_model::{
 use utoipa::ToSchema;
 
 pub use backups::{Backup, BackupStatus};
+pub use exec::{ExecCommand, ExecNews};
 pub use secrets::Secret;
 
 /// A failed request.

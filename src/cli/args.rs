@@ -12,7 +12,11 @@ use toft_model::{
     workload::{PortSpec, RestartPolicy},
 };
 
-use super::{backup_args::BackupCommand, secret_args::SecretCommand};
+use super::{
+    backup_args::BackupCommand,
+    exec_args::{EXEC_HELP, ExecArgs},
+    secret_args::SecretCommand,
+};
 use crate::config::Flags;
 
 /// Runs containers on this machine and the ones joined to it.
@@ -60,6 +64,9 @@ pub(super) enum Command {
     },
     /// Show what a workload's instances wrote
     Logs(LogsArgs),
+    /// Run a command in a container that runs
+    #[command(after_help = EXEC_HELP)]
+    Exec(ExecArgs),
     /// Start stopped or finished workloads
     Start(NamesArgs),
     /// Stop workloads; their containers stay

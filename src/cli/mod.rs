@@ -7,6 +7,8 @@ mod client;
 mod cluster;
 mod context;
 mod daemon;
+mod exec;
+mod exec_args;
 mod failure;
 mod images;
 mod inspect;
@@ -18,6 +20,7 @@ mod restore;
 mod run;
 mod secret_args;
 mod secrets;
+mod terminal;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
@@ -61,10 +64,13 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
                 .enable_all()
                 .build()
                 .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))?;
-            runtime.block_on(async {
+            let outcome = runtime.block_on(async {
                 let client = Client::new(context::target(&cli.global)?);
                 ask(&client, other).await
-            })
+            });
+            // What is still being written when a signal ends a command may never be read.
+            runtime.shutdown_background();
+            outcome
         }
     }
 }
@@ -76,6 +82,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,
         Command::Inspect { name } => inspect::inspect(client, &name).await,
+        Command::Exec(args) => exec::exec(client, args).await,
         Command::Logs(args) => logs::logs(client, args).await,
         Command::Start(names) => workloads::power(client, names, "start").await,
         Command::Stop(names) => workloads::power(client, names, "stop").await,

@@ -19,7 +19,7 @@ use super::{
 use crate::api::types::Workload;
 
 /// Exit code when toft itself failed, as Docker's.
-const TOFT_FAILED: i32 = 125;
+pub(super) const TOFT_FAILED: i32 = 125;
 
 pub(super) async fn run(client: &Client, args: RunArgs) -> Result<i32, Failure> {
     let (foreground, no_wait, json) = (args.rm, args.no_wait, args.json);
@@ -84,7 +84,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
 }
 
 /// `KEY=VALUE` each; with `from_shell` a bare `KEY` takes the value of this shell's variable, if it is set.
-fn pairs(texts: Vec<String>, from_shell: bool) -> Result<BTreeMap<String, String>, Failure> {
+pub(super) fn pairs(texts: Vec<String>, from_shell: bool) -> Result<BTreeMap<String, String>, Failure> {
     let mut pairs = BTreeMap::new();
     for text in texts {
         match text.split_once('=') {

@@ -12,6 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::ControlError;
 
+pub mod exec;
+
 /// Lines as they come.
 pub type LogLines = BoxStream<'static, Result<LogLine, ControlError>>;
 /// Bytes of an archive as they arrive.
@@ -19,7 +21,7 @@ pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 
 /// A node that can be asked.
 #[async_trait]
-pub trait NodeAccess: Send + Sync + 'static {
+pub trait NodeAccess: exec::NodeExec + Send + Sync + 'static {
     /// Why `port` cannot be published on this node, if a process outside toft holds it.
     fn port_taken_outside(&self, port: PortSpec) -> Option<String>;
 

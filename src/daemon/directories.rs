@@ -103,6 +103,11 @@ impl Directories {
         self.run.join("secrets")
     }
 
+    /// Where the pipes of processes run inside containers are.
+    pub(super) fn execs(&self) -> PathBuf {
+        self.run.join("execs")
+    }
+
     pub(super) fn programs(&self) -> PathBuf {
         self.data.join("programs")
     }

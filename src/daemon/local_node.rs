@@ -15,6 +15,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+mod exec;
+
+pub(super) use exec::Execs;
+
 use crate::{
     agent::{
         logs::{self, Reading},
@@ -32,25 +36,33 @@ use crate::{
 
 /// This node.
 pub(super) struct LocalNode {
+    node_id: NodeId,
     runtime: Arc<dyn Runtime>,
     logs_dir: PathBuf,
     retry: Arc<Notify>,
     cancel: CancellationToken,
+    execs: Execs,
 }
 
 impl LocalNode {
     pub(super) fn new(
+        node_id: NodeId,
         runtime: Arc<dyn Runtime>,
         logs_dir: PathBuf,
         retry: Arc<Notify>,
         cancel: CancellationToken,
     ) -> Self {
-        Self { runtime, logs_dir, retry, cancel }
+        Self { node_id, runtime, logs_dir, retry, cancel, execs: Execs::default() }
+    }
+
+    /// The processes run inside its containers.
+    pub(super) fn execs(&self) -> Execs {
+        self.execs.clone()
     }
 
     /// The way this node's reports take.
-    pub(super) fn sink(&self, ops: Ops, node_id: NodeId) -> Arc<dyn ReportSink> {
-        Arc::new(Sink { ops, node_id })
+    pub(super) fn sink(&self, ops: Ops) -> Arc<dyn ReportSink> {
+        Arc::new(Sink { ops, node_id: self.node_id })
     }
 }
 
@@ -145,6 +157,9 @@ fn refused(error: RuntimeError) -> ControlError {
         RuntimeError::ImageUnusable { .. } => ControlError::new(ErrorKind::Invalid, message),
         RuntimeError::DiskFull { .. } => {
             ControlError::new(ErrorKind::DiskFull, message).hint("free some space and try again")
+        }
+        RuntimeError::NotRunning { .. } => {
+            ControlError::new(ErrorKind::Conflict, message).hint("`toft ps` shows what runs")
         }
         RuntimeError::Exists { .. } => ControlError::new(ErrorKind::Conflict, message),
         RuntimeError::StartFailed { .. } | RuntimeError::Failed { .. } => {

@@ -145,7 +145,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
-    let node = Arc::new(LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), cancel.clone()));
+    let (stopped, logs) = (cancel.clone(), directories.logs());
+    let node = Arc::new(LocalNode::new(identity.node_id, Arc::clone(&runtime), logs, Arc::clone(&retry), stopped));
+    tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone())
@@ -180,7 +182,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     tasks.spawn("container network", keep_network);
     tasks.spawn("agent", agent.run(cancel.clone()));
-    tasks.spawn("reports", outbox.run(node.sink(ops.clone(), identity.node_id), cancel.clone()));
+    tasks.spawn("reports", outbox.run(node.sink(ops.clone()), cancel.clone()));
     tasks.spawn(
         "registration",
         register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()),

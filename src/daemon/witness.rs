@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use toft_model::{
-    ids::InstanceId,
+    exec::ExecOrder,
+    ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
     workload::PortSpec,
@@ -19,7 +20,10 @@ use crate::{
     consensus::Handle,
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, LogLines, NodeAccess},
+        node_access::{
+            ArchiveReader, LogLines, NodeAccess,
+            exec::{ExecRefused, ExecSession, NodeExec},
+        },
         ops::Ops,
     },
     observe::metrics::Metrics,
@@ -55,6 +59,17 @@ impl Readiness for Witness {
 fn nothing_here<T>() -> Result<T, ControlError> {
     Err(ControlError::new(ErrorKind::Conflict, "this node is a witness: it has no containers and no images")
         .hint("ask a node that runs workloads; `toft node ls` shows them"))
+}
+
+#[async_trait]
+impl NodeExec for Witness {
+    fn node_id(&self) -> Option<NodeId> {
+        None
+    }
+
+    async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
+        Ok(nothing_here()?)
+    }
 }
 
 #[async_trait]

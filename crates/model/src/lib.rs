@@ -4,6 +4,7 @@
 //! arguments, and the only thing touched outside memory is the SQLite connection that a caller hands in. The same
 //! inputs therefore give the same outputs on every node, which is what replicated state needs.
 
+pub mod exec;
 pub mod ids;
 pub mod image;
 pub mod instance;

@@ -23,6 +23,7 @@ use super::{
     TaskState,
 };
 
+mod exec;
 mod script;
 
 use script::Script;
@@ -57,6 +58,8 @@ pub enum Call {
     Images,
     /// [`Runtime::remove_image`]
     RemoveImage,
+    /// [`super::exec::ExecRuntime::exec`]
+    Exec,
 }
 
 #[derive(Debug)]

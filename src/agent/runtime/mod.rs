@@ -11,6 +11,7 @@ use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit, workload::Res
 use tokio::sync::{broadcast, watch};
 
 pub mod containerd;
+pub mod exec;
 pub mod fake;
 pub mod supervisor;
 
@@ -163,6 +164,12 @@ pub enum RuntimeError {
         /// The container.
         id: InstanceId,
     },
+    /// The container has no running process.
+    #[error("container `{id}` does not run")]
+    NotRunning {
+        /// The container.
+        id: InstanceId,
+    },
     /// The disk is full.
     #[error("no space is left on the device while {doing}")]
     DiskFull {
@@ -202,7 +209,7 @@ pub struct LoggerCommand {
 
 /// A container runtime.
 #[async_trait]
-pub trait Runtime: Send + Sync + 'static {
+pub trait Runtime: exec::ExecRuntime + Send + Sync + 'static {
     /// Whether it answers; changes as it dies and comes back.
     fn availability(&self) -> watch::Receiver<Availability>;
 

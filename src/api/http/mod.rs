@@ -7,6 +7,7 @@ mod cluster;
 mod consistency;
 mod error;
 mod events;
+mod exec;
 mod health;
 mod idempotency;
 mod images;
@@ -87,6 +88,7 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::remove))
+        .routes(routes!(exec::exec))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
         .routes(routes!(backups::list, backups::create))

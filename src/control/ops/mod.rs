@@ -4,6 +4,7 @@
 
 pub mod backups;
 pub mod cluster;
+mod exec;
 mod images;
 pub mod logs;
 mod nodes;

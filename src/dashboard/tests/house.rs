@@ -15,6 +15,7 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use toft_model::{
+    exec::ExecOrder,
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
@@ -34,9 +35,12 @@ use crate::{
         types::{FOUNDER, Member, Role},
     },
     control::{
-        ControlError,
+        ControlError, ErrorKind,
         loops::schedule,
-        node_access::{ArchiveReader, LogLines, NodeAccess},
+        node_access::{
+            ArchiveReader, LogLines, NodeAccess,
+            exec::{ExecRefused, ExecSession, NodeExec},
+        },
         ops::{Ops, now_ms},
     },
     dashboard::router_until,
@@ -82,6 +86,17 @@ impl FakeNode {
             created_at_ms: now_ms() - 3 * 3_600_000,
             platform: "linux/amd64".into(),
         });
+    }
+}
+
+#[async_trait]
+impl NodeExec for FakeNode {
+    fn node_id(&self) -> Option<NodeId> {
+        None
+    }
+
+    async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here").into())
     }
 }
 

@@ -202,7 +202,7 @@ async fn exists(shared: &Shared, id: &str) -> Result<bool, RuntimeError> {
     Ok(get(shared, id).await?.is_some())
 }
 
-async fn get(shared: &Shared, id: &str) -> Result<Option<Record>, RuntimeError> {
+pub(super) async fn get(shared: &Shared, id: &str) -> Result<Option<Record>, RuntimeError> {
     let client = &shared.client;
     let request = client.request(GetContainerRequest { id: id.to_owned() });
     match call("looking up a container", QUICK, client.containers().get(request)).await {

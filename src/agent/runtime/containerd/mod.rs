@@ -28,6 +28,7 @@ mod containers;
 mod content;
 mod errors;
 mod events;
+mod exec;
 mod images;
 mod import;
 mod media;
@@ -59,12 +60,19 @@ pub struct ContainerdConfig {
     pub namespace: String,
     /// Control group under which every container has its own, without slashes at the ends.
     pub cgroup_parent: String,
+    /// Directory for the pipes of processes run inside containers; nobody else may use it.
+    pub execs: PathBuf,
 }
 
 impl ContainerdConfig {
     /// The usual names, at `address`.
     pub fn at(address: impl Into<PathBuf>) -> Self {
-        Self { address: address.into(), namespace: "toft".to_owned(), cgroup_parent: "toft".to_owned() }
+        Self {
+            address: address.into(),
+            namespace: "toft".to_owned(),
+            cgroup_parent: "toft".to_owned(),
+            execs: "/run/toft/execs".into(),
+        }
     }
 }
 
@@ -117,7 +125,12 @@ impl ContainerdRuntime {
             identities: Default::default(),
             mounts: Default::default(),
         });
-        let watching = connection::run(shared.clone(), stop);
+        let left = exec::left_behind(&shared.config.execs);
+        let (connected, tidied) =
+            (connection::run(shared.clone(), stop.clone()), exec::tidy(shared.clone(), left, stop));
+        let watching = async move {
+            tokio::join!(connected, tidied);
+        };
         Ok((Arc::new(Self { shared }), watching))
     }
 }

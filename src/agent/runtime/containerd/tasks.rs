@@ -119,7 +119,7 @@ async fn end_hung_shim(shared: &Shared, id: InstanceId, which: Which) {
     }
 }
 
-async fn get(shared: &Shared, id: InstanceId) -> Result<Option<Process>, RuntimeError> {
+pub(super) async fn get(shared: &Shared, id: InstanceId) -> Result<Option<Process>, RuntimeError> {
     let client = &shared.client;
     let request = client.request(GetRequest { container_id: id.to_string(), exec_id: String::new() });
     match call("looking at the process", QUICK, client.tasks().get(request)).await {

@@ -69,6 +69,15 @@ fn by_number(wanted: &str) -> Option<Identity> {
     }
 }
 
+/// The identity by that name inside a root that is open.
+pub(super) fn inside(root: &OwnedFd, wanted: &str) -> Result<Identity, String> {
+    if let Some(identity) = by_number(wanted) {
+        return Ok(identity);
+    }
+    let read = |path| read_inside(root, path).map_err(|error| format!("its /{path} cannot be read: {error}"));
+    by_name(wanted, &read("etc/passwd")?, &read("etc/group")?)
+}
+
 fn by_name(wanted: &str, passwd: &str, group: &str) -> Result<Identity, String> {
     let (user, group_wanted) = wanted.split_once(':').map_or((wanted, None), |(user, group)| (user, Some(group)));
     let number = user.parse::<u32>().ok();
