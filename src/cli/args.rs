@@ -67,6 +67,12 @@ pub(super) enum Command {
     /// Run a command in a container that runs
     #[command(after_help = EXEC_HELP)]
     Exec(ExecArgs),
+    /// Show what a workload writes from now on, and exit with its code; control-P control-Q detaches
+    Attach {
+        /// Workload
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+    },
     /// Start stopped or finished workloads
     Start(NamesArgs),
     /// Stop workloads; their containers stay

@@ -151,7 +151,7 @@ async fn next_part(input: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8
 }
 
 /// Reads standard input on a thread that nobody waits for at the end: it may wait for a key for ever.
-fn read_input() -> mpsc::Receiver<Vec<u8>> {
+pub(super) fn read_input() -> mpsc::Receiver<Vec<u8>> {
     let (sender, parts) = mpsc::channel(1);
     std::thread::spawn(move || {
         let mut input = std::io::stdin();
@@ -260,10 +260,10 @@ fn broken(why: &str) -> Failure {
 const SIGWINCH: i32 = 28;
 
 /// The signals that are passed on, and the one that tells of another size.
-struct Signals(Vec<(i32, Signal)>);
+pub(super) struct Signals(Vec<(i32, Signal)>);
 
 impl Signals {
-    fn listen() -> std::io::Result<Self> {
+    pub(super) fn listen() -> std::io::Result<Self> {
         let kinds = [
             SignalKind::hangup(),
             SignalKind::interrupt(),
@@ -275,6 +275,16 @@ impl Signals {
         ];
         let listened = kinds.into_iter().map(|kind| Ok((kind.as_raw_value(), signal(kind)?)));
         listened.collect::<std::io::Result<_>>().map(Self)
+    }
+
+    /// The number of the next that asks this command to end.
+    pub(super) async fn ending(&mut self) -> i32 {
+        loop {
+            let number = self.next().await;
+            if number != SIGWINCH {
+                return number;
+            }
+        }
     }
 
     /// The number of the next.

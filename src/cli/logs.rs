@@ -39,7 +39,8 @@ pub(super) async fn follow(client: &Client, name: &str, shown: Shown) -> Result<
     show(client, &format!("/api/v1/workloads/{name}/logs?follow=true"), shown).await
 }
 
-async fn show(client: &Client, path: &str, shown: Shown) -> Result<(), Failure> {
+/// Shows what a path of logs gives, to its end.
+pub(super) async fn show(client: &Client, path: &str, shown: Shown) -> Result<(), Failure> {
     let mut body = client.stream(path).await?;
     let mut rest = Vec::new();
     while let Some(frame) = body.frame().await {

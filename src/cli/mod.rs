@@ -1,6 +1,7 @@
 //! The command line: a client of the HTTP API, plus the commands of the daemon itself.
 
 mod args;
+mod attach;
 mod backup_args;
 mod backups;
 mod client;
@@ -83,6 +84,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Ps(list) => workloads::ps(client, list).await,
         Command::Inspect { name } => inspect::inspect(client, &name).await,
         Command::Exec(args) => exec::exec(client, args).await,
+        Command::Attach { name } => attach::attach(client, &name).await,
         Command::Logs(args) => logs::logs(client, args).await,
         Command::Start(names) => workloads::power(client, names, "start").await,
         Command::Stop(names) => workloads::power(client, names, "stop").await,

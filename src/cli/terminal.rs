@@ -4,7 +4,7 @@ use std::io::{IsTerminal, stdin, stdout};
 
 use nix::{
     libc,
-    sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
+    sys::termios::{InputFlags, LocalFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr},
 };
 use toft_model::exec::TerminalSize;
 
@@ -17,12 +17,25 @@ const USUAL: TerminalSize = TerminalSize { columns: 80, rows: 24 };
 pub(super) struct Raw(Termios);
 
 impl Raw {
-    /// Begins. Standard input is a terminal.
+    /// Hands over everything, what ends a command too. Standard input is a terminal.
     pub(super) fn begin() -> Result<Self, Failure> {
+        Self::with(cfmakeraw)
+    }
+
+    /// Hands over each key as it is pressed, and still makes signals of those that mean one.
+    pub(super) fn keys() -> Result<Self, Failure> {
+        Self::with(|terminal| {
+            terminal.local_flags.remove(LocalFlags::ICANON | LocalFlags::ECHO);
+            // control-Q is a key like others.
+            terminal.input_flags.remove(InputFlags::IXON);
+        })
+    }
+
+    fn with(change: impl FnOnce(&mut Termios)) -> Result<Self, Failure> {
         let failed = |error: nix::errno::Errno| Failure::of(1, format!("the terminal cannot be used: {error}"));
         let before = tcgetattr(stdin()).map_err(failed)?;
         let mut raw = before.clone();
-        cfmakeraw(&mut raw);
+        change(&mut raw);
         let kept = Self(before);
         tcsetattr(stdin(), SetArg::TCSADRAIN, &raw).map_err(failed)?;
         Ok(kept)

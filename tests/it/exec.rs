@@ -169,7 +169,8 @@ impl Person {
             self.shown.try_iter().for_each(|part| self.screen.push_str(&String::from_utf8_lossy(&part)));
             self.screen.contains(words).then_some(())
         });
-        self.screen.clear();
+        let end = self.screen.find(words).unwrap() + words.len();
+        self.screen.drain(..end);
     }
 
     fn resizes(&mut self, rows: u16, columns: u16) {
@@ -206,8 +207,8 @@ fn a_shell_on_a_terminal_feels_like_one() {
     // The size comes on its own way.
     person.types("while [ \"$(busybox stty size)\" != '40 120' ]; do busybox sleep 0.1; done; echo re''sized\n");
     person.sees("resized");
-    person.types("sleep 1000\n");
-    wait_until("it sleeps", || (!inside(&toft, "sleep 1000").is_empty()).then_some(()));
+    person.types("sleep 1111\n");
+    wait_until("it sleeps", || (!inside(&toft, "sleep 1111").is_empty()).then_some(()));
     person.types("\x03");
     person.types("echo interr''upted; exit 5\n");
     person.sees("interrupted");
@@ -252,6 +253,34 @@ fn a_process_ends_when_its_user_vanishes() {
     assert_eq!(follower.line(), "ready");
     drop(follower);
     gone(&toft, "sleep 1234");
+}
+
+#[test]
+fn who_attaches_sees_what_is_written_from_then_on_and_detaches_without_harm() {
+    let toft = with_web();
+    let script = "echo early; until [ -e /tmp/go ]; do busybox sleep 0.1; done; \
+        until [ -e /tmp/end ]; do echo tick; busybox sleep 0.1; done; exit 4";
+    toft.toft(&["run", "-n", "job", "--restart", "no", "busybox", "--", "sh", "-c", script]).good();
+    wait_until("it has begun", || (toft.logs("job") == ["early"]).then_some(()));
+    let (mut person, before) = Person::at(toft.client(&["attach", "job"]), 24, 80);
+    person.sees("detaches");
+    toft.good("exec job -- busybox touch /tmp/go");
+    person.sees("tick");
+    assert!(!person.screen.contains("early"), "{}", person.screen);
+    person.types("x\x10x\x10\x11");
+    assert_eq!(person.ends(), 0);
+    assert!(tcgetattr(&person.terminal).unwrap() == before, "the terminal is as it was");
+    assert_eq!(toft.instance("job")["state"], "running");
+    let (mut person, before) = Person::at(toft.client(&["attach", "job"]), 24, 80);
+    person.sees("tick");
+    kill(Pid::from_raw(person.child.id() as i32), Signal::SIGTERM).unwrap();
+    assert_eq!(person.ends(), 143);
+    assert!(tcgetattr(&person.terminal).unwrap() == before, "the terminal is as it was");
+    let follower = toft.follow(&["attach", "job"]);
+    assert_eq!(follower.line(), "tick");
+    toft.good("exec job -- busybox touch /tmp/end");
+    assert_eq!(follower.end().0, 4);
+    assert!(toft.toft(&["attach", "nobody"]).bad(1).contains("there is no workload `nobody`"));
 }
 
 fn connect(toft: &Appliance) -> WebSocket<UnixStream> {

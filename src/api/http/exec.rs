@@ -45,7 +45,7 @@ const STDERR: u8 = 2;
 /// Runs a process inside an instance of this node, over a WebSocket. Text messages are JSON (`ExecCommand` from the
 /// client, `ExecNews` from the node), binary ones carry the streams. The first message is the order. The process ends when
 /// the connection does.
-#[utoipa::path(get, path = "/instances/{name}/exec", tag = "instances", params(("name" = String, Path)), responses((status = 101, description = "The connection is a WebSocket now", body = inline((Option<ExecCommand>, Option<ExecNews>))), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
+#[utoipa::path(get, path = "/instances/{name}/exec", tag = "instances", params(("name" = String, Path)), responses((status = 101, description = "The connection is a WebSocket now", body = ExecNews), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
 pub async fn exec(
     State(api): State<ApiState>,
     name: Result<Path<String>, PathRejection>,

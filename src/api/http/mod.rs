@@ -57,11 +57,10 @@ pub struct ApiState {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "toft",
-    description = "Runs containers on homelab boxes.",
-    license(name = "Apache-2.0 OR MIT")
-))]
+#[openapi(
+    info(title = "toft", description = "Runs containers on homelab boxes.", license(name = "Apache-2.0 OR MIT")),
+    components(schemas(crate::api::types::ExecCommand))
+)]
 struct ApiDoc;
 
 /// What the cluster's state answers, the same on every node.
