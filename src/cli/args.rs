@@ -297,9 +297,9 @@ pub(super) struct NamesArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
-    /// Workload
-    #[arg(value_parser = parsed::<Name>)]
-    pub(super) name: Name,
+    /// Workloads, or instances such as `web-0`
+    #[arg(required = true, value_name = "NAME", value_parser = parsed::<Name>)]
+    pub(super) names: Vec<Name>,
     /// Go on as lines come
     #[arg(short, long)]
     pub(super) follow: bool,
@@ -309,6 +309,12 @@ pub(super) struct LogsArgs {
     /// Only lines since a span (10m, 3h, 2d) or a time
     #[arg(long, value_name = "SPAN|TIME")]
     pub(super) since: Option<String>,
+    /// Only lines before a span (10m, 3h, 2d) or a time
+    #[arg(long, value_name = "SPAN|TIME", conflicts_with = "follow")]
+    pub(super) until: Option<String>,
+    /// Only lines in which this regular expression finds something
+    #[arg(long, value_name = "REGEX")]
+    pub(super) grep: Option<String>,
     /// Show when each line was written
     #[arg(short, long)]
     pub(super) timestamps: bool,

@@ -21,7 +21,7 @@ pub(super) use exec::Execs;
 
 use crate::{
     agent::{
-        logs::{self, Reading},
+        logs::{self, Reading, Wanted},
         network::check_free,
         report::ReportSink,
         runtime::{Availability, Image, Runtime, RuntimeError},
@@ -101,7 +101,13 @@ impl NodeAccess for LocalNode {
         let dir = self.logs_dir.join(instance.to_string());
         let (sender, receiver) = mpsc::channel(8);
         let follow = query.follow.then_some(ended);
-        let reading = Reading { tail: query.tail, since_ns: query.since_ns, follow };
+        let grep = query.grep.as_deref().map(logs::pattern).transpose().map_err(|why| {
+            ControlError::new(ErrorKind::Invalid, format!("the regular expression cannot be used: {why}"))
+                .field("grep")
+                .hint("write it as in Rust's `regex` crate, such as `error|warn` or `(?i)timeout`")
+        })?;
+        let wanted = Wanted { since_ns: query.since_ns, until_ns: query.until_ns, grep };
+        let reading = Reading { tail: query.tail, wanted, follow };
         let cancel = self.cancel.clone();
         // Read as the lines are asked for: the reader is part of the stream, not a task of its own.
         let reader = async move {

@@ -137,3 +137,59 @@ fn odd_output_is_kept_whole() {
     assert_eq!(lines[..4], ["\u{1b}[31mred\u{1b}[0m", "a\0b", "\u{fffd}", ""]);
     assert_eq!(lines[4], long, "a long line is one line again");
 }
+
+#[test]
+fn until_and_grep_choose_lines_before_the_last_are_counted() {
+    let toft = with_busybox();
+    finished(&toft, "job", "busybox seq 100; echo Error: one >&2; busybox sleep 1; echo error: two");
+    assert_eq!(toft.good("logs --grep ^[0-9]0$ -n 2 job"), "80\n90\n");
+    let both = toft.toft(&["logs", "--grep", "(?i)^error: (one|two)$", "job"]);
+    assert_eq!((both.out.as_str(), both.err.as_str()), ("error: two\n", "Error: one\n"));
+    assert_eq!(toft.good("logs --grep nothing-of-that job"), "");
+    let records = toft.records("job", "");
+    let last = records.last().unwrap()["at"].as_str().unwrap();
+    let early = toft.toft(&["logs", "--until", last, "-n", "3", "job"]);
+    assert_eq!((early.out.as_str(), early.err.as_str()), ("99\n100\n", "Error: one\n"), "it is before, not at");
+    assert_eq!(toft.good("logs --until 1h job"), "");
+    for (arguments, field, words) in [
+        (&["--grep", "("][..], "grep", "unclosed"),
+        (&["--grep", "((a{99}){99}){99}"], "grep", "too large"),
+        (&["--until", "tomorrow"], "until", "`tomorrow`"),
+    ] {
+        let error = toft.toft(&[&["logs"], arguments, &["job"]].concat()).bad(1);
+        assert!(error.contains(&format!("field: {field}")) && error.contains(words), "{error}");
+    }
+    let long = format!("/api/v1/workloads/job/logs?grep={}", "x".repeat(2_000));
+    assert_eq!(toft.get(&long).refusal(400)["field"], "grep");
+    assert_eq!(toft.get("/api/v1/workloads/job/logs?follow=true&until=1h").refusal(400)["field"], "until");
+    assert_eq!(toft.toft(&["logs", "-f", "--until", "1h", "job"]).code, 2);
+}
+
+#[test]
+fn several_workloads_and_single_instances_can_be_asked_for() {
+    let toft = with_busybox();
+    finished(&toft, "one", "echo a");
+    toft.toft(&[
+        "run",
+        "-n",
+        "two",
+        "--replicas",
+        "2",
+        "--restart",
+        "no",
+        "busybox",
+        "--",
+        "sh",
+        "-c",
+        "echo $TOFT_INSTANCE",
+    ])
+    .good();
+    wait_until("both are over", || (toft.get("/api/v1/workloads/two").good()["status"] == "finished").then_some(()));
+    assert_eq!(toft.good("logs two-1"), "two-1\n");
+    assert_eq!(toft.good("logs one two-1"), "one-0  a\ntwo-1  two-1\n");
+    let followed = toft.good("logs -f one two-0");
+    let lines: BTreeSet<&str> = followed.lines().collect();
+    assert_eq!(lines, BTreeSet::from(["one-0  a", "two-0  two-0"]));
+    assert!(toft.toft(&["logs", "two-7"]).bad(1).contains("there is no instance `two-7`"));
+    assert!(toft.toft(&["logs", "nobody-1"]).bad(1).contains("there is no workload `nobody-1`"));
+}

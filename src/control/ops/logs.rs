@@ -38,7 +38,7 @@ impl Ops {
         let mut logs = Vec::with_capacity(workload.instances.len());
         for instance in &workload.instances {
             let ended = CancellationToken::new();
-            let lines = self.node.logs(instance.row.id, query, ended.clone()).await?;
+            let lines = self.node.logs(instance.row.id, query.clone(), ended.clone()).await?;
             let lines = if query.follow {
                 let watcher = cancel_at_end(self.state.clone(), name.clone(), instance.row.id, ended);
                 // Both are polled together; the watcher itself gives no line.
