@@ -83,7 +83,7 @@ mod tests {
     }
 
     async fn built(order: &ExecOrder) -> serde_json::Value {
-        serde_json::from_slice(&build(SPEC.into(), order, 1).await.unwrap()).unwrap()
+        serde_json::from_slice(&build(SPEC.into(), order, std::process::id()).await.unwrap()).unwrap()
     }
 
     #[tokio::test]
