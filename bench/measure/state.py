@@ -268,39 +268,46 @@ def prove_syncs(options, home):
     return {**check_syncs(lines), "requests": told["requests"]}
 
 
-CALL = re.compile(r"^(\d+) +([0-9.]+) (?:<\.\.\. )?(\w+)(?:\((\d+)<([^>]*)>)?(.*)$")
+CALL = re.compile(r"^(\d+) +([0-9.]+) (<\.\.\. )?(\w+)( resumed>)?(?:\((\d+)<([^>]*)>)?(.*)$")
 
 
 def check_syncs(lines):
-    """Pairs requests, syncs of the log and answers of a trace by file descriptor and time."""
+    """Pairs requests, syncs of the log and answers of a trace by file descriptor and time. A call that another thread's
+    line cuts in two begins with its first part and counts with its second."""
     begun, came, synced = {}, {}, []
     answers = unsynced = 0
     for line in lines:
         call = CALL.match(line)
         if not call:
             continue
-        thread, at, name, descriptor, path, rest = call.groups()
+        thread, at, resumed, name, _, descriptor, path, rest = call.groups()
         at = float(at)
+        if resumed:
+            start, descriptor, path, first = begun.pop(thread, (at, None, None, ""))
+            rest = first + rest
+        elif "<unfinished" in rest:
+            begun[thread] = (at, descriptor, path, rest)
+            # Whoever waits for the answer may have it before the call has returned.
+            if name in ("sendto", "writev") and "HTTP/1.1 204" in rest:
+                answers += 1
+                unsynced += not is_synced(synced, came.get(descriptor))
+            continue
+        else:
+            start = at
         if name in ("fdatasync", "fsync"):
-            if "resumed>" in rest or line.find("<... ") > 0:
-                start = begun.pop(thread, None)
-            else:
-                if not path or not path.endswith(".redb"):
-                    continue
-                if "unfinished" in rest:
-                    begun[thread] = at
-                    continue
-                start = at
-            if start is not None and "= 0" in rest:
+            if (path or "").endswith(".redb") and "= 0" in rest:
                 synced.append(start)
         elif name == "recvfrom" and '"PATCH' in rest:
             came[descriptor] = at
-        elif name in ("sendto", "writev") and "HTTP/1.1 204" in rest:
+        elif name in ("sendto", "writev") and "HTTP/1.1 204" in rest and not resumed:
             answers += 1
-            # The sync that made it durable began after the request had come, and has ended by now.
-            if not synced or synced[-1] < came.get(descriptor, float("inf")):
-                unsynced += 1
+            unsynced += not is_synced(synced, came.get(descriptor))
     return {"answers": answers, "syncs": len(synced), "unsynced": unsynced}
+
+
+def is_synced(synced, came):
+    """Whether a sync that began after the request had come has ended."""
+    return came is not None and bool(synced) and synced[-1] >= came
 
 
 def write_a_million(engines, work, home):

@@ -266,6 +266,16 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
+impl<T> Page<T> {
+    /// The first `limit` of `items`; `key` of the last is what to go on after when there are more.
+    pub fn cut(mut items: Vec<T>, limit: usize, key: impl Fn(&T) -> String) -> Self {
+        let more = items.len() > limit;
+        items.truncate(limit);
+        let next = items.last().filter(|_| more).map(key);
+        Self { items, next }
+    }
+}
+
 /// Answer of a wait.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Waited {
@@ -291,19 +301,19 @@ impl From<Exit> for LastExit {
     }
 }
 
-impl From<&WorkloadView> for Workload {
-    fn from(view: &WorkloadView) -> Self {
+impl From<WorkloadView> for Workload {
+    fn from(view: WorkloadView) -> Self {
         Self {
             name: view.row.spec.name.to_string(),
             id: view.row.id.to_string(),
             generation: view.row.generation,
             status: view.status().into(),
-            pending: view.row.pending.clone(),
             running: view.running() as u32,
-            spec: view.row.spec.clone(),
             created_at: time(view.row.created_at_ms),
             updated_at: time(view.row.updated_at_ms),
             instances: view.instances.iter().map(Instance::from).collect(),
+            pending: view.row.pending,
+            spec: view.row.spec,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Gathers proposals: those that wait while a batch is on its way make the next one.
+//! Gathers proposals: those that wait while a batch is on its way make the next one. There is one batch on its way at a
+//! time: what a batch costs hardly depends on its size, so two at a time would cost twice as much.
 
 use std::{
     sync::{
@@ -8,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::future::join_all;
 use openraft::error::{ClientWriteError, RaftError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -29,8 +30,8 @@ use super::{
 const BATCH: usize = 512;
 /// Most bytes in one batch; a larger proposal is alone in its batch.
 const BATCH_BYTES: usize = 2 << 20;
-/// Batches on their way at a time among several members: while one is on its way to the others, the next may wait behind it.
-const FLIGHTS: usize = 2;
+/// Longest wait for those who come together as a rule.
+const GATHER: Duration = Duration::from_millis(1);
 /// Wait before a batch without a leader is tried again.
 const RETRY: Duration = Duration::from_millis(50);
 
@@ -112,30 +113,41 @@ pub(super) struct Way {
 
 /// Runs until the last sender is gone.
 pub(super) async fn run(way: Way, mut proposals: mpsc::Receiver<Proposal>) {
-    let mut flights = FuturesUnordered::new();
     let mut waiting = Vec::with_capacity(BATCH);
-    loop {
-        tokio::select! {
-            biased;
-            Some(()) = flights.next(), if !flights.is_empty() => {}
-            received = proposals.recv_many(&mut waiting, BATCH), if flights.len() < flights_of(&way.raft) => {
-                if received == 0 {
-                    break;
-                }
-                for batch in cut(std::mem::take(&mut waiting)) {
-                    flights.push(fly(&way, batch));
-                }
+    let mut crowd = Crowd::default();
+    while proposals.recv_many(&mut waiting, BATCH).await > 0 {
+        let patience = Instant::now() + GATHER;
+        while waiting.len() < crowd.enough() {
+            let (room, more) = (BATCH - waiting.len(), &mut waiting);
+            match tokio::time::timeout_at(patience, proposals.recv_many(more, room)).await {
+                Ok(received) if received > 0 => {}
+                // They do not come, or nobody can any more.
+                Ok(_) | Err(_) => break,
             }
         }
+        let count = waiting.len();
+        join_all(cut(std::mem::take(&mut waiting)).into_iter().map(|batch| fly(&way, batch))).await;
+        crowd.answered(count, proposals.len());
     }
-    while flights.next().await.is_some() {}
 }
 
-/// A member that stands alone does nothing else while its disk takes a batch; two of them would only be smaller.
-fn flights_of(raft: &Raft) -> usize {
-    let metrics = raft.server_metrics();
-    let alone = metrics.borrow().membership_config.voter_ids().nth(1).is_none();
-    if alone { 1 } else { FLIGHTS }
+/// How many propose at the same time. Whoever was answered asks again as a rule, a moment later than those who waited
+/// meanwhile: without patience the two would take turns for ever, in batches half as large.
+#[derive(Debug, Default)]
+struct Crowd {
+    size: usize,
+}
+
+impl Crowd {
+    /// So many are worth a batch: most of them. One is never asked to wait for itself.
+    fn enough(&self) -> usize {
+        (self.size * 3 / 4).min(BATCH)
+    }
+
+    /// So many were answered while so many came.
+    fn answered(&mut self, answered: usize, waiting: usize) {
+        self.size = (answered + waiting).max(self.size - self.size.div_ceil(4));
+    }
 }
 
 /// Cuts what waits into batches of bounded size.
@@ -261,6 +273,22 @@ async fn hand_over(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crowd_is_waited_for_and_who_is_alone_is_not() {
+        let mut crowd = Crowd::default();
+        assert_eq!(crowd.enough(), 0);
+        crowd.answered(1, 0);
+        assert_eq!(crowd.enough(), 0, "one goes at once");
+        crowd.answered(31, 33);
+        assert_eq!(crowd.enough(), 48, "those who were answered come again");
+        for _ in 0..20 {
+            crowd.answered(1, 0);
+        }
+        assert_eq!(crowd.enough(), 0, "a crowd that is gone is forgotten");
+        crowd.answered(BATCH, 4 * BATCH);
+        assert_eq!(crowd.enough(), BATCH);
+    }
 
     #[test]
     fn what_was_handed_over_cannot_be_taken_back_and_what_was_taken_back_is_not_handed_over() {

@@ -45,7 +45,7 @@ use crate::{
         runtime::{Availability, Runtime},
         secrets::SecretFiles,
     },
-    api::http::{ApiState, Readiness},
+    api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
     config::{BackupKey, Config, NodeRole},
     consensus::Handle,
@@ -189,7 +189,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     );
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
-    let api = ApiState { ops, metrics: Metrics::install(), readiness };
+    let api = ApiState { ops, metrics: Metrics::install(), readiness, kept: KeptPage::default() };
     drop((node, state));
     serving.until_the_end(api, &config, &mut stop_signals, supervisor).await
 }

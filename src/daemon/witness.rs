@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{backup_settings, directories::Directories, identity::Identity};
 use crate::{
-    api::http::{ApiState, Readiness},
+    api::http::{ApiState, KeptPage, Readiness},
     backup::Backups,
     config::Config,
     consensus::Handle,
@@ -45,7 +45,7 @@ pub(super) fn api(
         .with_join_token(join_token)
         .with_cluster_key(cluster_key);
     tracing::info!("this node is a witness: it votes and runs no workloads");
-    Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness) })
+    Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness), kept: KeptPage::default() })
 }
 
 struct Witness;

@@ -12,6 +12,7 @@ mod health;
 mod idempotency;
 mod images;
 mod instances;
+mod kept;
 mod nodes;
 mod query;
 mod secrets;
@@ -41,6 +42,7 @@ pub use error::ApiError;
 pub use health::Readiness;
 pub use idempotency::KEY_HEADER;
 use idempotency::KeyHeader;
+pub use kept::KeptPage;
 
 /// Most bytes of a JSON body.
 pub const MAX_BODY_BYTES: usize = 1 << 20;
@@ -54,6 +56,8 @@ pub struct ApiState {
     pub metrics: Metrics,
     /// What answers `/ready`.
     pub readiness: Arc<dyn Readiness>,
+    /// The last page of workloads.
+    pub kept: KeptPage,
 }
 
 #[derive(OpenApi)]

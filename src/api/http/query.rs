@@ -22,23 +22,26 @@ pub struct ListQuery {
 }
 
 impl ListQuery {
-    /// The page of `items`, which are in the order of `key`.
-    pub fn page<T>(&self, items: Vec<T>, key: impl Fn(&T) -> String) -> Result<Page<T>, ControlError> {
+    /// How many items at most.
+    pub fn limit(&self) -> Result<usize, ControlError> {
         let limit = self.limit.unwrap_or(MAX_LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
             return Err(ControlError::new(ErrorKind::Invalid, format!("{limit} is out of range"))
                 .field("limit")
                 .hint("use 1 to 1000"));
         }
+        Ok(limit)
+    }
+
+    /// The page of `items`, which are in the order of `key`.
+    pub fn page<T>(&self, items: Vec<T>, key: impl Fn(&T) -> String) -> Result<Page<T>, ControlError> {
+        let limit = self.limit()?;
         let start = match &self.after {
             Some(after) => items.iter().position(|item| key(item) == *after).map_or(items.len(), |at| at + 1),
             None => 0,
         };
-        let mut rest: Vec<T> = items.into_iter().skip(start).collect();
-        let more = rest.len() > limit;
-        rest.truncate(limit);
-        let next = rest.last().filter(|_| more).map(&key);
-        Ok(Page { items: rest, next })
+        let rest: Vec<T> = items.into_iter().skip(start).collect();
+        Ok(Page::cut(rest, limit, key))
     }
 }
 

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use toft_model::{
@@ -23,6 +24,7 @@ use super::{
     ApiError, ApiState,
     error::{Asked, Body, Parsed},
     idempotency::Changes,
+    kept::PageKey,
     query::{ListQuery, generation, moment_ns},
 };
 use crate::{
@@ -39,13 +41,27 @@ use crate::{
 
 /// Every workload, by name.
 #[utoipa::path(get, path = "/workloads", tag = "workloads", params(ListQuery), responses((status = 200, body = Page<Workload>)))]
-pub async fn list(
-    State(api): State<ApiState>,
-    Asked(query): Asked<ListQuery>,
-) -> Result<Json<Page<Workload>>, ApiError> {
-    let workloads = api.ops.workloads().await?;
-    let page = query.page(workloads, |workload| workload.row.spec.name.to_string())?;
-    Ok(Json(Page { items: page.items.iter().map(Workload::from).collect(), next: page.next }))
+pub async fn list(State(api): State<ApiState>, Asked(query): Asked<ListQuery>) -> Result<Response, ApiError> {
+    let limit = query.limit()?;
+    // Noted before the state is read: what is read then is of that command or a later one.
+    let index = *api.ops.state().watch().borrow();
+    let key = PageKey { index, after: query.after.clone(), limit };
+    if let Some(page) = api.kept.get(&key) {
+        return Ok(json_page(page));
+    }
+    let encode = move |workloads: Vec<WorkloadView>| {
+        let workloads = workloads.into_iter().map(Workload::from).collect();
+        serde_json::to_vec(&Page::cut(workloads, limit, |workload: &Workload| workload.name.clone()))
+    };
+    // One more than asked for tells whether there are more.
+    let page = api.ops.workload_page(query.after, limit + 1, encode).await?;
+    let page = Bytes::from(page.map_err(|e| ControlError::new(ErrorKind::Internal, e.to_string()))?);
+    api.kept.put(key, &page);
+    Ok(json_page(page))
+}
+
+fn json_page(page: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], page).into_response()
 }
 
 /// Creates a workload; its name must be free.
@@ -53,13 +69,13 @@ pub async fn list(
 pub async fn create(Changes(ops): Changes, Body(spec): Body<WorkloadSpec>) -> Result<Response, ApiError> {
     let location = format!("/api/v1/workloads/{}", spec.name);
     let workload = ops.put_workload(spec, PutMode::Create).await?;
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(&workload)).into_response())
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(workload)).into_response())
 }
 
 /// One workload.
 #[utoipa::path(get, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn show(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&api.ops.workload(&name).await?))
+    Ok(tagged(api.ops.workload(&name).await?))
 }
 
 /// Writes a workload's specification, new or changed. `If-Match` with the ETag read before refuses a lost update.
@@ -79,7 +95,7 @@ pub async fn put(
     }
     let if_generation = headers.get(header::IF_MATCH).map(generation).transpose()?;
     let workload = ops.put_workload(spec, PutMode::Replace { if_generation }).await?;
-    Ok(tagged(&workload))
+    Ok(tagged(workload))
 }
 
 /// Sets the labels of the body and removes those that are `null` there; nothing that runs changes. `If-Match` as for `PUT`.
@@ -105,19 +121,19 @@ pub async fn remove(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result
 /// Runs a workload; what finished runs again.
 #[utoipa::path(post, path = "/workloads/{name}/start", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
 pub async fn start(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&ops.power_workload(name, PowerAction::Start).await?))
+    Ok(tagged(ops.power_workload(name, PowerAction::Start).await?))
 }
 
 /// Brings a workload's processes down and keeps its containers.
 #[utoipa::path(post, path = "/workloads/{name}/stop", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
 pub async fn stop(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&ops.power_workload(name, PowerAction::Stop).await?))
+    Ok(tagged(ops.power_workload(name, PowerAction::Stop).await?))
 }
 
 /// Ends and starts a workload's processes.
 #[utoipa::path(post, path = "/workloads/{name}/restart", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload)))]
 pub async fn restart(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(&ops.power_workload(name, PowerAction::Restart).await?))
+    Ok(tagged(ops.power_workload(name, PowerAction::Restart).await?))
 }
 
 /// What is waited for.
@@ -161,7 +177,7 @@ pub async fn wait(
     };
     let timeout = Duration::from_millis(query.timeout_ms.unwrap_or(30_000).min(60_000));
     let (reached, workload) = api.ops.wait_for_workload(&name, milestone, timeout).await?;
-    Ok(Json(Waited { reached, workload: workload.as_ref().map(Workload::from) }))
+    Ok(Json(Waited { reached, workload: workload.map(Workload::from) }))
 }
 
 /// Which lines.
@@ -226,7 +242,7 @@ fn encode((instance, line): NamedLine) -> Result<String, std::io::Error> {
     Ok(text)
 }
 
-fn tagged(workload: &WorkloadView) -> Response {
+fn tagged(workload: WorkloadView) -> Response {
     ([(header::ETAG, etag(workload.row.generation))], Json(Workload::from(workload))).into_response()
 }
 

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use rusqlite::Connection;
 use toft_model::{
     ids::{RequestId, WorkloadId},
     instance::NetworkOrder,
     name::Name,
     schedule::{Snapshot, why_nowhere},
-    state::{Command, PowerAction, PutMode, Reply, WorkloadView, query_snapshot, query_workload, query_workloads},
+    state::{
+        Command, PowerAction, PutMode, Reply, WorkloadView, query_snapshot, query_workload, query_workload_page,
+        query_workloads,
+    },
     workload::{Protocol, WorkloadSpec},
 };
 use uuid::Uuid;
@@ -60,6 +64,18 @@ impl Ops {
     /// Every workload, by name.
     pub async fn workloads(&self) -> Result<Vec<WorkloadView>, ControlError> {
         Ok(self.state.read(query_workloads).await?)
+    }
+
+    /// What `make` makes of at most `limit` workloads whose names come after `after`, by name. It runs where it may take
+    /// its time.
+    pub async fn workload_page<T: Send + 'static>(
+        &self,
+        after: Option<String>,
+        limit: usize,
+        make: impl FnOnce(Vec<WorkloadView>) -> T + Send + 'static,
+    ) -> Result<T, ControlError> {
+        let page = move |connection: &Connection| query_workload_page(connection, after.as_deref(), limit).map(make);
+        Ok(self.state.read(page).await?)
     }
 
     /// The workload of that name.

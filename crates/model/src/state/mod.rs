@@ -18,7 +18,7 @@ pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refu
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
-    query_instances, query_snapshot, query_workload, query_workloads,
+    query_instances, query_snapshot, query_workload, query_workload_page, query_workloads,
 };
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};

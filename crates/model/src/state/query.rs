@@ -81,12 +81,24 @@ pub fn query_instances(connection: &Connection) -> rusqlite::Result<Vec<Instance
 
 /// Every workload, by name.
 pub fn query_workloads(connection: &Connection) -> rusqlite::Result<Vec<WorkloadView>> {
+    views(connection, WorkloadRow::all(connection)?)
+}
+
+/// At most `limit` workloads whose names come after `after`, by name.
+pub fn query_workload_page(
+    connection: &Connection,
+    after: Option<&str>,
+    limit: usize,
+) -> rusqlite::Result<Vec<WorkloadView>> {
+    views(connection, WorkloadRow::page(connection, after, limit)?)
+}
+
+fn views(connection: &Connection, rows: Vec<WorkloadRow>) -> rusqlite::Result<Vec<WorkloadView>> {
     let nodes = NodeRow::all(connection)?;
     let mut by_workload = std::collections::HashMap::<_, Vec<InstanceRow>>::new();
     for instance in InstanceRow::all(connection)? {
         by_workload.entry(instance.workload_id).or_default().push(instance);
     }
-    let rows = WorkloadRow::all(connection)?;
     Ok(rows
         .into_iter()
         .map(|row| {

@@ -51,6 +51,14 @@ impl WorkloadRow {
             .collect()
     }
 
+    /// At most `limit` workloads whose names come after `after`, by name.
+    pub fn page(connection: &Connection, after: Option<&str>, limit: usize) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!("SELECT {COLUMNS} FROM workloads WHERE name > ?1 ORDER BY name LIMIT ?2"))?
+            .query_map(params![after.unwrap_or_default(), limit], Self::read)?
+            .collect()
+    }
+
     /// The workload of that name.
     pub fn named(connection: &Connection, name: &Name) -> rusqlite::Result<Option<Self>> {
         connection
