@@ -189,6 +189,8 @@ mod tests {
             resources: Default::default(),
             labels: BTreeMap::new(),
             files: BTreeMap::new(),
+            process: Default::default(),
+            init: None,
         };
         runtime.create_container(&spec).await.unwrap();
         runtime.create_task(id, &LoggerCommand { program: "/bin/logger".into(), args: Vec::new() }).await.unwrap();

@@ -1,18 +1,29 @@
 //! Performs one step for one instance through the runtime. Failures become results, never panics; nothing here
 //! decides what comes next.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::libc::{SIGKILL, SIGTERM};
 use toft_model::{
     ids::InstanceId,
+    image::ImageRef,
     instance::{Assignment, ContainerOrder, Exit, NetworkOrder},
     name::Name,
+    pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
+    workload::HostAddress,
 };
 use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
     runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
@@ -22,6 +33,8 @@ use crate::observe::chain;
 
 /// Wait for a killed process to be seen as ended.
 const AFTER_KILL: Duration = Duration::from_secs(10);
+/// Where a container finds its first process, if it is to have one of ours.
+const INIT: &str = "/run/toft-init";
 
 /// What became of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +77,8 @@ pub struct Executor {
     pub node: Name,
     /// Program that writes the logs.
     pub logger: PathBuf,
+    /// Address of the node in the network of its containers, if it has one.
+    pub gateway: Option<Ipv4Addr>,
     /// Directory with a folder of logs an instance.
     pub logs_dir: PathBuf,
     /// Directory with a folder of generated files an instance.
@@ -74,6 +89,8 @@ pub struct Executor {
     pub log_max_files: u32,
     /// Secrets of containers, in memory.
     pub secrets: SecretFiles,
+    /// Fetches images from registries.
+    pub pulls: Pulls,
     /// Images the appliance brings along, by complete reference.
     pub builtin_image: fn(&str) -> Option<&'static [u8]>,
 }
@@ -88,6 +105,8 @@ pub struct Start {
     pub outcome: Outcome,
     /// The values of the secrets that the order names, sealed.
     pub secrets: BTreeMap<Name, SealedSecret>,
+    /// Cancelled when the order no longer stands: the pull of its image is not waited for.
+    pub unwanted: CancellationToken,
 }
 
 impl Executor {
@@ -107,11 +126,11 @@ impl Executor {
         start: Start,
         ready: impl Future<Output = Result<(), String>> + Send,
     ) -> Result<u32, StartError> {
-        let Start { assignment, existing, outcome, secrets } = start;
+        let Start { assignment, existing, outcome, secrets, unwanted } = start;
         let id = assignment.instance_id;
         let prepare = async {
             match existing {
-                None => self.create_container(&assignment).await?,
+                None => self.create_container(&assignment, &unwanted).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
             }
@@ -151,12 +170,20 @@ impl Executor {
         Ok(pid)
     }
 
-    async fn create_container(&self, assignment: &Assignment) -> Result<(), StartError> {
+    async fn create_container(&self, assignment: &Assignment, unwanted: &CancellationToken) -> Result<(), StartError> {
         let spec = self.spec_of(assignment).await?;
+        let policy = assignment.container.pull_policy;
+        let builtin = (self.builtin_image)(spec.image.as_str());
+        if policy == PullPolicy::Always && builtin.is_none() {
+            self.pull(&spec.image, unwanted).await?;
+        }
         match self.runtime.create_container(&spec).await {
             Err(RuntimeError::ImageMissing { image }) => {
-                let archive = (self.builtin_image)(&image).ok_or(RuntimeError::ImageMissing { image })?;
-                self.runtime.import_image(Box::new(archive), None).await?;
+                match builtin {
+                    Some(archive) => drop(self.runtime.import_image(Box::new(archive), None).await?),
+                    None if policy == PullPolicy::Never => return Err(RuntimeError::ImageMissing { image }.into()),
+                    None => self.pull(&spec.image, unwanted).await?,
+                }
                 Ok(self.runtime.create_container(&spec).await?)
             }
             Err(RuntimeError::Exists { .. }) => Ok(()),
@@ -164,9 +191,16 @@ impl Executor {
         }
     }
 
+    async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken) -> Result<(), StartError> {
+        match unwanted.run_until_cancelled(self.pulls.pull(image)).await {
+            Some(pulled) => pulled.map(drop).map_err(|error| StartError::Other(advice(&error))),
+            None => Err(StartError::Other("another order came while its image was pulled".to_owned())),
+        }
+    }
+
     async fn spec_of(&self, assignment: &Assignment) -> Result<ContainerSpec, StartError> {
         let Assignment { instance_id: id, workload, container, .. } = assignment;
-        let ContainerOrder { image, entrypoint, command, resources, .. } = container.clone();
+        let ContainerOrder { image, entrypoint, command, resources, process, .. } = container.clone();
         let name = assignment.instance_name();
         let mut env = BTreeMap::from([
             ("TOFT_NODE".to_owned(), self.node.to_string()),
@@ -182,9 +216,11 @@ impl Executor {
             entrypoint,
             command,
             env,
-            hostname: if host { self.node.to_string() } else { name },
+            hostname: process.hostname.clone().unwrap_or_else(|| if host { self.node.to_string() } else { name }),
+            init: process.init.then(|| INIT.into()),
             network: if host { NetworkNamespace::Host } else { NetworkNamespace::New },
             resources,
+            process,
             labels: BTreeMap::from([
                 ("toft.workload".to_owned(), workload.to_string()),
                 ("toft.node".to_owned(), self.node.to_string()),
@@ -196,15 +232,36 @@ impl Executor {
     /// `/etc/hosts` and `/etc/resolv.conf` of the container: the host's own in its network, else generated.
     async fn files_of(&self, assignment: &Assignment, name: &str) -> std::io::Result<BTreeMap<PathBuf, PathBuf>> {
         let mut files = BTreeMap::new();
+        let process = &assignment.container.process;
+        let name = process.hostname.as_deref().unwrap_or(name);
         let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
         match &assignment.container.network {
-            NetworkOrder::Host => drop(files.insert("/etc/hosts".into(), "/etc/hosts".into())),
+            NetworkOrder::Host if process.extra_hosts.is_empty() => {
+                files.insert("/etc/hosts".into(), "/etc/hosts".into());
+            }
+            NetworkOrder::Host => hosts = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or(hosts),
             NetworkOrder::None => {}
             NetworkOrder::Bridge { address, .. } => hosts.push_str(&format!("{address}\t{name}\n")),
         }
+        for entry in &process.extra_hosts {
+            let address = match (entry.address, &assignment.container.network) {
+                (HostAddress::Address(address), _) => address,
+                (HostAddress::Gateway, NetworkOrder::Bridge { .. }) => {
+                    self.gateway.unwrap_or(Ipv4Addr::LOCALHOST).into()
+                }
+                (HostAddress::Gateway, NetworkOrder::Host | NetworkOrder::None) => Ipv4Addr::LOCALHOST.into(),
+            };
+            if !hosts.ends_with('\n') {
+                hosts.push('\n');
+            }
+            hosts.push_str(&format!("{address}\t{}\n", entry.name));
+        }
+        if process.init {
+            files.insert(INIT.into(), self.logger.clone());
+        }
         let dir = self.instances_dir.join(assignment.instance_id.to_string());
         tokio::fs::create_dir_all(&dir).await?;
-        if files.is_empty() {
+        if !files.contains_key(Path::new("/etc/hosts")) {
             tokio::fs::write(dir.join("hosts"), hosts).await?;
             files.insert("/etc/hosts".into(), dir.join("hosts"));
         }
@@ -313,6 +370,14 @@ impl Executor {
             }
         }
         Done::Removed
+    }
+}
+
+/// A failed pull in one line, with what can be done.
+fn advice(error: &PullError) -> String {
+    match &error.hint {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
     }
 }
 

@@ -306,7 +306,8 @@ impl Keeper {
 
     /// A process ended.
     pub fn task_ended(&mut self, id: InstanceId, exit: Exit, now_ms: i64) {
-        if self.reaped.get(&id) == Some(&exit) {
+        // The news of an end does not tell what it was for.
+        if self.reaped.get(&id).is_some_and(|reaped| (reaped.code, reaped.at_ms) == (exit.code, exit.at_ms)) {
             return;
         }
         // A process can end before its start was taken note of.
@@ -388,7 +389,7 @@ impl Keeper {
                     self.effects.push(Effect::ClosePorts(id));
                     self.advance(id, Event::Stopped { exit }, now_ms);
                 }
-                Step::Vanished => self.process_ended(id, Exit { code: None, at_ms: now_ms }, now_ms),
+                Step::Vanished => self.process_ended(id, Exit::new(None, now_ms), now_ms),
                 Step::Gone => {
                     self.effects.push(Effect::ClosePorts(id));
                     // Who forgets the order to remove it may start it again: until then its place is not free.
@@ -516,7 +517,7 @@ impl Keeper {
     fn ended(&mut self, id: InstanceId, exit: Option<Exit>, now_ms: i64) {
         self.observed.insert(id, Observed { task: TaskState::None });
         if self.end_counts(id, exit.is_some()) {
-            self.process_ended(id, exit.unwrap_or(Exit { code: None, at_ms: now_ms }), now_ms);
+            self.process_ended(id, exit.unwrap_or(Exit::new(None, now_ms)), now_ms);
         } else if let Some(memory) = self.memory.get_mut(&id) {
             memory.last_exit = exit.or(memory.last_exit);
         }
@@ -528,7 +529,7 @@ impl Keeper {
         let memory = self.memory.entry(id).or_default();
         tracing::warn!(instance.id = %id, workload.id = %order.workload_id, reason, "an instance could not be started");
         if let Some(code) = exit_code {
-            let exit = Exit { code: Some(code), at_ms: now_ms };
+            let exit = Exit::new(Some(code), now_ms);
             if judge(order, memory, exit) == Verdict::StayDown {
                 return self.finish(id, exit, Some(reason), now_ms);
             }
@@ -544,11 +545,7 @@ impl Keeper {
         match judge(order, memory, exit) {
             Verdict::RestartAt(until_ms) => {
                 metrics::counter!("toft_instance_restarts_total").increment(1);
-                let reason = match exit.code {
-                    Some(code) => format!("exited with code {code}"),
-                    None => "its process vanished".to_owned(),
-                };
-                self.advance(id, Event::RetryAt { until_ms, reason }, now_ms);
+                self.advance(id, Event::RetryAt { until_ms, reason: exit.reason() }, now_ms);
             }
             Verdict::StayDown => self.finish(id, exit, None, now_ms),
         }

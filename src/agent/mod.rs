@@ -8,6 +8,7 @@
 pub mod exec;
 pub mod execute;
 pub mod host;
+pub mod image;
 pub mod keeper;
 pub mod ledger;
 pub mod logs;

@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    const EXIT: Exit = Exit { code: Some(1), at_ms: 1_000 };
+    const EXIT: Exit = Exit::new(Some(1), 1_000);
 
     fn assignment(desired: Desired, restart: RestartPolicy) -> Assignment {
         let spec = WorkloadSpec::new("web".parse().unwrap(), "a".parse().unwrap());
@@ -230,7 +230,7 @@ mod tests {
             .collect();
         assert_eq!(waits[..4], [100, 200, 400, 800]);
         assert_eq!(waits[11], 60_000);
-        let late = Exit { code: Some(1), at_ms: 20_000 };
+        let late = Exit::new(Some(1), 20_000);
         assert_eq!(judge(&order, &mut memory, late), Verdict::RestartAt(20_100));
     }
 

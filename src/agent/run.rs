@@ -56,6 +56,8 @@ pub struct Agent {
     ports: Option<OpenPorts>,
     keeper: Keeper,
     steps: JoinSet<(InstanceId, Done)>,
+    /// Orders that are being started, and what tells their steps that they no longer stand.
+    starting: BTreeMap<InstanceId, (Assignment, CancellationToken)>,
 }
 
 impl Agent {
@@ -67,7 +69,13 @@ impl Agent {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
         let (ports, apply) = config.subnet.map(|subnet| OpenPorts::new(subnet, network, cancel.clone())).unzip();
-        let agent = Self { parts, ports, keeper: Keeper::new(config.remembered), steps: JoinSet::new() };
+        let agent = Self {
+            parts,
+            ports,
+            keeper: Keeper::new(config.remembered),
+            steps: JoinSet::new(),
+            starting: BTreeMap::new(),
+        };
         let keep_network = async move {
             match apply {
                 Some(apply) => apply.await,
@@ -109,7 +117,10 @@ impl Agent {
                     Err(broadcast::error::RecvError::Closed) => break,
                 },
                 Some(done) = self.steps.join_next() => match done {
-                    Ok((id, done)) => self.keeper().done(id, done, now_ms()),
+                    Ok((id, done)) => {
+                        self.starting.remove(&id);
+                        self.keeper().done(id, done, now_ms());
+                    }
                     Err(error) => tracing::error!(%error, "a step of the agent panicked"),
                 },
                 () = retry.notified() => self.keeper().retry_now(now_ms()),
@@ -141,6 +152,11 @@ impl Agent {
             }
         }
         let (stored, set) = self.store(set).await;
+        for (id, (order, unwanted)) in &self.starting {
+            if !set.assignments.iter().any(|newest| newest.instance_id == *id && newest == order) {
+                unwanted.cancel();
+            }
+        }
         self.keeper().take_orders(set, stored, now_ms());
     }
 
@@ -228,6 +244,8 @@ impl Agent {
         };
         self.open_ports(&order);
         let secrets = self.secrets_of(&order);
+        let unwanted = CancellationToken::new();
+        self.starting.insert(id, (order.clone(), unwanted.clone()));
         let ready = self.ports.as_ref().map(OpenPorts::ready);
         let bridged = matches!(order.container.network, NetworkOrder::Bridge { .. });
         self.steps.spawn(async move {
@@ -243,7 +261,7 @@ impl Agent {
                     _ => Ok(()),
                 }
             };
-            (id, executor.start(Start { assignment: order, existing, outcome, secrets }, ready).await)
+            (id, executor.start(Start { assignment: order, existing, outcome, secrets, unwanted }, ready).await)
         });
     }
 

@@ -2,6 +2,7 @@
 
 mod backups;
 mod exec;
+mod images;
 mod secrets;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -20,6 +21,7 @@ use utoipa::ToSchema;
 
 pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
+pub use images::{PullLine, PullRequest};
 pub use secrets::Secret;
 
 /// A failed request.
@@ -85,7 +87,7 @@ pub struct Instance {
     pub image: String,
     /// `assigned`, `starting`, `running`, `stopping`, `stopped`, `back_off`, `finished`.
     pub state: String,
-    /// Why it is not running, when it should.
+    /// Why it is not running, when it should; while its image is pulled, how far that is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// When it will be tried again.
@@ -119,6 +121,9 @@ pub struct LastExit {
     pub code: Option<i32>,
     /// When.
     pub at: String,
+    /// Whether the kernel killed it, or a process beside it, for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
 }
 
 /// A node.
@@ -297,7 +302,7 @@ pub fn time_ns(ns: i64) -> String {
 
 impl From<Exit> for LastExit {
     fn from(exit: Exit) -> Self {
-        Self { code: exit.code, at: time(exit.at_ms) }
+        Self { code: exit.code, at: time(exit.at_ms), out_of_memory: exit.out_of_memory }
     }
 }
 
@@ -333,10 +338,8 @@ impl From<&InstanceView> for Instance {
                 pid = Some(*process);
                 started_at = Some(time(*since_ms));
             }
-            InstanceState::Assigned
-            | InstanceState::Starting
-            | InstanceState::Stopping
-            | InstanceState::Stopped { .. } => {}
+            InstanceState::Assigned | InstanceState::Starting => reason = view.note.clone(),
+            InstanceState::Stopping | InstanceState::Stopped { .. } => {}
         }
         let (address, ports) = match &view.row.container.network {
             NetworkOrder::Bridge { address, ports } => (Some(*address), ports.clone()),

@@ -7,6 +7,7 @@ use toft_model::{
     image::ImageRef,
     invalid::Invalid,
     name::Name,
+    pull::PullPolicy,
     secret::SecretMount,
     units::{parse_bytes, parse_cpu_millis},
     workload::{PortSpec, RestartPolicy},
@@ -15,6 +16,8 @@ use toft_model::{
 use super::{
     backup_args::BackupCommand,
     exec_args::{EXEC_HELP, ExecArgs},
+    image_args::ImageCommand,
+    process_args::{ProcessArgs, ResourceArgs},
     secret_args::SecretCommand,
 };
 use crate::config::Flags;
@@ -51,7 +54,7 @@ pub(super) enum Command {
     Down(DownArgs),
     /// Run an image as a workload
     #[command(after_help = RUN_HELP)]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// List workloads
     Ls(ListArgs),
     /// List instances, the running copies of workloads
@@ -231,12 +234,8 @@ pub(super) struct RunArgs {
     /// Give the containers a secret as /run/secrets/NAME: NAME[,target=FILE,mode=0400,uid=N,gid=N]
     #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
     pub(super) secrets: Vec<SecretMount>,
-    /// Limit of CPU time in cores
-    #[arg(long, value_name = "CORES", value_parser = cpu)]
-    pub(super) cpu: Option<u32>,
-    /// Limit of memory
-    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
-    pub(super) memory: Option<u64>,
+    #[command(flatten)]
+    pub(super) resources: ResourceArgs,
     /// Copies to run
     #[arg(long, default_value_t = 1)]
     pub(super) replicas: u32,
@@ -267,6 +266,11 @@ pub(super) struct RunArgs {
     /// Print the workload as JSON
     #[arg(long, conflicts_with = "rm")]
     pub(super) json: bool,
+    /// When the image is asked of its registry: always, missing (when it is not here) or never
+    #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parsed::<PullPolicy>)]
+    pub(super) pull: PullPolicy,
+    #[command(flatten)]
+    pub(super) process: ProcessArgs,
     /// Image to run
     #[arg(value_parser = parsed::<ImageRef>)]
     pub(super) image: ImageRef,
@@ -342,46 +346,20 @@ pub(super) enum NodeCommand {
     Ls(ListArgs),
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum ImageCommand {
-    /// List images
-    Ls(ListArgs),
-    /// Import an archive: an OCI image layout as tar, or what `docker save` writes; plain or gzip
-    Import(ImportArgs),
-    /// Remove images that no workload uses
-    Rm {
-        /// Images
-        #[arg(required = true, value_name = "IMAGE", value_parser = parsed::<ImageRef>)]
-        names: Vec<ImageRef>,
-    },
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ImportArgs {
-    /// Archive; `-` is standard input
-    pub(super) file: PathBuf,
-    /// Name for an image whose archive carries none
-    #[arg(short, long, value_parser = parsed::<ImageRef>)]
-    pub(super) name: Option<ImageRef>,
-    /// Print JSON
-    #[arg(long)]
-    pub(super) json: bool,
-}
-
 /// Parses a value of the model; a refusal tells its remedy too.
 pub(super) fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<T, String> {
     text.parse().map_err(told)
 }
 
-fn told(invalid: Invalid) -> String {
+pub(super) fn told(invalid: Invalid) -> String {
     format!("{invalid}; {}", invalid.hint)
 }
 
-fn cpu(text: &str) -> Result<u32, String> {
+pub(super) fn cpu(text: &str) -> Result<u32, String> {
     parse_cpu_millis(text).map_err(told)
 }
 
-fn memory(text: &str) -> Result<u64, String> {
+pub(super) fn memory(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(told)
 }
 

@@ -9,9 +9,10 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     Failure,
-    args::{ImportArgs, ListArgs},
+    args::ListArgs,
     client::{Client, query_value},
-    output, progress,
+    image_args::{ImportArgs, PruneArgs},
+    output, progress, prompt,
     workloads::all,
 };
 use crate::api::types::Image;
@@ -86,4 +87,22 @@ pub(super) async fn rm(client: &Client, names: Vec<ImageRef>) -> Result<i32, Fai
         }
     }
     Ok(code)
+}
+
+pub(super) async fn prune(client: &Client, args: PruneArgs) -> Result<i32, Failure> {
+    if !args.yes {
+        if !prompt::possible() {
+            return Err(Failure::of(1, "nobody can be asked whether the images shall go").hint("say so with --yes"));
+        }
+        if !prompt::confirm("remove every image that no workload uses?")? {
+            return Ok(1);
+        }
+    }
+    let removed: Vec<Image> = client.post("/api/v1/images/prune", &()).await?;
+    if args.json {
+        output::json(&removed)?;
+    } else {
+        removed.iter().for_each(|image| println!("{}", image.name));
+    }
+    Ok(0)
 }

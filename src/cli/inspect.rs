@@ -64,11 +64,12 @@ pub(super) async fn nodes(client: &Client, args: ListArgs) -> Result<i32, Failur
                 inventory.os.clone(),
                 inventory.kernel.clone(),
                 inventory.runtime.clone(),
+                inventory.isolation.join(", "),
                 inventory.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
                 inventory.version.clone(),
             ]
         });
-        output::table(&["NODE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "NETWORK", "TOFT"], rows);
+        output::table(&["NODE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"], rows);
     }
     Ok(0)
 }

@@ -11,12 +11,15 @@ mod daemon;
 mod exec;
 mod exec_args;
 mod failure;
+mod image_args;
 mod images;
 mod inspect;
 mod logs;
 mod output;
+mod process_args;
 mod progress;
 mod prompt;
+mod pull;
 mod restore;
 mod run;
 mod secret_args;
@@ -26,10 +29,11 @@ mod workloads;
 
 use clap::{CommandFactory, Parser};
 
-use args::{Cli, ClusterCommand, Command, ImageCommand, NodeCommand};
+use args::{Cli, ClusterCommand, Command, NodeCommand};
 use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
+use image_args::ImageCommand;
 use secret_args::SecretCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
@@ -79,7 +83,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
         Command::Up(_) | Command::Down(_) | Command::Completion { .. } => Ok(0),
-        Command::Run(args) => run::run(client, args).await,
+        Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,
         Command::Inspect { name } => inspect::inspect(client, &name).await,
@@ -101,7 +105,9 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         },
         Command::Image { command } => match command {
             ImageCommand::Ls(list) => images::ls(client, list).await,
+            ImageCommand::Pull(args) => pull::pull(client, args).await,
             ImageCommand::Import(args) => images::import(client, args).await,
+            ImageCommand::Prune(args) => images::prune(client, args).await,
             ImageCommand::Rm { names } => images::rm(client, names).await,
         },
         Command::Secret { command } => match command {

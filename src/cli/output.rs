@@ -50,7 +50,11 @@ pub(super) fn ports(ports: &[PublishedPort]) -> String {
 
 /// State with what matters of it: `running 3m 20s`, `back_off (exited with code 1), next try in 4s`.
 pub(super) fn state(instance: &Instance) -> String {
-    let code = |exit: &LastExit| exit.code.map_or_else(|| "vanished".to_owned(), |code| format!("exit code {code}"));
+    let code = |exit: &LastExit| match exit.code {
+        _ if exit.out_of_memory => "out of memory".to_owned(),
+        Some(code) => format!("exit code {code}"),
+        None => "vanished".to_owned(),
+    };
     match (instance.state.as_str(), &instance.reason, &instance.started_at, &instance.last_exit) {
         ("running", _, Some(since), _) => format!("running {}", age(since)),
         ("back_off", Some(reason), _, _) => {
@@ -58,6 +62,7 @@ pub(super) fn state(instance: &Instance) -> String {
             let next = next.map_or_else(String::new, |ms| format!(", next try in {}", format_span_ms(ms + 999)));
             format!("back_off ({reason}){next}")
         }
+        ("assigned" | "starting", Some(pull), _, _) => pull.clone(),
         (word @ ("finished" | "stopped"), _, _, Some(exit)) => format!("{word} ({})", code(exit)),
         (word, ..) => word.to_owned(),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toft_model::{
     name::Name,
-    workload::{NetworkMode, Resources, RestartPolicy, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, RestartPolicy, WorkloadKind, WorkloadSpec},
 };
 use uuid::Uuid;
 
@@ -64,6 +64,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     if args.rm {
         spec.kind = WorkloadKind::Job;
     }
+    spec.pull_policy = args.pull;
     spec.restart = args.restart.or(args.rm.then_some(RestartPolicy::No));
     spec.entrypoint = args.entrypoint.map(|program| vec![program]);
     spec.command = args.command;
@@ -72,7 +73,8 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.ports = args.ports;
     spec.secrets = args.secrets;
     spec.replicas = args.replicas;
-    spec.resources = Resources { cpu_millis: args.cpu, memory_bytes: args.memory };
+    spec.resources = args.resources.spec();
+    spec.process = args.process.spec()?;
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
     spec.network = match args.network.as_str() {

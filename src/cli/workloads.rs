@@ -124,8 +124,10 @@ pub(super) fn trouble(workload: &Workload) -> Option<Failure> {
     }
     let stuck = workload.instances.iter().find(|instance| instance.state == "back_off")?;
     let why = stuck.reason.clone().unwrap_or_default();
-    let hint = if why.contains("is not on this node") {
+    let hint = if why.starts_with("image `") && why.contains("is not on this node") {
         format!("import it with `toft image import FILE`, then it starts by itself; `toft rm {name}` gives up")
+    } else if why.contains("could not be pulled") {
+        format!("toft goes on trying; `toft image import FILE` brings it without a registry; `toft rm {name}` gives up")
     } else {
         format!("toft goes on trying; `toft logs {name}` shows its output, `toft rm {name}` gives up")
     };

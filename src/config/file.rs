@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::backup::BackupSection;
+use super::{backup::BackupSection, registries::RegistryConfig};
 
 /// Faults found in the configuration, all of them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -28,6 +28,7 @@ pub(super) struct File {
     pub(super) network: NetworkSection,
     pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
+    pub(super) registries: BTreeMap<String, RegistryConfig>,
 }
 
 #[derive(Debug, Default, Deserialize)]

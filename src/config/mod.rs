@@ -5,6 +5,7 @@
 
 mod backup;
 mod file;
+mod registries;
 mod resolve;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
@@ -13,6 +14,7 @@ use toft_model::{name::Name, node::Subnet};
 
 pub use backup::{BackupConfig, BackupKey};
 pub use file::ConfigError;
+pub use registries::RegistryConfig;
 pub use resolve::{DEFAULT_DATA_DIR, DEFAULT_SOCKET, Flags};
 
 /// Everything the daemon is built from.
@@ -34,6 +36,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Backups of this node.
     pub backup: BackupConfig,
+    /// Registries that are spoken to in a way of their own, by `HOST[:PORT]`.
+    pub registries: BTreeMap<String, RegistryConfig>,
 }
 
 /// Where things lie.

@@ -9,7 +9,7 @@ use toft_model::{invalid::Invalid, name::Name, node::Subnet, units::parse_bytes}
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
-    RuntimeConfig, file::File,
+    RuntimeConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -140,6 +140,7 @@ impl Config {
             }
         };
         let backup = file.backup.resolve(&data, &mut note);
+        registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
         let run = if private { data.clone() } else { DEFAULT_RUN_DIR.into() };
         Ok(Self {
@@ -151,6 +152,7 @@ impl Config {
             network: NetworkConfig { range },
             cluster,
             backup,
+            registries: file.registries,
         })
     }
 }
@@ -223,6 +225,24 @@ mod tests {
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
         assert!(!shown.node.labels.is_empty() && shown.runtime.containerd.is_some());
+    }
+
+    #[test]
+    fn registries_are_named_like_in_references() {
+        let config = resolve("[registries.'nas:5000']\nplain_http = true\nmirrors = ['docker.io']\n").unwrap();
+        assert_eq!(config.registries["nas:5000"].plain_http, Some(true));
+        for (text, words) in [
+            ("[registries.'https://nas']", "`https://nas` is no name"),
+            ("[registries.nas]", "`nas` is no name"),
+            ("[registries.'nas.lan']\nmirrors = ['a b']", "`a b` is no name"),
+            ("[registries.'nas.lan']\nca_file = 'ca.pem'", "no absolute path"),
+            ("[registries.'nas.lan']\ninsecure = true", "insecure"),
+            ("[registries.'nas.lan']\nusername = 'me'", "half a login"),
+            ("[registries.'nas.lan']\nusername = 'a:b'\npassword_file = '/x'", "no user name"),
+        ] {
+            let faults = resolve(text).unwrap_err().0;
+            assert!(faults.iter().any(|fault| fault.contains(words)), "{words}: {faults:?}");
+        }
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use toft_model::{
-    ids::InstanceId,
+    ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::{LogLine, LogQuery},
+    pull::PullProgress,
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,20 @@ pub mod exec;
 
 /// Lines as they come.
 pub type LogLines = BoxStream<'static, Result<LogLine, ControlError>>;
+/// What becomes of a pull, until its end.
+pub type PullSteps = BoxStream<'static, PullStep>;
+
+/// One step of a pull. The last one tells how it ended.
+#[derive(Debug)]
+pub enum PullStep {
+    /// It goes on.
+    Progress(PullProgress),
+    /// The image is there.
+    Done(NodeImage),
+    /// It failed.
+    Failed(ControlError),
+}
+
 /// Bytes of an archive as they arrive.
 pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 
@@ -46,6 +61,12 @@ pub trait NodeAccess: exec::NodeExec + Send + Sync + 'static {
         archive: ArchiveReader,
         name: Option<ImageRef>,
     ) -> Result<Vec<NodeImage>, ControlError>;
+
+    /// Pulls an image from its registry, or joins a pull under way.
+    async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError>;
+
+    /// How far the pull of an image is on a node, as far as this one knows.
+    fn pulling(&self, node: NodeId, image: &ImageRef) -> Option<PullProgress>;
 
     /// Removes an image's name; `false` when there was none.
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError>;

@@ -1,6 +1,6 @@
 //! This node as control sees it: its images, logs and ports, and the way its reports take.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -9,6 +9,7 @@ use toft_model::{
     image::{ImageRef, NodeImage},
     instance::{InstanceReport, PublishedPort},
     log::LogQuery,
+    pull::PullProgress,
     workload::PortSpec,
 };
 use tokio::sync::{Notify, mpsc};
@@ -21,6 +22,7 @@ pub(super) use exec::Execs;
 
 use crate::{
     agent::{
+        image::{PullError, PullErrorKind, Pulls},
         logs::{self, Reading, Wanted},
         network::check_free,
         report::ReportSink,
@@ -28,31 +30,35 @@ use crate::{
     },
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, LogLines, NodeAccess},
+        node_access::{ArchiveReader, LogLines, NodeAccess, PullStep, PullSteps},
         ops::Ops,
     },
     observe::chain,
 };
 
+/// Time between two steps of a pull that are told.
+const PULL_PACE: Duration = Duration::from_millis(200);
+
 /// This node.
 pub(super) struct LocalNode {
-    node_id: NodeId,
     runtime: Arc<dyn Runtime>,
     logs_dir: PathBuf,
     retry: Arc<Notify>,
+    node_id: NodeId,
+    pulls: Pulls,
     cancel: CancellationToken,
     execs: Execs,
 }
 
 impl LocalNode {
     pub(super) fn new(
-        node_id: NodeId,
         runtime: Arc<dyn Runtime>,
         logs_dir: PathBuf,
         retry: Arc<Notify>,
+        (node_id, pulls): (NodeId, Pulls),
         cancel: CancellationToken,
     ) -> Self {
-        Self { node_id, runtime, logs_dir, retry, cancel, execs: Execs::default() }
+        Self { runtime, logs_dir, retry, node_id, pulls, cancel, execs: Execs::default() }
     }
 
     /// The processes run inside its containers.
@@ -139,8 +145,60 @@ impl NodeAccess for LocalNode {
         Ok(images.into_iter().map(told).collect())
     }
 
+    async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
+        let status = self.pulls.begin(&image).map_err(not_pulled)?;
+        let retry = Arc::clone(&self.retry);
+        let steps = stream::unfold((Some(status), image), move |(status, image)| {
+            let retry = Arc::clone(&retry);
+            async move {
+                let mut status = status?;
+                // Not each of the many small steps.
+                let ended = status.wait_for(|status| status.end.is_some());
+                if let Ok(Err(_)) = tokio::time::timeout(PULL_PACE, ended).await {
+                    let stopped = ControlError::new(ErrorKind::Unavailable, "toft is being stopped");
+                    return Some((PullStep::Failed(stopped), (None, image)));
+                }
+                let newest = status.borrow().clone();
+                match newest.end {
+                    None => Some((PullStep::Progress(newest.progress), (Some(status), image))),
+                    Some(Err(error)) => Some((PullStep::Failed(not_pulled(error)), (None, image))),
+                    Some(Ok(pulled)) => {
+                        // Instances may be waiting for just this image.
+                        retry.notify_one();
+                        Some((PullStep::Done(told(pulled)), (None, image)))
+                    }
+                }
+            }
+        });
+        Ok(steps.boxed())
+    }
+
+    fn pulling(&self, node: NodeId, image: &ImageRef) -> Option<PullProgress> {
+        if node == self.node_id { self.pulls.progress(image) } else { None }
+    }
+
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
         self.runtime.remove_image(&image).await.map_err(refused)
+    }
+}
+
+fn not_pulled(error: PullError) -> ControlError {
+    let kind = match error.kind {
+        PullErrorKind::NoSuchImage => ErrorKind::NotFound,
+        PullErrorKind::Denied | PullErrorKind::Unusable => ErrorKind::Invalid,
+        PullErrorKind::DiskFull => ErrorKind::DiskFull,
+        PullErrorKind::Unreachable
+        | PullErrorKind::Busy
+        | PullErrorKind::BadAnswer
+        | PullErrorKind::BadContent
+        | PullErrorKind::RuntimeDown
+        | PullErrorKind::Cancelled => ErrorKind::Unavailable,
+        PullErrorKind::Runtime => ErrorKind::Internal,
+    };
+    let refused = ControlError::new(kind, error.to_string());
+    match error.hint {
+        Some(hint) => refused.hint(hint),
+        None => refused,
     }
 }
 

@@ -35,6 +35,7 @@ use crate::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
         host,
+        image::{LoginFiles, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
             Network,
@@ -42,12 +43,12 @@ use crate::{
             pick_subnet,
         },
         report::Outbox,
-        runtime::{Availability, Runtime},
+        runtime::{Availability, Runtime, containerd::isolation},
         secrets::SecretFiles,
     },
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
-    config::{BackupKey, Config, NodeRole},
+    config::{BackupKey, Config, NodeRole, RegistryConfig},
     consensus::Handle,
     control::{loops, ops::Ops},
     embedded,
@@ -145,8 +146,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
-    let (stopped, logs) = (cancel.clone(), directories.logs());
-    let node = Arc::new(LocalNode::new(identity.node_id, Arc::clone(&runtime), logs, Arc::clone(&retry), stopped));
+    let settings = registry_settings(&config);
+    let registries = Registries::new(settings.clone(), Arc::new(LoginFiles(settings)));
+    let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
+    tasks.spawn("image pulls", puller.run(cancel.clone()));
+    let pulled_here = (identity.node_id, pulls.clone());
+    let node =
+        LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), pulled_here, cancel.clone());
+    let node = Arc::new(node);
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
@@ -167,12 +174,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         network,
         ledger,
         node: config.node.name.clone(),
+        gateway: identity.subnet.map(|subnet| subnet.gateway()),
         logger,
         logs_dir: directories.logs(),
         instances_dir: directories.instances(),
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
         secrets,
+        pulls,
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     let (feed, assignments) = watch::channel(None);
@@ -201,6 +210,17 @@ fn begin_run(ledger: &Ledger) -> u64 {
         tracing::warn!(error = chain(&error), "the start could not be noted in the node's ledger");
         now_s
     })
+}
+
+fn registry_settings(config: &Config) -> Settings {
+    let settings = |registry: &RegistryConfig| RegistrySettings {
+        plain_http: registry.plain_http,
+        ca_file: registry.ca_file.clone(),
+        login: registry.username.clone().zip(registry.password_file.clone()),
+        mirrors: registry.mirrors.clone(),
+    };
+    let registries = config.registries.iter().map(|(name, registry)| (name.clone(), settings(registry))).collect();
+    Settings { registries, ..Settings::default() }
 }
 
 fn backup_settings(config: &Config, directories: &Directories, identity: &Identity) -> backup::Settings {
@@ -272,7 +292,7 @@ async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, confi
         };
         let mut failed = false;
         if told.as_ref() != Some(&now) {
-            let inventory = host::inventory(now.clone(), identity.subnet);
+            let inventory = host::inventory(now.clone(), identity.subnet, isolation::names());
             let node = &config.node;
             match ops.register_node(identity.node_id, node.name.clone(), node.labels.clone(), inventory).await {
                 Ok(()) => told = Some(now),

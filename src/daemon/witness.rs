@@ -8,6 +8,7 @@ use toft_model::{
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
+    pull::PullProgress,
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,7 @@ use crate::{
     control::{
         ControlError, ErrorKind,
         node_access::{
-            ArchiveReader, LogLines, NodeAccess,
+            ArchiveReader, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
         },
         ops::Ops,
@@ -92,6 +93,14 @@ impl NodeAccess for Witness {
 
     async fn import_image(&self, _: ArchiveReader, _: Option<ImageRef>) -> Result<Vec<NodeImage>, ControlError> {
         nothing_here()
+    }
+
+    async fn pull_image(&self, _: ImageRef) -> Result<PullSteps, ControlError> {
+        nothing_here()
+    }
+
+    fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
+        None
     }
 
     async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {

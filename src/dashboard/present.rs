@@ -144,6 +144,7 @@ fn port_line(port: PublishedPort, reached: &ReachedAs) -> PortLine {
 /// How a process ended, in words.
 pub(super) fn exit(exit: Exit) -> String {
     match exit.code {
+        _ if exit.out_of_memory => "out of memory".into(),
         None => "its process vanished without telling".into(),
         Some(code @ 129..=192) => format!("exit code {code} (signal {})", code - 128),
         Some(code) => format!("exit code {code}"),
@@ -203,7 +204,7 @@ mod tests {
 
     #[test]
     fn signals_are_named() {
-        assert_eq!(exit(Exit { code: Some(137), at_ms: 0 }), "exit code 137 (signal 9)");
-        assert_eq!(exit(Exit { code: Some(1), at_ms: 0 }), "exit code 1");
+        assert_eq!(exit(Exit::new(Some(137), 0)), "exit code 137 (signal 9)");
+        assert_eq!(exit(Exit::new(Some(1), 0)), "exit code 1");
     }
 }

@@ -104,6 +104,9 @@ impl InstanceLine {
             InstanceState::Finished { exit, reason: None } | InstanceState::Stopped { exit: Some(exit) } => {
                 (Some(present::exit(exit)), None, Some(Moment::age(exit.at_ms, now_ms)))
             }
+            InstanceState::Assigned | InstanceState::Starting if instance.note.is_some() => {
+                (instance.note.clone(), None, None)
+            }
             InstanceState::Assigned
             | InstanceState::Starting
             | InstanceState::Stopping

@@ -7,7 +7,11 @@ use toft::agent::runtime::{
     Container, ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState,
     fake::FakeRuntime,
 };
-use toft_model::{ids::InstanceId, instance::Exit, workload::Resources};
+use toft_model::{
+    ids::InstanceId,
+    instance::Exit,
+    workload::{ProcessSpec, Resources},
+};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -34,6 +38,8 @@ pub fn spec(command: &[&str]) -> ContainerSpec {
         hostname: "box".to_owned(),
         network: NetworkNamespace::New,
         resources: Resources::default(),
+        process: ProcessSpec::default(),
+        init: None,
         labels: BTreeMap::from([("toft/epoch".to_owned(), "3".to_owned())]),
         files: BTreeMap::new(),
     }

@@ -91,7 +91,7 @@ async fn the_process_is_what_the_order_says() {
     let order = ContainerSpec {
         env: [("A".to_owned(), "b c".to_owned())].into(),
         files: [(PathBuf::from("/etc/hosts"), hosts)].into(),
-        resources: Resources { cpu_millis: Some(500), memory_bytes: Some(64 << 20) },
+        resources: Resources { cpu_millis: Some(500), memory_bytes: Some(64 << 20), ..Resources::default() },
         network: NetworkNamespace::Host,
         ..spec(&["sh", "-c", script])
     };
@@ -109,7 +109,7 @@ async fn limits_and_control_groups_are_in_force() {
     let mut events = runtime.events();
     // dd fills its buffer, which is larger than the limit; the shim begins to watch for that a moment after the start.
     let order = ContainerSpec {
-        resources: Resources { cpu_millis: Some(500), memory_bytes: Some(16 << 20) },
+        resources: Resources { cpu_millis: Some(500), memory_bytes: Some(16 << 20), ..Resources::default() },
         ..spec(&["sh", "-c", "sleep 2; dd if=/dev/zero of=/dev/null bs=64M count=1; sleep 1000"])
     };
     runtime.create_container(&order).await.unwrap();

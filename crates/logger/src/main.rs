@@ -9,8 +9,11 @@
 //! outlives the daemon, never blocks the container on a full disk (it drops lines and says how
 //! many), and leaves only when both pipes are at their end: the shim's SIGTERM is ignored, or
 //! the container's last words would be lost.
+//!
+//! The same program is the first process of containers that ask for one ([`init`]).
 
 mod config;
+mod init;
 mod journal;
 mod lines;
 mod stamp;
@@ -100,7 +103,11 @@ impl Pipe {
 }
 
 fn main() -> ExitCode {
-    let config = match Config::from_pairs(std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == "init").is_some() {
+        return init::run(arguments);
+    }
+    let config = match Config::from_pairs(arguments) {
         Ok(config) => config,
         Err(message) => {
             eprintln!("toft-logger: {message}");

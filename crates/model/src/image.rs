@@ -27,6 +27,29 @@ impl ImageRef {
         short.strip_prefix("library/").unwrap_or(short)
     }
 
+    /// The registry it comes from: `docker.io`, `127.0.0.1:5000`.
+    pub fn registry(&self) -> &str {
+        self.0.split_once('/').map_or("docker.io", |(registry, _)| registry)
+    }
+
+    /// The repository within the registry: `library/nginx`.
+    pub fn repository(&self) -> &str {
+        let path = self.0.split_once('/').map_or(self.0.as_str(), |(_, path)| path);
+        let path = path.split('@').next().unwrap_or(path);
+        path.split(':').next().unwrap_or(path)
+    }
+
+    /// The tag, if it has one.
+    pub fn tag(&self) -> Option<&str> {
+        let path = self.0.split_once('/').map_or(self.0.as_str(), |(_, path)| path);
+        path.split('@').next().unwrap_or(path).split_once(':').map(|(_, tag)| tag)
+    }
+
+    /// The digest it is pinned to, if it is.
+    pub fn digest(&self) -> Option<&str> {
+        self.0.split_once('@').map(|(_, digest)| digest)
+    }
+
     /// The last path component, without tag and digest: what a workload is called when nobody named it.
     pub fn base_name(&self) -> &str {
         let path = self.0.split('@').next().unwrap_or(&self.0);
@@ -177,6 +200,21 @@ mod tests {
         let pinned: ImageRef = format!("ghcr.io/o/app@{digest}").parse().unwrap();
         assert_eq!(pinned.as_str(), format!("ghcr.io/o/app@{digest}"));
         assert_eq!(pinned.base_name(), "app");
+    }
+
+    #[test]
+    fn references_come_apart() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let both = format!("127.0.0.1:5000/a/b:c@{digest}");
+        for (text, registry, repository, tag, pinned) in [
+            ("nginx", "docker.io", "library/nginx", Some("latest"), None),
+            ("localhost:5000/a", "localhost:5000", "a", Some("latest"), None),
+            (both.as_str(), "127.0.0.1:5000", "a/b", Some("c"), Some(digest.as_str())),
+        ] {
+            let image: ImageRef = text.parse().unwrap();
+            assert_eq!((image.registry(), image.repository()), (registry, repository));
+            assert_eq!((image.tag(), image.digest()), (tag, pinned));
+        }
     }
 
     #[test]

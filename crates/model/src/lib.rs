@@ -12,6 +12,7 @@ pub mod invalid;
 pub mod log;
 pub mod name;
 pub mod node;
+pub mod pull;
 pub mod schedule;
 pub mod secret;
 pub mod state;

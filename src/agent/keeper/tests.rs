@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::*;
 
-const EXIT: Exit = Exit { code: Some(0), at_ms: 5 };
+const EXIT: Exit = Exit::new(Some(0), 5);
 const ID: InstanceId = InstanceId(Uuid::from_u128(1));
 
 fn set(generation: u64, desired: Desired, epoch: u64) -> AssignmentSet {

@@ -22,6 +22,7 @@ use super::{
     ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
     TaskState,
 };
+use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
 
 mod exec;
 mod script;
@@ -54,6 +55,8 @@ pub enum Call {
     DeleteContainer,
     /// [`Runtime::import_image`]
     ImportImage,
+    /// [`Runtime::pull_image`]
+    PullImage,
     /// [`Runtime::images`]
     Images,
     /// [`Runtime::remove_image`]
@@ -188,7 +191,7 @@ impl Inner {
 
     /// Ends a running process; with `task_number` only that one.
     fn end(&self, id: InstanceId, task_number: Option<u64>, code: Option<i32>) {
-        let exit = Exit { code, at_ms: jiff::Timestamp::now().as_millisecond() };
+        let exit = Exit::new(code, jiff::Timestamp::now().as_millisecond());
         {
             let mut state = self.state();
             let Some(container) = state.containers.get_mut(&id) else { return };
@@ -318,9 +321,7 @@ impl Runtime for FakeRuntime {
                 let reason = format!("the process of `{id}` still runs");
                 return Err(RuntimeError::Failed { doing: "removing the process", reason });
             }
-            TaskState::Created { .. } => {
-                Exit { code: Some(128 + SIGKILL), at_ms: jiff::Timestamp::now().as_millisecond() }
-            }
+            TaskState::Created { .. } => Exit::new(Some(128 + SIGKILL), jiff::Timestamp::now().as_millisecond()),
             TaskState::Ended(exit) => exit,
         };
         container.task = TaskState::None;
@@ -356,6 +357,16 @@ impl Runtime for FakeRuntime {
         let image = made_up_image(name.as_str());
         state.images.insert(image.name.clone(), (image.clone(), stop_signal.map_or(SIGTERM, |signal| signal as i32)));
         Ok(vec![image])
+    }
+
+    async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError> {
+        let name = repository.image();
+        drop(self.begin(Call::PullImage).map_err(|error| Trouble::from(error).of(name))?);
+        let document = repository.named().await.map_err(|trouble| trouble.of(name))?;
+        let image = Image { digest: document.digest, ..made_up_image(name.as_str()) };
+        reporter.layers([(image.digest.clone(), image.size_bytes)].into_iter());
+        self.state().images.insert(image.name.clone(), (image.clone(), SIGTERM));
+        Ok(image)
     }
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {

@@ -7,8 +7,15 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use async_trait::async_trait;
-use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit, workload::Resources};
+use toft_model::{
+    ids::InstanceId,
+    image::ImageRef,
+    instance::Exit,
+    workload::{ProcessSpec, Resources},
+};
 use tokio::sync::{broadcast, watch};
+
+use super::image::{PullError, PullReporter, Repository};
 
 pub mod containerd;
 pub mod exec;
@@ -43,6 +50,10 @@ pub struct ContainerSpec {
     pub network: NetworkNamespace,
     /// Limits.
     pub resources: Resources,
+    /// How the process runs. Its hostname and hosts are in `hostname` and `files` already.
+    pub process: ProcessSpec,
+    /// The first process, which starts the command with its arguments; it must be among `files`.
+    pub init: Option<PathBuf>,
     /// Stored with the container and given back by [`Runtime::containers`].
     pub labels: BTreeMap<String, String>,
     /// Files and folders to bind read-only into the container: path inside -> path on the host (`/etc/hosts`,
@@ -234,10 +245,10 @@ pub trait Runtime: exec::ExecRuntime + Send + Sync + 'static {
     /// that has ended already is no error.
     async fn signal_task(&self, id: InstanceId, signal: i32) -> Result<(), RuntimeError>;
 
-    /// The signal that asks this container to stop: the image's `StopSignal`, else SIGTERM.
+    /// The signal that asks this container to stop: the order's, else the image's `StopSignal`, else SIGTERM.
     async fn stop_signal(&self, id: InstanceId) -> Result<i32, RuntimeError>;
 
-    /// Removes an ended (or merely prepared) task and gives how it ended. When it returns, the logger has written
+    /// Removes an ended (or merely prepared) task and gives how it ended, and whether memory was what it lacked. When it returns, the logger has written
     /// everything. A task that is not there gives `None`.
     async fn delete_task(&self, id: InstanceId) -> Result<Option<Exit>, RuntimeError>;
 
@@ -248,6 +259,10 @@ pub trait Runtime: exec::ExecRuntime + Send + Sync + 'static {
     /// for this platform. `name` names an image whose archive carries no name. Either all images of the archive are
     /// usable afterwards, or the call fails and the store is as before.
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError>;
+
+    /// Fetches an image from its registry and unpacks it for this platform. Either it is usable afterwards under its
+    /// name, or the call fails and the name is as before.
+    async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError>;
 
     /// Every image in the store.
     async fn images(&self) -> Result<Vec<Image>, RuntimeError>;

@@ -200,7 +200,7 @@ impl Machine {
         let exit = match container.task {
             TaskState::None => return Ok(None),
             TaskState::Running { .. } => return Err(()),
-            TaskState::Created { .. } => Exit { code: Some(137), at_ms: now_ms },
+            TaskState::Created { .. } => Exit::new(Some(137), now_ms),
             TaskState::Ended(exit) => exit,
         };
         container.task = TaskState::None;

@@ -250,7 +250,7 @@ impl World {
                 return self.news(machine, life, |keeper, now| keeper.done(id, done, now));
             }
             Event::ProcessEnds { machine, id, number, code, by_itself } => {
-                let exit = Exit { code: Some(code), at_ms: self.now + self.machines[machine].clock_off };
+                let exit = Exit::new(Some(code), self.now + self.machines[machine].clock_off);
                 if self.machines[machine].end_process(id, number, exit, by_itself) {
                     self.tell_of_end(machine, id, exit);
                 }
@@ -515,5 +515,6 @@ fn inventory(number: u8) -> Inventory {
         version: "0.1.0".into(),
         runtime: "2.0".into(),
         subnet: Some(subnet.parse().unwrap()),
+        isolation: Vec::new(),
     }
 }

@@ -43,9 +43,14 @@ pub fn status(kind: ErrorKind) -> StatusCode {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let ControlError { kind, message, hint, field } = self.0;
-        let body = ErrorBody { code: kind.code().into(), message, hint, field };
-        (status(kind), Json(ErrorEnvelope { error: body })).into_response()
+        (status(self.0.kind), Json(ErrorEnvelope { error: self.0.into() })).into_response()
+    }
+}
+
+impl From<ControlError> for ErrorBody {
+    fn from(error: ControlError) -> Self {
+        let ControlError { kind, message, hint, field } = error;
+        Self { code: kind.code().into(), message, hint, field }
     }
 }
 

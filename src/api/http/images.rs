@@ -4,16 +4,24 @@ use axum::{
     Json,
     body::Body as RawBody,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
 };
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use toft_model::image::ImageRef;
 use tokio_util::io::StreamReader;
 use utoipa::IntoParams;
 
-use super::{ApiError, ApiState, error::Asked, query::ListQuery};
-use crate::api::types::{Image, Page};
+use super::{
+    ApiError, ApiState,
+    error::{Asked, Body},
+    query::ListQuery,
+};
+use crate::{
+    api::types::{ErrorBody, Image, Page, PullLine, PullRequest},
+    control::node_access::PullStep,
+};
 
 /// How an archive is imported.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -49,6 +57,30 @@ pub async fn import(
     let bytes = body.into_data_stream().map_err(std::io::Error::other);
     let images = api.ops.import_image(Box::new(StreamReader::new(bytes)), name).await?;
     Ok((StatusCode::CREATED, Json(images.into_iter().map(Image::from).collect())))
+}
+
+/// Pulls an image from its registry, or joins a pull under way. The answer is one JSON object a line: `progress` until
+/// the last, which has `image` or `error`. The pull goes on when nobody reads the answer any more.
+#[utoipa::path(post, path = "/images/pull", tag = "images", request_body = PullRequest, responses((status = 200, body = PullLine, content_type = "application/x-ndjson")))]
+pub async fn pull(State(api): State<ApiState>, Body(asked): Body<PullRequest>) -> Result<Response, ApiError> {
+    let image = asked.image.parse::<ImageRef>().map_err(|e| e.at("image"))?;
+    let lines = api.ops.pull_image(image).await?.map(|step| {
+        let line = match step {
+            PullStep::Progress(progress) => PullLine::Progress(progress),
+            PullStep::Done(image) => PullLine::Image(image.into()),
+            PullStep::Failed(error) => PullLine::Error(ErrorBody::from(error)),
+        };
+        let mut text = serde_json::to_string(&line).map_err(std::io::Error::other)?;
+        text.push('\n');
+        Ok::<_, std::io::Error>(text)
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], RawBody::from_stream(lines)).into_response())
+}
+
+/// Removes every image that nothing uses, and gives them.
+#[utoipa::path(post, path = "/images/prune", tag = "images", responses((status = 200, body = Vec<Image>)))]
+pub async fn prune(State(api): State<ApiState>) -> Result<Json<Vec<Image>>, ApiError> {
+    Ok(Json(api.ops.prune_images().await?.into_iter().map(Image::from).collect()))
 }
 
 /// Removes an image that no workload names.

@@ -90,6 +90,8 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(cluster::token))
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
+        .routes(routes!(images::pull))
+        .routes(routes!(images::prune))
         .routes(routes!(images::remove))
         .routes(routes!(exec::exec))
         .routes(routes!(secrets::list, secrets::create))

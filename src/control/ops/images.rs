@@ -1,9 +1,17 @@
 //! Operations on images.
 
-use toft_model::image::{ImageRef, NodeImage};
+use toft_model::{
+    image::{ImageRef, NodeImage},
+    instance::InstanceState,
+    name::Name,
+    state::{InstanceView, WorkloadView},
+};
 
 use super::Ops;
-use crate::control::{ControlError, ErrorKind, node_access::ArchiveReader};
+use crate::control::{
+    ControlError, ErrorKind,
+    node_access::{ArchiveReader, PullSteps},
+};
 
 impl Ops {
     /// The images in the node's store, by name.
@@ -22,15 +30,14 @@ impl Ops {
         self.node.import_image(archive, name).await
     }
 
-    /// Removes an image that no workload names.
+    /// Pulls an image from its registry, or joins a pull under way.
+    pub async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
+        self.node.pull_image(image).await
+    }
+
+    /// Removes an image that nothing uses.
     pub async fn remove_image(&self, image: ImageRef) -> Result<(), ControlError> {
-        let users: Vec<String> = self
-            .workloads()
-            .await?
-            .iter()
-            .filter(|workload| workload.row.spec.image == image)
-            .map(|workload| format!("`{}`", workload.row.spec.name))
-            .collect();
+        let users: Vec<String> = users(&self.workloads().await?, &image).map(|name| format!("`{name}`")).collect();
         if !users.is_empty() {
             let message = format!("image `{image}` is used by {}", users.join(", "));
             return Err(ControlError::new(ErrorKind::Conflict, message).hint("remove those workloads first"));
@@ -41,4 +48,38 @@ impl Ops {
         Err(ControlError::new(ErrorKind::NotFound, format!("there is no image `{image}`"))
             .hint("`toft image ls` shows the images there are"))
     }
+
+    /// Removes every image that nothing uses, and gives them.
+    pub async fn prune_images(&self) -> Result<Vec<NodeImage>, ControlError> {
+        let images = self.images().await?;
+        // After the images: one that comes now is for a workload that is only now written.
+        let workloads = self.workloads().await?;
+        let mut removed = Vec::new();
+        for image in images {
+            let Ok(name) = image.name.parse::<ImageRef>() else { continue };
+            if users(&workloads, &name).next().is_none() && self.node.remove_image(name).await? {
+                removed.push(image);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Adds to instances that are being started how far the pull of their image is.
+    pub(super) fn noted<'a>(&self, instances: impl IntoIterator<Item = &'a mut InstanceView>) {
+        for instance in instances {
+            if matches!(instance.state(), InstanceState::Assigned | InstanceState::Starting) {
+                let row = &instance.row;
+                let progress = self.node.pulling(row.node_id, &row.container.image);
+                instance.note = progress.map(|progress| progress.summary());
+            }
+        }
+    }
+}
+
+/// The workloads that name an image, or have instances made of it still.
+fn users<'a>(workloads: &'a [WorkloadView], image: &'a ImageRef) -> impl Iterator<Item = &'a Name> {
+    let uses = |workload: &&WorkloadView| {
+        workload.row.spec.image == *image || workload.instances.iter().any(|i| i.row.container.image == *image)
+    };
+    workloads.iter().filter(uses).map(|workload| &workload.row.spec.name)
 }

@@ -39,7 +39,9 @@ impl Ops {
 
     /// Every instance, by workload name and ordinal.
     pub async fn instances(&self) -> Result<Vec<InstanceView>, ControlError> {
-        Ok(self.state.read(query_instances).await?)
+        let mut instances = self.state.read(query_instances).await?;
+        self.noted(&mut instances);
+        Ok(instances)
     }
 
     /// The newest events, newest first: of one subject or of all, before a position or from the end.

@@ -87,7 +87,11 @@ impl Ops {
             }
             let moved = tokio::time::timeout_at(deadline, applied.changed()).await;
             if !matches!(moved, Ok(Ok(()))) {
-                return Ok((false, workload));
+                let noted = workload.map(|mut workload| {
+                    self.noted(&mut workload.instances);
+                    workload
+                });
+                return Ok((false, noted));
             }
         }
     }

@@ -63,7 +63,9 @@ impl Ops {
 
     /// Every workload, by name.
     pub async fn workloads(&self) -> Result<Vec<WorkloadView>, ControlError> {
-        Ok(self.state.read(query_workloads).await?)
+        let mut workloads = self.state.read(query_workloads).await?;
+        self.noted(workloads.iter_mut().flat_map(|workload| &mut workload.instances));
+        Ok(workloads)
     }
 
     /// What `make` makes of at most `limit` workloads whose names come after `after`, by name. It runs where it may take
@@ -82,7 +84,11 @@ impl Ops {
     pub async fn workload(&self, name: &Name) -> Result<WorkloadView, ControlError> {
         let asked = name.clone();
         let found = self.state.read(move |connection| query_workload(connection, &asked)).await?;
-        found.ok_or_else(|| {
+        let noted = found.map(|mut workload| {
+            self.noted(&mut workload.instances);
+            workload
+        });
+        noted.ok_or_else(|| {
             ControlError::new(ErrorKind::NotFound, format!("there is no workload `{name}`"))
                 .hint("`toft ls` shows the workloads there are")
         })

@@ -102,6 +102,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::agent::image::{LoginFiles, Pulls, Registries, Settings};
     use crate::agent::runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, fake::FakeRuntime};
 
     async fn node(cancel: &CancellationToken) -> (LocalNode, InstanceId) {
@@ -119,12 +120,19 @@ mod tests {
             resources: Default::default(),
             labels: BTreeMap::new(),
             files: BTreeMap::new(),
+            process: Default::default(),
+            init: None,
         };
         runtime.create_container(&spec).await.unwrap();
         runtime.create_task(id, &LoggerCommand { program: "/bin/logger".into(), args: Vec::new() }).await.unwrap();
         runtime.start_task(id).await.unwrap();
         let node_id = NodeId(Uuid::new_v4());
-        (LocalNode::new(node_id, runtime, "/nowhere".into(), Arc::new(Notify::new()), cancel.clone()), id)
+        let settings = Settings::default();
+        let registries = Registries::new(settings.clone(), Arc::new(LoginFiles(settings)));
+        let runtime: Arc<dyn Runtime> = runtime;
+        let (pulls, _) = Pulls::new(Arc::clone(&runtime), registries);
+        let retry = Arc::new(Notify::new());
+        (LocalNode::new(runtime, "/nowhere".into(), retry, (node_id, pulls), cancel.clone()), id)
     }
 
     fn order(command: &str) -> ExecOrder {

@@ -21,6 +21,7 @@ use toft_model::{
     instance::{Exit, InstanceReport, InstanceState},
     log::{LogLine, LogQuery, LogStream},
     node::Inventory,
+    pull::PullProgress,
     state::{PutMode, WorkloadView},
     workload::{PortSpec, WorkloadSpec},
 };
@@ -38,7 +39,7 @@ use crate::{
         ControlError, ErrorKind,
         loops::schedule,
         node_access::{
-            ArchiveReader, LogLines, NodeAccess,
+            ArchiveReader, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
         },
         ops::{Ops, now_ms},
@@ -138,6 +139,14 @@ impl NodeAccess for FakeNode {
         Ok(Vec::new())
     }
 
+    async fn pull_image(&self, _: ImageRef) -> Result<PullSteps, ControlError> {
+        Ok(stream::empty().boxed())
+    }
+
+    fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
+        None
+    }
+
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
         let mut images = self.images.lock().unwrap();
         let before = images.len();
@@ -206,6 +215,7 @@ impl House {
             version: "0.1.0".into(),
             runtime: "containerd 2.1.4".into(),
             subnet: Some("10.210.0.0/24".parse().unwrap()),
+            isolation: Vec::new(),
         };
         ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();
         Self { ops, app, node, shutdown, node_id, _dir: dir }
@@ -284,7 +294,7 @@ impl House {
     }
 
     pub(super) async fn fail(&self, name: &str, code: i32) {
-        let exit = Exit { code: Some(code), at_ms: now_ms() - 60_000 };
+        let exit = Exit::new(Some(code), now_ms() - 60_000);
         self.report(name, 0, InstanceState::Finished { exit, reason: None }, 0).await;
     }
 

@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io::{BufRead, BufReader, Read},
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, OnceLock, mpsc},
     time::{Duration, Instant},
@@ -54,6 +54,7 @@ pub struct Appliance {
     pub data: PathBuf,
     daemon: Option<Child>,
     flags: Vec<String>,
+    programs: Option<PathBuf>,
 }
 
 impl Appliance {
@@ -73,7 +74,7 @@ impl Appliance {
     pub fn prepare(machine: &Arc<Machine>, name: &str) -> Self {
         let data = machine.dir.join(name);
         fs::create_dir_all(&data).unwrap();
-        Self { machine: Arc::clone(machine), data, daemon: None, flags: Vec::new() }
+        Self { machine: Arc::clone(machine), data, daemon: None, flags: Vec::new(), programs: None }
     }
 
     fn program(&self) -> Command {
@@ -89,12 +90,22 @@ impl Appliance {
     pub fn up_command(&self) -> Command {
         let mut command = self.program();
         command.args(["up", "--data-dir"]).arg(&self.data).args(&self.flags);
+        if let Some(programs) = &self.programs {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let places = std::iter::once(programs.clone()).chain(std::env::split_paths(&path));
+            command.env("PATH", std::env::join_paths(places).unwrap());
+        }
         command
     }
 
     /// Further arguments for `toft up`.
     pub fn set_flags(&mut self, flags: &[&str]) {
         self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
+    /// A folder whose programs it finds before all others.
+    pub fn set_programs(&mut self, folder: &Path) {
+        self.programs = Some(folder.to_owned());
     }
 
     /// Starts it without waiting.

@@ -10,6 +10,7 @@ pub mod http;
 pub mod image;
 pub mod machine;
 pub mod prober;
+pub mod registry;
 pub mod terminal;
 pub mod trio;
 

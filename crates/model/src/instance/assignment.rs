@@ -9,8 +9,9 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     image::ImageRef,
     name::Name,
+    pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
-    workload::{Protocol, Resources, RestartPolicy, WorkloadSpec},
+    workload::{ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
 };
 
 /// What shall become of an instance.
@@ -69,6 +70,9 @@ pub enum NetworkOrder {
 pub struct ContainerOrder {
     /// Image to run.
     pub image: ImageRef,
+    /// When it is asked of its registry.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    pub pull_policy: PullPolicy,
     /// Replaces the image's entrypoint.
     pub entrypoint: Option<Vec<String>>,
     /// Replaces the image's command when not empty.
@@ -86,6 +90,9 @@ pub struct ContainerOrder {
     /// Secrets it sees as files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
+    /// How the process runs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub process: ProcessSpec,
 }
 
 impl ContainerOrder {
@@ -93,6 +100,7 @@ impl ContainerOrder {
     pub fn of(spec: &WorkloadSpec, network: NetworkOrder) -> Self {
         Self {
             image: spec.image.clone(),
+            pull_policy: spec.pull_policy,
             entrypoint: spec.entrypoint.clone(),
             command: spec.command.clone(),
             env: spec.env.clone(),
@@ -101,6 +109,7 @@ impl ContainerOrder {
             stop_grace_ms: spec.stop_grace_ms,
             network,
             secrets: spec.secrets.clone(),
+            process: spec.process.clone(),
         }
     }
 }

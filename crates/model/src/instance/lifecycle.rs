@@ -19,6 +19,25 @@ pub struct Exit {
     pub code: Option<i32>,
     /// When, in milliseconds since 1970.
     pub at_ms: i64,
+    /// Whether the kernel killed it, or a process beside it, for want of memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub out_of_memory: bool,
+}
+
+impl Exit {
+    /// An end with that code at that time.
+    pub const fn new(code: Option<i32>, at_ms: i64) -> Self {
+        Self { code, at_ms, out_of_memory: false }
+    }
+
+    /// The end in words: `exited with code 1`, `out of memory`.
+    pub fn reason(&self) -> String {
+        match self.code {
+            _ if self.out_of_memory => "out of memory".to_owned(),
+            Some(code) => format!("exited with code {code}"),
+            None => "its process vanished".to_owned(),
+        }
+    }
 }
 
 /// Where an instance stands.
@@ -150,7 +169,7 @@ mod tests {
     use super::*;
 
     fn event() -> impl Strategy<Value = Event> {
-        let exit = Exit { code: Some(1), at_ms: 5 };
+        let exit = Exit::new(Some(1), 5);
         prop_oneof![
             Just(Event::StartRequested),
             Just(Event::Started { pid: 7, at_ms: 1 }),
@@ -184,13 +203,13 @@ mod tests {
     fn an_end_without_a_reason_reads_and_writes_as_it_always_did() {
         let text = r#"{"state":"finished","exit":{"code":3,"at_ms":7}}"#;
         let state: InstanceState = serde_json::from_str(text).unwrap();
-        assert_eq!(state, InstanceState::Finished { exit: Exit { code: Some(3), at_ms: 7 }, reason: None });
+        assert_eq!(state, InstanceState::Finished { exit: Exit::new(Some(3), 7), reason: None });
         assert_eq!(serde_json::to_string(&state).unwrap(), text);
     }
 
     #[test]
     fn the_usual_life() {
-        let exit = Exit { code: Some(0), at_ms: 3 };
+        let exit = Exit::new(Some(0), 3);
         let mut state = InstanceState::Assigned;
         for (event, word) in [
             (Event::StartRequested, "starting"),

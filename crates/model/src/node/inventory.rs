@@ -104,6 +104,9 @@ pub struct Inventory {
     /// The network its containers live in; absent when the node can make no bridge.
     #[schema(value_type = Option<String>, example = "10.210.0.0/24")]
     pub subnet: Option<Subnet>,
+    /// Names of the container runtimes that `isolation` can ask for; empty when the node does not tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub isolation: Vec<String>,
 }
 
 #[cfg(test)]

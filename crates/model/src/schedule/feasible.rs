@@ -5,7 +5,7 @@ use std::{collections::HashSet, net::Ipv4Addr};
 use crate::{
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     state::NodeRow,
-    workload::{NetworkMode, PortSpec, Protocol, WorkloadSpec},
+    workload::{Isolation, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
 
 /// Host ports given to mappings that name none; below the kernel's own ephemeral range. An instance that holds another
@@ -18,22 +18,49 @@ pub(crate) struct Claims {
     instances: usize,
     addresses: HashSet<Ipv4Addr>,
     ports: HashSet<(u16, Protocol)>,
+    cpu_millis: u64,
+    memory_bytes: u64,
 }
 
 impl Claims {
-    /// What an instance with this network holds is held from now on.
-    pub(crate) fn add(&mut self, network: &NetworkOrder) {
+    /// What an instance with these holds is held from now on.
+    pub(crate) fn add(&mut self, network: &NetworkOrder, resources: &Resources) {
         self.instances += 1;
+        self.cpu_millis += resources.cpu_reserved_millis.map_or(0, u64::from);
+        self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_reserved_bytes.unwrap_or(0));
         if let NetworkOrder::Bridge { address, ports } = network {
             self.addresses.insert(*address);
             self.ports.extend(ports.iter().map(|port| (port.host, port.protocol)));
         }
     }
 
-    /// Whether `network` claims something that is held already.
-    pub(crate) fn conflict(&self, network: &NetworkOrder) -> bool {
-        let NetworkOrder::Bridge { address, ports } = network else { return false };
+    /// Whether `order` claims something that `node` has no more.
+    pub(crate) fn conflict(&self, order: &ContainerOrder, node: &NodeRow) -> bool {
+        if self.reserve(&order.resources, node).is_err() {
+            return true;
+        }
+        let NetworkOrder::Bridge { address, ports } = &order.network else { return false };
         self.addresses.contains(address) || ports.iter().any(|port| self.ports.contains(&(port.host, port.protocol)))
+    }
+
+    /// Whether what `wanted` reserves is left on `node`; else why not.
+    fn reserve(&self, wanted: &Resources, node: &NodeRow) -> Result<(), String> {
+        if let Some(millis) = wanted.cpu_reserved_millis {
+            let left = (u64::from(node.inventory.cpus) * 1000).saturating_sub(self.cpu_millis);
+            if u64::from(millis) > left {
+                let cores = |millis: u64| millis as f64 / 1000.0;
+                let (wanted, left) = (cores(millis.into()), cores(left));
+                return Err(format!("{wanted} cores are to be reserved and {left} are left"));
+            }
+        }
+        if let Some(bytes) = wanted.memory_reserved_bytes {
+            let left = node.inventory.memory_bytes.saturating_sub(self.memory_bytes);
+            if bytes > left {
+                let (wanted, left) = (crate::units::format_bytes(bytes), crate::units::format_bytes(left));
+                return Err(format!("{wanted} of memory are to be reserved and {left} are left"));
+            }
+        }
+        Ok(())
     }
 
     /// How many instances hold them.
@@ -54,12 +81,24 @@ pub(super) fn fit(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Resul
             crate::units::format_bytes(node.inventory.memory_bytes)
         ));
     }
+    claims.reserve(&spec.resources, node)?;
+    if let Some(isolation) = spec.process.isolation.as_ref().filter(|wanted| !has_isolation(node, wanted)) {
+        let has = node.inventory.isolation.join(", ");
+        let has = if has.is_empty() { Isolation::USUAL } else { &has };
+        return Err(format!("it has no runtime `{isolation}` (it has {has})"));
+    }
     let network = match spec.network {
         NetworkMode::Host => NetworkOrder::Host,
         NetworkMode::None => NetworkOrder::None,
         NetworkMode::Bridge => bridge(spec, node, claims)?,
     };
     Ok(ContainerOrder::of(spec, network))
+}
+
+fn has_isolation(node: &NodeRow, wanted: &Isolation) -> bool {
+    let has = &node.inventory.isolation;
+    // A node that does not tell runs containers all the same.
+    has.iter().any(|name| name == wanted.as_str()) || (has.is_empty() && wanted.as_str() == Isolation::USUAL)
 }
 
 fn pinned_to(spec: &WorkloadSpec, node: &NodeRow) -> bool {
@@ -95,10 +134,23 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
 /// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
 /// run on.
 pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
-    let ContainerOrder { image, entrypoint, command, env, resources, restart, stop_grace_ms, network, secrets } = order;
+    let ContainerOrder {
+        image,
+        pull_policy,
+        entrypoint,
+        command,
+        env,
+        resources,
+        restart,
+        stop_grace_ms,
+        network,
+        secrets,
+        process,
+    } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
         && *image == spec.image
+        && *pull_policy == spec.pull_policy
         && *entrypoint == spec.entrypoint
         && *command == spec.command
         && *env == spec.env
@@ -106,6 +158,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         && *resources == spec.resources
         && *restart == spec.restart_policy()
         && *stop_grace_ms == spec.stop_grace_ms
+        && *process == spec.process
 }
 
 fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {

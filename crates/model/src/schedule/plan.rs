@@ -48,7 +48,7 @@ pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
         for ordinal in missing(workload, &existing) {
             match choose(&workload.spec, &snapshot.nodes, &claims) {
                 Ok((node_id, container)) => {
-                    claims.entry(node_id).or_default().add(&container.network);
+                    claims.entry(node_id).or_default().add(&container.network, &container.resources);
                     plan.placements.push(Placement {
                         instance_id: mint(),
                         workload_id: workload.id,
@@ -80,7 +80,8 @@ pub fn why_nowhere(spec: &WorkloadSpec, snapshot: &Snapshot) -> Option<String> {
 fn claims(snapshot: &Snapshot) -> HashMap<NodeId, Claims> {
     let mut claims: HashMap<NodeId, Claims> = HashMap::new();
     for instance in &snapshot.instances {
-        claims.entry(instance.node_id).or_default().add(&instance.container.network);
+        let order = &instance.container;
+        claims.entry(instance.node_id).or_default().add(&order.network, &order.resources);
     }
     claims
 }

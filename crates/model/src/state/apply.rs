@@ -345,6 +345,7 @@ fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
         InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),
         InstanceState::Finished { reason: Some(reason), .. } => Some((EventLevel::Warning, reason.clone())),
         InstanceState::Finished { exit, reason: None } => match exit.code {
+            _ if exit.out_of_memory => Some((EventLevel::Warning, exit.reason())),
             Some(0) => Some((EventLevel::Info, "finished with exit code 0".into())),
             Some(code) => Some((EventLevel::Warning, format!("ended with exit code {code}"))),
             None => Some((EventLevel::Warning, "its process vanished".into())),

@@ -31,7 +31,6 @@ impl<'a> PlanCommit<'a> {
     /// Makes a placement real. `false` when the state moved on since it was planned.
     pub(super) fn place(&mut self, placement: &Placement) -> rusqlite::Result<bool> {
         let connection = self.connection;
-        let network = &placement.container.network;
         let Some(workload) =
             entry(&mut self.workloads, placement.workload_id, |id| WorkloadRow::by_id(connection, id))?
         else {
@@ -46,7 +45,7 @@ impl<'a> PlanCommit<'a> {
             // The node may have another name or network by now.
             && serves(&placement.container, &workload.spec, node);
         if !current
-            || claims.conflict(network)
+            || claims.conflict(&placement.container, node)
             || InstanceRow::holds_ordinal(connection, workload.id, placement.ordinal)?
         {
             return Ok(false);
@@ -65,7 +64,7 @@ impl<'a> PlanCommit<'a> {
         if !row.insert(connection)? {
             return Ok(false);
         }
-        claims.add(network);
+        claims.add(&placement.container.network, &placement.container.resources);
         self.touched.insert(placement.node_id);
         let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
         EventRow::add(connection, self.at_ms, EventLevel::Info, &subject, &format!("placed on node {}", node.name))?;
@@ -112,8 +111,8 @@ impl<'a> PlanCommit<'a> {
 fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeRow, Claims)>> {
     let Some(node) = NodeRow::by_id(connection, id)? else { return Ok(None) };
     let mut claims = Claims::default();
-    for network in InstanceRow::networks_of_node(connection, id)? {
-        claims.add(&network);
+    for (network, resources) in InstanceRow::holdings_of_node(connection, id)? {
+        claims.add(&network, &resources);
     }
     Ok(Some((node, claims)))
 }

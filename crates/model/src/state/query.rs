@@ -22,6 +22,8 @@ pub struct InstanceView {
     pub workload: Name,
     /// The node's name.
     pub node: Name,
+    /// What its node tells right now beside its state, such as how far the pull of its image is; never stored.
+    pub note: Option<String>,
 }
 
 impl InstanceView {
@@ -120,7 +122,7 @@ fn view(row: WorkloadRow, instances: Vec<InstanceRow>, nodes: &[NodeRow]) -> Wor
         .into_iter()
         .filter_map(|instance| {
             let node = nodes.iter().find(|node| node.id == instance.node_id)?.name.clone();
-            Some(InstanceView { row: instance, workload: row.spec.name.clone(), node })
+            Some(InstanceView { row: instance, workload: row.spec.name.clone(), node, note: None })
         })
         .collect();
     WorkloadView { row, instances }

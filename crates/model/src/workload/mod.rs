@@ -1,9 +1,15 @@
 //! What a user asks to run.
 
 mod port;
+mod process;
 mod restart;
 mod spec;
 
 pub use port::{PortSpec, Protocol};
+pub(crate) use process::is_default;
+pub use process::{
+    CapabilityName, DEFAULT_CAPABILITIES, DeviceMapping, HostAddress, HostEntry, Isolation, ProcessSpec, Seccomp,
+    StopSignal, TmpfsMount, Ulimit, UlimitName, UserName,
+};
 pub use restart::RestartPolicy;
 pub use spec::{NetworkMode, Resources, WorkloadKind, WorkloadSpec};

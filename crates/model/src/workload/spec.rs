@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PortSpec, RestartPolicy};
-use crate::{image::ImageRef, invalid::Invalid, name::Name, secret::SecretMount};
+use super::{PortSpec, ProcessSpec, RestartPolicy, is_default};
+use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -41,6 +41,51 @@ pub struct Resources {
     /// Memory in bytes, at least 4 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
+    /// CPU time in thousandths of a core that it gets when all want more than there is, and that a node must have left;
+    /// 1 to 1 024 000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_reserved_millis: Option<u32>,
+    /// Memory in bytes that is taken from it last, and that a node must have left; at least 4 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_reserved_bytes: Option<u64>,
+    /// Most processes and threads, 0 for no limit; 4096 when absent, so that no container can take all that the node has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u32>,
+}
+
+impl Resources {
+    /// Most processes and threads when nothing else is said.
+    pub const USUAL_PIDS: u32 = 4_096;
+
+    fn validate(&self) -> Result<(), Invalid> {
+        const LEAST_MEMORY: u64 = 4 << 20;
+        for (field, cpu) in [("cpu_millis", self.cpu_millis), ("cpu_reserved_millis", self.cpu_reserved_millis)] {
+            if let Some(cpu) = cpu.filter(|cpu| !(1..=1_024_000).contains(cpu)) {
+                return Err(Invalid::value(format!("{cpu} is out of range"), "use 1 to 1024000").at(field));
+            }
+        }
+        for (field, memory) in
+            [("memory_bytes", self.memory_bytes), ("memory_reserved_bytes", self.memory_reserved_bytes)]
+        {
+            if let Some(memory) = memory.filter(|memory| !(LEAST_MEMORY..=1 << 50).contains(memory)) {
+                return Err(
+                    Invalid::value(format!("{memory} is out of range"), "use at least 4194304 (4 MiB)").at(field)
+                );
+            }
+        }
+        let more = |reserved: Option<u64>, limit: Option<u64>| limit.is_some_and(|limit| reserved > Some(limit));
+        let cpu = more(self.cpu_reserved_millis.map(u64::from), self.cpu_millis.map(u64::from));
+        if cpu || more(self.memory_reserved_bytes, self.memory_bytes) {
+            return Err(Invalid::value("more is reserved than the limit allows", "raise the limit, or reserve less")
+                .at(if cpu { "cpu_reserved_millis" } else { "memory_reserved_bytes" }));
+        }
+        match self.pids_limit {
+            Some(pids) if pids > 4_194_304 => {
+                Err(Invalid::value(format!("{pids} is out of range"), "use 0 (no limit) to 4194304").at("pids_limit"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// What a user asks to run. Unknown fields are refused.
@@ -56,6 +101,9 @@ pub struct WorkloadSpec {
     /// The image to run.
     #[schema(value_type = String, example = "toft/demo")]
     pub image: ImageRef,
+    /// When the image is asked of its registry.
+    #[serde(default, skip_serializing_if = "PullPolicy::is_default")]
+    pub pull_policy: PullPolicy,
     /// Replaces the image's entrypoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
@@ -95,6 +143,9 @@ pub struct WorkloadSpec {
     /// Milliseconds between the stop signal and the kill, 0 to 600 000.
     #[serde(default = "ten_seconds")]
     pub stop_grace_ms: u32,
+    /// How the process runs: as whom, with which rights.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub process: ProcessSpec,
 }
 
 fn one() -> u32 {
@@ -122,6 +173,7 @@ impl WorkloadSpec {
             name,
             kind: WorkloadKind::Service,
             image,
+            pull_policy: PullPolicy::default(),
             entrypoint: None,
             command: Vec::new(),
             env: BTreeMap::new(),
@@ -134,6 +186,7 @@ impl WorkloadSpec {
             node: None,
             labels: BTreeMap::new(),
             stop_grace_ms: ten_seconds(),
+            process: ProcessSpec::default(),
         }
     }
 
@@ -159,27 +212,11 @@ impl WorkloadSpec {
                 Invalid::value("the grace period is longer than 10 minutes", "use at most 600000").at("stop_grace_ms")
             );
         }
-        self.validate_resources().map_err(|e| e.at("resources"))?;
+        self.resources.validate().map_err(|e| e.at("resources"))?;
+        self.process.validate(self.network).map_err(|e| e.at("process"))?;
         self.validate_texts()?;
         SecretMount::validate_all(&self.secrets)?;
         self.validate_ports()
-    }
-
-    fn validate_resources(&self) -> Result<(), Invalid> {
-        const LEAST_MEMORY: u64 = 4 << 20;
-        match self.resources.cpu_millis {
-            Some(cpu) if !(1..=1_024_000).contains(&cpu) => {
-                return Err(Invalid::value(format!("{cpu} is out of range"), "use 1 to 1024000").at("cpu_millis"));
-            }
-            _ => {}
-        }
-        match self.resources.memory_bytes {
-            Some(memory) if !(LEAST_MEMORY..=1 << 50).contains(&memory) => {
-                Err(Invalid::value(format!("{memory} is out of range"), "use at least 4194304 (4 MiB)")
-                    .at("memory_bytes"))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Checks the rules of command, environment and labels only.
@@ -304,6 +341,12 @@ mod tests {
         check("stop_grace_ms", &|s| s.stop_grace_ms = 600_001);
         check("resources.cpu_millis", &|s| s.resources.cpu_millis = Some(0));
         check("resources.memory_bytes", &|s| s.resources.memory_bytes = Some(1));
+        check("resources.cpu_reserved_millis", &|s| {
+            s.resources = Resources { cpu_millis: Some(1), cpu_reserved_millis: Some(2), ..Resources::default() };
+        });
+        check("resources.memory_reserved_bytes", &|s| s.resources.memory_reserved_bytes = Some(1));
+        check("resources.pids_limit", &|s| s.resources.pids_limit = Some(u32::MAX));
+        check("process.hostname", &|s| s.process.hostname = Some(String::new()));
         check("command[1]", &|s| s.command = vec!["a".into(), "b\0".into()]);
         check("entrypoint[0]", &|s| s.entrypoint = Some(vec![String::new()]));
         check("env", &|s| drop(s.env.insert("a=b".into(), "c".into())));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use containerd_client::services::v1::{
     Container as Record, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, GetRequest,
-    ListContainersRequest, ListTasksRequest, container::Runtime as RuntimeName, snapshots::MountsRequest,
+    ListContainersRequest, ListTasksRequest, snapshots::MountsRequest,
 };
 use containerd_client::types::v1::Status;
 use prost_types::Any;
@@ -17,13 +17,12 @@ use super::{
     connection::Session,
     errors::Refusal,
     events::exit_of,
-    images, signals,
-    spec::{self, Parts},
+    images, isolation, signals,
+    spec::{self, Parts, devices},
     unpack::Snapshots,
 };
 use crate::agent::runtime::{Container, ContainerSpec, RuntimeError, TaskState};
 
-const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 /// Our own notes among a container's labels.
 const OWN_LABELS: &str = "toft.runtime/";
@@ -37,13 +36,16 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
     let snapshots = snapshots(shared, &session);
     let name = order.image.as_str();
     let image = images::resolve(shared, &order.image).await?;
-    let identity = shared.identities.get(snapshots, &image).await.map_err(|e| e.of_image(name))?;
+    let identity = shared.identities.get(snapshots, &image, &order.process).await.map_err(|e| e.of_image(name))?;
+    let runtime = isolation::choose(order.process.isolation.as_ref()).map_err(|reason| failed(CREATING, reason))?;
+    let devices = devices::find(&order.process).map_err(|reason| failed(CREATING, reason))?;
     let parts = Parts {
         order,
         image: &image.config,
         identity: &identity,
         cgroup_parent: &shared.config.cgroup_parent,
         host: &shared.host,
+        devices: &devices,
     };
     let spec = spec::build(&parts)
         .map_err(|reason| RuntimeError::ImageUnusable { image: name.to_owned(), reason })
@@ -66,14 +68,17 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
         }
         other => other?,
     };
-    let stop_signal = signals::parse(&image.config.config.stop_signal).unwrap_or(signals::TERM);
+    let stop_signal = match &order.process.stop_signal {
+        Some(signal) => signal.number(),
+        None => signals::parse(&image.config.config.stop_signal).unwrap_or(signals::TERM),
+    };
     let mut labels: HashMap<String, String> = order.labels.clone().into_iter().collect();
     labels.insert(STOP_SIGNAL_LABEL.to_owned(), stop_signal.to_string());
     let record = Record {
         id: id.clone(),
         labels,
         image: name.to_owned(),
-        runtime: Some(RuntimeName { name: RUNTIME.to_owned(), options: None }),
+        runtime: Some(runtime),
         spec: Some(Any { type_url: SPEC_TYPE.to_owned(), value: spec }),
         snapshotter: session.snapshotter.clone(),
         snapshot_key: id.clone(),

@@ -15,6 +15,7 @@ use tonic::Streaming;
 use super::{
     client::{Client, Lease, QUICK, SLOW, call},
     errors::Refusal,
+    media::Descriptor,
 };
 use crate::agent::runtime::RuntimeError;
 
@@ -81,6 +82,11 @@ impl BlobWriter {
         Ok(Opened::Writer(Box::new(writer)))
     }
 
+    /// Bytes the store has of it already.
+    pub(super) fn offset(&self) -> u64 {
+        u64::try_from(self.offset).unwrap_or(0)
+    }
+
     /// Appends a piece.
     pub(super) async fn write(&mut self, data: Bytes) -> Result<(), RuntimeError> {
         if self.present {
@@ -97,6 +103,15 @@ impl BlobWriter {
         };
         self.offset += length;
         self.send(request).await?;
+        Ok(())
+    }
+
+    /// Waits until containerd has everything that was written.
+    pub(super) async fn settle(&mut self) -> Result<(), RuntimeError> {
+        while self.unanswered > 0 {
+            self.unanswered -= 1;
+            answer(&mut self.answers).await?;
+        }
         Ok(())
     }
 
@@ -218,6 +233,23 @@ pub(super) async fn read_whole(client: &Client, digest: &str, most: u64) -> Resu
             return Err(Unread::TooLarge);
         }
     }
+}
+
+/// Tells the garbage collector that a document needs its `children`.
+pub(super) async fn label_children<'a>(
+    client: &Client,
+    lease: &Lease,
+    digest: &str,
+    children: impl Iterator<Item = &'a Descriptor>,
+) -> Result<(), RuntimeError> {
+    let labels: HashMap<String, String> = children
+        .enumerate()
+        .map(|(i, child)| {
+            let kind = if child.is_index() || child.is_manifest() { "m" } else { "l" };
+            (format!("containerd.io/gc.ref.content.{kind}.{i}"), child.digest.clone())
+        })
+        .collect();
+    label(client, lease, digest, labels).await
 }
 
 /// Adds labels to a blob, leaving its others alone.

@@ -46,6 +46,9 @@ pub(super) async fn forward(shared: &Shared, up: impl FnOnce()) -> String {
                 up();
             }
         } else if let Some(event) = read(envelope) {
+            if let RuntimeEvent::OutOfMemory { id } = event {
+                shared.starved().insert(id);
+            }
             // Nobody listening is fine.
             let _ = shared.events.send(event);
         }
@@ -101,7 +104,7 @@ fn read(envelope: Envelope) -> Option<RuntimeEvent> {
 /// An exit as containerd tells it. A time it does not know is now.
 pub(super) fn exit_of(status: u32, at: Option<Timestamp>) -> Exit {
     let at_ms = at.map(timestamp_ms).filter(|ms| *ms > 0).unwrap_or_else(|| jiff::Timestamp::now().as_millisecond());
-    Exit { code: i32::try_from(status).ok(), at_ms }
+    Exit::new(i32::try_from(status).ok(), at_ms)
 }
 
 /// Milliseconds since 1970.

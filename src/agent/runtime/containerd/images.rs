@@ -1,9 +1,11 @@
 //! Image names and what they stand for.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use containerd_client::{
-    services::v1::{DeleteImageRequest, GetImageRequest, Image as Record, ListImagesRequest},
+    services::v1::{
+        CreateImageRequest, DeleteImageRequest, GetImageRequest, Image as Record, ListImagesRequest, UpdateImageRequest,
+    },
     types,
 };
 use futures_util::{StreamExt, TryStreamExt};
@@ -11,7 +13,7 @@ use toft_model::image::ImageRef;
 
 use super::{
     Shared,
-    client::{QUICK, call},
+    client::{Lease, QUICK, call},
     events::timestamp_ms,
     media::Descriptor,
     resolve::{ResolvedImage, Unusable},
@@ -23,17 +25,49 @@ const AT_ONCE: usize = 8;
 
 /// The image of a name, as this machine uses it.
 pub(super) async fn resolve(shared: &Shared, image: &ImageRef) -> Result<Arc<ResolvedImage>, RuntimeError> {
-    let client = &shared.client;
-    let request = client.request(GetImageRequest { name: image.as_str().to_owned() });
-    let record = match call("looking up an image", QUICK, client.images().get(request)).await {
-        Ok(answer) => answer.image,
-        Err(refusal) if refusal.not_found() => None,
-        Err(refusal) => return Err(refusal.into()),
-    };
-    let Some(target) = record.and_then(|record| record.target) else {
+    let Some(target) = record(shared, image.as_str()).await?.and_then(|record| record.target) else {
         return Err(RuntimeError::ImageMissing { image: image.as_str().to_owned() });
     };
-    shared.resolved.get(client, &descriptor(target)).await.map_err(|e| e.of_image(image.as_str()))
+    shared.resolved.get(&shared.client, &descriptor(target)).await.map_err(|e| e.of_image(image.as_str()))
+}
+
+/// What containerd has under a name.
+pub(super) async fn record(shared: &Shared, name: &str) -> Result<Option<Record>, RuntimeError> {
+    let client = &shared.client;
+    let request = client.request(GetImageRequest { name: name.to_owned() });
+    match call("looking up an image", QUICK, client.images().get(request)).await {
+        Ok(answer) => Ok(answer.image),
+        Err(refusal) if refusal.not_found() => Ok(None),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// A record that lets `name` stand for `target`.
+pub(super) fn named(name: &ImageRef, target: &Descriptor) -> Record {
+    let target = types::Descriptor { annotations: HashMap::new(), ..target.to_containerd() };
+    Record { name: name.as_str().to_owned(), target: Some(target), ..Default::default() }
+}
+
+/// Writes a record; `known` when there is one of its name.
+pub(super) async fn write_record(
+    shared: &Shared,
+    lease: &Lease,
+    record: Record,
+    known: bool,
+) -> Result<Record, RuntimeError> {
+    const NAMING: &str = "naming an image";
+    let client = &shared.client;
+    if !known {
+        let message = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
+        match call(NAMING, QUICK, client.images().create(client.leased(message, lease))).await {
+            // Another was faster.
+            Err(refusal) if refusal.exists() => {}
+            answer => return Ok(answer?.image.unwrap_or_default()),
+        }
+    }
+    let message = UpdateImageRequest { image: Some(record), update_mask: None, source_date_epoch: None };
+    let answer = call(NAMING, QUICK, client.images().update(client.leased(message, lease))).await?;
+    Ok(answer.image.unwrap_or_default())
 }
 
 /// Every image. One that cannot be used here (another platform, parts missing) is listed with the platform `unknown`.

@@ -16,6 +16,16 @@ pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v
 pub(super) const DOCKER_LAYER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
 pub(super) const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
+pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+/// The kinds of layers that containerd unpacks.
+pub(super) const LAYERS: [&str; 5] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    DOCKER_LAYER_TAR,
+    DOCKER_LAYER_GZIP,
+];
+
 /// A blob: what it is, its digest and its size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -6,7 +6,7 @@
 //! as long as it is polled; calls made while containerd is away fail with [`RuntimeError::Unavailable`].
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::Future,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
 };
+use crate::agent::image::{PullError, PullReporter, Repository};
 
 mod client;
 mod connection;
@@ -31,7 +32,10 @@ mod events;
 mod exec;
 mod images;
 mod import;
+pub(crate) mod isolation;
 mod media;
+mod oom;
+mod pull;
 mod resolve;
 mod shims;
 mod signals;
@@ -86,13 +90,20 @@ struct Shared {
     availability: watch::Sender<Availability>,
     events: broadcast::Sender<RuntimeEvent>,
     resolved: resolve::ResolvedImages,
+    pulls: pull::PullState,
     identities: users::Identities,
     mounts: Mutex<HashMap<InstanceId, Mounts>>,
+    /// Containers that ran out of memory since their process was prepared.
+    starved: Mutex<HashSet<InstanceId>>,
 }
 
 impl Shared {
     fn session(&self) -> Result<Arc<Session>, RuntimeError> {
         connection::session(&self.session, &self.availability)
+    }
+
+    fn starved(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
+        self.starved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mounts(&self) -> MutexGuard<'_, HashMap<InstanceId, Mounts>> {
@@ -122,8 +133,10 @@ impl ContainerdRuntime {
             session: watch::Sender::new(None),
             events: broadcast::Sender::new(EVENTS_KEPT),
             resolved: Default::default(),
+            pulls: Default::default(),
             identities: Default::default(),
             mounts: Default::default(),
+            starved: Default::default(),
         });
         let left = exec::left_behind(&shared.config.execs);
         let (connected, tidied) =
@@ -179,6 +192,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {
         import::run(&self.shared, archive, name).await
+    }
+
+    async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError> {
+        pull::run(&self.shared, repository, reporter).await
     }
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {

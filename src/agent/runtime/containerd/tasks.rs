@@ -13,6 +13,7 @@ use super::{
     client::{QUICK, SLOW, call},
     containers,
     events::exit_of,
+    oom,
     shims::{self, Which},
     signals,
 };
@@ -26,6 +27,7 @@ pub(super) async fn create(shared: &Shared, id: InstanceId, logger: &LoggerComma
     let client = &shared.client;
     let rootfs = containers::mounts(shared, id).await?.ok_or(RuntimeError::NotFound { id })?;
     let output = logger_uri(logger)?;
+    shared.starved().remove(&id);
     let request = client.request(CreateTaskRequest {
         container_id: id.to_string(),
         rootfs,
@@ -91,11 +93,16 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exi
             return Err(RuntimeError::Failed { doing: REMOVING, reason: format!("the process of `{id}` still runs") });
         }
     }
+    let out_of_memory = oom::killed(shared, id);
     let client = &shared.client;
     let request = client.request(DeleteTaskRequest { container_id: id.to_string() });
     match call(REMOVING, SLOW, client.tasks().delete(request)).await {
         Ok(_) if status.is_none() => Ok(None),
-        Ok(answer) => Ok(Some(exit_of(answer.exit_status, answer.exited_at))),
+        Ok(answer) => {
+            let exit = exit_of(answer.exit_status, answer.exited_at);
+            // A program that ends well has coped with the loss of a helper.
+            Ok(Some(Exit { out_of_memory: out_of_memory && exit.code != Some(0), ..exit }))
+        }
         Err(refusal) if refusal.not_found() => {
             // It may hang all the same, unknown to containerd; unless containerd is still about to clean up.
             if status.is_none() {

@@ -41,20 +41,38 @@ impl Snapshots<'_> {
     /// Unpacks every layer that is not yet, and notes in the config which snapshot belongs to it. What is made or
     /// found belongs to the lease.
     pub(super) async fn unpack(&self, image: &ResolvedImage) -> Result<(), Unusable> {
-        let Some(top) = image.chain.last() else { return Ok(()) };
-        if !self.hold(top).await? {
-            let mut parent = "";
-            for ((layer, chain), diff_id) in image.layers.iter().zip(&image.chain).zip(&image.config.rootfs.diff_ids) {
-                if !self.hold(chain).await? {
-                    self.unpack_layer(layer, parent, chain, diff_id).await?;
-                }
-                parent = chain;
+        if !self.holds_all(image).await? {
+            for number in 0..image.layers.len() {
+                self.unpack_one(image, number).await?;
             }
         }
+        Ok(self.note_top(image).await?)
+    }
+
+    /// Whether every layer of an image is unpacked; then they belong to the lease.
+    pub(super) async fn holds_all(&self, image: &ResolvedImage) -> Result<bool, RuntimeError> {
+        match image.chain.last() {
+            Some(top) => self.hold(top).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Unpacks one layer if it is not yet; those below it must be.
+    pub(super) async fn unpack_one(&self, image: &ResolvedImage, number: usize) -> Result<(), Unusable> {
+        let (layer, chain) = (&image.layers[number], &image.chain[number]);
+        let parent = number.checked_sub(1).map_or("", |below| &image.chain[below]);
+        if !self.hold(chain).await? {
+            self.unpack_layer(layer, parent, chain, &image.config.rootfs.diff_ids[number]).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes in the config which snapshot holds all layers.
+    pub(super) async fn note_top(&self, image: &ResolvedImage) -> Result<(), RuntimeError> {
+        let Some(top) = image.chain.last() else { return Ok(()) };
         let label = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
         let labels = [(label, top.clone())].into();
-        content::label(self.client, self.lease, &image.config_descriptor.digest, labels).await?;
-        Ok(())
+        content::label(self.client, self.lease, &image.config_descriptor.digest, labels).await
     }
 
     /// Adds a committed snapshot to the lease; `false` when there is none of that name.

@@ -24,6 +24,7 @@ use super::{
     unpack::Snapshots,
 };
 use crate::agent::runtime::RuntimeError;
+use toft_model::workload::ProcessSpec;
 
 /// Largest `/etc/passwd` or `/etc/group` that is read.
 const MOST_BYTES: u64 = 1 << 20;
@@ -38,24 +39,49 @@ pub(super) struct Identity {
     pub(super) groups: Vec<u32>,
 }
 
-/// What was looked up so far, by the digest of the image's config.
+/// What was looked up so far, by the digest of the image's config and what was asked for.
 #[derive(Debug, Default)]
-pub(super) struct Identities(Mutex<HashMap<String, Identity>>);
+pub(super) struct Identities(Mutex<HashMap<(String, Wanted), Identity>>);
+
+/// Users and groups as they are asked for.
+type Wanted = (String, Vec<String>);
+
+/// Lookups kept; beyond, all are forgotten.
+const MOST_KNOWN: usize = 1024;
 
 impl Identities {
-    /// The identity an image asks for.
-    pub(super) async fn get(&self, snapshots: Snapshots<'_>, image: &ResolvedImage) -> Result<Identity, Unusable> {
-        let wanted = image.config.config.user.trim();
-        if let Some(identity) = by_number(wanted) {
+    /// The identity that an order asks for, or else the image.
+    pub(super) async fn get(
+        &self,
+        snapshots: Snapshots<'_>,
+        image: &ResolvedImage,
+        process: &ProcessSpec,
+    ) -> Result<Identity, Unusable> {
+        let wanted = process.user.as_ref().map_or(image.config.config.user.trim(), |user| user.as_str());
+        let further: Vec<String> = process.groups.iter().map(|group| group.as_str().to_owned()).collect();
+        if further.is_empty()
+            && let Some(identity) = by_number(wanted)
+        {
             return Ok(identity);
         }
-        let digest = &image.config_descriptor.digest;
-        if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(digest) {
+        let key = (image.config_descriptor.digest.clone(), (wanted.to_owned(), further.clone()));
+        if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(known.clone());
         }
         let (passwd, group) = read_databases(snapshots, image).await?;
-        let identity = by_name(wanted, &passwd, &group).map_err(Unusable::Image)?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.clone(), identity.clone());
+        let identity = by_number(wanted).map_or_else(|| by_name(wanted, &passwd, &group), Ok);
+        let mut identity = identity.map_err(Unusable::Image)?;
+        for name in &further {
+            let id = group_id(name, &group).map_err(Unusable::Image)?;
+            if id != identity.gid && !identity.groups.contains(&id) {
+                identity.groups.push(id);
+            }
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(key, identity.clone());
         Ok(identity)
     }
 }
@@ -78,6 +104,18 @@ pub(super) fn inside(root: &OwnedFd, wanted: &str) -> Result<Identity, String> {
     by_name(wanted, &read("etc/passwd")?, &read("etc/group")?)
 }
 
+/// A group by its number or its name in `group`.
+fn group_id(name: &str, group: &str) -> Result<u32, String> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let mut groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    groups
+        .find(|fields| fields.first() == Some(&name))
+        .and_then(|fields| fields.get(2)?.parse().ok())
+        .ok_or_else(|| format!("its group `{name}` is not in its /etc/group"))
+}
+
 fn by_name(wanted: &str, passwd: &str, group: &str) -> Result<Identity, String> {
     let (user, group_wanted) = wanted.split_once(':').map_or((wanted, None), |(user, group)| (user, Some(group)));
     let number = user.parse::<u32>().ok();
@@ -89,14 +127,7 @@ fn by_name(wanted: &str, passwd: &str, group: &str) -> Result<Identity, String> 
     let groups = group.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let gid = match group_wanted {
         None => field(3).unwrap_or(0),
-        Some(name) => match name.parse() {
-            Ok(number) => number,
-            Err(_) => groups
-                .clone()
-                .find(|fields| fields.first() == Some(&name))
-                .and_then(|fields| fields.get(2)?.parse().ok())
-                .ok_or_else(|| format!("its group `{name}` is not in its /etc/group"))?,
-        },
+        Some(name) => group_id(name, group)?,
     };
     let name = entry.as_ref().and_then(|fields| fields.first().copied()).unwrap_or(user);
     let further = if group_wanted.is_some() {

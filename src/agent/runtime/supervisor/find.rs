@@ -32,8 +32,8 @@ pub(super) fn find_runc() -> Option<PathBuf> {
     find("runc")
 }
 
-/// `PATH` and the system's places.
-pub(super) fn search_path() -> Vec<PathBuf> {
+/// `PATH` and the system's places, in which programs are looked for.
+pub(crate) fn search_path() -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
     for place in PLACES {
         if !places.iter().any(|known| known == Path::new(place)) {
@@ -49,8 +49,13 @@ pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
 }
 
 fn find(name: &str) -> Option<PathBuf> {
-    search_path()
-        .into_iter()
+    find_program(name, &search_path())
+}
+
+/// The first executable file of that name in `places`.
+pub(crate) fn find_program(name: &str, places: &[PathBuf]) -> Option<PathBuf> {
+    places
+        .iter()
         .filter(|place| place.is_absolute())
         .map(|place| place.join(name))
         .find(|path| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0))

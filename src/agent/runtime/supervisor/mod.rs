@@ -20,6 +20,7 @@ mod find;
 mod process;
 
 pub use find::{find_binary, find_running};
+pub(crate) use find::{find_program, search_path};
 
 use self::{files::Files, process::Running};
 

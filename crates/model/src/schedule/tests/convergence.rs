@@ -22,7 +22,7 @@ const NAMES: [&str; 4] = ["aaa", "bbb", "ccc", "ddd"];
 #[derive(Debug, Clone)]
 enum Happening {
     Register(&'static str, Inventory),
-    Put(WorkloadSpec, PutMode),
+    Put(Box<WorkloadSpec>, PutMode),
     Power(&'static str, PowerAction),
     Remove(&'static str),
     /// The scheduler looks at the state, and commits later.
@@ -74,7 +74,7 @@ fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
             let mut spec = WorkloadSpec {
                 replicas,
                 network,
-                resources: Resources { cpu_millis: None, memory_bytes },
+                resources: Resources { memory_bytes, memory_reserved_bytes: memory_bytes, ..Resources::default() },
                 node: node.map(|node| node.parse().unwrap()),
                 ..spec(name, image)
             };
@@ -100,7 +100,7 @@ fn happening() -> impl Strategy<Value = Happening> {
     ];
     prop_oneof![
         2 => a_node(),
-        5 => (a_spec(), mode).prop_map(|(spec, mode)| Happening::Put(spec, mode)),
+        5 => (a_spec(), mode).prop_map(|(spec, mode)| Happening::Put(Box::new(spec), mode)),
         2 => (name(), action).prop_map(|(name, action)| Happening::Power(name, action)),
         1 => name().prop_map(Happening::Remove),
         4 => Just(Happening::Think),
@@ -116,7 +116,7 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
     match happening {
         Happening::Register(name, inventory) => drop(cluster.register_with(name, inventory)),
         Happening::Put(spec, mode) => {
-            let command = cluster.put_command(spec, mode);
+            let command = cluster.put_command(*spec, mode);
             drop(cluster.try_apply(command));
         }
         Happening::Power(name, action) => {
@@ -139,6 +139,11 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
 
 /// Says for itself, by the words of the problem, whether `node` could take one more copy.
 fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) -> bool {
+    let own = instances.iter().filter(|instance| instance.node_id == node.id);
+    let held: u64 = own.filter_map(|instance| instance.container.resources.memory_reserved_bytes).sum();
+    if spec.resources.memory_reserved_bytes.is_some_and(|wanted| held + wanted > node.inventory.memory_bytes) {
+        return false;
+    }
     let pinned_elsewhere = spec.node.as_ref().is_some_and(|name| *name != node.name);
     let too_big = spec.resources.memory_bytes.is_some_and(|wanted| wanted > node.inventory.memory_bytes);
     if pinned_elsewhere || too_big {

@@ -145,7 +145,7 @@ fn reasons_name_every_node() {
     cluster.register_with("tiny", Inventory { memory_bytes: 1 << 20, ..inventory(Some("10.2.0.0/24")) });
     cluster.put(WorkloadSpec { node: Some("full".parse().unwrap()), ..spec("aaa", "demo") });
     cluster.settle();
-    let resources = Resources { cpu_millis: None, memory_bytes: Some(64 << 20) };
+    let resources = Resources { cpu_millis: None, memory_bytes: Some(64 << 20), ..Resources::default() };
     cluster.put(WorkloadSpec { resources, ..spec("web", "demo") });
     let why = "away: it has no container network; full: every address of 10.1.0.0/30 is in use; \
                tiny: 64 MiB of memory are wanted and it has 1.0 MiB";
@@ -160,15 +160,57 @@ fn reasons_name_every_node() {
 }
 
 #[test]
+fn what_is_reserved_on_a_node_is_not_given_twice() {
+    let mut cluster = Cluster::new();
+    // Four cores and 8 GiB.
+    cluster.register("one", Some("10.1.0.0/24"));
+    let resources = Resources { memory_reserved_bytes: Some(3 << 30), ..Resources::default() };
+    cluster.put(WorkloadSpec { resources, replicas: 3, ..spec("aaa", "demo") });
+    let resources = Resources { cpu_reserved_millis: Some(4_500), ..Resources::default() };
+    cluster.put(WorkloadSpec { resources, ..spec("bbb", "demo") });
+    let late = cluster.think();
+    cluster.settle();
+    assert_eq!(cluster.instances().len(), 2);
+    let why = |name| cluster.workload(name).unwrap().pending.unwrap();
+    assert_eq!(why("aaa"), "one: 3.0 GiB of memory are to be reserved and 2.0 GiB are left");
+    assert_eq!(why("bbb"), "one: 4.5 cores are to be reserved and 4 are left");
+    cluster.commit(late);
+    assert_eq!(cluster.instances().len(), 2, "a plan made twice places nothing twice");
+}
+
+#[test]
+fn a_runtime_that_no_node_has_is_waited_for() {
+    let mut cluster = Cluster::new();
+    cluster.register("old", Some("10.1.0.0/24"));
+    let isolation = vec!["crun".to_owned(), "runc".to_owned()];
+    cluster.register_with("new", Inventory { isolation, ..inventory(Some("10.2.0.0/24")) });
+    let mut web = spec("web", "demo");
+    web.process.isolation = Some("kata".parse().unwrap());
+    cluster.put(web.clone());
+    check(
+        &mut cluster,
+        &["web waits: new: it has no runtime `kata` (it has crun, runc); old: it has no runtime `kata` (it has runc)"],
+    );
+    web.process.isolation = Some("crun".parse().unwrap());
+    cluster.put(web);
+    check(&mut cluster, &["web-0 on new: 10.2.0.2"]);
+}
+
+#[test]
 fn every_change_of_what_a_container_is_made_of_replaces_it() {
     type Change = fn(&mut WorkloadSpec);
-    let changes: [(Change, bool); 14] = [
+    let changes: [(Change, bool); 19] = [
         (|s| s.image = "demo:2".parse().unwrap(), true),
         (|s| s.entrypoint = Some(vec!["/x".into()]), true),
         (|s| s.command = vec!["x".into()], true),
         (|s| drop(s.env.insert("A".into(), "b".into())), true),
         (|s| s.resources.cpu_millis = Some(100), true),
         (|s| s.resources.memory_bytes = Some(8 << 20), true),
+        (|s| s.resources.memory_reserved_bytes = Some(8 << 20), true),
+        (|s| s.resources.pids_limit = Some(8), true),
+        (|s| s.process.read_only = true, true),
+        (|s| s.process.init = true, true),
+        (|s| s.process.user = Some("web".parse().unwrap()), true),
         (|s| s.restart = Some("no".parse().unwrap()), true),
         (|s| s.stop_grace_ms = 1, true),
         (|s| s.network = NetworkMode::Host, true),

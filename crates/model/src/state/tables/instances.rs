@@ -6,6 +6,7 @@ use super::{from_json, to_json};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport, NetworkOrder},
+    workload::Resources,
 };
 
 /// One row of `instances`.
@@ -92,16 +93,19 @@ impl InstanceRow {
             .exists(params![id, ordinal])
     }
 
-    /// The networks of the instances placed on one node.
-    pub fn networks_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<NetworkOrder>> {
+    /// The networks and resources of the instances placed on one node.
+    pub fn holdings_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<(NetworkOrder, Resources)>> {
         /// The part of a [`ContainerOrder`] that is worth reading here.
         #[derive(serde::Deserialize)]
-        struct Networked {
+        struct Holding {
             network: NetworkOrder,
+            resources: Resources,
         }
         connection
             .prepare_cached("SELECT container FROM instances WHERE node_id = ?1")?
-            .query_map([id], |row| from_json::<Networked>(row.get_ref(0)?.as_str()?).map(|order| order.network))?
+            .query_map([id], |row| {
+                from_json::<Holding>(row.get_ref(0)?.as_str()?).map(|order| (order.network, order.resources))
+            })?
             .collect()
     }
 

@@ -48,6 +48,7 @@ pub(crate) fn inventory(subnet: Option<&str>) -> Inventory {
         version: "0.1.0".into(),
         runtime: "2.0".into(),
         subnet: subnet.map(|subnet| subnet.parse().unwrap()),
+        isolation: Vec::new(),
     }
 }
 
@@ -283,7 +284,7 @@ fn carry_out(
         (Desired::Running, _) => Some(match outcome {
             Outcome::Runs => InstanceState::Running { pid: 7, since_ms: at_ms },
             Outcome::BacksOff => InstanceState::BackOff { until_ms: at_ms + 1_000, reason: "exited".into() },
-            Outcome::Finishes => InstanceState::Finished { exit: Exit { code: Some(0), at_ms }, reason: None },
+            Outcome::Finishes => InstanceState::Finished { exit: Exit::new(Some(0), at_ms), reason: None },
         }),
     };
     Some(InstanceReport {

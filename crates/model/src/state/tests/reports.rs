@@ -64,7 +64,7 @@ fn an_instance_that_shall_stay_is_not_forgotten_when_its_node_lost_it() {
 #[test]
 fn only_a_change_of_state_is_told() {
     let (mut cluster, node, row) = one_running();
-    let exit = |code| Exit { code, at_ms: 7 };
+    let exit = |code| Exit::new(code, 7);
     let states = [
         InstanceState::Running { pid: 8, since_ms: 9 },
         InstanceState::BackOff { until_ms: 5, reason: "exited with code 1".into() },

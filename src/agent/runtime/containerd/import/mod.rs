@@ -2,12 +2,9 @@
 //! which images there are ([`layout`], [`docker`]), these are checked, labelled and unpacked, and last of all named.
 //! All of it happens under a lease: until the names are there, deleting the lease undoes everything.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
-use containerd_client::{
-    services::v1::{CreateImageRequest, DeleteImageRequest, GetImageRequest, Image as Record, UpdateImageRequest},
-    types,
-};
+use containerd_client::services::v1::{DeleteImageRequest, Image as Record};
 use toft_model::image::ImageRef;
 
 use self::spool::Contents;
@@ -77,19 +74,7 @@ impl Import<'_> {
         if result.is_ok() {
             return connection::delete_lease(&self.shared.client, &self.lease, Collect::Later).await;
         }
-        let undone = self.undo_all().await;
-        if !disk_full(result) && !disk_full(&undone) {
-            return undone;
-        }
-        // A full disk keeps containerd from taking note of what it lets go of. What went has left room to do so now.
-        self.undo_all().await?;
-        Snapshots::sweep(&self.shared.client, &self.session.snapshotter).await
-    }
-
-    async fn undo_all(&self) -> Result<(), RuntimeError> {
-        let client = &self.shared.client;
-        let aborted = content::abort_unfinished(client, &self.lease.id).await;
-        connection::delete_lease(client, &self.lease, Collect::Now).await.and(aborted)
+        undo(self.shared, &self.session, &self.lease, disk_full(result)).await
     }
 
     async fn all(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {
@@ -168,30 +153,16 @@ impl Import<'_> {
             && let Some(parents) = layout::complete_index(&self.shared.client, target).await?
         {
             for parent in parents {
-                self.label_children(&parent.digest, parent.children.iter()).await?;
+                content::label_children(&self.shared.client, &self.lease, &parent.digest, parent.children.iter())
+                    .await?;
             }
             return Ok(target.clone());
         }
         let children = std::iter::once(&image.config_descriptor).chain(&image.layers);
-        self.label_children(&image.manifest.digest, children).await?;
+        content::label_children(&self.shared.client, &self.lease, &image.manifest.digest, children).await?;
         let mut manifest = image.manifest.clone();
         manifest.annotations.clear();
         Ok(manifest)
-    }
-
-    async fn label_children<'a>(
-        &self,
-        digest: &str,
-        children: impl Iterator<Item = &'a Descriptor>,
-    ) -> Result<(), RuntimeError> {
-        let labels: HashMap<String, String> = children
-            .enumerate()
-            .map(|(i, child)| {
-                let kind = if child.is_index() || child.is_manifest() { "m" } else { "l" };
-                (format!("containerd.io/gc.ref.content.{kind}.{i}"), child.digest.clone())
-            })
-            .collect();
-        content::label(&self.shared.client, &self.lease, digest, labels).await
     }
 
     fn snapshots(&self) -> Snapshots<'_> {
@@ -204,8 +175,9 @@ impl Import<'_> {
         let mut images = Vec::new();
         for image in ready {
             let named = async {
-                let before = self.record(image.name.as_str()).await?;
-                let record = self.put_name(&image, before.is_some()).await?;
+                let before = images::record(self.shared, image.name.as_str()).await?;
+                let record = images::named(&image.name, &image.target);
+                let record = images::write_record(self.shared, &self.lease, record, before.is_some()).await?;
                 done.push((image.name.as_str().to_owned(), before));
                 images::describe(self.shared, record).await
             };
@@ -222,44 +194,10 @@ impl Import<'_> {
         Ok(images)
     }
 
-    async fn record(&self, name: &str) -> Result<Option<Record>, RuntimeError> {
-        let client = &self.shared.client;
-        let request = client.request(GetImageRequest { name: name.to_owned() });
-        match call(NAMING, QUICK, client.images().get(request)).await {
-            Ok(answer) => Ok(answer.image),
-            Err(refusal) if refusal.not_found() => Ok(None),
-            Err(refusal) => Err(refusal.into()),
-        }
-    }
-
-    async fn put_name(&self, image: &Ready, known: bool) -> Result<Record, RuntimeError> {
-        let record = Record {
-            name: image.name.as_str().to_owned(),
-            target: Some(types::Descriptor { annotations: HashMap::new(), ..image.target.to_containerd() }),
-            ..Default::default()
-        };
-        self.write_record(record, known).await
-    }
-
-    async fn write_record(&self, record: Record, known: bool) -> Result<Record, RuntimeError> {
-        let client = &self.shared.client;
-        if !known {
-            let message = CreateImageRequest { image: Some(record.clone()), source_date_epoch: None };
-            match call(NAMING, QUICK, client.images().create(client.leased(message, &self.lease))).await {
-                // Another import was faster.
-                Err(refusal) if refusal.exists() => {}
-                answer => return Ok(answer?.image.unwrap_or_default()),
-            }
-        }
-        let message = UpdateImageRequest { image: Some(record), update_mask: None, source_date_epoch: None };
-        let answer = call(NAMING, QUICK, client.images().update(client.leased(message, &self.lease))).await?;
-        Ok(answer.image.unwrap_or_default())
-    }
-
     async fn undo(&self, name: String, before: Option<Record>) {
         let client = &self.shared.client;
         let undone = match before {
-            Some(record) => self.write_record(record, true).await.map(drop),
+            Some(record) => images::write_record(self.shared, &self.lease, record, true).await.map(drop),
             None => {
                 let message = DeleteImageRequest { name: name.clone(), sync: false, target: None };
                 call(NAMING, QUICK, client.images().delete(client.request(message))).await.map_err(Into::into)
@@ -269,6 +207,27 @@ impl Import<'_> {
             tracing::warn!(image = %name, error = %error, "an image of a failed import kept its name");
         }
     }
+}
+
+/// Lets go at once of everything that a lease holds, and of what was begun under it.
+pub(super) async fn undo(
+    shared: &Shared,
+    session: &Session,
+    lease: &Lease,
+    disk_was_full: bool,
+) -> Result<(), RuntimeError> {
+    let undone = undo_all(shared, lease).await;
+    if !disk_was_full && !disk_full(&undone) {
+        return undone;
+    }
+    // A full disk keeps containerd from taking note of what it lets go of. What went has left room to do so now.
+    undo_all(shared, lease).await?;
+    Snapshots::sweep(&shared.client, &session.snapshotter).await
+}
+
+async fn undo_all(shared: &Shared, lease: &Lease) -> Result<(), RuntimeError> {
+    let aborted = content::abort_unfinished(&shared.client, &lease.id).await;
+    connection::delete_lease(&shared.client, lease, Collect::Now).await.and(aborted)
 }
 
 /// Groups what was found by name; several targets of one name are the same image for several platforms.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use oci_spec::runtime::Mount;
+use toft_model::workload::ProcessSpec;
 
 /// Paths that read as empty inside.
 pub(super) const MASKED: [&str; 13] = [
@@ -32,19 +33,36 @@ const DEFAULTS: [(&str, &str, &str, &[&str]); 7] = [
     ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
     ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
     ("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
-    ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+    ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
     ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
     ("/sys/fs/cgroup", "cgroup", "cgroup", &["ro", "nosuid", "noexec", "nodev"]),
 ];
 
-/// The usual mounts and the order's files, read-only.
-pub(super) fn all(files: &BTreeMap<PathBuf, PathBuf>) -> Vec<Mount> {
-    let defaults =
-        DEFAULTS.iter().map(|(inside, kind, source, options)| mount(inside.as_ref(), kind, source.as_ref(), options));
+/// Size of `/dev/shm` when nothing else is said.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// The usual mounts, the order's file systems in memory and its files, read-only.
+pub(super) fn all(process: &ProcessSpec, files: &BTreeMap<PathBuf, PathBuf>) -> Vec<Mount> {
+    let shm_size = format!("size={}", process.shm_size_bytes.unwrap_or(SHM_BYTES));
+    let defaults = DEFAULTS.iter().map(|(inside, kind, source, options)| {
+        let mut options = options.to_vec();
+        if process.privileged {
+            options.retain(|option| *option != "ro");
+        }
+        if *inside == "/dev/shm" {
+            options.push(&shm_size);
+        }
+        mount(inside.as_ref(), kind, source.as_ref(), &options)
+    });
+    let memory = process.tmpfs.iter().map(|tmpfs| {
+        let options = tmpfs.options();
+        let options: Vec<&str> = options.iter().map(String::as_str).collect();
+        mount(tmpfs.path.as_ref(), "tmpfs", "tmpfs".as_ref(), &options)
+    });
     let options = ["rbind", "ro", "rprivate", "nosuid", "nodev"];
     let files = files.iter().map(|(inside, outside)| mount(inside, "bind", outside, &options));
-    defaults.chain(files).collect()
+    defaults.chain(memory).chain(files).collect()
 }
 
 fn mount(inside: &Path, kind: &str, source: &Path, options: &[&str]) -> Mount {

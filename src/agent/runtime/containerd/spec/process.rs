@@ -2,35 +2,19 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User,
-};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User};
+use toft_model::workload::{ProcessSpec, Ulimit};
 
-use super::Parts;
+use super::{Parts, capabilities};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Open files a process begins with, and up to how many it may ask for.
 const OPEN_FILES: (u64, u64) = (1024, 1_048_576);
-
-/// The rights Docker leaves to root in a container.
-const CAPABILITIES: [Capability; 14] = [
-    Capability::AuditWrite,
-    Capability::Chown,
-    Capability::DacOverride,
-    Capability::Fowner,
-    Capability::Fsetid,
-    Capability::Kill,
-    Capability::Mknod,
-    Capability::NetBindService,
-    Capability::NetRaw,
-    Capability::Setfcap,
-    Capability::Setgid,
-    Capability::Setpcap,
-    Capability::Setuid,
-    Capability::SysChroot,
-];
+/// What the logger is told so that it is a container's first process.
+const INIT_WORD: &str = "init";
 
 pub(super) fn build(parts: &Parts<'_>) -> Result<Process, String> {
+    let order = &parts.order.process;
     let mut process = Process::default();
     process
         .set_terminal(None)
@@ -39,9 +23,9 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Process, String> {
         .set_args(Some(arguments(parts)?))
         .set_env(Some(environment(parts)))
         .set_cwd(Path::new("/").join(&parts.image.config.working_dir))
-        .set_capabilities(Some(capabilities()))
-        .set_rlimits(Some(vec![open_files(parts.host.open_files)]))
-        .set_no_new_privileges(Some(true));
+        .set_capabilities(Some(capabilities::sets(&capabilities::wanted(order, parts.host.capabilities))))
+        .set_rlimits(Some(limits(order, parts.host.open_files)))
+        .set_no_new_privileges(Some(!order.allow_new_privileges && !order.privileged));
     Ok(process)
 }
 
@@ -56,6 +40,10 @@ fn arguments(parts: &Parts<'_>) -> Result<Vec<String>, String> {
     }
     if arguments.first().is_none_or(String::is_empty) {
         return Err("it names no command to run, so the workload must name one".to_owned());
+    }
+    if let Some(init) = &parts.order.init {
+        let init = [init.display().to_string(), INIT_WORD.to_owned()];
+        arguments.splice(0..0, init);
     }
     Ok(arguments)
 }
@@ -84,24 +72,21 @@ fn user(parts: &Parts<'_>) -> User {
     user
 }
 
-fn capabilities() -> LinuxCapabilities {
-    let set: Capabilities = CAPABILITIES.into_iter().collect();
-    let mut capabilities = LinuxCapabilities::default();
-    capabilities
-        .set_bounding(Some(set.clone()))
-        .set_effective(Some(set.clone()))
-        .set_permitted(Some(set))
-        .set_inheritable(None)
-        .set_ambient(None);
-    capabilities
+/// Docker's limits and the order's.
+fn limits(process: &ProcessSpec, most_files: u64) -> Vec<PosixRlimit> {
+    let (soft, hard) = OPEN_FILES;
+    let mut limits = vec![limit(PosixRlimitType::RlimitNofile, soft.min(most_files), hard.min(most_files))];
+    for (name, Ulimit { soft, hard }) in &process.ulimits {
+        let Ok(kind) = format!("RLIMIT_{}", name.as_str().to_ascii_uppercase()).parse::<PosixRlimitType>() else {
+            continue;
+        };
+        limits.retain(|limit| limit.typ() != kind);
+        // -1 is the kernel's word for no limit, too.
+        limits.push(limit(kind, *soft as u64, *hard as u64));
+    }
+    limits
 }
 
-fn open_files(most: u64) -> PosixRlimit {
-    let (soft, hard) = OPEN_FILES;
-    PosixRlimitBuilder::default()
-        .typ(PosixRlimitType::RlimitNofile)
-        .soft(soft.min(most))
-        .hard(hard.min(most))
-        .build()
-        .expect("every field has a value")
+fn limit(kind: PosixRlimitType, soft: u64, hard: u64) -> PosixRlimit {
+    PosixRlimitBuilder::default().typ(kind).soft(soft).hard(hard).build().expect("every field has a value")
 }

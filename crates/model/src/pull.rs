@@ -1,0 +1,136 @@
+//! How far the pull of an image is. Told by the node that pulls to whoever asks; never part of the state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::invalid::Invalid;
+
+/// When an image is asked of its registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PullPolicy {
+    /// Before every new container.
+    Always,
+    /// When it is not on the node.
+    #[default]
+    Missing,
+    /// Never: it must be on the node.
+    Never,
+}
+
+impl PullPolicy {
+    /// Whether it is what nobody has to write.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::str::FromStr for PullPolicy {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        match text {
+            "always" => Ok(Self::Always),
+            "missing" => Ok(Self::Missing),
+            "never" => Ok(Self::Never),
+            other => Err(Invalid::value(
+                format!("`{}` is no pull policy", other.chars().take(40).collect::<String>()),
+                "use always, missing or never",
+            )),
+        }
+    }
+}
+
+/// Where one layer stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LayerState {
+    /// Its turn has not come.
+    Waiting,
+    /// Its bytes arrive.
+    Downloading,
+    /// It is there and checked.
+    Downloaded,
+    /// Its files are being written.
+    Unpacking,
+    /// It is unpacked.
+    Done,
+}
+
+/// One layer of an image that is being pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LayerProgress {
+    /// Its digest.
+    pub digest: String,
+    /// Its compressed size in bytes.
+    pub size_bytes: u64,
+    /// Bytes of it that are on the node.
+    pub done_bytes: u64,
+    /// Where it stands.
+    pub state: LayerState,
+}
+
+/// An image that is being pulled.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PullProgress {
+    /// Complete reference.
+    pub image: String,
+    /// Its layers from the lowest up; empty until its manifest is known.
+    pub layers: Vec<LayerProgress>,
+}
+
+impl PullProgress {
+    /// In a few words: `pulling 3/7 layers, 120.0 MB of 400.0 MB`.
+    pub fn summary(&self) -> String {
+        if self.layers.is_empty() {
+            return "pulling: asking the registry".to_owned();
+        }
+        let here = |layer: &&LayerProgress| !matches!(layer.state, LayerState::Waiting | LayerState::Downloading);
+        let count = self.layers.len();
+        let complete = self.layers.iter().filter(here).count();
+        let unpacked = self.layers.iter().filter(|layer| layer.state == LayerState::Done).count();
+        if complete == count {
+            return format!("unpacking {unpacked}/{count} layers");
+        }
+        let sum = |of: fn(&LayerProgress) -> u64| self.layers.iter().map(of).fold(0, u64::saturating_add);
+        let (done, total) = (sum(|layer| layer.done_bytes), sum(|layer| layer.size_bytes));
+        format!("pulling {complete}/{count} layers, {} of {}", megabytes(done), megabytes(total))
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_in_a_few_words() {
+        let layer = |done_bytes, state| LayerProgress {
+            digest: "sha256:0".to_owned(),
+            size_bytes: 200_000_000,
+            done_bytes,
+            state,
+        };
+        let check = |layers: Vec<LayerProgress>, expected: &str| {
+            assert_eq!(PullProgress { image: "a".to_owned(), layers }.summary(), expected);
+        };
+        check(Vec::new(), "pulling: asking the registry");
+        let whole = layer(200_000_000, LayerState::Downloaded);
+        check(
+            vec![whole.clone(), layer(1_550_000, LayerState::Downloading)],
+            "pulling 1/2 layers, 201.5 MB of 400.0 MB",
+        );
+        check(vec![layer(200_000_000, LayerState::Done), whole], "unpacking 1/2 layers");
+    }
+
+    #[test]
+    fn policies_are_read_as_they_are_written() {
+        for text in ["always", "missing", "never"] {
+            let policy: PullPolicy = text.parse().unwrap();
+            assert_eq!(serde_json::to_value(policy).unwrap(), text);
+        }
+        assert!("newer".parse::<PullPolicy>().is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! Images from registries: speaks the distribution protocol as a client ([`Repository`]), and sees to it that an image
+//! is pulled once however many wait for it ([`Puller`]). Where the bytes go is the runtime's business.
+//!
+//! Whatever a registry answers is bounded: heads, documents, redirects, tries, silence. A blob never gives more bytes
+//! than its manifest says, and the runtime checks its digest before anything is made of it.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use async_trait::async_trait;
+use toft_model::image::ImageRef;
+use tokio::io::AsyncReadExt;
+use zeroize::Zeroizing;
+
+mod auth;
+mod endpoint;
+mod error;
+mod http;
+mod puller;
+mod repository;
+mod settings;
+
+pub use auth::Login;
+pub(crate) use error::Trouble;
+pub use error::{PullError, PullErrorKind};
+pub use puller::{PullReporter, PullStatus, Puller, Pulls};
+pub use repository::Repository;
+pub(crate) use repository::{Document, MAX_DOCUMENT_BYTES};
+pub use settings::{Patience, RegistrySettings, Settings};
+
+use self::{endpoint::Endpoint, http::Http};
+
+/// Longest password.
+const MOST_PASSWORD_BYTES: u64 = 64 << 10;
+
+/// Who knows the logins.
+#[async_trait]
+pub trait Logins: Send + Sync + 'static {
+    /// The login for a registry (`docker.io`, `nas:5000`), if there is one; else why it cannot be had.
+    async fn login(&self, registry: &str) -> Result<Option<Login>, String>;
+}
+
+/// The logins of the configuration, with passwords in files.
+#[derive(Debug, Clone)]
+pub struct LoginFiles(pub Settings);
+
+#[async_trait]
+impl Logins for LoginFiles {
+    async fn login(&self, registry: &str) -> Result<Option<Login>, String> {
+        let login = self.0.registries.get(registry).and_then(|settings| settings.login.as_ref());
+        let Some((username, path)) = login else { return Ok(None) };
+        let failed =
+            |why: String| format!("the password for `{registry}` cannot be had from `{}`: {why}", path.display());
+        // Read anew each time, so that a changed password needs no restart.
+        let file = tokio::fs::File::open(path).await.map_err(|e| failed(e.to_string()))?;
+        let mut password = Zeroizing::new(String::new());
+        let read = file.take(MOST_PASSWORD_BYTES).read_to_string(&mut password).await;
+        read.map_err(|e| failed(e.to_string()))?;
+        let password = Zeroizing::new(password.trim_end_matches(['\r', '\n']).to_owned());
+        if password.is_empty() {
+            return Err(failed("it is empty".to_owned()));
+        }
+        Ok(Some(Login { username: username.clone(), password }))
+    }
+}
+
+/// The registries there are.
+pub struct Registries {
+    settings: Settings,
+    logins: Arc<dyn Logins>,
+    /// Clients by the file of certificates they trust besides the system's; made when first needed.
+    clients: Mutex<HashMap<Option<std::path::PathBuf>, Http>>,
+}
+
+impl Registries {
+    /// Spoken to as `settings` say.
+    pub fn new(settings: Settings, logins: Arc<dyn Logins>) -> Self {
+        Self { settings, logins, clients: Mutex::default() }
+    }
+
+    /// Where `image` is found.
+    pub async fn repository(&self, image: &ImageRef) -> Result<Repository, PullError> {
+        let registry = image.registry();
+        let mirrors = self.settings.registries.get(registry).map(|settings| settings.mirrors.as_slice());
+        let names = mirrors.unwrap_or_default().iter().map(String::as_str).chain([registry]);
+        let mut endpoints = Vec::new();
+        for name in names {
+            let http = self.client(name).await.map_err(|trouble| trouble.of(image))?;
+            let scheme = self.settings.scheme(name);
+            let repository = image.repository().to_owned();
+            endpoints.push(Endpoint::new(name.to_owned(), repository, http, scheme, Arc::clone(&self.logins)));
+        }
+        Ok(Repository::new(image.clone(), endpoints, self.settings.patience))
+    }
+
+    async fn client(&self, registry: &str) -> Result<Http, Trouble> {
+        let ca_file = self.settings.registries.get(registry).and_then(|settings| settings.ca_file.clone());
+        let known = || self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = known().get(&ca_file) {
+            return Ok(client.clone());
+        }
+        let (path, silence) = (ca_file.clone(), self.settings.patience.silence);
+        let made = tokio::task::spawn_blocking(move || Http::new(path.as_deref(), silence)).await;
+        let client = made.map_err(|e| Trouble::new(PullErrorKind::Unreachable, e.to_string()))??;
+        known().insert(ca_file, client.clone());
+        Ok(client)
+    }
+}
