@@ -6,6 +6,7 @@
 //! node the ledger alone starts the containers.
 
 pub mod execute;
+mod health;
 pub mod host;
 pub mod keeper;
 pub mod ledger;

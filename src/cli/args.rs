@@ -14,6 +14,7 @@ use toft_model::{
 
 use super::{
     backup_args::BackupCommand,
+    health_args::HealthArgs,
     process_args::{ProcessArgs, ResourceArgs},
     secret_args::SecretCommand,
 };
@@ -254,6 +255,8 @@ pub(super) struct RunArgs {
     /// Print the workload as JSON
     #[arg(long, conflicts_with = "rm")]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) health: HealthArgs,
     #[command(flatten)]
     pub(super) process: ProcessArgs,
     /// Image to run

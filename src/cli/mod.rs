@@ -8,6 +8,7 @@ mod cluster;
 mod context;
 mod daemon;
 mod failure;
+mod health_args;
 mod images;
 mod inspect;
 mod logs;

@@ -15,6 +15,7 @@ mod failing_disk;
 mod failover;
 mod full_disk;
 mod harness;
+mod health;
 mod hostile_api;
 mod lifecycle;
 mod linearizability;

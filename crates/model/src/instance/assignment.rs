@@ -10,7 +10,7 @@ use crate::{
     image::ImageRef,
     name::Name,
     secret::{SealedSecret, SecretMount},
-    workload::{ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
+    workload::{HealthCheck, ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
 };
 
 /// What shall become of an instance.
@@ -89,6 +89,9 @@ pub struct ContainerOrder {
     /// How the process runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub process: ProcessSpec,
+    /// How it is found out whether it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 impl ContainerOrder {
@@ -105,6 +108,7 @@ impl ContainerOrder {
             network,
             secrets: spec.secrets.clone(),
             process: spec.process.clone(),
+            health: spec.health.clone(),
         }
     }
 }
