@@ -7,6 +7,7 @@
 
 pub mod exec;
 pub mod execute;
+mod health;
 pub mod host;
 pub mod image;
 pub mod keeper;

@@ -1,6 +1,10 @@
 //! The one task that asks the [`Keeper`] what follows from the news, and does it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use toft_model::{
     ids::InstanceId,
@@ -10,13 +14,14 @@ use toft_model::{
     secret::SealedSecret,
 };
 use tokio::{
-    sync::{Notify, broadcast, watch},
-    task::JoinSet,
+    sync::{Notify, broadcast, mpsc, watch},
+    task::{AbortHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     execute::{Done, Executor, Start},
+    health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
     ports::OpenPorts,
@@ -27,6 +32,8 @@ use crate::observe::chain;
 
 /// How often everything is compared with the runtime, events or not.
 const RESYNC: Duration = Duration::from_secs(30);
+/// Answers of health checks that wait to be heard.
+const ANSWERS_WAITING: usize = 64;
 /// Longest wait for steps under way when the daemon stops.
 const LAST_STEPS: Duration = Duration::from_secs(5);
 
@@ -58,6 +65,9 @@ pub struct Agent {
     steps: JoinSet<(InstanceId, Done)>,
     /// Orders that are being started, and what tells their steps that they no longer stand.
     starting: BTreeMap<InstanceId, (Assignment, CancellationToken)>,
+    watches: JoinSet<()>,
+    watched: HashMap<InstanceId, AbortHandle>,
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
 }
 
 impl Agent {
@@ -75,6 +85,9 @@ impl Agent {
             keeper: Keeper::new(config.remembered),
             steps: JoinSet::new(),
             starting: BTreeMap::new(),
+            watches: JoinSet::new(),
+            watched: HashMap::new(),
+            answers: mpsc::channel(ANSWERS_WAITING),
         };
         let keep_network = async move {
             match apply {
@@ -123,6 +136,10 @@ impl Agent {
                     }
                     Err(error) => tracing::error!(%error, "a step of the agent panicked"),
                 },
+                Some(Answer { id, pid, outcome }) = self.answers.1.recv() => {
+                    self.keeper().answered(id, pid, outcome, now_ms());
+                }
+                Some(_) = self.watches.join_next() => {}
                 () = retry.notified() => self.keeper().retry_now(now_ms()),
                 () = tokio::time::sleep(Duration::from_millis(next_due as u64)) => self.keeper().time_passed(now_ms()),
             }
@@ -208,6 +225,19 @@ impl Agent {
                     Effect::ClaimPorts(id) => self.with_ports(|ports| ports.claim(id)),
                     Effect::ClosePorts(id) => self.with_ports(|ports| ports.close(id)),
                     Effect::ReleasePorts(anew) => self.with_ports(|ports| ports.release(anew)),
+                    Effect::Watch { order, pid } => {
+                        let id = order.instance_id;
+                        let runtime = Arc::clone(&self.parts.executor.runtime);
+                        let asks = health::watch(runtime, *order, pid, self.answers.0.clone());
+                        if let Some(before) = self.watched.insert(id, self.watches.spawn(asks)) {
+                            before.abort();
+                        }
+                    }
+                    Effect::Unwatch(id) => {
+                        if let Some(watch) = self.watched.remove(&id) {
+                            watch.abort();
+                        }
+                    }
                     Effect::Compare(id) => {
                         self.compare().await;
                         self.keeper().look_at(id, now_ms());

@@ -15,7 +15,7 @@ use toft_model::{
     log::LogStream,
     node::Inventory,
     state::{EventRow, InstanceView, NodeRow, WorkloadView},
-    workload::WorkloadSpec,
+    workload::{Health, WorkloadSpec},
 };
 use utoipa::ToSchema;
 
@@ -93,6 +93,9 @@ pub struct Instance {
     /// When it will be tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<String>,
+    /// Whether it works, when it runs and has a health check: `starting`, `healthy`, `unhealthy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// Process id on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -354,6 +357,7 @@ impl From<&InstanceView> for Instance {
             image: view.row.container.image.familiar().to_owned(),
             state: if removing { "removing" } else { state.as_str() }.into(),
             reason,
+            health: report.and_then(|report| report.health),
             retry_at,
             pid,
             started_at,

@@ -16,6 +16,7 @@ use toft_model::{
 use super::{
     backup_args::BackupCommand,
     exec_args::{EXEC_HELP, ExecArgs},
+    health_args::HealthArgs,
     image_args::ImageCommand,
     process_args::{ProcessArgs, ResourceArgs},
     secret_args::SecretCommand,
@@ -269,6 +270,8 @@ pub(super) struct RunArgs {
     /// When the image is asked of its registry: always, missing (when it is not here) or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parsed::<PullPolicy>)]
     pub(super) pull: PullPolicy,
+    #[command(flatten)]
+    pub(super) health: HealthArgs,
     #[command(flatten)]
     pub(super) process: ProcessArgs,
     /// Image to run

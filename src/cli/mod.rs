@@ -11,6 +11,7 @@ mod daemon;
 mod exec;
 mod exec_args;
 mod failure;
+mod health_args;
 mod image_args;
 mod images;
 mod inspect;

@@ -56,7 +56,10 @@ pub(super) fn state(instance: &Instance) -> String {
         None => "vanished".to_owned(),
     };
     match (instance.state.as_str(), &instance.reason, &instance.started_at, &instance.last_exit) {
-        ("running", _, Some(since), _) => format!("running {}", age(since)),
+        ("running", _, Some(since), _) => match instance.health {
+            Some(health) => format!("running {} ({})", age(since), health.as_str()),
+            None => format!("running {}", age(since)),
+        },
         ("back_off", Some(reason), _, _) => {
             let next = instance.retry_at.as_deref().and_then(span_to).filter(|ms| *ms > 0);
             let next = next.map_or_else(String::new, |ms| format!(", next try in {}", format_span_ms(ms + 999)));

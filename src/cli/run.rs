@@ -74,6 +74,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.secrets = args.secrets;
     spec.replicas = args.replicas;
     spec.resources = args.resources.spec();
+    spec.health = args.health.spec();
     spec.process = args.process.spec()?;
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);

@@ -16,6 +16,7 @@ mod failing_disk;
 mod failover;
 mod full_disk;
 mod harness;
+mod health;
 mod hostile_api;
 mod image_commands;
 mod image_pull;

@@ -19,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
-    TaskState,
+    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, RanInside, Runtime, RuntimeError,
+    RuntimeEvent, TaskState,
 };
 use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
 
@@ -53,6 +53,8 @@ pub enum Call {
     DeleteTask,
     /// [`Runtime::delete_container`]
     DeleteContainer,
+    /// [`Runtime::run_inside`]
+    RunInside,
     /// [`Runtime::import_image`]
     ImportImage,
     /// [`Runtime::pull_image`]
@@ -336,6 +338,23 @@ impl Runtime for FakeRuntime {
         }
         state.containers.remove(&id);
         Ok(())
+    }
+
+    async fn run_inside(&self, id: InstanceId, command: &[String], limit: Duration) -> Result<RanInside, RuntimeError> {
+        let state = self.begin(Call::RunInside)?;
+        let container = state.containers.get(&id).ok_or(RuntimeError::NotFound { id })?;
+        if !matches!(container.task, TaskState::Running { .. }) {
+            return Err(RuntimeError::NotFound { id });
+        }
+        let inside = ContainerSpec { entrypoint: None, command: command.to_vec(), ..container.spec.clone() };
+        match Script::of(&inside).map(|script| script.ends) {
+            Ok(Some((after, exit_code))) if after <= limit => Ok(RanInside { exit_code, output: String::new() }),
+            Ok(_) => Err(RuntimeError::Failed { doing: "running a command", reason: "it took too long".to_owned() }),
+            Err(command) => {
+                let reason = format!("the command `{command}` is not in the image");
+                Err(RuntimeError::StartFailed { reason, exit_code: 127 })
+            }
+        }
     }
 
     async fn import_image(

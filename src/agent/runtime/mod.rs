@@ -4,7 +4,7 @@
 //! A container here is a root filesystem plus a configuration, named by its instance id; a task is its running
 //! process. Containers outlive their tasks, and both outlive the daemon.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use toft_model::{
@@ -218,6 +218,15 @@ pub struct LoggerCommand {
     pub args: Vec<(String, String)>,
 }
 
+/// What became of a command in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RanInside {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// The first 4 KiB it wrote, to stdout and stderr together.
+    pub output: String,
+}
+
 /// A container runtime.
 #[async_trait]
 pub trait Runtime: exec::ExecRuntime + Send + Sync + 'static {
@@ -254,6 +263,9 @@ pub trait Runtime: exec::ExecRuntime + Send + Sync + 'static {
 
     /// Removes the container and its root filesystem; its task must be deleted. One that is not there is no error.
     async fn delete_container(&self, id: InstanceId) -> Result<(), RuntimeError>;
+
+    /// Runs a command in a container that runs, as its own process would, and kills it after `limit`, which is an error.
+    async fn run_inside(&self, id: InstanceId, command: &[String], limit: Duration) -> Result<RanInside, RuntimeError>;
 
     /// Imports an archive (an OCI image layout as tar, or what `docker save` writes; plain or gzip) and unpacks each image
     /// for this platform. `name` names an image whose archive carries no name. Either all images of the archive are

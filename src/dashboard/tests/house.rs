@@ -287,6 +287,7 @@ impl House {
             epoch: row.epoch,
             restarts,
             last_exit: None,
+            health: None,
             at_ms: now_ms(),
             sequence: 0,
         };

@@ -11,7 +11,7 @@ use crate::{
     name::Name,
     pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
-    workload::{ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
+    workload::{HealthCheck, ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
 };
 
 /// What shall become of an instance.
@@ -93,6 +93,9 @@ pub struct ContainerOrder {
     /// How the process runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub process: ProcessSpec,
+    /// How it is found out whether it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 impl ContainerOrder {
@@ -110,6 +113,7 @@ impl ContainerOrder {
             network,
             secrets: spec.secrets.clone(),
             process: spec.process.clone(),
+            health: spec.health.clone(),
         }
     }
 }

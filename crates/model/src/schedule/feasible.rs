@@ -146,6 +146,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         network,
         secrets,
         process,
+        health,
     } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
@@ -159,6 +160,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         && *restart == spec.restart_policy()
         && *stop_grace_ms == spec.stop_grace_ms
         && *process == spec.process
+        && *health == spec.health
 }
 
 fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {

@@ -1,10 +1,12 @@
 //! What a user asks to run.
 
+mod health;
 mod port;
 mod process;
 mod restart;
 mod spec;
 
+pub use health::{Health, HealthCheck, HealthTest};
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;
 pub use process::{

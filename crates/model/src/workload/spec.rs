@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{PortSpec, ProcessSpec, RestartPolicy, is_default};
+use super::{HealthCheck, PortSpec, ProcessSpec, RestartPolicy, is_default};
 use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -146,6 +146,9 @@ pub struct WorkloadSpec {
     /// How the process runs: as whom, with which rights.
     #[serde(default, skip_serializing_if = "is_default")]
     pub process: ProcessSpec,
+    /// How it is found out whether a container that runs also works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 fn one() -> u32 {
@@ -187,6 +190,7 @@ impl WorkloadSpec {
             labels: BTreeMap::new(),
             stop_grace_ms: ten_seconds(),
             process: ProcessSpec::default(),
+            health: None,
         }
     }
 
@@ -214,6 +218,7 @@ impl WorkloadSpec {
         }
         self.resources.validate().map_err(|e| e.at("resources"))?;
         self.process.validate(self.network).map_err(|e| e.at("process"))?;
+        self.health.as_ref().map_or(Ok(()), HealthCheck::validate).map_err(|e| e.at("health"))?;
         self.validate_texts()?;
         SecretMount::validate_all(&self.secrets)?;
         self.validate_ports()

@@ -153,6 +153,11 @@ pub(super) async fn stop_signal(shared: &Shared, id: InstanceId) -> Result<i32, 
     Ok(noted.unwrap_or(signals::TERM))
 }
 
+/// The specification it was created with, as JSON; `None` when there is no such container.
+pub(super) async fn spec(shared: &Shared, id: InstanceId) -> Result<Option<Vec<u8>>, RuntimeError> {
+    Ok(get(shared, &id.to_string()).await?.and_then(|record| record.spec).map(|spec| spec.value))
+}
+
 /// Mounts of the container's root filesystem; `None` when there is no such container.
 pub(super) async fn mounts(shared: &Shared, id: InstanceId) -> Result<Option<Mounts>, RuntimeError> {
     if let Some(known) = shared.mounts().get(&id) {

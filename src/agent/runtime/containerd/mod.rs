@@ -19,7 +19,8 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
+    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, RanInside, Runtime, RuntimeError,
+    RuntimeEvent,
 };
 use crate::agent::image::{PullError, PullReporter, Repository};
 
@@ -32,6 +33,7 @@ mod events;
 mod exec;
 mod images;
 mod import;
+mod inside;
 pub(crate) mod isolation;
 mod media;
 mod oom;
@@ -188,6 +190,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn delete_container(&self, id: InstanceId) -> Result<(), RuntimeError> {
         containers::delete(&self.shared, id).await
+    }
+
+    async fn run_inside(&self, id: InstanceId, command: &[String], limit: Duration) -> Result<RanInside, RuntimeError> {
+        inside::run(&self.shared, id, command, limit).await
     }
 
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {

@@ -10,7 +10,7 @@ use crate::{
         NodeRow, PowerAction, query_snapshot,
         tests::cluster::{Cluster, inventory, spec},
     },
-    workload::{NetworkMode, Resources, WorkloadSpec},
+    workload::{HealthCheck, HealthTest, NetworkMode, Resources, WorkloadSpec},
 };
 
 /// What the scheduler would do now, one line a decision, in words.
@@ -199,7 +199,7 @@ fn a_runtime_that_no_node_has_is_waited_for() {
 #[test]
 fn every_change_of_what_a_container_is_made_of_replaces_it() {
     type Change = fn(&mut WorkloadSpec);
-    let changes: [(Change, bool); 19] = [
+    let changes: [(Change, bool); 20] = [
         (|s| s.image = "demo:2".parse().unwrap(), true),
         (|s| s.entrypoint = Some(vec!["/x".into()]), true),
         (|s| s.command = vec!["x".into()], true),
@@ -210,6 +210,7 @@ fn every_change_of_what_a_container_is_made_of_replaces_it() {
         (|s| s.resources.pids_limit = Some(8), true),
         (|s| s.process.read_only = true, true),
         (|s| s.process.init = true, true),
+        (|s| s.health = Some(HealthCheck::new(HealthTest::Tcp { port: 80 })), true),
         (|s| s.process.user = Some("web".parse().unwrap()), true),
         (|s| s.restart = Some("no".parse().unwrap()), true),
         (|s| s.stop_grace_ms = 1, true),

@@ -263,7 +263,16 @@ pub(crate) fn node_id(name: &str) -> NodeId {
 
 /// A report that says nothing but where the instance stands.
 pub(crate) fn report(row: &InstanceRow, state: Option<InstanceState>) -> InstanceReport {
-    InstanceReport { instance_id: row.id, state, epoch: row.epoch, restarts: 0, last_exit: None, at_ms: 5, sequence: 0 }
+    InstanceReport {
+        instance_id: row.id,
+        state,
+        epoch: row.epoch,
+        restarts: 0,
+        last_exit: None,
+        health: None,
+        at_ms: 5,
+        sequence: 0,
+    }
 }
 
 fn carry_out(
@@ -293,6 +302,7 @@ fn carry_out(
         epoch: assignment.epoch,
         restarts: 0,
         last_exit: None,
+        health: None,
         at_ms,
         sequence: 0,
     })
