@@ -8,6 +8,11 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use base64::{
+    Engine,
+    alphabet::STANDARD,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+};
 use sha2::{Digest, Sha256};
 
 use crate::{
@@ -17,6 +22,12 @@ use crate::{
 
 /// Open to everybody: they tell nothing that is worth hiding.
 const OPEN: [&str; 2] = ["/health", "/ready"];
+
+/// RFC 4648, padded or not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The password, as its digest.
 #[derive(Clone)]
@@ -58,32 +69,9 @@ fn told(headers: &HeaderMap) -> Option<Vec<u8>> {
     if !scheme.eq_ignore_ascii_case("basic") || encoded.len() > 512 {
         return None;
     }
-    let decoded = decode_base64(encoded.trim())?;
+    let decoded = BASE64.decode(encoded.trim()).ok()?;
     let (user, password) = decoded.split_at(decoded.iter().position(|byte| *byte == b':')?);
     (user == b"admin").then(|| password[1..].to_vec())
-}
-
-/// RFC 4648, standard alphabet, padded or not.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut bits, mut count) = (0u32, 0);
-    for byte in text.trim_end_matches('=').bytes() {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            out.push((bits >> count) as u8);
-        }
-    }
-    Some(out)
 }
 
 /// A browser sends the password by itself, also when a page of another site makes it ask. Such requests are told by

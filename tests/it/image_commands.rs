@@ -59,6 +59,9 @@ fn what_is_not_there_is_pulled_once_and_told_how_far_it_is() {
     });
     assert_eq!(first["state"], "starting");
     assert!(s.toft.good("ps").contains("pulling 0/1 layers"), "people see it too");
+    let list = s.toft.get("/api/v1/workloads").good();
+    let told = list["items"][0]["instances"][0]["reason"].as_str().unwrap_or_default().to_owned();
+    assert!(told.starts_with("pulling 0/1 layers"), "so does the list: {list}");
     // Nothing of the progress goes through the log.
     let applied = || s.toft.get("/api/v1/cluster").good()["applied"].as_u64().unwrap();
     let before = wait_until("the starts are settled", || {

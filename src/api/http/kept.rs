@@ -1,5 +1,5 @@
 //! The last page of workloads that was asked for, as it went out: dashboards and scripts ask for the same again and again,
-//! and nothing in it changes but by a command.
+//! and nothing in it changes but by a command. A page in which something is on its way is not kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -13,9 +13,10 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Deserialize;
 use toft_model::{
+    instance::InstanceState,
     log::LogQuery,
     name::Name,
-    state::{PowerAction, PutMode, WorkloadView},
+    state::{InstanceView, PowerAction, PutMode, WorkloadView},
     workload::WorkloadSpec,
 };
 use utoipa::{IntoParams, ToSchema};
@@ -50,13 +51,20 @@ pub async fn list(State(api): State<ApiState>, Asked(query): Asked<ListQuery>) -
         return Ok(json_page(page));
     }
     let encode = move |workloads: Vec<WorkloadView>| {
+        // Of what is on its way the node tells more than the state knows, and it changes without a command.
+        let moves =
+            |instance: &InstanceView| matches!(instance.state(), InstanceState::Assigned | InstanceState::Starting);
+        let rests = !workloads.iter().flat_map(|workload| &workload.instances).any(moves);
         let workloads = workloads.into_iter().map(Workload::from).collect();
-        serde_json::to_vec(&Page::cut(workloads, limit, |workload: &Workload| workload.name.clone()))
+        let page = Page::cut(workloads, limit, |workload: &Workload| workload.name.clone());
+        serde_json::to_vec(&page).map(|page| (Bytes::from(page), rests))
     };
     // One more than asked for tells whether there are more.
     let page = api.ops.workload_page(query.after, limit + 1, encode).await?;
-    let page = Bytes::from(page.map_err(|e| ControlError::new(ErrorKind::Internal, e.to_string()))?);
-    api.kept.put(key, &page);
+    let (page, rests) = page.map_err(|e| ControlError::new(ErrorKind::Internal, e.to_string()))?;
+    if rests {
+        api.kept.put(key, &page);
+    }
     Ok(json_page(page))
 }
 

@@ -1,10 +1,10 @@
 //! The log and the vote, in redb.
 //!
-//! The log is the durable copy of everything: [`append`](RaftLogStorage::append) returns after the disk has it. One
-//! thread owns the file; readers take the newest entries from memory and older ones from the file. An entry is stored as
-//! JSON behind its CRC-32, so that a damaged one is told from a good one.
-//!
-//! A leader of several members sends entries ahead of its own disk; see [`ahead`].
+//! The log is the durable copy of everything: [`append`](RaftLogStorage::append) returns after the disk has it, but
+//! for a leader of several members, which sends entries ahead of its own disk; see [`ahead`]. Consensus writes entries
+//! where it runs; what it does not wait for, or what waits for room, a thread writes, and never both at a time. Readers
+//! take the newest entries from memory and older ones from the file. An entry is stored as JSON behind its CRC-32, so
+//! that a damaged one is told from a good one.
 //!
 //! The commit position is not kept: a member that comes back learns it from its leader, and one that stands alone has
 //! committed all it has. What a snapshot holds is committed, too.

@@ -76,7 +76,12 @@ impl Ops {
         limit: usize,
         make: impl FnOnce(Vec<WorkloadView>) -> T + Send + 'static,
     ) -> Result<T, ControlError> {
-        let page = move |connection: &Connection| query_workload_page(connection, after.as_deref(), limit).map(make);
+        let ops = self.clone();
+        let page = move |connection: &Connection| {
+            let mut workloads = query_workload_page(connection, after.as_deref(), limit)?;
+            ops.noted(workloads.iter_mut().flat_map(|workload| &mut workload.instances));
+            Ok(make(workloads))
+        };
         Ok(self.state.read(page).await?)
     }
 
