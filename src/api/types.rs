@@ -3,6 +3,7 @@
 mod backups;
 mod exec;
 mod images;
+mod registries;
 mod secrets;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -22,6 +23,7 @@ use utoipa::ToSchema;
 pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
 pub use images::{PullLine, PullRequest};
+pub use registries::Registry;
 pub use secrets::Secret;
 
 /// A failed request.

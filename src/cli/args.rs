@@ -19,6 +19,7 @@ use super::{
     health_args::HealthArgs,
     image_args::ImageCommand,
     process_args::{ProcessArgs, ResourceArgs},
+    registry_args::RegistryCommand,
     secret_args::SecretCommand,
 };
 use crate::config::Flags;
@@ -119,6 +120,11 @@ pub(super) enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Logins at registries of images
+    Registry {
+        #[command(subcommand)]
+        command: RegistryCommand,
     },
     /// Values that containers see as files in memory, encrypted at rest
     Secret {

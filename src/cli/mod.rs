@@ -21,6 +21,8 @@ mod process_args;
 mod progress;
 mod prompt;
 mod pull;
+mod registries;
+mod registry_args;
 mod restore;
 mod run;
 mod secret_args;
@@ -35,6 +37,7 @@ use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
 use image_args::ImageCommand;
+use registry_args::RegistryCommand;
 use secret_args::SecretCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
@@ -110,6 +113,12 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             ImageCommand::Import(args) => images::import(client, args).await,
             ImageCommand::Prune(args) => images::prune(client, args).await,
             ImageCommand::Rm { names } => images::rm(client, names).await,
+        },
+        Command::Registry { command } => match command {
+            RegistryCommand::Login(args) => registries::login(client, args).await,
+            RegistryCommand::Logout { registries } => registries::logout(client, registries).await,
+            RegistryCommand::Ls(list) => registries::ls(client, list).await,
+            RegistryCommand::Import { file, json } => registries::import(client, file, json).await,
         },
         Command::Secret { command } => match command {
             SecretCommand::Create(args) => secrets::create(client, args).await,

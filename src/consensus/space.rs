@@ -76,11 +76,15 @@ pub(super) fn until_there_is_room<T, E>(
 
 fn grows(command: &Command) -> bool {
     match command {
-        Command::LabelWorkload { .. } | Command::PutWorkload { .. } | Command::PutSecret { .. } => true,
+        Command::LabelWorkload { .. }
+        | Command::PutWorkload { .. }
+        | Command::PutSecret { .. }
+        | Command::PutRegistry { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
         | Command::RemoveSecret { .. }
+        | Command::RemoveRegistry { .. }
         | Command::CommitPlan { .. }
         | Command::ReportInstances { .. } => false,
     }

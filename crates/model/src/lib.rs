@@ -13,6 +13,7 @@ pub mod log;
 pub mod name;
 pub mod node;
 pub mod pull;
+pub mod registry;
 pub mod schedule;
 pub mod secret;
 pub mod state;

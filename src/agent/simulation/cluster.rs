@@ -102,6 +102,8 @@ impl Cluster {
             | Command::CommitPlan { .. }
             | Command::ReportInstances { .. }
             | Command::PutSecret { .. }
+            | Command::PutRegistry { .. }
+            | Command::RemoveRegistry { .. }
             | Command::RemoveSecret { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {

@@ -15,6 +15,7 @@ mod instances;
 mod kept;
 mod nodes;
 mod query;
+mod registries;
 mod secrets;
 pub mod serve;
 mod workloads;
@@ -94,6 +95,8 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::prune))
         .routes(routes!(images::remove))
         .routes(routes!(exec::exec))
+        .routes(routes!(registries::list))
+        .routes(routes!(registries::put, registries::remove))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
         .routes(routes!(backups::list, backups::create))

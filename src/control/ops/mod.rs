@@ -8,6 +8,7 @@ mod exec;
 mod images;
 pub mod logs;
 mod nodes;
+pub mod registries;
 mod secrets;
 pub mod wait;
 mod workloads;

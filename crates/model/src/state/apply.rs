@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
+    registries,
     secrets::{self, NewSecret},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
 };
@@ -70,6 +71,10 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             secrets::put(connection, index, &new)?
         }
         Command::RemoveSecret { name, at_ms } => secrets::remove(connection, name, *at_ms)?,
+        Command::PutRegistry { registry, username, value, at_ms } => {
+            registries::put(connection, registry, username, value, *at_ms)?
+        }
+        Command::RemoveRegistry { registry, at_ms } => registries::remove(connection, registry, *at_ms)?,
     };
     Ok(applied)
 }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::{SecretRow, WorkloadRow};
+use super::tables::{RegistryRow, SecretRow, WorkloadRow};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
     node::Inventory,
+    registry::RegistryName,
     secret::SealedSecret,
     workload::WorkloadSpec,
 };
@@ -109,13 +110,35 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user logs in at a registry.
+    PutRegistry {
+        /// The registry.
+        registry: RegistryName,
+        /// Who logs in.
+        username: String,
+        /// The password, sealed by the proposer for the version after the one that is there.
+        value: SealedSecret,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user logs out of a registry.
+    RemoveRegistry {
+        /// The registry.
+        registry: RegistryName,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
     /// Whether the scheduler may decide otherwise after it.
     pub fn concerns_scheduler(&self) -> bool {
         match self {
-            Self::LabelWorkload { .. } | Self::PutSecret { .. } | Self::RemoveSecret { .. } => false,
+            Self::LabelWorkload { .. }
+            | Self::PutSecret { .. }
+            | Self::RemoveSecret { .. }
+            | Self::PutRegistry { .. }
+            | Self::RemoveRegistry { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::PowerWorkload { .. }
@@ -194,6 +217,8 @@ pub enum Reply {
         /// Of the specification.
         generation: u64,
     },
+    /// The login as it is now.
+    Registry(Box<RegistryRow>),
     /// How many placements were made and how many were stale.
     Plan {
         /// Made.

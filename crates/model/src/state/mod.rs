@@ -7,6 +7,7 @@ mod command;
 mod commit_plan;
 mod migrate;
 mod query;
+mod registries;
 mod request;
 mod secrets;
 mod tables;
@@ -22,4 +23,6 @@ pub use query::{
 };
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
-pub use tables::{ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow, applied_index};
+pub use tables::{
+    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, WorkloadRow, applied_index,
+};

@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
-    tables::{RequestRow, SecretRow, WorkloadRow},
+    tables::{RegistryRow, RequestRow, SecretRow, WorkloadRow},
 };
 use crate::{
     ids::{RequestId, WorkloadId},
     name::Name,
+    registry::RegistryName,
 };
 
 /// A command as it stands in the log.
@@ -46,6 +47,7 @@ pub(crate) enum Answered {
     Done,
     Workload(WorkloadId),
     Secret(Name),
+    Registry(RegistryName),
     Generation {
         generation: u64,
     },
@@ -66,6 +68,7 @@ impl Answered {
             Reply::Done => Self::Done,
             Reply::Workload(row) => Self::Workload(row.id),
             Reply::Secret(row) => Self::Secret(row.name.clone()),
+            Reply::Registry(row) => Self::Registry(row.registry.clone()),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
         };
@@ -105,6 +108,14 @@ impl Answered {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its secret has been removed since".into(),
                     hint: "`toft secret ls` shows the secrets there are".into(),
+                }),
+            },
+            Self::Registry(registry) => match RegistryRow::of(connection, &registry)? {
+                Some(row) => Ok(Reply::Registry(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its login has been removed since".into(),
+                    hint: "`toft registry ls` shows the logins there are".into(),
                 }),
             },
         })

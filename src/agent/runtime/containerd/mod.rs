@@ -35,6 +35,7 @@ mod images;
 mod import;
 mod inside;
 pub(crate) mod isolation;
+mod layer;
 mod media;
 mod oom;
 mod pull;

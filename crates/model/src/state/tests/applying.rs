@@ -30,7 +30,8 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::RemoveWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.desired, Desired::Removed),
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
             (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),
-            (Command::RemoveSecret { .. }, Reply::Done) => {}
+            (Command::RemoveSecret { .. } | Command::RemoveRegistry { .. }, Reply::Done) => {}
+            (Command::PutRegistry { registry, .. }, Reply::Registry(row)) => assert_eq!(row.registry, *registry),
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }
