@@ -8,10 +8,11 @@ use std::{
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, AssignmentSet, NetworkOrder},
+    instance::{Assignment, AssignmentSet, ContainerOrder, NetworkOrder},
     name::Name,
     node::Subnet,
     secret::SealedSecret,
+    workload::NetworkName,
 };
 use tokio::{
     sync::{Notify, broadcast, mpsc, watch},
@@ -24,7 +25,7 @@ use super::{
     health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
-    ports::OpenPorts,
+    ports::{OpenPorts, Share},
     report::Outbox,
     runtime::{Availability, RuntimeEvent, TaskState},
 };
@@ -303,8 +304,10 @@ impl Agent {
     }
 
     fn open_ports(&mut self, order: &Assignment) {
-        if let (Some(open), NetworkOrder::Bridge { address, ports }) = (&mut self.ports, &order.container.network) {
-            open.open(order.instance_id, *address, ports.clone());
+        let ContainerOrder { network, deployment, networks, .. } = &order.container;
+        if let (Some(open), NetworkOrder::Bridge { address, ports }) = (&mut self.ports, network) {
+            let networks = NetworkName::of(deployment.as_ref(), networks);
+            open.open(order.instance_id, Share { address: *address, ports: ports.clone(), networks });
         }
     }
 

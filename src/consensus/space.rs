@@ -81,6 +81,7 @@ fn grows(command: &Command) -> bool {
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
         | Command::RemoveSecret { .. }
+        | Command::ClaimSubnet { .. }
         | Command::CommitPlan { .. }
         | Command::ReportInstances { .. } => false,
     }

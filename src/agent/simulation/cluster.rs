@@ -102,7 +102,8 @@ impl Cluster {
             | Command::CommitPlan { .. }
             | Command::ReportInstances { .. }
             | Command::PutSecret { .. }
-            | Command::RemoveSecret { .. } => return,
+            | Command::RemoveSecret { .. }
+            | Command::ClaimSubnet { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;

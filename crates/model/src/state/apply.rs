@@ -8,6 +8,7 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     secrets::{self, NewSecret},
+    subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
 };
 use crate::{
@@ -70,6 +71,10 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             secrets::put(connection, index, &new)?
         }
         Command::RemoveSecret { name, at_ms } => secrets::remove(connection, name, *at_ms)?,
+        Command::ClaimSubnet { node_id, range, used, taken, first } => {
+            let claim = Claim { node_id: *node_id, range: *range, used: *used, taken, first: *first };
+            subnets::claim(connection, &claim)?
+        }
     };
     Ok(applied)
 }

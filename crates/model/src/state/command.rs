@@ -9,7 +9,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
-    node::Inventory,
+    node::{Inventory, Subnet},
     secret::SealedSecret,
     workload::WorkloadSpec,
 };
@@ -109,13 +109,29 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A node asks for the network of its containers. It keeps the one it has, if that lies in `range`.
+    ClaimSubnet {
+        /// The node.
+        node_id: NodeId,
+        /// The addresses of the cluster.
+        range: Subnet,
+        /// The network it has used so far.
+        used: Option<Subnet>,
+        /// Networks inside the range that it cannot take.
+        taken: Vec<Subnet>,
+        /// Number of the network with which the search begins.
+        first: u32,
+    },
 }
 
 impl Command {
     /// Whether the scheduler may decide otherwise after it.
     pub fn concerns_scheduler(&self) -> bool {
         match self {
-            Self::LabelWorkload { .. } | Self::PutSecret { .. } | Self::RemoveSecret { .. } => false,
+            Self::LabelWorkload { .. }
+            | Self::PutSecret { .. }
+            | Self::RemoveSecret { .. }
+            | Self::ClaimSubnet { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::PowerWorkload { .. }
@@ -193,6 +209,11 @@ pub enum Reply {
     Generation {
         /// Of the specification.
         generation: u64,
+    },
+    /// The network of a node's containers.
+    Subnet {
+        /// The network; `None` when none is left.
+        subnet: Option<Subnet>,
     },
     /// How many placements were made and how many were stale.
     Plan {

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     ids::{RequestId, WorkloadId},
     name::Name,
+    node::Subnet,
 };
 
 /// A command as it stands in the log.
@@ -53,6 +54,9 @@ pub(crate) enum Answered {
         placed: usize,
         dropped: usize,
     },
+    Subnet {
+        subnet: Option<Subnet>,
+    },
     /// What a request with a fingerprint was answered.
     Keyed {
         fingerprint: String,
@@ -68,6 +72,7 @@ impl Answered {
             Reply::Secret(row) => Self::Secret(row.name.clone()),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
+            Reply::Subnet { subnet } => Self::Subnet { subnet: *subnet },
         };
         match &request.fingerprint {
             Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
@@ -89,6 +94,7 @@ impl Answered {
             Self::Done => Ok(Reply::Done),
             Self::Generation { generation } => Ok(Reply::Generation { generation }),
             Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
+            Self::Subnet { subnet } => Ok(Reply::Subnet { subnet }),
             Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
                 Some(row) => Ok(Reply::Workload(Box::new(row))),
                 // That it is gone is what was asked for.

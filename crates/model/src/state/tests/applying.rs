@@ -31,6 +31,9 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
             (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),
             (Command::RemoveSecret { .. }, Reply::Done) => {}
+            (Command::ClaimSubnet { .. }, Reply::Subnet { subnet: Some(subnet) }) => {
+                assert_eq!(subnet.to_string(), "10.210.0.0/24");
+            }
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }
