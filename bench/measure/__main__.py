@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import dns
 import idle
 import image
 import start
@@ -14,7 +15,7 @@ from processes import BenchError
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("bench", choices=["start", "idle", "state"])
+    parser.add_argument("bench", choices=["start", "idle", "state", "dns"])
     parser.add_argument("--work", required=True)
     parser.add_argument("--toft", required=True)
     parser.add_argument("--profile", required=True)
@@ -34,7 +35,7 @@ def main():
     image.make_archive(rootfs, options.archive)
     os.environ["HOME"] = options.work
     try:
-        {"start": start, "idle": idle, "state": state}[options.bench].run(options)
+        {"start": start, "idle": idle, "state": state, "dns": dns}[options.bench].run(options)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     finally:

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use toft_model::{ids::InstanceId, instance::PublishedPort, node::Subnet, workload::NetworkName};
+use toft_model::{ids::InstanceId, instance::PublishedPort, workload::NetworkName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +45,8 @@ pub(super) struct Share {
 
 /// The reconciler's side.
 pub(super) struct OpenPorts {
-    subnet: Subnet,
+    /// The network of nobody.
+    empty: NetworkConfig,
     network: Arc<dyn Network>,
     open: BTreeMap<InstanceId, Share>,
     claims: BTreeMap<InstanceId, Vec<PortClaim>>,
@@ -56,17 +57,17 @@ pub(super) struct OpenPorts {
 }
 
 impl OpenPorts {
-    /// For a node whose bridge has `subnet`; the future applies until `cancel`. Nothing is applied before
+    /// For a node whose network is `empty` until something is open; the future applies until `cancel`. Nothing is applied before
     /// [`OpenPorts::release`]: what an earlier daemon opened stays open until it is known which of it is still needed.
     pub(super) fn new(
-        subnet: Subnet,
+        empty: NetworkConfig,
         network: Arc<dyn Network>,
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (wanted, wants) = watch::channel(None);
         let (tells, in_force) = watch::channel(InForce::default());
         let ports = Self {
-            subnet,
+            empty,
             network: Arc::clone(&network),
             open: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -119,7 +120,7 @@ impl OpenPorts {
         let ports =
             self.open.values().flat_map(|share| share.ports.iter().map(|port| (*port, share.address))).collect();
         let members = self.open.values().map(|share| (share.address, share.networks.clone())).collect();
-        let config = NetworkConfig { ports, members, ..NetworkConfig::new(self.subnet) };
+        let config = NetworkConfig { ports, members, ..self.empty.clone() };
         self.wanted.send_replace(Some(Wanted { version: self.version, config }));
     }
 

@@ -25,6 +25,7 @@ use super::{
     health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
+    network::NetworkConfig,
     ports::{OpenPorts, Share},
     report::Outbox,
     runtime::{Availability, RuntimeEvent, TaskState},
@@ -42,6 +43,8 @@ const LAST_STEPS: Duration = Duration::from_secs(5);
 pub struct AgentConfig {
     /// The network of this node's containers, if it has one.
     pub subnet: Option<Subnet>,
+    /// Port where the containers' questions for names are answered, if they are.
+    pub names_port: Option<u16>,
     /// What the ledger knew.
     pub remembered: Remembered,
 }
@@ -79,7 +82,9 @@ impl Agent {
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
-        let (ports, apply) = config.subnet.map(|subnet| OpenPorts::new(subnet, network, cancel.clone())).unzip();
+        let nobody = |subnet| NetworkConfig { names_port: config.names_port, ..NetworkConfig::new(subnet) };
+        let (ports, apply) =
+            config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, cancel.clone())).unzip();
         let agent = Self {
             parts,
             ports,

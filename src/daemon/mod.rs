@@ -10,6 +10,7 @@ mod down;
 mod identity;
 mod local_node;
 mod membership;
+mod names;
 mod restore;
 mod runtime;
 mod serving;
@@ -165,12 +166,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!(%error, "secrets of containers that nobody ordered could not be removed from memory");
         }
     }
+    let names = names::open(&config, &identity, state.clone(), tasks, &cancel);
     let executor = Executor {
         runtime: Arc::clone(&runtime),
         network,
         ledger,
         node: config.node.name.clone(),
         gateway: identity.subnet.map(|subnet| subnet.gateway()),
+        resolv_conf: names.map(|_| config.network.resolv_conf.clone()),
         logger,
         logs_dir: directories.logs(),
         instances_dir: directories.instances(),
@@ -182,7 +185,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let (feed, assignments) = watch::channel(None);
     let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
-    let agent_config = AgentConfig { subnet: identity.subnet, remembered };
+    let agent_config = AgentConfig { subnet: identity.subnet, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
     tasks.spawn("container network", keep_network);
