@@ -23,6 +23,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    dns::resolv_conf::{self, ResolvConf},
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
@@ -79,6 +80,8 @@ pub struct Executor {
     pub logger: PathBuf,
     /// Address of the node in the network of its containers, if it has one.
     pub gateway: Option<Ipv4Addr>,
+    /// The file with the machine's own settings for names, when the node answers containers' questions at that address.
+    pub resolv_conf: Option<PathBuf>,
     /// Directory with a folder of logs an instance.
     pub logs_dir: PathBuf,
     /// Directory with a folder of generated files an instance.
@@ -265,10 +268,18 @@ impl Executor {
             tokio::fs::write(dir.join("hosts"), hosts).await?;
             files.insert("/etc/hosts".into(), dir.join("hosts"));
         }
+        let own = self.gateway.zip(self.resolv_conf.as_ref());
+        if let (Some((gateway, machine)), NetworkOrder::Bridge { .. }) = (own, &assignment.container.network) {
+            let machine = tokio::fs::read_to_string(machine).await.unwrap_or_default();
+            let deployment = assignment.container.deployment.as_ref();
+            let text = ResolvConf::parse(&machine).for_container(gateway, deployment);
+            tokio::fs::write(dir.join("resolv.conf"), text).await?;
+            files.insert("/etc/resolv.conf".into(), dir.join("resolv.conf"));
+        }
         // A resolver on loopback cannot be reached from another namespace; systemd-resolved keeps the real list beside.
-        let resolvers = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].map(PathBuf::from);
+        let resolvers = [resolv_conf::BEHIND_RESOLVED, "/etc/resolv.conf"].map(PathBuf::from);
         if let Some(resolver) = resolvers.into_iter().find(|path| path.exists()) {
-            files.insert("/etc/resolv.conf".into(), resolver);
+            files.entry("/etc/resolv.conf".into()).or_insert(resolver);
         }
         files.retain(|_, host| host.exists());
         if !assignment.container.secrets.is_empty() {

@@ -8,10 +8,11 @@ use std::{
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, AssignmentSet, NetworkOrder},
+    instance::{Assignment, AssignmentSet, ContainerOrder, NetworkOrder},
     name::Name,
     node::Subnet,
     secret::SealedSecret,
+    workload::NetworkName,
 };
 use tokio::{
     sync::{Notify, broadcast, mpsc, watch},
@@ -24,7 +25,8 @@ use super::{
     health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
-    ports::OpenPorts,
+    network::NetworkConfig,
+    ports::{OpenPorts, Share},
     report::Outbox,
     runtime::{Availability, RuntimeEvent, TaskState},
 };
@@ -41,6 +43,8 @@ const LAST_STEPS: Duration = Duration::from_secs(5);
 pub struct AgentConfig {
     /// The network of this node's containers, if it has one.
     pub subnet: Option<Subnet>,
+    /// Port where the containers' questions for names are answered, if they are.
+    pub names_port: Option<u16>,
     /// What the ledger knew.
     pub remembered: Remembered,
 }
@@ -78,7 +82,9 @@ impl Agent {
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
-        let (ports, apply) = config.subnet.map(|subnet| OpenPorts::new(subnet, network, cancel.clone())).unzip();
+        let nobody = |subnet| NetworkConfig { names_port: config.names_port, ..NetworkConfig::new(subnet) };
+        let (ports, apply) =
+            config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, cancel.clone())).unzip();
         let agent = Self {
             parts,
             ports,
@@ -303,8 +309,10 @@ impl Agent {
     }
 
     fn open_ports(&mut self, order: &Assignment) {
-        if let (Some(open), NetworkOrder::Bridge { address, ports }) = (&mut self.ports, &order.container.network) {
-            open.open(order.instance_id, *address, ports.clone());
+        let ContainerOrder { network, deployment, networks, .. } = &order.container;
+        if let (Some(open), NetworkOrder::Bridge { address, ports }) = (&mut self.ports, network) {
+            let networks = NetworkName::of(deployment.as_ref(), networks);
+            open.open(order.instance_id, Share { address: *address, ports: ports.clone(), networks });
         }
     }
 

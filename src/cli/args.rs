@@ -18,6 +18,7 @@ use super::{
     exec_args::{EXEC_HELP, ExecArgs},
     health_args::HealthArgs,
     image_args::ImageCommand,
+    network_args::NetworkArgs,
     process_args::{ProcessArgs, ResourceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
@@ -252,9 +253,8 @@ pub(super) struct RunArgs {
     /// Run on this node only
     #[arg(long, value_parser = parsed::<Name>)]
     pub(super) node: Option<Name>,
-    /// Network of the containers
-    #[arg(long, value_parser = ["bridge", "host", "none"], default_value = "bridge")]
-    pub(super) network: String,
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
     /// Label the workload
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
     pub(super) labels: Vec<String>,

@@ -16,6 +16,7 @@ mod image_args;
 mod images;
 mod inspect;
 mod logs;
+mod network_args;
 mod output;
 mod process_args;
 mod progress;

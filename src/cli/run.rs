@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toft_model::{
     name::Name,
-    workload::{NetworkMode, RestartPolicy, WorkloadKind, WorkloadSpec},
+    workload::{RestartPolicy, WorkloadKind, WorkloadSpec},
 };
 use uuid::Uuid;
 
@@ -78,11 +78,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.process = args.process.spec()?;
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
-    spec.network = match args.network.as_str() {
-        "host" => NetworkMode::Host,
-        "none" => NetworkMode::None,
-        _ => NetworkMode::Bridge,
-    };
+    args.network.write_to(&mut spec)?;
     Ok(spec)
 }
 

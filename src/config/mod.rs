@@ -119,8 +119,10 @@ pub struct LogsConfig {
 }
 
 /// The network of containers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// Addresses of the cluster; each node takes a /24 of it.
     pub range: Subnet,
+    /// The file that names the servers asked for names that are not ours.
+    pub resolv_conf: PathBuf,
 }

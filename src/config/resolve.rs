@@ -17,6 +17,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/toft";
 /// Socket of the machine's own appliance.
 pub const DEFAULT_SOCKET: &str = "/run/toft/toft.sock";
 const DEFAULT_RUN_DIR: &str = "/run/toft";
+const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEFAULT_BIND: &str = "127.0.0.1:7443";
 
 /// What the command line and the environment said.
@@ -139,6 +140,10 @@ impl Config {
                 None
             }
         };
+        let resolv_conf = file.network.resolv_conf.unwrap_or_else(|| DEFAULT_RESOLV_CONF.into());
+        if !resolv_conf.is_absolute() {
+            note("network.resolv_conf", Invalid::value("it is no absolute path", "write it like `/etc/resolv.conf`"));
+        }
         let backup = file.backup.resolve(&data, &mut note);
         registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
@@ -149,7 +154,7 @@ impl Config {
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             logs: LogsConfig { max_bytes, max_files },
-            network: NetworkConfig { range },
+            network: NetworkConfig { range, resolv_conf },
             cluster,
             backup,
             registries: file.registries,
@@ -204,9 +209,10 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[network]\nrange = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
-        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range"] {
+        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range", "network.resolv_conf"]
+        {
             assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");
         }
     }

@@ -85,6 +85,7 @@ fn grows(command: &Command) -> bool {
         | Command::RemoveWorkload { .. }
         | Command::RemoveSecret { .. }
         | Command::RemoveRegistry { .. }
+        | Command::ClaimSubnet { .. }
         | Command::CommitPlan { .. }
         | Command::ReportInstances { .. } => false,
     }

@@ -3,6 +3,7 @@
 //! Order of start: directories and lock, state, ledger, runtime, network, agent, loops, doors. Order of the end: doors,
 //! loops, agent (containers go on), reports, state.
 
+mod addresses;
 mod directories;
 mod doors;
 mod down;
@@ -10,6 +11,7 @@ mod identity;
 mod local_node;
 mod logins;
 mod membership;
+mod names;
 mod restore;
 mod runtime;
 mod serving;
@@ -41,7 +43,6 @@ use crate::{
         network::{
             Network,
             kernel::{KernelNetwork, KernelNetworkConfig},
-            pick_subnet,
         },
         report::Outbox,
         runtime::{Availability, Runtime, containerd::isolation},
@@ -126,18 +127,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let names = directories.network_names();
     let kernel = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
-    let taken = kernel.host_routes().await.unwrap_or_else(|error| {
-        tracing::warn!(error = chain(&error), "the host's routes could not be read");
-        Vec::new()
-    });
-    let identity =
-        Identity::load_or_make(directories, || pick_subnet(config.network.range, &taken, directories.first_subnet()))?;
-    if identity.subnet.is_none() {
-        tracing::error!(
-            "no /24 of {} is free of the host's routes; instances get no bridge network",
-            config.network.range
-        );
-    }
+    let identity = tokio::select! {
+        settled = addresses::settle(&config, directories, &kernel, &state) => settled?,
+        signal = stop_signals.first() => {
+            tracing::info!("stopping on {signal}");
+            directories.remove_traces();
+            return Ok(());
+        }
+    };
     let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     remembered.run = begin_run(&ledger);
     refuse_older_state(&state, remembered.set.as_ref(), directories)?;
@@ -172,12 +169,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!(%error, "secrets of containers that nobody ordered could not be removed from memory");
         }
     }
+    let names = names::open(&config, &identity, state.clone(), tasks, &cancel);
     let executor = Executor {
         runtime: Arc::clone(&runtime),
         network,
         ledger,
         node: config.node.name.clone(),
         gateway: identity.subnet.map(|subnet| subnet.gateway()),
+        resolv_conf: names.map(|_| config.network.resolv_conf.clone()),
         logger,
         logs_dir: directories.logs(),
         instances_dir: directories.instances(),
@@ -189,7 +188,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let (feed, assignments) = watch::channel(None);
     let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
-    let agent_config = AgentConfig { subnet: identity.subnet, remembered };
+    let agent_config = AgentConfig { subnet: identity.subnet, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
     tasks.spawn("container network", keep_network);

@@ -39,7 +39,7 @@ pub(super) fn api(
     join_token: Option<String>,
     cluster_key: ClusterKey,
 ) -> anyhow::Result<ApiState> {
-    let identity = Identity::load_or_make(directories, || None)?;
+    let identity = Identity::load_or_make(directories)?;
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
     let ops = Ops::new(state, Arc::new(Witness))
         .with_backups(backups)

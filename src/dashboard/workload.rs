@@ -11,7 +11,7 @@ use toft_model::{
     secret::SecretMount,
     state::{InstanceView, WorkloadView},
     units::format_bytes,
-    workload::{NetworkMode, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, NetworkName, WorkloadKind, WorkloadSpec},
 };
 
 use super::{
@@ -144,6 +144,9 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         NetworkMode::Host => "the host's",
         NetworkMode::None => "none",
     };
+    let networks: Vec<String> =
+        NetworkName::of(spec.deployment.as_ref(), &spec.networks).iter().map(ToString::to_string).collect();
+    let networks = if spec.network == NetworkMode::Bridge { networks.join(", ") } else { "none".into() };
     let ports: Vec<String> = spec.ports.iter().map(ToString::to_string).collect();
     let cpu = spec.resources.cpu_millis.map(|millis| format!("{} cores", f64::from(millis) / 1000.0));
     let unlimited = || "no limit".to_owned();
@@ -152,7 +155,9 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         ("Kind", kind.into()),
         ("Copies", spec.replicas.to_string()),
         ("Restart", spec.restart_policy().to_string()),
+        ("Deployment", spec.deployment.as_ref().map_or("none".into(), ToString::to_string)),
         ("Network", network.into()),
+        ("Reaches", networks),
         ("Ports", if ports.is_empty() { "none".into() } else { ports.join(", ") }),
         ("Secrets", secrets(spec)),
         ("Memory", spec.resources.memory_bytes.map(format_bytes).unwrap_or_else(unlimited)),

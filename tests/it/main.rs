@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
+mod addresses;
 mod backup;
 mod bad_input;
 mod browser;
@@ -25,6 +26,7 @@ mod lifecycle;
 mod linearizability;
 mod logs;
 mod many_writes;
+mod names;
 mod network;
 mod process;
 mod reboot;

@@ -1,7 +1,10 @@
 //! The bridge the containers of one appliance share, what the kernel must be told so that it forwards for them, and
 //! what else uses IPv4 networks on this machine.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
@@ -10,13 +13,13 @@ use rtnetlink::{
         AddressFamily,
         address::{AddressAttribute, AddressMessage},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
 use toft_model::node::Subnet;
 
 use super::{
-    NetworkError, link,
+    HostNetwork, NetworkError, link,
     netlink::{failed, io_failed, missing},
     subnet::covered,
 };
@@ -102,10 +105,17 @@ pub(super) fn allow_forwarding(bridge: &str) -> Result<(), NetworkError> {
 
 /// The IPv4 networks that routes and addresses of this machine use, without default routes and what belongs to the
 /// bridge called `ignored`.
-pub(super) async fn networks(handle: &Handle, ignored: &str) -> Result<Vec<Subnet>, NetworkError> {
+pub(super) async fn networks(handle: &Handle, ignored: &str) -> Result<Vec<HostNetwork>, NetworkError> {
     const DOING: &str = "reading the routes of this machine";
-    let ignored = find(handle, ignored).await.map_err(failed(DOING))?.map(|link| link.header.index);
-    let mut found = Vec::new();
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(failed(DOING))?;
+    let links: HashMap<u32, (String, bool)> =
+        links.iter().map(|link| (link.header.index, (name(link).to_owned(), is_bridge(link)))).collect();
+    let found = |subnet, index: Option<u32>| {
+        let (link, bridge) = index.and_then(|index| links.get(&index)).cloned().unwrap_or_default();
+        let of_toft = bridge && (link == "toft0" || link.starts_with("toft-"));
+        (link != ignored).then_some(HostNetwork { subnet, link, of_toft })
+    };
+    let mut networks = Vec::new();
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet;
     let routes: Vec<RouteMessage> = handle.route().get(query).execute().try_collect().await.map_err(failed(DOING))?;
@@ -118,17 +128,26 @@ pub(super) async fn networks(handle: &Handle, ignored: &str) -> Result<Vec<Subne
             RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(*to),
             _ => None,
         });
-        if let Some(to) = to.filter(|_| through.is_none() || through != ignored) {
-            found.extend(covered(to, route.header.destination_prefix_length));
-        }
+        let subnet = to.and_then(|to| covered(to, route.header.destination_prefix_length));
+        networks.extend(subnet.and_then(|subnet| found(subnet, through)));
     }
     let messages: Vec<AddressMessage> = handle.address().get().execute().try_collect().await.map_err(failed(DOING))?;
-    for message in messages.iter().filter(|message| Some(message.header.index) != ignored) {
-        found.extend(local(message).and_then(|(address, prefix)| covered(address, prefix)));
+    for message in &messages {
+        let subnet = local(message).and_then(|(address, prefix)| covered(address, prefix));
+        networks.extend(subnet.and_then(|subnet| found(subnet, Some(message.header.index))));
     }
-    found.sort_by_key(|subnet| (subnet.base, subnet.prefix));
-    found.dedup();
-    Ok(found)
+    networks.sort_by(|a, b| (a.subnet.base, a.subnet.prefix, &a.link).cmp(&(b.subnet.base, b.subnet.prefix, &b.link)));
+    networks.dedup();
+    Ok(networks)
+}
+
+/// Name of a link.
+fn name(link: &LinkMessage) -> &str {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    });
+    name.unwrap_or_default()
 }
 
 /// The IPv4 addresses of the link with this index.
@@ -160,6 +179,15 @@ pub(super) fn kind(link: &LinkMessage) -> Option<&InfoKind> {
         }),
         _ => None,
     })
+}
+
+/// The route to `gateway` itself.
+pub(super) fn link_route(gateway: Ipv4Addr, index: u32) -> RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(gateway, 32)
+        .scope(RouteScope::Link)
+        .output_interface(index)
+        .build()
 }
 
 /// The default route through `gateway`.

@@ -15,7 +15,7 @@ use toft_model::node::Subnet;
 
 use super::{
     NetworkError,
-    bridge::{default_route, find, kind},
+    bridge::{default_route, find, kind, link_route},
     netlink::{Netlink, exists, failed},
 };
 
@@ -140,10 +140,14 @@ async fn configure(inside: &Handle, place: Place<'_>) -> Result<(), NetworkError
         .ok_or_else(|| NetworkError::Failed { doing: DOING, reason: format!("`{INSIDE}` vanished") })?;
     let up = LinkUnspec::new_with_index(index).up().build();
     inside.link().change(up).execute().await.map_err(failed(DOING))?;
-    let address = inside.address().add(index, IpAddr::V4(place.address), place.subnet.prefix);
+    // A network of its own: all that it sends passes the host, whose rules decide.
+    let address = inside.address().add(index, IpAddr::V4(place.address), 32);
     settle(address.execute().await)?;
-    let route = inside.route().add(default_route(place.subnet.gateway(), index));
-    settle(route.execute().await)
+    let gateway = place.subnet.gateway();
+    for route in [link_route(gateway, index), default_route(gateway, index)] {
+        settle(inside.route().add(route).execute().await)?;
+    }
+    Ok(())
 }
 
 /// What is there already is no error.

@@ -104,7 +104,8 @@ impl Cluster {
             | Command::PutSecret { .. }
             | Command::PutRegistry { .. }
             | Command::RemoveRegistry { .. }
-            | Command::RemoveSecret { .. } => return,
+            | Command::RemoveSecret { .. }
+            | Command::ClaimSubnet { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;

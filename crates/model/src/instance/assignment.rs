@@ -1,7 +1,10 @@
 //! The complete order for one instance that a node receives. It fixes everything: a node can carry it out, and start
 //! it again after a reboot, without asking anybody.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +90,12 @@ pub struct ContainerOrder {
     pub stop_grace_ms: u32,
     /// Network.
     pub network: NetworkOrder,
+    /// The workloads it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<Name>,
+    /// Further networks it is in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub networks: BTreeSet<Name>,
     /// Secrets it sees as files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
@@ -111,6 +120,8 @@ impl ContainerOrder {
             restart: spec.restart_policy(),
             stop_grace_ms: spec.stop_grace_ms,
             network,
+            deployment: spec.deployment.clone(),
+            networks: spec.networks.clone(),
             secrets: spec.secrets.clone(),
             process: spec.process.clone(),
             health: spec.health.clone(),

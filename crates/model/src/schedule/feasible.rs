@@ -144,12 +144,16 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         restart,
         stop_grace_ms,
         network,
+        deployment,
+        networks,
         secrets,
         process,
         health,
     } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
+        && *deployment == spec.deployment
+        && *networks == spec.networks
         && *image == spec.image
         && *pull_policy == spec.pull_policy
         && *entrypoint == spec.entrypoint

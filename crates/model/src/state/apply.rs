@@ -9,6 +9,7 @@ use super::{
     commit_plan::PlanCommit,
     registries,
     secrets::{self, NewSecret},
+    subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
 };
 use crate::{
@@ -75,6 +76,10 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             registries::put(connection, registry, username, value, *at_ms)?
         }
         Command::RemoveRegistry { registry, at_ms } => registries::remove(connection, registry, *at_ms)?,
+        Command::ClaimSubnet { node_id, range, used, taken, first } => {
+            let claim = Claim { node_id: *node_id, range: *range, used: *used, taken, first: *first };
+            subnets::claim(connection, &claim)?
+        }
     };
     Ok(applied)
 }

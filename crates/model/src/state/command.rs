@@ -9,7 +9,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
-    node::Inventory,
+    node::{Inventory, Subnet},
     registry::RegistryName,
     secret::SealedSecret,
     workload::WorkloadSpec,
@@ -128,6 +128,19 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A node asks for the network of its containers. It keeps the one it has, if that lies in `range`.
+    ClaimSubnet {
+        /// The node.
+        node_id: NodeId,
+        /// The addresses of the cluster.
+        range: Subnet,
+        /// The network it has used so far.
+        used: Option<Subnet>,
+        /// Networks inside the range that it cannot take.
+        taken: Vec<Subnet>,
+        /// Number of the network with which the search begins.
+        first: u32,
+    },
 }
 
 impl Command {
@@ -138,7 +151,8 @@ impl Command {
             | Self::PutSecret { .. }
             | Self::RemoveSecret { .. }
             | Self::PutRegistry { .. }
-            | Self::RemoveRegistry { .. } => false,
+            | Self::RemoveRegistry { .. }
+            | Self::ClaimSubnet { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::PowerWorkload { .. }
@@ -219,6 +233,11 @@ pub enum Reply {
     },
     /// The login as it is now.
     Registry(Box<RegistryRow>),
+    /// The network of a node's containers.
+    Subnet {
+        /// The network; `None` when none is left.
+        subnet: Option<Subnet>,
+    },
     /// How many placements were made and how many were stale.
     Plan {
         /// Made.

@@ -6,10 +6,12 @@ mod apply;
 mod command;
 mod commit_plan;
 mod migrate;
+mod names;
 mod query;
 mod registries;
 mod request;
 mod secrets;
+mod subnets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -17,6 +19,7 @@ pub(crate) mod tests;
 pub use apply::{Applied, apply};
 pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
+pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
     query_instances, query_snapshot, query_workload, query_workload_page, query_workloads,
@@ -24,5 +27,6 @@ pub use query::{
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, WorkloadRow, applied_index,
+    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, WorkloadRow,
+    applied_index,
 };

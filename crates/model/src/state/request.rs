@@ -11,6 +11,7 @@ use super::{
 use crate::{
     ids::{RequestId, WorkloadId},
     name::Name,
+    node::Subnet,
     registry::RegistryName,
 };
 
@@ -55,6 +56,9 @@ pub(crate) enum Answered {
         placed: usize,
         dropped: usize,
     },
+    Subnet {
+        subnet: Option<Subnet>,
+    },
     /// What a request with a fingerprint was answered.
     Keyed {
         fingerprint: String,
@@ -71,6 +75,7 @@ impl Answered {
             Reply::Registry(row) => Self::Registry(row.registry.clone()),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
+            Reply::Subnet { subnet } => Self::Subnet { subnet: *subnet },
         };
         match &request.fingerprint {
             Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
@@ -92,6 +97,7 @@ impl Answered {
             Self::Done => Ok(Reply::Done),
             Self::Generation { generation } => Ok(Reply::Generation { generation }),
             Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
+            Self::Subnet { subnet } => Ok(Reply::Subnet { subnet }),
             Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
                 Some(row) => Ok(Reply::Workload(Box::new(row))),
                 // That it is gone is what was asked for.

@@ -1,12 +1,14 @@
 //! What a user asks to run.
 
 mod health;
+mod network;
 mod port;
 mod process;
 mod restart;
 mod spec;
 
 pub use health::{Health, HealthCheck, HealthTest};
+pub use network::NetworkName;
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;
 pub use process::{

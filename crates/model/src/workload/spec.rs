@@ -1,10 +1,10 @@
 //! The specification of a workload: everything the user writes, nothing that the cluster decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, PortSpec, ProcessSpec, RestartPolicy, is_default};
+use super::{HealthCheck, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
 use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -133,6 +133,15 @@ pub struct WorkloadSpec {
     /// Which network the containers see.
     #[serde(default)]
     pub network: NetworkMode,
+    /// The workloads it belongs to: they have a network of their own, and short names in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "shop")]
+    pub deployment: Option<Name>,
+    /// Further networks its instances are in, at most 16; those that share one reach each other. Without any, and without
+    /// a deployment, they are in the network `default`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub networks: BTreeSet<Name>,
     /// Only this node may run it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -186,6 +195,8 @@ impl WorkloadSpec {
             restart: None,
             resources: Resources::default(),
             network: NetworkMode::Bridge,
+            deployment: None,
+            networks: BTreeSet::new(),
             node: None,
             labels: BTreeMap::new(),
             stop_grace_ms: ten_seconds(),
@@ -221,6 +232,7 @@ impl WorkloadSpec {
         self.health.as_ref().map_or(Ok(()), HealthCheck::validate).map_err(|e| e.at("health"))?;
         self.validate_texts()?;
         SecretMount::validate_all(&self.secrets)?;
+        self.validate_networks().map_err(|e| e.at("networks"))?;
         self.validate_ports()
     }
 
@@ -261,6 +273,16 @@ impl WorkloadSpec {
             .at("env"));
         }
         Ok(())
+    }
+
+    fn validate_networks(&self) -> Result<(), Invalid> {
+        if !self.networks.is_empty() && self.network != NetworkMode::Bridge {
+            return Err(Invalid::value(
+                "only containers with an address of their own can be in networks",
+                "remove the networks, or set `network` to `bridge`",
+            ));
+        }
+        NetworkName::validate(&self.networks)
     }
 
     fn validate_ports(&self) -> Result<(), Invalid> {
@@ -361,6 +383,12 @@ mod tests {
         check("ports", &|s| {
             s.ports = vec!["80:1".parse().unwrap()];
             s.network = NetworkMode::Host;
+        });
+        check("networks", &|s| s.networks = BTreeSet::from(["host".parse().unwrap()]));
+        check("networks", &|s| s.networks = (0..17).map(|i| format!("n{i}").parse().unwrap()).collect());
+        check("networks", &|s| {
+            s.networks = BTreeSet::from(["lan".parse().unwrap()]);
+            s.network = NetworkMode::None;
         });
         assert!(spec().validate().is_ok());
     }

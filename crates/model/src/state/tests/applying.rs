@@ -32,6 +32,9 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),
             (Command::RemoveSecret { .. } | Command::RemoveRegistry { .. }, Reply::Done) => {}
             (Command::PutRegistry { registry, .. }, Reply::Registry(row)) => assert_eq!(row.registry, *registry),
+            (Command::ClaimSubnet { .. }, Reply::Subnet { subnet: Some(subnet) }) => {
+                assert_eq!(subnet.to_string(), "10.210.0.0/24");
+            }
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -6,7 +6,8 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 11] = [
+const STORY: [&str; 12] = [
+    "claim_subnet",
     "register_node",
     "put_secret",
     "put_registry",

@@ -7,3 +7,4 @@ mod registries;
 mod replay;
 mod reports;
 mod secrets;
+mod subnets;
