@@ -244,7 +244,10 @@ impl Executor {
             }
             NetworkOrder::Host => hosts = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or(hosts),
             NetworkOrder::None => {}
-            NetworkOrder::Bridge { address, .. } => hosts.push_str(&format!("{address}\t{name}\n")),
+            NetworkOrder::Bridge { address, address6, .. } => {
+                hosts.push_str(&format!("{address}\t{name}\n"));
+                hosts.extend(address6.map(|address6| format!("{address6}\t{name}\n")));
+            }
         }
         for entry in &process.extra_hosts {
             let address = match (entry.address, &assignment.container.network) {

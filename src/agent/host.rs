@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
-use toft_model::node::{Inventory, Subnet};
+use toft_model::node::{Inventory, Subnet, Subnet6};
 
 /// Looks at the machine. `runtime` is the container runtime's name and version, empty while it is away; `isolation`
 /// names what containers can be run with.
-pub fn inventory(runtime: String, subnet: Option<Subnet>, isolation: Vec<String>) -> Inventory {
+pub fn inventory(
+    runtime: String,
+    (subnet, subnet6): (Option<Subnet>, Option<Subnet6>),
+    isolation: Vec<String>,
+) -> Inventory {
     let only_memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
     let memory_bytes = sysinfo::System::new_with_specifics(only_memory).map_or(0, |system| system.total_memory());
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
@@ -19,6 +23,7 @@ pub fn inventory(runtime: String, subnet: Option<Subnet>, isolation: Vec<String>
         version: env!("CARGO_PKG_VERSION").to_owned(),
         runtime,
         subnet,
+        subnet6,
         isolation,
     }
 }

@@ -10,7 +10,7 @@ use toft_model::{
     ids::InstanceId,
     instance::{Assignment, AssignmentSet, ContainerOrder, NetworkOrder},
     name::Name,
-    node::Subnet,
+    node::{Subnet, Subnet6},
     secret::SealedSecret,
     workload::NetworkName,
 };
@@ -43,6 +43,8 @@ const LAST_STEPS: Duration = Duration::from_secs(5);
 pub struct AgentConfig {
     /// The network of this node's containers, if it has one.
     pub subnet: Option<Subnet>,
+    /// Their IPv6 network, if they have one.
+    pub subnet6: Option<Subnet6>,
     /// Port where the containers' questions for names are answered, if they are.
     pub names_port: Option<u16>,
     /// What the ledger knew.
@@ -82,7 +84,11 @@ impl Agent {
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
-        let nobody = |subnet| NetworkConfig { names_port: config.names_port, ..NetworkConfig::new(subnet) };
+        let nobody = |subnet| NetworkConfig {
+            names_port: config.names_port,
+            subnet6: config.subnet6,
+            ..NetworkConfig::new(subnet)
+        };
         let (ports, apply) =
             config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, cancel.clone())).unzip();
         let agent = Self {
@@ -310,7 +316,7 @@ impl Agent {
 
     fn open_ports(&mut self, order: &Assignment) {
         let ContainerOrder { network, deployment, networks, .. } = &order.container;
-        if let (Some(open), NetworkOrder::Bridge { address, ports }) = (&mut self.ports, network) {
+        if let (Some(open), NetworkOrder::Bridge { address, ports, .. }) = (&mut self.ports, network) {
             let networks = NetworkName::of(deployment.as_ref(), networks);
             open.open(order.instance_id, Share { address: *address, ports: ports.clone(), networks });
         }

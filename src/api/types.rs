@@ -6,7 +6,10 @@ mod images;
 mod registries;
 mod secrets;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use crate::control::ops::cluster::ClusterStatus;
 use serde::{Deserialize, Serialize};
@@ -113,6 +116,10 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 address, when the node has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address6: Option<Ipv6Addr>,
     /// Ports published on the host.
     pub ports: Vec<PublishedPort>,
     /// When it was placed.
@@ -346,9 +353,9 @@ impl From<&InstanceView> for Instance {
             InstanceState::Assigned | InstanceState::Starting => reason = view.note.clone(),
             InstanceState::Stopping | InstanceState::Stopped { .. } => {}
         }
-        let (address, ports) = match &view.row.container.network {
-            NetworkOrder::Bridge { address, ports } => (Some(*address), ports.clone()),
-            NetworkOrder::Host | NetworkOrder::None => (None, Vec::new()),
+        let (address, address6, ports) = match &view.row.container.network {
+            NetworkOrder::Bridge { address, address6, ports } => (Some(*address), *address6, ports.clone()),
+            NetworkOrder::Host | NetworkOrder::None => (None, None, Vec::new()),
         };
         let removing = view.row.desired == Desired::Removed && state.as_str() != "stopping";
         Self {
@@ -366,6 +373,7 @@ impl From<&InstanceView> for Instance {
             restarts: report.map_or(0, |report| report.restarts),
             last_exit: report.and_then(|report| report.last_exit).map(LastExit::from),
             address,
+            address6,
             ports,
             created_at: time(view.row.created_at_ms),
         }

@@ -62,6 +62,7 @@ pub(super) struct LogsSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NetworkSection {
     pub(super) range: Option<String>,
+    pub(super) ipv6: Option<bool>,
     pub(super) resolv_conf: Option<PathBuf>,
 }
 

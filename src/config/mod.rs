@@ -123,6 +123,8 @@ pub struct LogsConfig {
 pub struct NetworkConfig {
     /// Addresses of the cluster; each node takes a /24 of it.
     pub range: Subnet,
+    /// Whether containers have IPv6 addresses too.
+    pub ipv6: bool,
     /// The file that names the servers asked for names that are not ours.
     pub resolv_conf: PathBuf,
 }

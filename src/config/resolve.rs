@@ -154,7 +154,7 @@ impl Config {
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             logs: LogsConfig { max_bytes, max_files },
-            network: NetworkConfig { range, resolv_conf },
+            network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
             cluster,
             backup,
             registries: file.registries,

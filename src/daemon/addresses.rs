@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use toft_model::{
-    node::Subnet,
-    state::{Command, Reply},
+    node::{Subnet, Subnet6},
+    state::{ClusterRow, Command, Reply},
 };
 
 use super::{Hinted, directories::Directories, identity::Identity};
@@ -76,6 +77,13 @@ pub(super) async fn settle(
     };
     identity.save(directories)?;
     Ok(identity)
+}
+
+/// The IPv6 network of this node's containers, when they are to have one.
+pub(super) async fn of_ipv6(config: &Config, identity: &Identity, state: &Handle) -> anyhow::Result<Option<Subnet6>> {
+    let Some(subnet) = identity.subnet.filter(|_| config.network.ipv6) else { return Ok(None) };
+    let cluster = state.read(ClusterRow::load).await.context("reading which cluster this is")?.cluster_id;
+    Ok(cluster.map(|cluster| Subnet6::of(cluster, subnet)))
 }
 
 /// Asks until there is an answer.

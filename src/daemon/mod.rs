@@ -25,6 +25,7 @@ use anyhow::Context;
 use toft_model::{
     ids::{InstanceId, NodeId},
     instance::{AssignmentSet, InstanceReport, InstanceState},
+    node::Subnet6,
     state::{InstanceRow, assignments_generation, query_assignments},
 };
 use tokio::{
@@ -135,6 +136,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
+    let subnet6 = addresses::of_ipv6(&config, &identity, &state).await?;
     let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     remembered.run = begin_run(&ledger);
     refuse_older_state(&state, remembered.set.as_ref(), directories)?;
@@ -169,7 +171,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!(%error, "secrets of containers that nobody ordered could not be removed from memory");
         }
     }
-    let names = names::open(&config, &identity, state.clone(), tasks, &cancel);
+    let names = names::open(&config, (&identity, subnet6), state.clone(), tasks, &cancel);
     let executor = Executor {
         runtime: Arc::clone(&runtime),
         network,
@@ -188,7 +190,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let (feed, assignments) = watch::channel(None);
     let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
-    let agent_config = AgentConfig { subnet: identity.subnet, names_port: names, remembered };
+    let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
     tasks.spawn("container network", keep_network);
@@ -196,7 +198,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn("reports", outbox.run(node.sink(ops.clone()), cancel.clone()));
     tasks.spawn(
         "registration",
-        register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()),
+        register(ops.clone(), runtime.clone(), (identity.clone(), subnet6), config.clone(), cancel.clone()),
     );
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
@@ -284,7 +286,13 @@ async fn recall_outcomes(
 }
 
 /// Tells the cluster what this node is: at once, and whenever the runtime comes with another version.
-async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, config: Config, cancel: CancellationToken) {
+async fn register(
+    ops: Ops,
+    runtime: Arc<dyn Runtime>,
+    (identity, subnet6): (Identity, Option<Subnet6>),
+    config: Config,
+    cancel: CancellationToken,
+) {
     let mut availability = runtime.availability();
     let mut told: Option<String> = None;
     loop {
@@ -294,7 +302,7 @@ async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, confi
         };
         let mut failed = false;
         if told.as_ref() != Some(&now) {
-            let inventory = host::inventory(now.clone(), identity.subnet, isolation::names());
+            let inventory = host::inventory(now.clone(), (identity.subnet, subnet6), isolation::names());
             let node = &config.node;
             match ops.register_node(identity.node_id, node.name.clone(), node.labels.clone(), inventory).await {
                 Ok(()) => told = Some(now),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use toft_model::{ids::NodeId, state::query_names};
+use toft_model::{ids::NodeId, node::Subnet6, state::query_names};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// Starts what answers, and gives its port; `None` on a node that cannot answer.
 pub(super) fn open(
     config: &Config,
-    identity: &Identity,
+    (identity, six): (&Identity, Option<Subnet6>),
     state: Handle,
     tasks: &mut Tasks,
     cancel: &CancellationToken,
@@ -28,7 +28,7 @@ pub(super) fn open(
     let subnet = identity.subnet?;
     let (sender, zone) = watch::channel(Arc::new(Zone::default()));
     let places = vec![config.network.resolv_conf.clone(), resolv_conf::BEHIND_RESOLVED.into()];
-    let own = OwnAddresses { range: config.network.range };
+    let own = OwnAddresses { range: config.network.range, six };
     let bound = NameServer::bind(subnet.gateway(), own, places, zone).and_then(|server| Ok((server.port()?, server)));
     match bound {
         Ok((port, server)) => {
@@ -56,7 +56,7 @@ async fn feed(state: Handle, node_id: NodeId, zone: watch::Sender<Arc<Zone>>, ca
         match state.read(move |connection| query_names(connection, node_id)).await {
             Ok(workloads) if known.as_ref() == Some(&workloads) => {}
             Ok(workloads) => {
-                zone.send_replace(Arc::new(Zone::new(&workloads, |_| None)));
+                zone.send_replace(Arc::new(Zone::new(&workloads)));
                 known = Some(workloads);
             }
             Err(error) => tracing::error!(error = chain(&error), "the names of workloads could not be read"),

@@ -122,7 +122,8 @@ impl InstanceLine {
             since,
             node: instance.node.to_string(),
             address: match &instance.row.container.network {
-                NetworkOrder::Bridge { address, .. } => address.to_string(),
+                NetworkOrder::Bridge { address, address6: Some(six), .. } => format!("{address}, {six}"),
+                NetworkOrder::Bridge { address, address6: None, .. } => address.to_string(),
                 NetworkOrder::Host => "the host's".into(),
                 NetworkOrder::None => "none".into(),
             },

@@ -54,7 +54,7 @@ fn nodes_of_one_cluster_take_different_networks_until_none_is_left() {
 #[test]
 fn a_range_that_overlaps_something_of_the_machine_is_refused() {
     let machine = Machine::new();
-    machine.run("ip", &["link", "add", "lan0", "type", "dummy"]);
+    machine.run("ip", &["link", "add", "lan0", "type", "bridge"]);
     machine.run("ip", &["addr", "add", "10.0.0.5/8", "dev", "lan0"]);
     machine.run("ip", &["link", "set", "lan0", "up"]);
     let mut toft = Appliance::prepare(&machine, "d");

@@ -163,7 +163,7 @@ fn containers_find_and_reach_those_they_share_a_network_with() {
     assert_eq!(hidden.metadata.response_code, ResponseCode::NXDomain);
 
     // Programs find them by short names.
-    let says = |script: &str| toft.toft(&["exec", "shop-db-0", "sh", "-c", script]).good();
+    let says = |script: &str| toft.toft(&["exec", "shop-db-0", "--", "sh", "-c", script]).good();
     let conf = says("cat /etc/resolv.conf");
     assert!(conf.contains("search shop.toft.internal toft.internal example.test"), "{conf}");
     assert!(says("busybox wget -q -O - http://web:8080/json").contains("shop-web-"));

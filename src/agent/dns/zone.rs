@@ -16,7 +16,7 @@ use std::{
 };
 
 use toft_model::{
-    node::Subnet,
+    node::{Subnet, Subnet6},
     state::{NamedInstance, NamedWorkload},
     workload::NetworkName,
 };
@@ -82,14 +82,14 @@ struct Target {
 }
 
 impl Zone {
-    /// The zone of a node with these workloads. `v6` gives the IPv6 address that belongs to an IPv4 one.
-    pub fn new(workloads: &[NamedWorkload], v6: impl Fn(Ipv4Addr) -> Option<Ipv6Addr>) -> Self {
+    /// The zone of a node with these workloads.
+    pub fn new(workloads: &[NamedWorkload]) -> Self {
         let mut zone = Self::default();
         for workload in workloads {
             let networks = Arc::new(workload.networks.clone());
             let target = |instance: &NamedInstance| Target {
                 v4: instance.address,
-                v6: v6(instance.address),
+                v6: instance.address6,
                 networks: Arc::new(instance.networks.clone()),
                 serves: instance.serves,
             };
@@ -189,6 +189,8 @@ fn share(some: &Networks, others: &Networks) -> bool {
 pub struct OwnAddresses {
     /// The cluster's range.
     pub range: Subnet,
+    /// One of its IPv6 networks, if it has them.
+    pub six: Option<Subnet6>,
 }
 
 impl OwnAddresses {
@@ -196,7 +198,9 @@ impl OwnAddresses {
     pub fn hold(&self, address: IpAddr, prefix_bits: u8) -> bool {
         match address {
             IpAddr::V4(address) => prefix_bits >= self.range.prefix && self.range.contains(address),
-            IpAddr::V6(_) => false,
+            IpAddr::V6(address) => {
+                prefix_bits >= Subnet6::CLUSTER_PREFIX && self.six.is_some_and(|six| six.is_of_cluster(address))
+            }
         }
     }
 }
@@ -223,6 +227,7 @@ mod tests {
         let instance = |(ordinal, last): (usize, &u8)| NamedInstance {
             ordinal: ordinal as u32,
             address: address(*last),
+            address6: None,
             networks: networks.clone(),
             serves: *last <= 100,
         };
@@ -235,7 +240,7 @@ mod tests {
     }
 
     fn zone(workloads: &[NamedWorkload]) -> Zone {
-        Zone::new(workloads, |_| None)
+        Zone::new(workloads)
     }
 
     fn seen(zone: &Zone, asker: u8, name: &str) -> String {
@@ -307,8 +312,9 @@ mod tests {
 
     #[test]
     fn kinds_of_addresses_are_told_apart() {
-        let v6 = |v4: Ipv4Addr| Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, v4.octets()[3].into()));
-        let with = Zone::new(&[workload("web", None, &[], &[2])], v6);
+        let mut web = workload("web", None, &[], &[2]);
+        web.instances[0].address6 = Some("fd00::2".parse().unwrap());
+        let with = zone(&[web]);
         let only_v6 = Wanted::Addresses { v4: false, v6: true };
         assert_eq!(with.find(address(2), "web", only_v6), Found::Some(vec!["fd00::2".parse().unwrap()]));
         assert_eq!(with.find(address(2), "web", Wanted::Other), Found::Nothing);
@@ -323,7 +329,9 @@ mod tests {
         assert_eq!(zone.name_of(address(2), address(2).into()), Some("web-0"));
         assert_eq!(zone.name_of(address(2), address(3).into()), None);
         assert_eq!(zone.name_of(address(9), address(2).into()), None);
-        let own = OwnAddresses { range: "10.210.0.0/16".parse().unwrap() };
+        let six = "fd00:0:0:3::/64".parse().ok();
+        let own = OwnAddresses { range: "10.210.0.0/16".parse().unwrap(), six };
+        assert!(own.hold("fd00::4:0:0:0:1".parse().unwrap(), 128) && !own.hold("fd00::".parse().unwrap(), 8));
         assert!(own.hold(address(3).into(), 32) && own.hold(address(0).into(), 24));
         assert!(!own.hold("10.0.0.0".parse().unwrap(), 8) && !own.hold("10.211.0.1".parse().unwrap(), 32));
     }

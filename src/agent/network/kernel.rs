@@ -13,7 +13,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use toft_model::{instance::PublishedPort, node::Subnet};
+use toft_model::{
+    instance::PublishedPort,
+    node::{Subnet, Subnet6},
+};
 
 use super::{
     HostNetwork, Network, NetworkConfig, NetworkError, PortClaim, bridge, link,
@@ -62,8 +65,9 @@ pub struct KernelNetwork {
 /// What this process knows it did.
 #[derive(Debug, Default)]
 struct State {
-    /// The bridge's network, once it is set up.
+    /// The bridge's networks, once it is set up.
     subnet: Option<Subnet>,
+    subnet6: Option<Subnet6>,
     /// The rules in force.
     applied: Option<Applied>,
 }
@@ -142,16 +146,20 @@ impl Network for KernelNetwork {
     async fn set(&self, config: &NetworkConfig) -> Result<(), NetworkError> {
         self.names.check()?;
         let name = &self.names.bridge;
-        Netlink::here()?.run(async |handle| bridge::ensure(&handle, name, config.subnet).await).await?;
+        Netlink::here()?.run(async |handle| bridge::ensure(&handle, name, config.subnet, config.subnet6).await).await?;
         bridge::allow_forwarding(name)?;
+        if config.subnet6.is_some() {
+            bridge::allow_forwarding_v6()?;
+        }
         self.apply_rules(config).await?;
-        self.with_state(|state| state.subnet = Some(config.subnet));
+        self.with_state(|state| (state.subnet, state.subnet6) = (Some(config.subnet), config.subnet6));
         Ok(())
     }
 
     async fn attach(&self, pid: u32, address: Ipv4Addr) -> Result<(), NetworkError> {
-        let subnet = super::member(self.with_state(|state| state.subnet), address)?;
-        link::attach(pid, link::Place { bridge: &self.names.bridge, subnet, address }).await
+        let (subnet, subnet6) = self.with_state(|state| (state.subnet, state.subnet6));
+        let subnet = super::member(subnet, address)?;
+        link::attach(pid, link::Place { bridge: &self.names.bridge, subnet, address, subnet6 }).await
     }
 
     async fn loopback(&self, pid: u32) -> Result<(), NetworkError> {

@@ -8,7 +8,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use toft_model::{instance::PublishedPort, node::Subnet, workload::NetworkName};
+use toft_model::{
+    instance::PublishedPort,
+    node::{Subnet, Subnet6},
+    workload::NetworkName,
+};
 
 mod bridge;
 pub mod fake;
@@ -28,6 +32,8 @@ pub use port::{PortClaim, check_free};
 pub struct NetworkConfig {
     /// Network of the bridge; the bridge has its first address.
     pub subnet: Subnet,
+    /// Their IPv6 network: each container has the address that belongs to its IPv4 one.
+    pub subnet6: Option<Subnet6>,
     /// Published ports with the container address each leads to.
     pub ports: Vec<(PublishedPort, Ipv4Addr)>,
     /// Every container's address with the networks it is in. Who is not in here reaches nobody.
@@ -39,7 +45,7 @@ pub struct NetworkConfig {
 impl NetworkConfig {
     /// A network of nobody.
     pub fn new(subnet: Subnet) -> Self {
-        Self { subnet, ports: Vec::new(), members: BTreeMap::new(), names_port: None }
+        Self { subnet, subnet6: None, ports: Vec::new(), members: BTreeMap::new(), names_port: None }
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) const INET: u8 = 1;
 /// Family of tables for frames on a bridge.
 pub(super) const BRIDGE: u8 = 7;
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 const UDP: u8 = 17;
 
 // Message types: linux/netlink.h, linux/netfilter/{nf_tables,nfnetlink_conntrack}.h.
@@ -77,8 +78,12 @@ pub(super) fn table(family: u8, name: &str) -> io::Result<Option<TableIdentity>>
 /// Makes the kernel forget every UDP flow that was sent to one of `ports`, and says how many there were. Otherwise a
 /// sender that never pauses stays for ever with the translation its first packet found.
 pub(super) fn forget_udp(ports: &BTreeSet<u16>) -> io::Result<usize> {
+    Ok(forget_udp_of(IPV4, ports)? + forget_udp_of(IPV6, ports)?)
+}
+
+fn forget_udp_of(family: u8, ports: &BTreeSet<u16>) -> io::Result<usize> {
     let socket = open()?;
-    send(&socket, IPV4, (GET_FLOW, REQUEST | DUMP), &[])?;
+    send(&socket, family, (GET_FLOW, REQUEST | DUMP), &[])?;
     let mut flows: Vec<Vec<u8>> = Vec::new();
     receive(&socket, |kind, payload| {
         if kind == NEW_FLOW && udp_port(payload).is_some_and(|port| ports.contains(&port)) {
@@ -93,7 +98,7 @@ pub(super) fn forget_udp(ports: &BTreeSet<u16>) -> io::Result<usize> {
         false
     })?;
     for flow in &flows {
-        send(&socket, IPV4, (DELETE_FLOW, REQUEST | ACKNOWLEDGE), flow)?;
+        send(&socket, family, (DELETE_FLOW, REQUEST | ACKNOWLEDGE), flow)?;
         match receive(&socket, |_, _| true) {
             // It ended by itself.
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}

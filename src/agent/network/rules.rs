@@ -25,12 +25,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use toft_model::{
     instance::PublishedPort,
-    node::Subnet,
+    node::{Subnet, Subnet6},
     workload::{NetworkName, Protocol},
 };
 
@@ -60,13 +60,26 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
     let KernelNetworkConfig { bridge, .. } = names;
     let subnet = config.subnet;
     let mut text = collection("map", "published", PUBLISHED, published(&config.ports, |to| Some(to.into())));
+    let six = config.subnet6.map(|subnet6| Six { bridge, subnet, subnet6 });
+    if let Some(six) = &six {
+        text += &collection("map", "published6", PUBLISHED6, published(&config.ports, |to| Some(six.of(to).into())));
+    }
     let mut allowed = String::new();
     for (network, members) in networks(config) {
         let name = set_name(network);
         text += &collection("set", &name, "ipv4_addr", members.iter().map(ToString::to_string));
         // Writing to a `String` cannot fail.
         let _ = writeln!(allowed, "        ip saddr @{name} ip daddr @{name} accept");
+        if let Some(six) = &six {
+            text +=
+                &collection("set", &format!("{name}.6"), "ipv6_addr", members.iter().map(|to| six.of(*to).to_string()));
+            let _ = writeln!(allowed, "        ip6 saddr @{name}.6 ip6 daddr @{name}.6 accept");
+        }
     }
+    let guard6 = six.as_ref().map(Six::guard).unwrap_or_default();
+    let dnat6 = six.as_ref().map(Six::dnat).unwrap_or_default();
+    let redirects6 = six.as_ref().map(Six::redirects).unwrap_or_default();
+    let masquerade6 = six.as_ref().map(Six::masquerade).unwrap_or_default();
     let names_port = config.names_port.map_or_else(String::new, |port| {
         format!(
             "        iifname \"{bridge}\" ip daddr {} meta l4proto {{ tcp, udp }} th dport 53 redirect to :{port}\n",
@@ -78,11 +91,11 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip daddr 127.0.0.0/8 drop
         iifname != {{ "{bridge}", "lo" }} ip saddr {subnet} drop
-    }}
+{guard6}    }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
 {names_port}        fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @published
-    }}
+{dnat6}    }}
     chain marks {{
         type filter hook prerouting priority dstnat + 10; policy accept;
         iifname "{bridge}" ct status dnat meta mark set meta mark | {MARK:#x}
@@ -90,17 +103,17 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
     chain output {{
         type nat hook output priority -100; policy accept;
         fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @published
-    }}
+{dnat6}    }}
     chain redirects {{
         type filter hook output priority filter; policy accept;
         oifname "{bridge}" icmp type redirect drop
-    }}
+{redirects6}    }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
         oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
         ip saddr {subnet} ip daddr {subnet} ct status dnat masquerade
         ip saddr {subnet} oifname != "{bridge}" masquerade
-    }}
+{masquerade6}    }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname "{bridge}" oifname "{bridge}" jump between
@@ -127,6 +140,20 @@ fn bridge(config: &NetworkConfig) -> String {
     let mut text = collection("set", "links", "ifname . ether_addr", places.iter().map(|(link, _)| link.clone()));
     let with_address = places.iter().map(|(link, address)| format!("{link} . {address}"));
     text += &collection("set", "addresses", "ifname . ether_addr . ipv4_addr", with_address);
+    let six = config.subnet6.map(|subnet6| {
+        let with_address =
+            places.iter().map(|(link, address)| format!("{link} . {}", subnet6.address(config.subnet, *address)));
+        text += &collection("set", "addresses6", "ifname . ether_addr . ipv6_addr", with_address);
+        // What finds neighbours goes no further than the bridge, and a container is no router.
+        format!(
+            r#"        icmpv6 type {{ nd-router-advert, nd-redirect }} drop
+        iifname . ether saddr . ip6 saddr @addresses6 accept
+        ip6 saddr {{ ::/128, fe80::/10 }} ip6 daddr {{ {}, fe80::/10, ff02::/16 }} iifname . ether saddr @links accept
+"#,
+            subnet6.gateway()
+        )
+    });
+    let six = six.unwrap_or_default();
     text + &format!(
         r#"    chain guard {{
         type filter hook prerouting priority -300; policy accept;
@@ -135,7 +162,7 @@ fn bridge(config: &NetworkConfig) -> String {
     chain container {{
         iifname . ether saddr . ip saddr @addresses accept
         iifname . ether saddr . arp saddr ip @addresses iifname . arp saddr ether . arp saddr ip @addresses accept
-        drop
+{six}        drop
     }}
     chain forward {{
         type filter hook forward priority -200; policy accept;
@@ -151,6 +178,41 @@ fn bridge(config: &NetworkConfig) -> String {
 
 /// Type of the map of published ports.
 const PUBLISHED: &str = "inet_proto . inet_service : ipv4_addr . inet_service";
+
+const PUBLISHED6: &str = "inet_proto . inet_service : ipv6_addr . inet_service";
+
+/// What the same rules say for IPv6.
+struct Six<'a> {
+    bridge: &'a str,
+    subnet: Subnet,
+    subnet6: Subnet6,
+}
+
+impl Six<'_> {
+    fn of(&self, address: Ipv4Addr) -> Ipv6Addr {
+        self.subnet6.address(self.subnet, address)
+    }
+
+    fn guard(&self) -> String {
+        format!("        iifname != {{ \"{}\", \"lo\" }} ip6 saddr {} drop\n", self.bridge, self.subnet6)
+    }
+
+    /// Not for `::1`: the kernel lets no packet with that sender leave, and nobody could answer it.
+    fn dnat(&self) -> String {
+        "        fib daddr type local ip6 daddr != ::1 dnat ip6 to meta l4proto . th dport map @published6\n".to_owned()
+    }
+
+    fn redirects(&self) -> String {
+        format!("        oifname \"{}\" icmpv6 type nd-redirect drop\n", self.bridge)
+    }
+
+    fn masquerade(&self) -> String {
+        let (bridge, subnet) = (self.bridge, self.subnet6);
+        format!(
+            "        ip6 saddr {subnet} ip6 daddr {subnet} ct status dnat masquerade\n        ip6 saddr {subnet} oifname != \"{bridge}\" masquerade\n"
+        )
+    }
+}
 
 /// A set or a map with what is in it.
 fn collection(what: &str, name: &str, of: &str, elements: impl Iterator<Item = String>) -> String {
@@ -238,6 +300,15 @@ mod tests {
         config.members.insert("10.210.3.2".parse().unwrap(), BTreeSet::from([shop.clone(), lan]));
         config.members.insert("10.210.3.3".parse().unwrap(), BTreeSet::from([shop]));
         config.names_port = Some(10_053);
+        insta::assert_snapshot!(render(&names(), &config));
+    }
+
+    #[test]
+    fn the_same_holds_for_ipv6() {
+        let mut config = config(&[(8080, 80, Protocol::Tcp, "10.210.3.2")]);
+        config.subnet6 = Some("fd23:4567:89ab:d203::/64".parse().unwrap());
+        let lan = NetworkName::Shared("lan".parse().unwrap());
+        config.members.insert("10.210.3.2".parse().unwrap(), BTreeSet::from([lan]));
         insta::assert_snapshot!(render(&names(), &config));
     }
 

@@ -129,7 +129,7 @@ impl Cluster {
             if row.desired != Desired::Removed && self.removed.contains(&row.id) {
                 return Err(format!("{} was called back after its removal", row.id));
             }
-            let NetworkOrder::Bridge { address, ports } = &row.container.network else { continue };
+            let NetworkOrder::Bridge { address, ports, .. } = &row.container.network else { continue };
             let mut claim = vec![(row.node_id, address.to_string())];
             claim.extend(ports.iter().map(|port| (row.node_id, format!("{}/{}", port.host, port.protocol))));
             if let Some(twice) = claim.into_iter().find(|claim| !claims.insert(claim.clone())) {

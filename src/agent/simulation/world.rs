@@ -517,6 +517,7 @@ fn inventory(number: u8) -> Inventory {
         version: "0.1.0".into(),
         runtime: "2.0".into(),
         subnet: Some(subnet.parse().unwrap()),
+        subnet6: None,
         isolation: Vec::new(),
     }
 }

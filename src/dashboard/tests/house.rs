@@ -215,6 +215,7 @@ impl House {
             version: "0.1.0".into(),
             runtime: "containerd 2.1.4".into(),
             subnet: Some("10.210.0.0/24".parse().unwrap()),
+            subnet6: None,
             isolation: Vec::new(),
         };
         ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();

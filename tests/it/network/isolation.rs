@@ -1,6 +1,10 @@
 //! Who reaches whom: containers that share a network, and nobody else, whatever they send.
 
-use std::net::Ipv4Addr;
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    time::Duration,
+};
 
 use toft::agent::network::{Network, kernel::KernelNetwork};
 use toft_model::workload::Protocol::{Tcp, Udp};
@@ -172,5 +176,94 @@ fn nobody_outside_speaks_with_a_containers_address() {
             std::net::UdpSocket::bind("10.210.3.2:0").unwrap().send_to(b"let me in", "10.210.3.1:7000").unwrap()
         });
         assert!(host.recv(&mut [0; 16]).is_ok(), "the attack must be one that only the guard stops");
+    });
+}
+
+/// The addresses of `A`, `B` and `C` in IPv6.
+fn six(last: u8) -> Ipv6Addr {
+    format!("fd23:4567:89ab:d203::{last}").parse().unwrap()
+}
+
+/// Serves one word over TCP, on IPv6 alone.
+fn serve_six(space: &Namespace, word: &'static str) {
+    let (ready, started) = std::sync::mpsc::channel();
+    space.spawn(move || {
+        let listener = TcpListener::bind("[::]:80").unwrap();
+        ready.send(()).unwrap();
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let told = format!("{word} {}", stream.peer_addr().unwrap().ip());
+            let _ = stream.write_all(told.as_bytes());
+        }
+    });
+    started.recv().unwrap();
+}
+
+fn ask_six(address: Ipv6Addr, port: u16) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::from((address, port)), Duration::from_millis(1_500))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut told = String::new();
+    stream.read_to_string(&mut told)?;
+    Ok(told)
+}
+
+#[test]
+fn ipv6_is_kept_apart_and_published_the_same_way() {
+    on_host(async || {
+        let lan = Namespace::lan();
+        let (lan_host, lan_client) = ("2001:db8::1", "2001:db8::2");
+        ip(&format!("-6 addr add {lan_host}/64 dev lan0 nodad"));
+        lan.inside(move || ip(&format!("-6 addr add {lan_client}/64 dev eth0 nodad")));
+        let toft = network("toft0", "toft");
+        let mut wanted = networks(SUBNET, &[(A, &["shop"]), (B, &["shop"]), (C, &["other"])]);
+        wanted.subnet6 = Some("fd23:4567:89ab:d203::/64".parse().unwrap());
+        wanted.ports = config(SUBNET, &[(8080, 80, Tcp, A)]).ports;
+        toft.set(&wanted).await.unwrap();
+        let spaces = [Namespace::new(), Namespace::new(), Namespace::new()];
+        for (space, address) in spaces.iter().zip([A, B, C]) {
+            toft.attach(space.pid(), address).await.unwrap();
+            toft.attach(space.pid(), address).await.unwrap();
+        }
+        let [a, b, c] = spaces;
+        serve_six(&a, "a");
+        serve_six(&b, "b");
+        serve_six(&lan, "lan");
+        assert_eq!(a.inside(|| ask_six(six(3), 80)).unwrap(), format!("b {}", six(2)));
+        assert!(c.inside(|| ask_six(six(2), 80)).is_err(), "no shared network");
+        // With the address of one who may, and straight to the other's hardware address.
+        c.inside(|| {
+            ip(&format!("-6 addr add {}/128 dev eth0 nodad", six(3)));
+            ip(&format!("-6 route replace {}/128 via {} src {}", six(2), six(1), six(3)));
+        });
+        assert!(c.inside(|| ask_six(six(2), 80)).is_err());
+        c.inside(|| {
+            ip(&format!("-6 addr del {}/128 dev eth0", six(3)));
+            ip(&format!("-6 route replace {}/128 dev eth0", six(2)));
+            ip(&format!("-6 neigh replace {} lladdr 02:74:0a:d2:03:02 dev eth0 nud permanent", six(2)));
+        });
+        assert!(c.inside(|| ask_six(six(2), 80)).is_err());
+        assert_eq!(a.inside(|| ask_six(six(3), 80)).unwrap(), format!("b {}", six(2)), "and nothing was led away");
+
+        let host: Ipv6Addr = lan_host.parse().unwrap();
+        let from = |address: &dyn std::fmt::Display| format!("a {address}");
+        assert_eq!(lan.inside(move || ask_six(host, 8080)).unwrap(), from(&lan_client));
+        assert_eq!(ask_six(host, 8080).unwrap(), from(&lan_host));
+        for asker in [&a, &b, &c] {
+            assert_eq!(asker.inside(move || ask_six(host, 8080)).unwrap(), from(&six(1)), "hairpin");
+        }
+        let client: Ipv6Addr = lan_client.parse().unwrap();
+        assert_eq!(
+            b.inside(move || ask_six(client, 80)).unwrap(),
+            format!("lan {lan_host}"),
+            "out under the host's address"
+        );
+        lan.inside(move || ip(&format!("-6 route add fd23:4567:89ab:d203::/64 via {lan_host}")));
+        assert!(lan.inside(|| ask_six(six(3), 80)).is_err(), "what is not published is closed");
+
+        wanted.subnet6 = None;
+        toft.set(&wanted).await.unwrap();
+        assert!(!ip("-6 addr show dev toft0").contains("fd23:"), "switched off again");
+        assert!(a.inside(|| ask_six(six(3), 80)).is_err());
+        toft.remove_all().await.unwrap();
+        assert_eq!(nft("list ruleset"), "");
     });
 }

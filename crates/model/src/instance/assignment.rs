@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use serde::{Deserialize, Serialize};
@@ -63,6 +63,9 @@ pub enum NetworkOrder {
     Bridge {
         /// Address inside the node's subnet.
         address: Ipv4Addr,
+        /// The IPv6 address, when the node has them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address6: Option<Ipv6Addr>,
         /// Ports published on the host.
         ports: Vec<PublishedPort>,
     },

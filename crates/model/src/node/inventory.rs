@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Subnet;
+use super::{Subnet, Subnet6};
 
 /// What a node has and is, as it told when it last registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -24,6 +24,10 @@ pub struct Inventory {
     /// The network its containers live in; absent when the node can make no bridge.
     #[schema(value_type = Option<String>, example = "10.210.0.0/24")]
     pub subnet: Option<Subnet>,
+    /// Their IPv6 network, when the node has it switched on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "fd23:4567:89ab:d203::/64")]
+    pub subnet6: Option<Subnet6>,
     /// Names of the container runtimes that `isolation` can ask for; empty when the node does not tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub isolation: Vec<String>,

@@ -4,4 +4,4 @@ mod inventory;
 mod subnet;
 
 pub use inventory::Inventory;
-pub use subnet::{Subnet, pick_subnet};
+pub use subnet::{Subnet, Subnet6, pick_subnet};

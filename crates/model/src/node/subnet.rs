@@ -1,10 +1,14 @@
 //! Networks of addresses: the cluster's range and the part of it that each node gives its containers.
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::invalid::Invalid;
+use crate::{ids::ClusterId, invalid::Invalid};
 
 /// Prefix length of the network one node gets.
 const NODE_PREFIX: u8 = 24;
@@ -92,6 +96,80 @@ impl fmt::Display for Subnet {
     }
 }
 
+/// An IPv6 network of 64 bits, of addresses that are unique to one place (RFC 4193).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Subnet6 {
+    /// First address.
+    pub base: Ipv6Addr,
+}
+
+impl Subnet6 {
+    /// Prefix length.
+    pub const PREFIX: u8 = 64;
+    /// Prefix length of all that a cluster has.
+    pub const CLUSTER_PREFIX: u8 = 48;
+
+    /// The network that belongs to a node's IPv4 network: 40 bits say which cluster, 16 which /24.
+    pub fn of(cluster: ClusterId, subnet: Subnet) -> Self {
+        // The end of a version 7 UUID is random.
+        let random = cluster.0.as_u128() & 0xff_ffff_ffff;
+        let number = u128::from(u32::from(subnet.base) >> 8) & 0xffff;
+        Self { base: Ipv6Addr::from(0xfd << 120 | random << 80 | number << 64) }
+    }
+
+    /// The address that belongs to an IPv4 address of `subnet`: the same number of places after the base.
+    pub fn address(self, subnet: Subnet, address: Ipv4Addr) -> Ipv6Addr {
+        let offset = u32::from(address).wrapping_sub(u32::from(subnet.base));
+        Ipv6Addr::from(u128::from(self.base) | u128::from(offset))
+    }
+
+    /// The bridge's own address, the first usable one.
+    pub fn gateway(self) -> Ipv6Addr {
+        Ipv6Addr::from(u128::from(self.base) | 1)
+    }
+
+    /// Whether `address` is one of the cluster's.
+    pub fn is_of_cluster(self, address: Ipv6Addr) -> bool {
+        (u128::from(self.base) ^ u128::from(address)) >> (128 - Self::CLUSTER_PREFIX) == 0
+    }
+}
+
+impl FromStr for Subnet6 {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let shown: String = text.chars().take(60).collect();
+        let base = text.strip_suffix("/64").and_then(|base| base.parse::<Ipv6Addr>().ok());
+        match base.filter(|base| u128::from(*base) & u128::from(u64::MAX) == 0) {
+            Some(base) => Ok(Self { base }),
+            None => {
+                Err(Invalid::value(format!("`{shown}` is no network of 64 bits"), "write it like `fd00:1:2:3::/64`"))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Subnet6 {
+    type Error = Invalid;
+
+    fn try_from(text: String) -> Result<Self, Invalid> {
+        text.parse()
+    }
+}
+
+impl From<Subnet6> for String {
+    fn from(subnet: Subnet6) -> Self {
+        subnet.to_string()
+    }
+}
+
+impl fmt::Display for Subnet6 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.base, Self::PREFIX)
+    }
+}
+
 /// The first /24 of `range` that overlaps none of `taken`; a smaller range is taken as a whole or not at all. The search
 /// begins at the one numbered `from`, wherever that falls in the range: appliances beside each other begin at different
 /// ones, because one that has no container yet has no route that others could see.
@@ -126,6 +204,25 @@ mod tests {
 
     fn subnet(text: &str) -> Subnet {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn every_network_has_its_own_of_ipv6() {
+        let cluster = ClusterId("0199c0de-0000-7000-8000-0123456789ab".parse().unwrap());
+        let of = |text: &str| Subnet6::of(cluster, subnet(text));
+        assert_eq!(of("10.210.3.0/24").to_string(), "fd23:4567:89ab:d203::/64");
+        assert_ne!(of("10.210.3.0/24"), of("10.211.3.0/24"));
+        let six = of("10.210.3.0/24");
+        assert_eq!(
+            six.address(subnet("10.210.3.0/24"), "10.210.3.17".parse().unwrap()).to_string(),
+            "fd23:4567:89ab:d203::11"
+        );
+        assert_eq!(six.gateway(), six.address(subnet("10.210.3.0/24"), subnet("10.210.3.0/24").gateway()));
+        assert!(six.is_of_cluster(of("10.9.9.0/24").base) && !six.is_of_cluster("fd00::1".parse().unwrap()));
+        assert_eq!(six.to_string().parse::<Subnet6>().unwrap(), six);
+        for bad in ["", "fd00::/48", "fd00::1/64", "10.0.0.0/24", "x/64"] {
+            assert!(bad.parse::<Subnet6>().is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ impl Claims {
         self.instances += 1;
         self.cpu_millis += resources.cpu_reserved_millis.map_or(0, u64::from);
         self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_reserved_bytes.unwrap_or(0));
-        if let NetworkOrder::Bridge { address, ports } = network {
+        if let NetworkOrder::Bridge { address, ports, .. } = network {
             self.addresses.insert(*address);
             self.ports.extend(ports.iter().map(|port| (port.host, port.protocol)));
         }
@@ -39,7 +39,7 @@ impl Claims {
         if self.reserve(&order.resources, node).is_err() {
             return true;
         }
-        let NetworkOrder::Bridge { address, ports } = &order.network else { return false };
+        let NetworkOrder::Bridge { address, ports, .. } = &order.network else { return false };
         self.addresses.contains(address) || ports.iter().any(|port| self.ports.contains(&(port.host, port.protocol)))
     }
 
@@ -128,7 +128,8 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
         };
         ports.push(PublishedPort { host, container: *container, protocol: *protocol });
     }
-    Ok(NetworkOrder::Bridge { address, ports })
+    let address6 = node.inventory.subnet6.map(|subnet6| subnet6.address(subnet, address));
+    Ok(NetworkOrder::Bridge { address, address6, ports })
 }
 
 /// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
@@ -170,9 +171,10 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
 fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
     match (order, spec.network) {
         (NetworkOrder::Host, NetworkMode::Host) | (NetworkOrder::None, NetworkMode::None) => true,
-        (NetworkOrder::Bridge { address, ports }, NetworkMode::Bridge) => {
+        (NetworkOrder::Bridge { address, address6, ports }, NetworkMode::Bridge) => {
+            let six = |subnet| node.inventory.subnet6.map(|subnet6| subnet6.address(subnet, *address));
             // A node that lost its network may get it back; one that has another needs other addresses.
-            node.inventory.subnet.is_none_or(|subnet| subnet.contains(*address))
+            node.inventory.subnet.is_none_or(|subnet| subnet.contains(*address) && six(subnet) == *address6)
                 && ports.len() == spec.ports.len()
                 && ports.iter().zip(&spec.ports).all(|(have, want)| {
                     have.container == want.container

@@ -1,6 +1,9 @@
 //! What the names of workloads lead to.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use rusqlite::Connection;
 
@@ -32,6 +35,8 @@ pub struct NamedInstance {
     pub ordinal: u32,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub address6: Option<Ipv6Addr>,
     /// The networks it is in, which are other than its workload's when it is about to be replaced.
     pub networks: BTreeSet<NetworkName>,
     /// Whether it runs, shall go on running, and does not fail its health check.
@@ -54,13 +59,14 @@ pub fn query_names(connection: &Connection, node_id: NodeId) -> rusqlite::Result
 }
 
 fn named(row: &InstanceRow) -> Option<NamedInstance> {
-    let NetworkOrder::Bridge { address, .. } = &row.container.network else { return None };
+    let NetworkOrder::Bridge { address, address6, .. } = &row.container.network else { return None };
     let report = row.report.as_ref();
     let runs = matches!(report.and_then(|report| report.state.as_ref()), Some(InstanceState::Running { .. }));
     let healthy = row.container.health.is_none() || report.and_then(|report| report.health) == Some(Health::Healthy);
     Some(NamedInstance {
         ordinal: row.ordinal,
         address: *address,
+        address6: *address6,
         networks: NetworkName::of(row.container.deployment.as_ref(), &row.container.networks),
         serves: runs && healthy && row.desired == Desired::Running,
     })

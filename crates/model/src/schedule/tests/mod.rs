@@ -24,7 +24,7 @@ fn decisions(cluster: &mut Cluster) -> Vec<String> {
         let network = match &placement.container.network {
             NetworkOrder::Host => "host".to_owned(),
             NetworkOrder::None => "none".to_owned(),
-            NetworkOrder::Bridge { address, ports } => {
+            NetworkOrder::Bridge { address, ports, .. } => {
                 let ports = ports.iter().map(|port| format!(" {}:{}/{}", port.host, port.container, port.protocol));
                 format!("{address}{}", ports.collect::<String>())
             }

@@ -48,6 +48,7 @@ pub(crate) fn inventory(subnet: Option<&str>) -> Inventory {
         version: "0.1.0".into(),
         runtime: "2.0".into(),
         subnet: subnet.map(|subnet| subnet.parse().unwrap()),
+        subnet6: None,
         isolation: Vec::new(),
     }
 }
@@ -241,7 +242,7 @@ impl Cluster {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
             assert!(ordinals.insert((instance.workload_id, instance.ordinal)), "an ordinal exists twice");
-            let NetworkOrder::Bridge { address, ports } = &instance.container.network else { continue };
+            let NetworkOrder::Bridge { address, ports, .. } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
             assert!(claims.insert(claim.clone()), "an address was given twice: {claim}");
             for port in ports {
