@@ -175,6 +175,11 @@ impl Client {
         decode(self.send(Method::PUT, path, body, &[seen]).await?).await
     }
 
+    /// Puts a body as it comes.
+    pub(super) async fn put_stream<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
+        decode(self.send(Method::PUT, path, body, &[]).await?).await
+    }
+
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
         let response = self.read(path).await?;

@@ -8,6 +8,7 @@ mod consistency;
 mod error;
 mod events;
 mod exec;
+mod files;
 mod health;
 mod idempotency;
 mod images;
@@ -17,6 +18,7 @@ mod nodes;
 mod query;
 mod secrets;
 pub mod serve;
+mod stats;
 mod workloads;
 
 use std::sync::Arc;
@@ -80,6 +82,7 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))
         .routes(routes!(nodes::list))
+        .routes(routes!(nodes::show))
         .routes(routes!(events::list))
 }
 
@@ -94,6 +97,12 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::prune))
         .routes(routes!(images::remove))
         .routes(routes!(exec::exec))
+        .routes(routes!(nodes::facts))
+        .routes(routes!(files::stat))
+        .merge(OpenApiRouter::new().routes(routes!(files::read, files::write)).layer(images::unlimited()))
+        .routes(routes!(stats::show))
+        .routes(routes!(stats::stream))
+        .routes(routes!(stats::processes))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
         .routes(routes!(backups::list, backups::create))

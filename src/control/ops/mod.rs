@@ -5,10 +5,12 @@
 pub mod backups;
 pub mod cluster;
 mod exec;
+mod files;
 mod images;
 pub mod logs;
 mod nodes;
 mod secrets;
+pub mod usage;
 pub mod wait;
 mod workloads;
 
