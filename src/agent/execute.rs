@@ -19,7 +19,7 @@ use toft_model::{
     secret::{SealedSecret, SecretMount},
     workload::HostAddress,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
+    retention,
     runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
     secrets::{SecretError, SecretFiles},
 };
@@ -90,6 +91,8 @@ pub struct Executor {
     pub log_max_bytes: u64,
     /// Log files kept an instance.
     pub log_max_files: u32,
+    /// Rung when an instance has gone, whose logs stay for a while.
+    pub left: Arc<Notify>,
     /// Secrets of containers, in memory.
     pub secrets: SecretFiles,
     /// Fetches images from registries.
@@ -142,8 +145,16 @@ impl Executor {
         };
         // That the process is about to start must be on disk before it does.
         let ledger = self.ledger.clone();
+        let (logs, workload, name) =
+            (self.logs_dir.join(id.to_string()), assignment.workload.clone(), assignment.instance_name());
         let note = async {
-            let stored = tokio::task::spawn_blocking(move || ledger.store_outcome(id, outcome)).await;
+            let stored = tokio::task::spawn_blocking(move || {
+                if let Err(error) = retention::note(&logs, &workload, &name) {
+                    tracing::warn!(instance.id = %id, %error, "whose logs these are could not be noted");
+                }
+                ledger.store_outcome(id, outcome)
+            })
+            .await;
             stored.map_err(|e| StartError::Other(e.to_string()))?.map_err(|e| StartError::Other(chain(&e)))
         };
         let ready = async { ready.await.map_err(StartError::Other) };
@@ -360,7 +371,7 @@ impl Executor {
         }
     }
 
-    /// Ends the process and deletes container, logs and generated files.
+    /// Ends the process and deletes container and generated files; its logs are kept for a while.
     pub async fn remove(&self, id: InstanceId, task: TaskState, grace_ms: u32) -> Done {
         let removed = async {
             match task {
@@ -374,15 +385,19 @@ impl Executor {
         if let Err(error) = removed.await {
             return Done::Failed { reason: chain(&error) };
         }
-        for dir in [&self.logs_dir, &self.instances_dir] {
-            let dir = dir.join(id.to_string());
-            match tokio::fs::remove_dir_all(&dir).await {
+        let (logs, files) = (self.logs_dir.join(id.to_string()), self.instances_dir.join(id.to_string()));
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let kept = tokio::task::spawn_blocking(move || retention::let_go(&logs, now_ms)).await;
+        let kept = kept.map_err(std::io::Error::other).flatten();
+        for (what, done) in [("logs", kept), ("files", tokio::fs::remove_dir_all(&files).await)] {
+            match done {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(instance.id = %id, %error, "`{}` could not be removed", dir.display());
+                    tracing::warn!(instance.id = %id, %error, "its {what} could not be removed");
                 }
                 _ => {}
             }
         }
+        self.left.notify_one();
         Done::Removed
     }
 }

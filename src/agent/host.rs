@@ -11,12 +11,9 @@ pub fn inventory(
     (subnet, subnet6): (Option<Subnet>, Option<Subnet6>),
     isolation: Vec<String>,
 ) -> Inventory {
-    let only_memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
-    let memory_bytes = sysinfo::System::new_with_specifics(only_memory).map_or(0, |system| system.total_memory());
-    let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32);
     Inventory {
-        cpus,
-        memory_bytes,
+        cpus: cpus(),
+        memory_bytes: memory_bytes(),
         kernel: sysinfo::System::kernel_version().unwrap_or_default(),
         os: os_name(Path::new("/etc/os-release")),
         arch: std::env::consts::ARCH.to_owned(),
@@ -28,12 +25,24 @@ pub fn inventory(
     }
 }
 
+/// Logical CPUs.
+pub fn cpus() -> u32 {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u32)
+}
+
+/// Physical memory in bytes; 0 when it cannot be told.
+pub fn memory_bytes() -> u64 {
+    let only_memory = sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    sysinfo::System::new_with_specifics(only_memory).map_or(0, |system| system.total_memory())
+}
+
 /// The host's name, or an empty text.
 pub fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
-fn os_name(path: &Path) -> String {
+/// What the distribution calls itself in `/etc/os-release`.
+pub(super) fn os_name(path: &Path) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     value.map_or_else(|| "Linux".to_owned(), |value| value.trim_matches('"').to_owned())

@@ -8,15 +8,19 @@
 pub mod dns;
 pub mod exec;
 pub mod execute;
+pub mod facts;
+pub mod files;
 mod health;
 pub mod host;
 pub mod image;
 pub mod keeper;
 pub mod ledger;
 pub mod logs;
+pub mod meter;
 pub mod network;
 pub mod reconcile;
 pub mod report;
+pub mod retention;
 pub mod runtime;
 pub mod secrets;
 

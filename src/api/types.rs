@@ -5,6 +5,7 @@ mod exec;
 mod images;
 mod registries;
 mod secrets;
+mod usage;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,7 @@ pub use exec::{ExecCommand, ExecNews};
 pub use images::{PullLine, PullRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
+pub use usage::{InstanceStats, Stats};
 
 /// A failed request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

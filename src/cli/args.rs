@@ -15,6 +15,7 @@ use toft_model::{
 
 use super::{
     backup_args::BackupCommand,
+    cp_args::{CP_HELP, CpArgs},
     exec_args::{EXEC_HELP, ExecArgs},
     health_args::HealthArgs,
     image_args::ImageCommand,
@@ -22,6 +23,7 @@ use super::{
     process_args::{ProcessArgs, ResourceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
+    stats_args::{StatsArgs, TopArgs},
 };
 use crate::config::Flags;
 
@@ -73,12 +75,19 @@ pub(super) enum Command {
     /// Run a command in a container that runs
     #[command(after_help = EXEC_HELP)]
     Exec(ExecArgs),
+    /// Copy files out of containers and into them
+    #[command(after_help = CP_HELP)]
+    Cp(CpArgs),
     /// Show what a workload writes from now on, and exit with its code; control-P control-Q detaches
     Attach {
         /// Workload
         #[arg(value_parser = parsed::<Name>)]
         name: Name,
     },
+    /// Show what instances use: CPU, memory, network, disk, processes
+    Stats(StatsArgs),
+    /// List the processes of a workload's instances
+    Top(TopArgs),
     /// Start stopped or finished workloads
     Start(NamesArgs),
     /// Stop workloads; their containers stay
@@ -137,6 +146,9 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: BackupCommand,
     },
+    /// Look whether this machine has what toft needs, and say for each failure what to do
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// Print the completion script for a shell
     Completion {
         /// Shell
@@ -163,6 +175,19 @@ pub(super) enum ClusterCommand {
     Token,
     /// Go on alone with what this node has, when the majority of the members is gone for good
     Recover(RecoverArgs),
+}
+
+const DOCTOR_HELP: &str =
+    "It works with and without a running daemon and changes nothing. As root it sees more. The exit code is 1 when
+something will not work.";
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) appliance: ApplianceArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Which appliance of this machine.
@@ -328,6 +353,9 @@ pub(super) struct LogsArgs {
     /// Only lines in which this regular expression finds something
     #[arg(long, value_name = "REGEX")]
     pub(super) grep: Option<String>,
+    /// Lines of instances that are gone, too; of workloads that are gone they are always shown
+    #[arg(long)]
+    pub(super) gone: bool,
     /// Show when each line was written
     #[arg(short, long)]
     pub(super) timestamps: bool,
@@ -353,6 +381,15 @@ pub(super) struct EventsArgs {
 pub(super) enum NodeCommand {
     /// List nodes
     Ls(ListArgs),
+    /// Show what a node is and has: CPU, memory, disk, temperatures, versions
+    Inspect {
+        /// Node
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Parses a value of the model; a refusal tells its remedy too.

@@ -175,8 +175,8 @@ impl Client {
         decode(self.send(Method::PUT, path, body, &[seen]).await?).await
     }
 
-    /// Writes a body, whatever is there.
-    pub(super) async fn write<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
+    /// Puts a body as it comes.
+    pub(super) async fn put_stream<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
         decode(self.send(Method::PUT, path, body, &[]).await?).await
     }
 

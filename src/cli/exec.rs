@@ -70,7 +70,7 @@ pub(super) async fn exec(client: &Client, args: ExecArgs) -> Result<i32, Failure
 }
 
 /// The name of the instance that is meant: of a workload the one with that number, else the first that runs.
-async fn instance(client: &Client, name: &Name, index: Option<u32>) -> Result<String, Failure> {
+pub(super) async fn instance(client: &Client, name: &Name, index: Option<u32>) -> Result<String, Failure> {
     let workload: Workload = match client.get(&format!("/api/v1/workloads/{name}")).await {
         Ok(workload) => workload,
         // It may be an instance's; the node knows.

@@ -31,13 +31,16 @@ pub(super) async fn logs(client: &Client, args: LogsArgs) -> Result<i32, Failure
             asked.push_str(&format!("&{key}={}", query_value(value)));
         }
     }
+    if args.gone {
+        asked.push_str("&gone=true");
+    }
     let mut paths = Vec::with_capacity(args.names.len());
     let mut instance_names = args.names.len() > 1;
     for name in &args.names {
-        let Meant { workload, index } = meant(client, name).await?;
-        instance_names |= index.is_none() && workload.instances.len() > 1;
+        let Meant { name, index, instances } = meant(client, name).await?;
+        instance_names |= index.is_none() && (args.gone || instances.is_none_or(|count| count > 1));
         let index = index.map_or_else(String::new, |index| format!("&index={index}"));
-        paths.push(format!("/api/v1/workloads/{}/logs?follow={}{asked}{index}", workload.name, args.follow));
+        paths.push(format!("/api/v1/workloads/{name}/logs?follow={}{asked}{index}", args.follow));
     }
     let shown = Shown { timestamps: args.timestamps, json: args.json, instance_names };
     if args.follow {
@@ -52,22 +55,45 @@ pub(super) async fn logs(client: &Client, args: LogsArgs) -> Result<i32, Failure
 
 /// A workload, or one instance of it.
 struct Meant {
-    workload: Workload,
+    name: String,
     index: Option<u32>,
+    /// How many it has; nothing when the workload is gone.
+    instances: Option<usize>,
+}
+
+impl Meant {
+    fn of(workload: Workload, index: Option<u32>) -> Self {
+        Self { name: workload.name, index, instances: Some(workload.instances.len()) }
+    }
 }
 
 async fn meant(client: &Client, name: &Name) -> Result<Meant, Failure> {
     let unknown = match client.get(&format!("/api/v1/workloads/{name}")).await {
-        Ok(workload) => return Ok(Meant { workload, index: None }),
+        Ok(workload) => return Ok(Meant::of(workload, None)),
         Err(failure) if failure.is("not_found") => failure,
         Err(failure) => return Err(failure),
     };
     let Some((base, Ok(index))) = name.as_str().rsplit_once('-').map(|(base, number)| (base, number.parse())) else {
-        return Err(unknown);
+        return gone(client, name.as_str(), None, unknown).await;
     };
     match client.get(&format!("/api/v1/workloads/{base}")).await {
-        Ok(workload) => Ok(Meant { workload, index: Some(index) }),
-        // What was typed is what is not there.
+        Ok(workload) => Ok(Meant::of(workload, Some(index))),
+        Err(failure) if failure.is("not_found") || failure.is("invalid") => {
+            match gone(client, name.as_str(), None, unknown).await {
+                // What was typed is what is not there, unless it was an instance.
+                Err(unknown) => gone(client, base, Some(index), unknown).await,
+                meant => meant,
+            }
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A workload that is gone, or an instance of one, if its logs are kept; else `unknown`.
+async fn gone(client: &Client, name: &str, index: Option<u32>, unknown: Failure) -> Result<Meant, Failure> {
+    let asked = index.map_or_else(String::new, |index| format!("&index={index}"));
+    match client.stream(&format!("/api/v1/workloads/{name}/logs?tail=0{asked}")).await {
+        Ok(_) => Ok(Meant { name: name.to_owned(), index, instances: None }),
         Err(failure) if failure.is("not_found") || failure.is("invalid") => Err(unknown),
         Err(failure) => Err(failure),
     }

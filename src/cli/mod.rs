@@ -7,7 +7,10 @@ mod backups;
 mod client;
 mod cluster;
 mod context;
+mod cp;
+mod cp_args;
 mod daemon;
+mod doctor;
 mod exec;
 mod exec_args;
 mod failure;
@@ -17,6 +20,7 @@ mod images;
 mod inspect;
 mod logs;
 mod network_args;
+mod nodes;
 mod output;
 mod process_args;
 mod progress;
@@ -28,6 +32,8 @@ mod restore;
 mod run;
 mod secret_args;
 mod secrets;
+mod stats;
+mod stats_args;
 mod terminal;
 mod workloads;
 
@@ -62,6 +68,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
     match cli.command {
         Command::Up(flags) => daemon::up(flags),
         Command::Down(flags) => daemon::down(flags),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
@@ -87,14 +94,17 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
 
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
-        Command::Up(_) | Command::Down(_) | Command::Completion { .. } => Ok(0),
+        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Completion { .. } => Ok(0),
         Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,
         Command::Inspect { name } => inspect::inspect(client, &name).await,
         Command::Exec(args) => exec::exec(client, args).await,
+        Command::Cp(args) => cp::cp(client, args).await,
         Command::Attach { name } => attach::attach(client, &name).await,
         Command::Logs(args) => logs::logs(client, args).await,
+        Command::Stats(args) => stats::stats(client, args).await,
+        Command::Top(args) => stats::top(client, args).await,
         Command::Start(names) => workloads::power(client, names, "start").await,
         Command::Stop(names) => workloads::power(client, names, "stop").await,
         Command::Restart(names) => workloads::power(client, names, "restart").await,
@@ -102,7 +112,10 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Label { name, changes } => workloads::label(client, &name, changes).await,
         Command::Rm(names) => workloads::rm(client, names).await,
         Command::Events(args) => inspect::events(client, args).await,
-        Command::Node { command: NodeCommand::Ls(list) } => inspect::nodes(client, list).await,
+        Command::Node { command } => match command {
+            NodeCommand::Ls(list) => nodes::ls(client, list).await,
+            NodeCommand::Inspect { name, json } => nodes::inspect(client, &name, json).await,
+        },
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,
             ClusterCommand::Token => cluster::token(client).await,

@@ -13,15 +13,18 @@ use crate::api::types::{Instance, LastExit};
 
 /// Prints a table without lines, as `docker ps` does.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    print!("{}", table_text(header, rows));
+}
+
+/// Such a table as text.
+pub(super) fn table_text(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_header(header);
     table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Prints JSON, indented.

@@ -75,7 +75,7 @@ async fn put(
             .hint(format!("use 1 to {MAX_PASSWORD_BYTES} bytes")));
     }
     let path = format!("/api/v1/registries/{}?username={}", query_value(registry.as_str()), query_value(username));
-    client.write(&path, Body::from(password.as_bytes().to_vec())).await
+    client.put_stream(&path, Body::from(password.as_bytes().to_vec())).await
 }
 
 pub(super) async fn logout(client: &Client, registries: Vec<RegistryName>) -> Result<i32, Failure> {

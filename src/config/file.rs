@@ -56,6 +56,8 @@ pub(super) struct RuntimeSection {
 pub(super) struct LogsSection {
     pub(super) max_bytes: Option<String>,
     pub(super) max_files: Option<u32>,
+    pub(super) gone_max_age: Option<String>,
+    pub(super) gone_max_bytes: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,7 +8,7 @@ mod file;
 mod registries;
 mod resolve;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use toft_model::{name::Name, node::Subnet};
 
@@ -116,6 +116,10 @@ pub struct LogsConfig {
     pub max_bytes: u64,
     /// Files kept an instance.
     pub max_files: u32,
+    /// How long logs are kept of instances that are gone.
+    pub gone_max_age: Duration,
+    /// Bytes of those logs together.
+    pub gone_max_bytes: u64,
 }
 
 /// The network of containers.

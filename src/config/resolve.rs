@@ -3,9 +3,15 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use toft_model::{invalid::Invalid, name::Name, node::Subnet, units::parse_bytes};
+use toft_model::{
+    invalid::Invalid,
+    name::Name,
+    node::Subnet,
+    units::{parse_bytes, parse_span_ms},
+};
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
@@ -126,6 +132,15 @@ impl Config {
         if !(1..=100).contains(&max_files) {
             note("logs.max_files", Invalid::value(format!("{max_files} is out of range"), "use 1 to 100"));
         }
+        let gone_max_age = parse_span_ms(file.logs.gone_max_age.as_deref().unwrap_or("7d")).unwrap_or_else(|e| {
+            note("logs.gone_max_age", e);
+            0
+        });
+        let gone_max_bytes = parse_bytes(file.logs.gone_max_bytes.as_deref().unwrap_or("1GiB")).unwrap_or_else(|e| {
+            note("logs.gone_max_bytes", e);
+            0
+        });
+        let gone_max_age = Duration::from_millis(gone_max_age);
         let range = match file.network.range.as_deref().unwrap_or("10.210.0.0/16").parse::<Subnet>() {
             Ok(range) if range.prefix <= 24 => Some(range),
             Ok(_) => {
@@ -153,7 +168,7 @@ impl Config {
             node: NodeConfig { name, labels: file.node.labels },
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
-            logs: LogsConfig { max_bytes, max_files },
+            logs: LogsConfig { max_bytes, max_files, gone_max_age, gone_max_bytes },
             network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
             cluster,
             backup,
@@ -209,10 +224,18 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
-        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range", "network.resolv_conf"]
-        {
+        for key in [
+            "node.name",
+            "api.bind",
+            "logs.max_bytes",
+            "logs.max_files",
+            "logs.gone_max_age",
+            "logs.gone_max_bytes",
+            "network.range",
+            "network.resolv_conf",
+        ] {
             assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");
         }
     }

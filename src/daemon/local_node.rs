@@ -9,6 +9,8 @@ use toft_model::{
     image::{ImageRef, NodeImage},
     instance::{InstanceReport, PublishedPort},
     log::LogQuery,
+    name::Name,
+    node::NodeFacts,
     pull::PullProgress,
     workload::PortSpec,
 };
@@ -17,20 +19,25 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 mod exec;
+mod files;
+mod usage;
 
 pub(super) use exec::Execs;
 
 use crate::{
     agent::{
+        facts, host,
         image::{PullError, PullErrorKind, Pulls},
         logs::{self, Reading, Wanted},
+        meter::Meter,
         network::check_free,
         report::ReportSink,
+        retention,
         runtime::{Availability, Image, Runtime, RuntimeError},
     },
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, LogLines, NodeAccess, PullStep, PullSteps},
+        node_access::{ArchiveReader, GoneInstance, LogLines, NodeAccess, PullStep, PullSteps},
         ops::Ops,
     },
     observe::chain,
@@ -48,6 +55,8 @@ pub(super) struct LocalNode {
     pulls: Pulls,
     cancel: CancellationToken,
     execs: Execs,
+    meter: Meter,
+    copies: files::Copies,
 }
 
 impl LocalNode {
@@ -58,7 +67,18 @@ impl LocalNode {
         (node_id, pulls): (NodeId, Pulls),
         cancel: CancellationToken,
     ) -> Self {
-        Self { runtime, logs_dir, retry, node_id, pulls, cancel, execs: Execs::default() }
+        let meter = Meter::new(Arc::clone(&runtime), host::memory_bytes());
+        Self {
+            meter,
+            copies: Default::default(),
+            runtime,
+            logs_dir,
+            retry,
+            node_id,
+            pulls,
+            cancel,
+            execs: Execs::default(),
+        }
     }
 
     /// The processes run inside its containers.
@@ -128,6 +148,25 @@ impl NodeAccess for LocalNode {
         let reader = stream::once(reader).filter_map(async |outcome| outcome);
         let lines = ReceiverStream::new(receiver).flat_map(|lines| stream::iter(lines.into_iter().map(Ok)));
         Ok(stream::select(lines, reader).boxed())
+    }
+
+    async fn gone_logs(&self, workload: &Name) -> Result<Vec<GoneInstance>, ControlError> {
+        let (dir, workload) = (self.logs_dir.clone(), workload.clone());
+        let found = tokio::task::spawn_blocking(move || retention::gone(&dir, &workload)).await;
+        let found = found.map_err(std::io::Error::other).flatten().map_err(|error| {
+            ControlError::new(ErrorKind::Internal, format!("the logs that are kept could not be looked up: {error}"))
+        })?;
+        Ok(found.into_iter().map(|gone| GoneInstance { id: gone.id, name: gone.instance }).collect())
+    }
+
+    async fn facts(&self) -> Result<NodeFacts, ControlError> {
+        let runtime = match &*self.runtime.availability().borrow() {
+            Availability::Up(version) => version.clone(),
+            Availability::Down(_) => String::new(),
+        };
+        let data = self.logs_dir.parent().unwrap_or(&self.logs_dir);
+        let looked = facts::look(runtime, data).await;
+        looked.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {

@@ -46,6 +46,7 @@ use crate::{
             kernel::{KernelNetwork, KernelNetworkConfig},
         },
         report::Outbox,
+        retention,
         runtime::{Availability, Runtime, containerd::isolation},
         secrets::SecretFiles,
     },
@@ -172,6 +173,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     let names = names::open(&config, (&identity, subnet6), state.clone(), tasks, &cancel);
+    let left = Arc::new(Notify::new());
     let executor = Executor {
         runtime: Arc::clone(&runtime),
         network,
@@ -184,6 +186,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         instances_dir: directories.instances(),
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
+        left: Arc::clone(&left),
         secrets,
         pulls,
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
@@ -193,6 +196,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
+    let kept = retention::Limits { max_age: config.logs.gone_max_age, max_bytes: config.logs.gone_max_bytes };
+    tasks.spawn("log retention", retention::keep(directories.logs(), kept, left, cancel.clone()));
     tasks.spawn("container network", keep_network);
     tasks.spawn("agent", agent.run(cancel.clone()));
     tasks.spawn("reports", outbox.run(node.sink(ops.clone()), cancel.clone()));

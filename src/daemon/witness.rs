@@ -5,10 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use toft_model::{
     exec::ExecOrder,
+    files::{FileStat, FilesWritten},
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
+    name::Name,
+    node::NodeFacts,
     pull::PullProgress,
+    usage::{Process, Usage},
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,8 +26,10 @@ use crate::{
     control::{
         ControlError, ErrorKind,
         node_access::{
-            ArchiveReader, LogLines, NodeAccess, PullSteps,
+            ArchiveReader, GoneInstance, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
+            files::{ArchiveBytes, NodeFiles, PathInside},
+            usage::{NodeUsage, RunningInstance},
         },
         ops::Ops,
     },
@@ -74,6 +80,32 @@ impl NodeExec for Witness {
 }
 
 #[async_trait]
+impl NodeUsage for Witness {
+    async fn usage(&self, _: Vec<RunningInstance>, _: bool) -> Result<Vec<(InstanceId, Usage)>, ControlError> {
+        nothing_here()
+    }
+
+    async fn processes(&self, _: RunningInstance) -> Result<Vec<Process>, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
+impl NodeFiles for Witness {
+    async fn file_stat(&self, _: PathInside) -> Result<FileStat, ControlError> {
+        nothing_here()
+    }
+
+    async fn read_files(&self, _: PathInside) -> Result<(FileStat, ArchiveBytes), ControlError> {
+        nothing_here()
+    }
+
+    async fn write_files(&self, _: PathInside, _: ArchiveReader, _: bool) -> Result<FilesWritten, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
 impl NodeAccess for Witness {
     fn port_taken_outside(&self, _: PortSpec) -> Option<String> {
         None
@@ -84,6 +116,14 @@ impl NodeAccess for Witness {
     }
 
     async fn logs(&self, _: InstanceId, _: LogQuery, _: CancellationToken) -> Result<LogLines, ControlError> {
+        nothing_here()
+    }
+
+    async fn gone_logs(&self, _: &Name) -> Result<Vec<GoneInstance>, ControlError> {
+        nothing_here()
+    }
+
+    async fn facts(&self) -> Result<NodeFacts, ControlError> {
         nothing_here()
     }
 

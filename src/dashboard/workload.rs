@@ -22,6 +22,7 @@ use super::{
     render,
     request::{ReachedAs, named},
     show,
+    usage::{self, UsageLine},
     workloads::{Actions, why},
 };
 use crate::control::{
@@ -86,6 +87,7 @@ struct InstanceLine {
     ports: Vec<PortLine>,
     more_ports: usize,
     restarts: u32,
+    usage: Option<UsageLine>,
 }
 
 impl InstanceLine {
@@ -129,6 +131,7 @@ impl InstanceLine {
             },
             ports,
             more_ports,
+            usage: None,
             restarts: report.map_or(0, |report| report.restarts),
         }
     }
@@ -186,6 +189,12 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         _ => error.into(),
     })?;
     let events = ops.workload_events(&workload, EVENTS).await?;
+    let mut used = usage::lines(ops, &workload).await;
+    let instances = workload.instances.iter().map(|instance| InstanceLine {
+        usage: used.remove(&instance.name()),
+        ..InstanceLine::of(instance, reached, now_ms)
+    });
+    let instances: Vec<InstanceLine> = instances.collect();
     let spec = &workload.row.spec;
     let pairs = |map: &std::collections::BTreeMap<String, String>| map.clone().into_iter().collect();
     Ok(One {
@@ -196,7 +205,7 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         running: workload.running(),
         wanted: spec.replicas,
         created: Moment::ago(workload.row.created_at_ms, now_ms),
-        instances: workload.instances.iter().map(|i| InstanceLine::of(i, reached, now_ms)).collect(),
+        instances,
         facts: facts(&workload),
         command: spec.entrypoint.iter().flatten().chain(&spec.command).cloned().collect(),
         env: pairs(&spec.env),

@@ -67,7 +67,8 @@ fn files_are_rotated_by_size_and_read_as_one() {
     toft.import_busybox();
     finished(&toft, "job", "busybox seq 20000");
     let dir = toft.log_file(&toft.instance("job")).parent().unwrap().to_owned();
-    let sizes: Vec<u64> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    let files = fs::read_dir(dir).unwrap().flatten().filter(|entry| entry.file_name() != "about.json");
+    let sizes: Vec<u64> = files.map(|entry| entry.metadata().unwrap().len()).collect();
     assert_eq!(sizes.len(), 3, "{sizes:?}");
     assert!(sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
     let lines: Vec<u32> = toft.logs("job").iter().map(|line| line.parse().unwrap()).collect();
@@ -192,4 +193,55 @@ fn several_workloads_and_single_instances_can_be_asked_for() {
     assert_eq!(lines, BTreeSet::from(["one-0  a", "two-0  two-0"]));
     assert!(toft.toft(&["logs", "two-7"]).bad(1).contains("there is no instance `two-7`"));
     assert!(toft.toft(&["logs", "nobody-1"]).bad(1).contains("there is no workload `nobody-1`"));
+}
+
+#[test]
+fn logs_outlive_their_workload_until_they_are_too_old_or_too_many() {
+    let mut toft = Appliance::prepare(&Machine::new(), "d");
+    fs::write(toft.data.join("toft.toml"), "[logs]\ngone_max_age = '1h'\ngone_max_bytes = '300KiB'\n").unwrap();
+    toft.up();
+    toft.import_busybox();
+    finished(&toft, "job", "echo first life; echo an error >&2");
+    let id = toft.instance("job")["id"].as_str().unwrap().to_owned();
+    let folder = toft.data.join("logs").join(&id);
+    toft.good("rm job");
+    assert_eq!(toft.good("ls -q"), "");
+    let ran = toft.toft(&["logs", "job"]);
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "job-0  first life\n", "job-0  an error\n"));
+    assert_eq!(toft.good("logs job-0"), "first life\n");
+    assert_eq!(toft.good("logs --grep error job"), "");
+    assert_eq!(toft.good("logs -f -n 1 --grep life job"), "job-0  first life\n", "there is nothing to wait for");
+    assert!(toft.toft(&["logs", "job-1"]).bad(1).contains("there is no workload `job-1`"));
+    assert_eq!(toft.get("/api/v1/workloads/job/logs?index=1").refusal(404)["code"], "not_found");
+
+    // A new one of that name has its own; those before are shown on demand.
+    finished(&toft, "job", "echo second life");
+    assert_eq!(toft.good("logs job"), "second life\n");
+    assert_eq!(toft.good("logs --gone job"), "job-0  first life\njob-0  second life\n");
+    // So it is with an instance that a smaller number of copies made superfluous.
+    let serve = ["run", "-n", "web", "--replicas", "2", "busybox", "--", "sh", "-c", "echo here; sleep 1000"];
+    toft.toft(&serve).good();
+    wait_until("both wrote", || (toft.logs("web").len() == 2).then_some(()));
+    toft.good("scale web=1");
+    wait_until("one is gone", || (toft.good("logs web") == "here\n").then_some(()));
+    assert_eq!(toft.good("logs web-1"), "here\n");
+
+    // Age: a file says when it went.
+    let gone = folder.join("gone");
+    let hours_ago = jiff::Timestamp::now().as_millisecond() - 2 * 3_600_000;
+    fs::write(&gone, hours_ago.to_string()).unwrap();
+    toft.stop();
+    toft.up();
+    wait_until("what is too old is removed", || (!folder.exists()).then_some(()));
+    assert_eq!(toft.good("logs --gone job"), "job-0  second life\n");
+
+    // Size: of what is too much the oldest goes. It is looked at soon after something has left.
+    for name in ["big-a", "big-b"] {
+        finished(&toft, name, "busybox seq 5000");
+        toft.good(&format!("rm {name}"));
+    }
+    let lines = |name: &str| toft.toft(&["logs", name]).out.lines().count();
+    wait_until("the older is removed", || (lines("big-a") == 0).then_some(()));
+    assert_eq!(lines("big-b"), 5_000);
+    assert!(toft.toft(&["logs", "big-a"]).bad(1).contains("there is no workload `big-a`"));
 }

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use serde_json::json;
 use toft::agent::runtime::{
-    LoggerCommand, Runtime, RuntimeError,
+    LoggerCommand, Runtime, RuntimeError, TaskState,
     exec::{Exec, ExecProcess, ExecRuntime},
     fake::FakeRuntime,
+    usage::RunningTask,
 };
 use toft_model::{
     exec::{ExecOrder, TerminalSize},
@@ -120,6 +121,44 @@ async fn what_cannot_be_started_is_told_in_plain_words(s: Subject) {
     assert!(matches!(last, Some(RuntimeError::NotRunning { .. })), "{last:?}");
 }
 
+async fn what_it_uses_is_counted_while_it_runs(s: Subject) {
+    let find =
+        async || s.runtime.containers().await.unwrap().into_iter().find(|container| container.id == s.id).unwrap();
+    let TaskState::Running { pid } = find().await.task else { panic!("it runs") };
+    let task = RunningTask { id: s.id, pid };
+    let first = s.runtime.usage(vec![task], false).await.unwrap().remove(0).1;
+    assert!(first.memory_bytes > 0 && first.pids == 1 && first.memory_pss_bytes.is_none(), "{first:?}");
+    let busy = s.runtime.exec(s.id, &order(&["sh", "-c", "while :; do :; done"])).await.unwrap();
+    let mut more = first.cpu_ns;
+    for _ in 0..1000 {
+        more = s.runtime.usage(vec![task], false).await.unwrap()[0].1.cpu_ns;
+        if more > first.cpu_ns + 20_000_000 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(more > first.cpu_ns + 20_000_000, "{more}");
+    busy.process.remove().await;
+    assert!(s.runtime.usage(vec![task], true).await.unwrap()[0].1.memory_pss_bytes.is_some_and(|bytes| bytes > 0));
+    let processes = s.runtime.processes(task).await.unwrap();
+    assert_eq!((processes[0].pid, processes[0].command.as_str()), (pid, "sleep 1000"), "{processes:?}");
+
+    let stranger = RunningTask { id: spec(&[]).id, pid };
+    assert_eq!(s.runtime.usage(vec![stranger], false).await.unwrap(), [], "another's process is not told");
+    let error = s.runtime.processes(stranger).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::NotRunning { .. }), "{error}");
+    s.runtime.signal_task(s.id, 9).await.unwrap();
+    for _ in 0..1000 {
+        if matches!(find().await.task, TaskState::Ended(_))
+            && s.runtime.usage(vec![task], false).await.unwrap().is_empty()
+        {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("what has ended uses something");
+}
+
 async fn running(runtime: &dyn Runtime, archive: Vec<u8>, logger: &LoggerCommand) -> InstanceId {
     runtime.import_image(Box::new(std::io::Cursor::new(archive)), None).await.unwrap();
     let spec = spec(&["sleep", "1000"]);
@@ -174,6 +213,7 @@ conformance!(
     a_process_that_runs_can_be_removed,
     a_terminal_shows_both_streams,
     what_cannot_be_started_is_told_in_plain_words,
+    what_it_uses_is_counted_while_it_runs,
 );
 
 #[tokio::test(flavor = "multi_thread")]

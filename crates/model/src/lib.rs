@@ -5,6 +5,7 @@
 //! inputs therefore give the same outputs on every node, which is what replicated state needs.
 
 pub mod exec;
+pub mod files;
 pub mod ids;
 pub mod image;
 pub mod instance;
@@ -18,4 +19,5 @@ pub mod schedule;
 pub mod secret;
 pub mod state;
 pub mod units;
+pub mod usage;
 pub mod workload;

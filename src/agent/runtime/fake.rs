@@ -25,7 +25,9 @@ use super::{
 use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
 
 mod exec;
+mod root;
 mod script;
+mod usage;
 
 use script::Script;
 
@@ -65,6 +67,12 @@ pub enum Call {
     RemoveImage,
     /// [`super::exec::ExecRuntime::exec`]
     Exec,
+    /// [`super::root::RootRuntime::root`]
+    Root,
+    /// [`super::usage::UsageRuntime::usage`]
+    Usage,
+    /// [`super::usage::UsageRuntime::processes`]
+    Processes,
 }
 
 #[derive(Debug)]
@@ -74,6 +82,8 @@ struct FakeContainer {
     task: TaskState,
     /// Tells the tasks of one container apart.
     task_number: u64,
+    started: Option<tokio::time::Instant>,
+    root: Option<Arc<root::FakeRoot>>,
 }
 
 #[derive(Debug, Default)]
@@ -251,7 +261,8 @@ impl Runtime for FakeRuntime {
         if state.containers.contains_key(&spec.id) {
             return Err(RuntimeError::Exists { id: spec.id });
         }
-        let container = FakeContainer { spec: spec.clone(), stop_signal, task: TaskState::None, task_number: 0 };
+        let (task, task_number, started, root) = (TaskState::None, 0, None, None);
+        let container = FakeContainer { spec: spec.clone(), stop_signal, task, task_number, started, root };
         state.containers.insert(spec.id, container);
         Ok(())
     }
@@ -282,6 +293,7 @@ impl Runtime for FakeRuntime {
         let container = state.containers.get_mut(&id).ok_or(RuntimeError::NotFound { id })?;
         let TaskState::Created { pid } = container.task else { return Err(RuntimeError::NotFound { id }) };
         container.task = TaskState::Running { pid };
+        container.started = Some(tokio::time::Instant::now());
         if let Ok(Script { ends: Some((after, code)), .. }) = Script::of(&container.spec) {
             tokio::spawn(end_later(Arc::downgrade(&self.inner), id, container.task_number, after, code));
         }

@@ -20,7 +20,9 @@ use super::image::{PullError, PullReporter, Repository};
 pub mod containerd;
 pub mod exec;
 pub mod fake;
+pub mod root;
 pub mod supervisor;
+pub mod usage;
 
 /// How the process' network namespace is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,7 +231,7 @@ pub struct RanInside {
 
 /// A container runtime.
 #[async_trait]
-pub trait Runtime: exec::ExecRuntime + Send + Sync + 'static {
+pub trait Runtime: exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime + Send + Sync + 'static {
     /// Whether it answers; changes as it dies and comes back.
     fn availability(&self) -> watch::Receiver<Availability>;
 

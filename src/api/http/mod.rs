@@ -8,6 +8,7 @@ mod consistency;
 mod error;
 mod events;
 mod exec;
+mod files;
 mod health;
 mod idempotency;
 mod images;
@@ -18,6 +19,7 @@ mod query;
 mod registries;
 mod secrets;
 pub mod serve;
+mod stats;
 mod workloads;
 
 use std::sync::Arc;
@@ -81,6 +83,7 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))
         .routes(routes!(nodes::list))
+        .routes(routes!(nodes::show))
         .routes(routes!(events::list))
 }
 
@@ -97,6 +100,12 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(exec::exec))
         .routes(routes!(registries::list))
         .routes(routes!(registries::put, registries::remove))
+        .routes(routes!(nodes::facts))
+        .routes(routes!(files::stat))
+        .merge(OpenApiRouter::new().routes(routes!(files::read, files::write)).layer(images::unlimited()))
+        .routes(routes!(stats::show))
+        .routes(routes!(stats::stream))
+        .routes(routes!(stats::processes))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
         .routes(routes!(backups::list, backups::create))

@@ -203,6 +203,9 @@ pub struct LogsQuery {
     grep: Option<String>,
     /// Only the instance of this number.
     index: Option<u32>,
+    /// Those of instances that are gone, too. Of a workload that is gone they are always given, as long as they are kept.
+    #[serde(default)]
+    gone: bool,
     /// Go on as lines come, until the workload has ended.
     #[serde(default)]
     follow: bool,
@@ -225,10 +228,28 @@ pub async fn logs(
     }
     let tail = query.tail.map(|tail| tail.min(100_000));
     let asked = LogQuery { tail, since_ns, until_ns, grep: query.grep, follow: query.follow };
-    let mut logs = api.ops.workload_logs(&name, asked).await?;
+    let mut logs = match api.ops.workload_logs(&name, asked.clone()).await {
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            let gone = api.ops.gone_logs(&name, asked.clone()).await?;
+            if gone.is_empty() {
+                return Err(error.into());
+            }
+            gone
+        }
+        Ok(living) if query.gone => {
+            let mut all = api.ops.gone_logs(&name, asked.clone()).await?;
+            all.extend(living);
+            all
+        }
+        living => living?,
+    };
     if let Some(index) = query.index {
         let wanted = format!("{name}-{index}");
         logs.retain(|logs| logs.instance == wanted);
+        if logs.is_empty() {
+            logs = api.ops.gone_logs(&name, asked).await?;
+            logs.retain(|logs| logs.instance == wanted);
+        }
         if logs.is_empty() {
             return Err(ControlError::new(ErrorKind::NotFound, format!("there is no instance `{wanted}`"))
                 .hint("`toft ps` lists the instances")

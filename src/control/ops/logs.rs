@@ -52,6 +52,17 @@ impl Ops {
         Ok(logs)
     }
 
+    /// What instances of a workload wrote that are gone from this node, oldest first. The workload may be gone too.
+    pub async fn gone_logs(&self, name: &Name, query: LogQuery) -> Result<Vec<InstanceLogs>, ControlError> {
+        let query = LogQuery { follow: false, ..query };
+        let mut logs = Vec::new();
+        for gone in self.node.gone_logs(name).await? {
+            let lines = self.node.logs(gone.id, query.clone(), CancellationToken::new()).await?;
+            logs.push(InstanceLogs { instance: gone.name, lines });
+        }
+        Ok(logs)
+    }
+
     /// The workload once it has an instance, or a reason to have none.
     async fn placed_workload(&self, name: &Name) -> Result<WorkloadView, ControlError> {
         let mut applied = self.state.watch();

@@ -5,11 +5,13 @@
 pub mod backups;
 pub mod cluster;
 mod exec;
+mod files;
 mod images;
 pub mod logs;
 mod nodes;
 pub mod registries;
 mod secrets;
+pub mod usage;
 pub mod wait;
 mod workloads;
 

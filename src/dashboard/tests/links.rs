@@ -76,7 +76,7 @@ pub(super) fn links(html: &str) -> BTreeSet<Link> {
         let posts = attributes.iter().any(|(name, value)| name == "method" && value == "post");
         for (name, target) in &attributes {
             let post = match name.as_str() {
-                "href" | "src" | "hx-get" | "sse-connect" | "data-follow" => false,
+                "href" | "src" | "hx-get" | "sse-connect" | "data-follow" | "data-usage-from" => false,
                 "hx-post" => true,
                 "action" => posts,
                 other => {
@@ -131,6 +131,8 @@ async fn every_address_in_every_page_is_answered() {
         "/live/overview",
         "/live/workloads",
         "/live/workloads/web",
+        "/live/workloads/web/usage",
+        "/live/nodes/attic",
         "/workloads/web/logs",
         "/images/remove",
         "/secrets/new",

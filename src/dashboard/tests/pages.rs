@@ -205,3 +205,23 @@ async fn what_is_not_there_gets_a_page_with_a_hint() {
     house.run("new", |_| {}).await;
     house.get("/workloads/new").await.shows("<h1>new</h1>");
 }
+
+#[tokio::test]
+async fn a_node_shows_its_machine() {
+    let house = House::new().await;
+    house.get("/").await.shows(r#"href="/nodes/attic""#);
+    let page = house.get("/nodes/attic").await;
+    for words in [
+        "Ryzen &#60;9&#62;",
+        "48 GiB of 64 GiB available",
+        "300 GiB of 900 GiB free",
+        "/var/lib/toft on /dev/nvme0n1p2 (ext4)",
+        "k10temp Tctl",
+        "51.5 °C",
+        "3d ago",
+        "runc 1.2.6",
+    ] {
+        page.shows(words);
+    }
+    assert_eq!(house.get("/nodes/cellar").await.status, StatusCode::NOT_FOUND);
+}

@@ -40,17 +40,19 @@ mod media;
 mod oom;
 mod pull;
 mod resolve;
+mod root;
 mod shims;
 mod signals;
 mod spec;
 mod tasks;
 mod unpack;
+mod usage;
 mod users;
 
 use self::{client::Mounts, connection::Session};
 
 /// Whether containerd answers on `socket` within `limit`.
-pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
+pub(crate) async fn answers(socket: &Path, limit: Duration) -> bool {
     let Ok(client) = client::Client::new(socket, "toft") else { return false };
     client::call("asking containerd for its version", limit, client.version().version(client.request(()))).await.is_ok()
 }
@@ -98,6 +100,7 @@ struct Shared {
     mounts: Mutex<HashMap<InstanceId, Mounts>>,
     /// Containers that ran out of memory since their process was prepared.
     starved: Mutex<HashSet<InstanceId>>,
+    uses: root::Uses,
 }
 
 impl Shared {
@@ -140,6 +143,7 @@ impl ContainerdRuntime {
             identities: Default::default(),
             mounts: Default::default(),
             starved: Default::default(),
+            uses: Default::default(),
         });
         let left = exec::left_behind(&shared.config.execs);
         let (connected, tidied) =
