@@ -304,7 +304,7 @@ fn other_names_are_asked_of_the_machines_servers() {
 #[test]
 fn with_ipv6_names_ports_and_hosts_have_it_too() {
     let toft = start_with("ipv6 = true\n");
-    toft.good("run -n web -p 18080:8080 toft/demo");
+    toft.good("run -n web -p 18080:8081 toft/demo");
     toft.good("run -n box busybox -- sleep 1000");
     let (web, other) = (toft.instance("web"), toft.instance("box"));
     let six: Ipv6Addr = web["address6"].as_str().unwrap().parse().unwrap();
@@ -312,7 +312,9 @@ fn with_ipv6_names_ports_and_hosts_have_it_too() {
     assert_eq!(answer.answers[0].data, RData::AAAA(rdata::AAAA(six)));
     let pointer = ask(&other, &Name::from(IpAddr::V6(six)).to_ascii(), RecordType::PTR);
     assert_eq!(pointer.answers[0].data.to_string(), "web-0.toft.internal.");
-    inside(&other, move |_| TcpStream::connect_timeout(&SocketAddr::from((six, 8080)), PATIENCE)).unwrap();
+    // The demo speaks IPv4 alone.
+    let _listener = inside(&web, |_| TcpListener::bind("[::]:8081").unwrap());
+    inside(&other, move |_| TcpStream::connect_timeout(&SocketAddr::from((six, 8081)), PATIENCE)).unwrap();
     // On the host's own address.
     let host: Ipv6Addr = "2001:db8::1".parse().unwrap();
     toft.machine.run("ip", &["-6", "addr", "add", "2001:db8::1/128", "dev", "lo"]);
