@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io::{Read, Write},
-    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     sync::mpsc,
     time::{Duration, Instant},
 };
@@ -26,11 +26,15 @@ const PATIENCE: Duration = Duration::from_secs(8);
 
 /// An appliance whose machine has a name server of its own on loopback.
 fn start() -> Appliance {
+    start_with("")
+}
+
+fn start_with(more: &str) -> Appliance {
     let machine = Machine::new();
     let mut toft = Appliance::prepare(&machine, "d");
     let servers = machine.dir.join("resolv.conf");
     fs::write(&servers, "nameserver 127.0.0.1\nsearch example.test\n").unwrap();
-    let config = format!("[network]\nresolv_conf = \"{}\"\n", servers.display());
+    let config = format!("[network]\nresolv_conf = \"{}\"\n{more}", servers.display());
     fs::write(toft.data.join("toft.toml"), config).unwrap();
     toft.up();
     toft.import_busybox();
@@ -295,6 +299,32 @@ fn other_names_are_asked_of_the_machines_servers() {
     // Another file, other servers.
     fs::write(toft.machine.dir.join("resolv.conf"), "nameserver 192.0.2.99\n").unwrap();
     assert_eq!(found(&web, "later.example.test."), ResponseCode::ServFail.to_string());
+}
+
+#[test]
+fn with_ipv6_names_ports_and_hosts_have_it_too() {
+    let toft = start_with("ipv6 = true\n");
+    toft.good("run -n web -p 18080:8081 toft/demo");
+    toft.good("run -n box busybox -- sleep 1000");
+    let (web, other) = (toft.instance("web"), toft.instance("box"));
+    let six: Ipv6Addr = web["address6"].as_str().unwrap().parse().unwrap();
+    let answer = ask(&other, "web.toft.internal.", RecordType::AAAA);
+    assert_eq!(answer.answers[0].data, RData::AAAA(rdata::AAAA(six)));
+    let pointer = ask(&other, &Name::from(IpAddr::V6(six)).to_ascii(), RecordType::PTR);
+    assert_eq!(pointer.answers[0].data.to_string(), "web-0.toft.internal.");
+    // The demo speaks IPv4 alone.
+    let _listener = inside(&web, |_| TcpListener::bind("[::]:8081").unwrap());
+    inside(&other, move |_| TcpStream::connect_timeout(&SocketAddr::from((six, 8081)), PATIENCE)).unwrap();
+    // On the host's own address.
+    let host: Ipv6Addr = "2001:db8::1".parse().unwrap();
+    toft.machine.run("ip", &["-6", "addr", "add", "2001:db8::1/128", "dev", "lo"]);
+    let reach = move || TcpStream::connect_timeout(&SocketAddr::from((host, 18080)), PATIENCE);
+    toft.machine.spawn(reach).join().unwrap().unwrap();
+    inside(&other, move |_| reach()).unwrap();
+    let hosts = toft.good("exec box-0 -- cat /etc/hosts");
+    assert!(hosts.contains(other["address6"].as_str().unwrap()), "{hosts}");
+    let nodes = toft.get("/api/v1/nodes").good().to_string();
+    assert!(nodes.contains("\"subnet6\":\"fd"), "{nodes}");
 }
 
 #[test]

@@ -270,7 +270,8 @@ mod tests {
         let class = good.len() - 11 - 1;
         assert_eq!(code(changed(class, 3)), ResponseCode::Refused, "another class");
         assert_eq!(code(changed(class - 2, 252)), ResponseCode::Refused, "the whole zone");
-        assert_eq!(code(changed(good.len() - 5, 1)), ResponseCode::BADVERS);
+        // The same number as of BADSIG, which it reads back as.
+        assert_eq!(u16::from(code(changed(good.len() - 5, 1))), u16::from(ResponseCode::BADVERS));
     }
 
     #[test]
