@@ -17,4 +17,5 @@ pub mod schedule;
 pub mod secret;
 pub mod state;
 pub mod units;
+pub mod volume;
 pub mod workload;

@@ -102,6 +102,10 @@ impl Cluster {
             | Command::CommitPlan { .. }
             | Command::ReportInstances { .. }
             | Command::PutSecret { .. }
+            | Command::CreateVolume { .. }
+            | Command::BindVolume { .. }
+            | Command::RemoveVolume { .. }
+            | Command::ForgetVolumes { .. }
             | Command::RemoveSecret { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {

@@ -8,7 +8,8 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     secrets::{self, NewSecret},
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
+    volumes::{self, NewVolume},
 };
 use crate::{
     ids::{NodeId, WorkloadId},
@@ -45,7 +46,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             label_workload(connection, name, labels, *if_generation, *at_ms)?
         }
         Command::CommitPlan { placements, changes, pending, at_ms } => {
-            let mut commit = PlanCommit::new(connection, *at_ms);
+            let mut commit = PlanCommit::new(connection, index, *at_ms);
             let mut placed = 0;
             for placement in placements {
                 placed += usize::from(commit.place(placement)?);
@@ -56,7 +57,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             for (workload_id, reason) in pending {
                 commit.note_pending(*workload_id, reason.as_deref())?;
             }
-            commit.finish(index)?;
+            commit.finish()?;
             Ok(Reply::Plan { placed, dropped: placements.len() - placed })
         }
         Command::ReportInstances { node_id, reports, at_ms } => {
@@ -70,6 +71,18 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             secrets::put(connection, index, &new)?
         }
         Command::RemoveSecret { name, at_ms } => secrets::remove(connection, name, *at_ms)?,
+        Command::CreateVolume { name, node_id, options, labels, at_ms } => {
+            let new = NewVolume { name, node_id: *node_id, options, labels, at_ms: *at_ms };
+            volumes::create(connection, index, &new)?
+        }
+        Command::BindVolume { name, node_id, at_ms } => volumes::bind(connection, name, *node_id, *at_ms)?,
+        Command::RemoveVolume { name, at_ms } => volumes::remove(connection, index, name, *at_ms)?,
+        Command::ForgetVolumes { node_id, gone } => {
+            for (name, born) in gone {
+                VolumeRow::forget(connection, *node_id, name, *born)?;
+            }
+            Ok(Reply::Done)
+        }
     };
     Ok(applied)
 }
@@ -128,6 +141,9 @@ fn put_workload(
 ) -> rusqlite::Result<Applied> {
     let name = &spec.name;
     if let Some(refusal) = secrets::missing(connection, &spec.secrets)? {
+        return Ok(Err(refusal));
+    }
+    if let Some(refusal) = volumes::too_many(connection, spec)? {
         return Ok(Err(refusal));
     }
     let row = match (WorkloadRow::named(connection, name)?, mode) {

@@ -12,6 +12,7 @@ mod secrets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
+mod volumes;
 
 pub use apply::{Applied, apply};
 pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
@@ -22,4 +23,7 @@ pub use query::{
 };
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
-pub use tables::{ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow, applied_index};
+pub use tables::{
+    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, VolumeRow, WorkloadRow, applied_index,
+};
+pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
-    tables::{RequestRow, SecretRow, WorkloadRow},
+    tables::{RequestRow, SecretRow, VolumeRow, WorkloadRow},
 };
 use crate::{
     ids::{RequestId, WorkloadId},
@@ -58,6 +58,7 @@ pub(crate) enum Answered {
         fingerprint: String,
         answer: Box<Self>,
     },
+    Volume(Name),
 }
 
 impl Answered {
@@ -68,6 +69,7 @@ impl Answered {
             Reply::Secret(row) => Self::Secret(row.name.clone()),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
+            Reply::Volume(row) => Self::Volume(row.name.clone()),
         };
         match &request.fingerprint {
             Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
@@ -105,6 +107,14 @@ impl Answered {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its secret has been removed since".into(),
                     hint: "`toft secret ls` shows the secrets there are".into(),
+                }),
+            },
+            Self::Volume(name) => match VolumeRow::named(connection, &name)? {
+                Some(row) => Ok(Reply::Volume(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its volume has been removed since".into(),
+                    hint: "`toft volume ls` shows the volumes there are".into(),
                 }),
             },
         })

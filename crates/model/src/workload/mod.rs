@@ -1,12 +1,14 @@
 //! What a user asks to run.
 
 mod health;
+mod mount;
 mod port;
 mod process;
 mod restart;
 mod spec;
 
 pub use health::{Health, HealthCheck, HealthTest};
+pub use mount::{AnyMount, BindMount, Mount, VolumeMount};
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;
 pub use process::{

@@ -6,6 +6,7 @@ mod instances;
 mod nodes;
 mod requests;
 mod secrets;
+mod volumes;
 mod workloads;
 
 pub use cluster::{ClusterRow, applied_index};
@@ -14,6 +15,7 @@ pub use instances::InstanceRow;
 pub use nodes::NodeRow;
 pub use requests::RequestRow;
 pub use secrets::SecretRow;
+pub use volumes::VolumeRow;
 pub use workloads::WorkloadRow;
 
 use rusqlite::{Row, types::FromSqlError};

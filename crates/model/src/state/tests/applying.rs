@@ -31,6 +31,9 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
             (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),
             (Command::RemoveSecret { .. }, Reply::Done) => {}
+            (Command::CreateVolume { name, .. }, Reply::Volume(row)) => assert_eq!(&row.name, name),
+            (Command::BindVolume { node_id, .. }, Reply::Volume(row)) => assert_eq!(row.node_id, Some(*node_id)),
+            (Command::RemoveVolume { .. } | Command::ForgetVolumes { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -6,9 +6,11 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 9] = [
+const STORY: [&str; 13] = [
     "register_node",
     "put_secret",
+    "create_volume",
+    "bind_volume",
     "put_workload",
     "commit_plan",
     "report_instances",
@@ -16,6 +18,8 @@ const STORY: [&str; 9] = [
     "power_workload",
     "remove_workload",
     "remove_secret",
+    "remove_volume",
+    "forget_volumes",
 ];
 
 fn folder() -> PathBuf {

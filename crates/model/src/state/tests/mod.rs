@@ -6,3 +6,4 @@ mod fixtures;
 mod replay;
 mod reports;
 mod secrets;
+mod volumes;
