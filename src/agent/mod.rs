@@ -18,6 +18,7 @@ pub mod reconcile;
 pub mod report;
 pub mod runtime;
 pub mod secrets;
+pub mod volumes;
 
 mod ports;
 mod run;

@@ -4,6 +4,7 @@ mod backups;
 mod exec;
 mod images;
 mod secrets;
+mod volumes;
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
@@ -23,6 +24,7 @@ pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
 pub use images::{PullLine, PullRequest};
 pub use secrets::Secret;
+pub use volumes::{Volume, VolumeRequest, VolumeRestored};
 
 /// A failed request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -20,6 +20,7 @@ use super::{
     image_args::ImageCommand,
     process_args::{ProcessArgs, ResourceArgs},
     secret_args::SecretCommand,
+    volume_args::{MountArgs, VolumeCommand},
 };
 use crate::config::Flags;
 
@@ -124,6 +125,11 @@ pub(super) enum Command {
     Secret {
         #[command(subcommand)]
         command: SecretCommand,
+    },
+    /// Data that outlives containers
+    Volume {
+        #[command(subcommand)]
+        command: VolumeCommand,
     },
     /// Encrypted backups of this node
     Backup {
@@ -235,6 +241,8 @@ pub(super) struct RunArgs {
     /// Give the containers a secret as /run/secrets/NAME: NAME[,target=FILE,mode=0400,uid=N,gid=N]
     #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
     pub(super) secrets: Vec<SecretMount>,
+    #[command(flatten)]
+    pub(super) mounts: MountArgs,
     #[command(flatten)]
     pub(super) resources: ResourceArgs,
     /// Copies to run

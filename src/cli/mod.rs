@@ -26,6 +26,8 @@ mod run;
 mod secret_args;
 mod secrets;
 mod terminal;
+mod volume_args;
+mod volumes;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
@@ -36,6 +38,7 @@ use client::Client;
 pub use failure::Failure;
 use image_args::ImageCommand;
 use secret_args::SecretCommand;
+use volume_args::VolumeCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
 pub fn main() -> i32 {
@@ -117,6 +120,15 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             SecretCommand::Ls(list) => secrets::ls(client, list).await,
             SecretCommand::Inspect { name } => secrets::inspect(client, &name).await,
             SecretCommand::Rm { names } => secrets::rm(client, names).await,
+        },
+        Command::Volume { command } => match command {
+            VolumeCommand::Create(args) => volumes::create(client, args).await,
+            VolumeCommand::Ls(list) => volumes::ls(client, list).await,
+            VolumeCommand::Inspect { name } => volumes::inspect(client, &name).await,
+            VolumeCommand::Rm { names } => volumes::rm(client, names).await,
+            VolumeCommand::Prune(args) => volumes::prune(client, args).await,
+            VolumeCommand::Backup(args) => volumes::backup(client, args).await,
+            VolumeCommand::Restore(args) => volumes::restore(client, args).await,
         },
         Command::Backup { command } => match command {
             BackupCommand::Create(args) => backups::create(client, args).await,

@@ -28,6 +28,7 @@ pub(super) struct File {
     pub(super) network: NetworkSection,
     pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
+    pub(super) volumes: VolumesSection,
     pub(super) registries: BTreeMap<String, RegistryConfig>,
 }
 
@@ -62,6 +63,12 @@ pub(super) struct LogsSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NetworkSection {
     pub(super) range: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct VolumesSection {
+    pub(super) bind_roots: Vec<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -9,7 +9,7 @@ use toft_model::{invalid::Invalid, name::Name, node::Subnet, units::parse_bytes}
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
-    RuntimeConfig, file::File, registries,
+    RuntimeConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -139,6 +139,12 @@ impl Config {
                 None
             }
         };
+        for root in &file.volumes.bind_roots {
+            if !root.is_absolute() || root.components().any(|part| part == std::path::Component::ParentDir) {
+                let message = format!("`{}` is no absolute path", root.display());
+                note("volumes.bind_roots", Invalid::value(message, "write it like `/srv`"));
+            }
+        }
         let backup = file.backup.resolve(&data, &mut note);
         registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
@@ -152,6 +158,7 @@ impl Config {
             network: NetworkConfig { range },
             cluster,
             backup,
+            volumes: VolumesConfig { bind_roots: file.volumes.bind_roots },
             registries: file.registries,
         })
     }
@@ -204,9 +211,10 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[network]\nrange = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
-        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range"] {
+        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range", "volumes.bind_roots"]
+        {
             assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");
         }
     }
@@ -224,6 +232,7 @@ mod tests {
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
+        assert!(!shown.volumes.bind_roots.is_empty() && defaults.volumes.bind_roots.is_empty());
         assert!(!shown.node.labels.is_empty() && shown.runtime.containerd.is_some());
     }
 

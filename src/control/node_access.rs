@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::ControlError;
 
 pub mod exec;
+pub mod volumes;
 
 /// Lines as they come.
 pub type LogLines = BoxStream<'static, Result<LogLine, ControlError>>;
@@ -36,7 +37,7 @@ pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 
 /// A node that can be asked.
 #[async_trait]
-pub trait NodeAccess: exec::NodeExec + Send + Sync + 'static {
+pub trait NodeAccess: exec::NodeExec + volumes::NodeVolumes + Send + Sync + 'static {
     /// Why `port` cannot be published on this node, if a process outside toft holds it.
     fn port_taken_outside(&self, port: PortSpec) -> Option<String>;
 

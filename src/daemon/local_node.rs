@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 mod exec;
+mod volumes;
 
 pub(super) use exec::Execs;
 
@@ -27,6 +28,7 @@ use crate::{
         network::check_free,
         report::ReportSink,
         runtime::{Availability, Image, Runtime, RuntimeError},
+        volumes::Volumes,
     },
     control::{
         ControlError, ErrorKind,
@@ -46,6 +48,7 @@ pub(super) struct LocalNode {
     retry: Arc<Notify>,
     node_id: NodeId,
     pulls: Pulls,
+    volumes: Volumes,
     cancel: CancellationToken,
     execs: Execs,
 }
@@ -55,10 +58,10 @@ impl LocalNode {
         runtime: Arc<dyn Runtime>,
         logs_dir: PathBuf,
         retry: Arc<Notify>,
-        (node_id, pulls): (NodeId, Pulls),
+        (node_id, pulls, volumes): (NodeId, Pulls, Volumes),
         cancel: CancellationToken,
     ) -> Self {
-        Self { runtime, logs_dir, retry, node_id, pulls, cancel, execs: Execs::default() }
+        Self { runtime, logs_dir, retry, node_id, pulls, volumes, cancel, execs: Execs::default() }
     }
 
     /// The processes run inside its containers.

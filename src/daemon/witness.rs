@@ -8,6 +8,7 @@ use toft_model::{
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
+    name::Name,
     pull::PullProgress,
     workload::PortSpec,
 };
@@ -24,6 +25,7 @@ use crate::{
         node_access::{
             ArchiveReader, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
         },
         ops::Ops,
     },
@@ -70,6 +72,25 @@ impl NodeExec for Witness {
 
     async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
         Ok(nothing_here()?)
+    }
+}
+
+#[async_trait]
+impl NodeVolumes for Witness {
+    async fn volume_size(&self, _: &Name) -> Option<u64> {
+        None
+    }
+
+    fn volume_path(&self, _: &Name) -> Option<String> {
+        None
+    }
+
+    async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
+        nothing_here()
+    }
+
+    async fn restore_volume(&self, _: VolumeHere, _: ArchiveReader, _: bool) -> Result<RestoredVolume, ControlError> {
+        nothing_here()
     }
 }
 

@@ -37,3 +37,4 @@ mod secrets;
 mod security;
 mod side_by_side;
 mod tidy;
+mod volumes;

@@ -17,6 +17,7 @@ mod nodes;
 mod query;
 mod secrets;
 pub mod serve;
+mod volumes;
 mod workloads;
 
 use std::sync::Arc;
@@ -96,6 +97,11 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(exec::exec))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::remove))
+        .routes(routes!(volumes::prune))
+        .routes(routes!(volumes::backup))
+        .merge(OpenApiRouter::new().routes(routes!(volumes::restore)).layer(images::unlimited()))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::status))
         .routes(routes!(backups::stream))

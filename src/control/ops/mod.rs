@@ -9,8 +9,11 @@ mod images;
 pub mod logs;
 mod nodes;
 mod secrets;
+mod volumes;
 pub mod wait;
 mod workloads;
+
+pub use volumes::{NewVolume, VolumeInfo};
 
 use std::sync::Arc;
 

@@ -20,6 +20,7 @@ use toft_model::{
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
     log::{LogLine, LogQuery, LogStream},
+    name::Name,
     node::Inventory,
     pull::PullProgress,
     state::{PutMode, WorkloadView},
@@ -41,6 +42,7 @@ use crate::{
         node_access::{
             ArchiveReader, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
         },
         ops::{Ops, now_ms},
     },
@@ -98,6 +100,25 @@ impl NodeExec for FakeNode {
 
     async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
         Err(ControlError::new(ErrorKind::Conflict, "nothing runs here").into())
+    }
+}
+
+#[async_trait]
+impl NodeVolumes for FakeNode {
+    async fn volume_size(&self, _: &Name) -> Option<u64> {
+        Some(5 << 20)
+    }
+
+    fn volume_path(&self, name: &Name) -> Option<String> {
+        Some(format!("/var/lib/toft/volumes/{name}/_data"))
+    }
+
+    async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
+        Ok(stream::empty().boxed())
+    }
+
+    async fn restore_volume(&self, _: VolumeHere, _: ArchiveReader, _: bool) -> Result<RestoredVolume, ControlError> {
+        Ok(RestoredVolume { entries: 0, bytes: 0 })
     }
 }
 
