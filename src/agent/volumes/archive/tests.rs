@@ -260,7 +260,7 @@ fn attributes_and_sizes_have_bounds() {
         }))
     };
     for records in
-        [&b"x"[..], b"10 path=a\n", b"99999999999999999999 path=a\n", b"-1 a=b\n", b"2 a=b\n", b"8 pathab\n", b"0 "]
+        [&b"x"[..], b"11 path=a\n", b"99999999999999999999 path=a\n", b"-1 a=b\n", b"2 a=b\n", b"8 pathab\n", b"0 "]
     {
         assert!(raw(records).contains("cannot be read"), "{records:?}");
     }
