@@ -30,6 +30,7 @@ use super::{
     retention,
     runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
     secrets::{SecretError, SecretFiles},
+    volumes::{Prepared, VolumeError, Volumes},
 };
 use crate::observe::chain;
 
@@ -95,6 +96,8 @@ pub struct Executor {
     pub left: Arc<Notify>,
     /// Secrets of containers, in memory.
     pub secrets: SecretFiles,
+    /// Volumes, and folders of the node that containers may see.
+    pub volumes: Volumes,
     /// Fetches images from registries.
     pub pulls: Pulls,
     /// Images the appliance brings along, by complete reference.
@@ -135,13 +138,16 @@ impl Executor {
         let Start { assignment, existing, outcome, secrets, unwanted } = start;
         let id = assignment.instance_id;
         let prepare = async {
+            let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
             match existing {
-                None => self.create_container(&assignment, &unwanted).await?,
+                None => self.create_container(&assignment, &prepared, &unwanted).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
             }
+            self.fill_volumes(id, &mut prepared).await?;
             // After the container, so that there is always one whose removal takes the files away.
-            self.write_secrets(id, &assignment.container.secrets, secrets).await
+            self.write_secrets(id, &assignment.container.secrets, secrets).await?;
+            Ok(prepared)
         };
         // That the process is about to start must be on disk before it does.
         let ledger = self.ledger.clone();
@@ -158,8 +164,11 @@ impl Executor {
             stored.map_err(|e| StartError::Other(e.to_string()))?.map_err(|e| StartError::Other(chain(&e)))
         };
         let ready = async { ready.await.map_err(StartError::Other) };
-        tokio::try_join!(prepare, note, ready)?;
-        let pid = match self.runtime.create_task(id, &self.logger_of(id)).await {
+        let (prepared, (), ()) = tokio::try_join!(prepare, note, ready)?;
+        let created = self.runtime.create_task(id, &self.logger_of(id)).await;
+        // Its process has its mounts now.
+        drop(prepared);
+        let pid = match created {
             Ok(pid) => pid,
             Err(error) => {
                 self.remove_secrets(id);
@@ -184,8 +193,13 @@ impl Executor {
         Ok(pid)
     }
 
-    async fn create_container(&self, assignment: &Assignment, unwanted: &CancellationToken) -> Result<(), StartError> {
-        let spec = self.spec_of(assignment).await?;
+    async fn create_container(
+        &self,
+        assignment: &Assignment,
+        prepared: &Prepared,
+        unwanted: &CancellationToken,
+    ) -> Result<(), StartError> {
+        let spec = ContainerSpec { mounts: prepared.mounts.clone(), ..self.spec_of(assignment).await? };
         let policy = assignment.container.pull_policy;
         let builtin = (self.builtin_image)(spec.image.as_str());
         if policy == PullPolicy::Always && builtin.is_none() {
@@ -203,6 +217,16 @@ impl Executor {
             Err(RuntimeError::Exists { .. }) => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    /// Gives volumes that are still empty what the image has.
+    async fn fill_volumes(&self, id: InstanceId, prepared: &mut Prepared) -> Result<(), StartError> {
+        let empty = std::mem::take(&mut prepared.empty);
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let root = self.runtime.open_root(id).await?;
+        Ok(self.volumes.fill(empty, root).await?)
     }
 
     async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken) -> Result<(), StartError> {
@@ -240,6 +264,7 @@ impl Executor {
                 ("toft.node".to_owned(), self.node.to_string()),
             ]),
             files,
+            mounts: Vec::new(),
         })
     }
 
@@ -427,6 +452,8 @@ enum StartError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error(transparent)]
     Network(#[from] super::network::NetworkError),
     #[error("{0}")]

@@ -135,6 +135,7 @@ mod tests {
             resources: Default::default(),
             labels: BTreeMap::new(),
             files: BTreeMap::new(),
+            mounts: Vec::new(),
             process: Default::default(),
             init: None,
         };

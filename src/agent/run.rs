@@ -311,7 +311,8 @@ impl Agent {
     fn secrets_of(&self, order: &Assignment) -> BTreeMap<Name, SealedSecret> {
         let Some(set) = self.keeper.newest() else { return BTreeMap::new() };
         let names = order.container.secrets.iter().map(|mount| &mount.name);
-        names.filter_map(|name| Some((name.clone(), set.secrets.get(name)?.clone()))).collect()
+        let of_volumes = order.volumes.values().filter_map(|volume| volume.options.secret.as_ref());
+        names.chain(of_volumes).filter_map(|name| Some((name.clone(), set.secrets.get(name)?.clone()))).collect()
     }
 
     fn open_ports(&mut self, order: &Assignment) {

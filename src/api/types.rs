@@ -6,6 +6,7 @@ mod images;
 mod registries;
 mod secrets;
 mod usage;
+mod volumes;
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +31,7 @@ pub use images::{PullLine, PullRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
 pub use usage::{InstanceStats, Stats};
+pub use volumes::{Volume, VolumeRequest, VolumeRestored};
 
 /// A failed request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -24,6 +24,7 @@ use super::{
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
     stats_args::{StatsArgs, TopArgs},
+    volume_args::{MountArgs, VolumeCommand},
 };
 use crate::config::Flags;
 
@@ -140,6 +141,11 @@ pub(super) enum Command {
     Secret {
         #[command(subcommand)]
         command: SecretCommand,
+    },
+    /// Data that outlives containers
+    Volume {
+        #[command(subcommand)]
+        command: VolumeCommand,
     },
     /// Encrypted backups of this node
     Backup {
@@ -267,6 +273,8 @@ pub(super) struct RunArgs {
     /// Give the containers a secret as /run/secrets/NAME: NAME[,target=FILE,mode=0400,uid=N,gid=N]
     #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
     pub(super) secrets: Vec<SecretMount>,
+    #[command(flatten)]
+    pub(super) mounts: MountArgs,
     #[command(flatten)]
     pub(super) resources: ResourceArgs,
     /// Copies to run

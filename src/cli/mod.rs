@@ -35,6 +35,8 @@ mod secrets;
 mod stats;
 mod stats_args;
 mod terminal;
+mod volume_args;
+mod volumes;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
@@ -46,6 +48,7 @@ pub use failure::Failure;
 use image_args::ImageCommand;
 use registry_args::RegistryCommand;
 use secret_args::SecretCommand;
+use volume_args::VolumeCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
 pub fn main() -> i32 {
@@ -140,6 +143,15 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             SecretCommand::Ls(list) => secrets::ls(client, list).await,
             SecretCommand::Inspect { name } => secrets::inspect(client, &name).await,
             SecretCommand::Rm { names } => secrets::rm(client, names).await,
+        },
+        Command::Volume { command } => match command {
+            VolumeCommand::Create(args) => volumes::create(client, args).await,
+            VolumeCommand::Ls(list) => volumes::ls(client, list).await,
+            VolumeCommand::Inspect { name } => volumes::inspect(client, &name).await,
+            VolumeCommand::Rm { names } => volumes::rm(client, names).await,
+            VolumeCommand::Prune(args) => volumes::prune(client, args).await,
+            VolumeCommand::Backup(args) => volumes::backup(client, args).await,
+            VolumeCommand::Restore(args) => volumes::restore(client, args).await,
         },
         Command::Backup { command } => match command {
             BackupCommand::Create(args) => backups::create(client, args).await,

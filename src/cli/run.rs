@@ -76,6 +76,9 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.resources = args.resources.spec();
     spec.health = args.health.spec();
     spec.process = args.process.spec()?;
+    let (mounts, tmpfs) = args.mounts.spec();
+    spec.mounts = mounts;
+    spec.process.tmpfs.extend(tmpfs);
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
     args.network.write_to(&mut spec)?;

@@ -28,6 +28,7 @@ pub(super) struct File {
     pub(super) network: NetworkSection,
     pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
+    pub(super) volumes: VolumesSection,
     pub(super) registries: BTreeMap<String, RegistryConfig>,
 }
 
@@ -66,6 +67,12 @@ pub(super) struct NetworkSection {
     pub(super) range: Option<String>,
     pub(super) ipv6: Option<bool>,
     pub(super) resolv_conf: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct VolumesSection {
+    pub(super) bind_roots: Vec<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

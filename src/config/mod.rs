@@ -36,6 +36,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Backups of this node.
     pub backup: BackupConfig,
+    /// What containers may see of the node's own folders.
+    pub volumes: VolumesConfig,
     /// Registries that are spoken to in a way of their own, by `HOST[:PORT]`.
     pub registries: BTreeMap<String, RegistryConfig>,
 }
@@ -120,6 +122,13 @@ pub struct LogsConfig {
     pub gone_max_age: Duration,
     /// Bytes of those logs together.
     pub gone_max_bytes: u64,
+}
+
+/// What containers may see of the node's own folders.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumesConfig {
+    /// Folders below which everything can be mounted into containers; none, unless somebody says so.
+    pub bind_roots: Vec<PathBuf>,
 }
 
 /// The network of containers.

@@ -15,7 +15,7 @@ use toft_model::{
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
-    RuntimeConfig, file::File, registries,
+    RuntimeConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -159,6 +159,12 @@ impl Config {
         if !resolv_conf.is_absolute() {
             note("network.resolv_conf", Invalid::value("it is no absolute path", "write it like `/etc/resolv.conf`"));
         }
+        for root in &file.volumes.bind_roots {
+            if !root.is_absolute() || root.components().any(|part| part == std::path::Component::ParentDir) {
+                let message = format!("`{}` is no absolute path", root.display());
+                note("volumes.bind_roots", Invalid::value(message, "write it like `/srv`"));
+            }
+        }
         let backup = file.backup.resolve(&data, &mut note);
         registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
@@ -172,6 +178,7 @@ impl Config {
             network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
             cluster,
             backup,
+            volumes: VolumesConfig { bind_roots: file.volumes.bind_roots },
             registries: file.registries,
         })
     }
@@ -224,7 +231,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
         for key in [
             "node.name",
@@ -235,6 +242,7 @@ mod tests {
             "logs.gone_max_bytes",
             "network.range",
             "network.resolv_conf",
+            "volumes.bind_roots",
         ] {
             assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");
         }
@@ -253,6 +261,7 @@ mod tests {
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
+        assert!(!shown.volumes.bind_roots.is_empty() && defaults.volumes.bind_roots.is_empty());
         assert!(!shown.node.labels.is_empty() && shown.runtime.containerd.is_some());
     }
 

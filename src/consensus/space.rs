@@ -79,7 +79,8 @@ fn grows(command: &Command) -> bool {
         Command::LabelWorkload { .. }
         | Command::PutWorkload { .. }
         | Command::PutSecret { .. }
-        | Command::PutRegistry { .. } => true,
+        | Command::PutRegistry { .. }
+        | Command::CreateVolume { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
@@ -87,6 +88,9 @@ fn grows(command: &Command) -> bool {
         | Command::RemoveRegistry { .. }
         | Command::ClaimSubnet { .. }
         | Command::CommitPlan { .. }
-        | Command::ReportInstances { .. } => false,
+        | Command::ReportInstances { .. }
+        | Command::BindVolume { .. }
+        | Command::RemoveVolume { .. }
+        | Command::ForgetVolumes { .. } => false,
     }
 }

@@ -18,6 +18,7 @@ use super::ControlError;
 pub mod exec;
 pub mod files;
 pub mod usage;
+pub mod volumes;
 
 /// Lines as they come.
 pub type LogLines = BoxStream<'static, Result<LogLine, ControlError>>;
@@ -49,7 +50,9 @@ pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 
 /// A node that can be asked.
 #[async_trait]
-pub trait NodeAccess: exec::NodeExec + files::NodeFiles + usage::NodeUsage + Send + Sync + 'static {
+pub trait NodeAccess:
+    exec::NodeExec + files::NodeFiles + usage::NodeUsage + volumes::NodeVolumes + Send + Sync + 'static
+{
     /// Why `port` cannot be published on this node, if a process outside toft holds it.
     fn port_taken_outside(&self, port: PortSpec) -> Option<String>;
 

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 mod exec;
 mod files;
 mod usage;
+mod volumes;
 
 pub(super) use exec::Execs;
 
@@ -34,6 +35,7 @@ use crate::{
         report::ReportSink,
         retention,
         runtime::{Availability, Image, Runtime, RuntimeError},
+        volumes::Volumes,
     },
     control::{
         ControlError, ErrorKind,
@@ -53,6 +55,7 @@ pub(super) struct LocalNode {
     retry: Arc<Notify>,
     node_id: NodeId,
     pulls: Pulls,
+    volumes: Volumes,
     cancel: CancellationToken,
     execs: Execs,
     meter: Meter,
@@ -64,7 +67,7 @@ impl LocalNode {
         runtime: Arc<dyn Runtime>,
         logs_dir: PathBuf,
         retry: Arc<Notify>,
-        (node_id, pulls): (NodeId, Pulls),
+        (node_id, pulls, volumes): (NodeId, Pulls, Volumes),
         cancel: CancellationToken,
     ) -> Self {
         let meter = Meter::new(Arc::clone(&runtime), host::memory_bytes());
@@ -76,6 +79,7 @@ impl LocalNode {
             retry,
             node_id,
             pulls,
+            volumes,
             cancel,
             execs: Execs::default(),
         }

@@ -17,6 +17,7 @@ mod runtime;
 mod serving;
 mod shutdown;
 mod tasks;
+mod volumes;
 mod witness;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -49,6 +50,7 @@ use crate::{
         retention,
         runtime::{Availability, Runtime, containerd::isolation},
         secrets::SecretFiles,
+        volumes::{Volumes, VolumesConfig},
     },
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
@@ -153,9 +155,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let registries = Registries::new(settings, Arc::new(logins));
     let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
     tasks.spawn("image pulls", puller.run(cancel.clone()));
-    let pulled_here = (identity.node_id, pulls.clone());
-    let node =
-        LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), pulled_here, cancel.clone());
+    let volumes = Volumes::open(VolumesConfig {
+        dir: directories.volumes(),
+        pins: directories.mounts(),
+        bind_roots: config.volumes.bind_roots.clone(),
+        node: config.node.name.clone(),
+        key: cluster_key.clone(),
+    })
+    .context("opening the volumes")?;
+    let here = (identity.node_id, pulls.clone(), volumes.clone());
+    let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, cancel.clone());
     let node = Arc::new(node);
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
@@ -188,10 +197,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_max_files: config.logs.max_files,
         left: Arc::clone(&left),
         secrets,
+        volumes: volumes.clone(),
         pulls,
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     let (feed, assignments) = watch::channel(None);
+    tasks.spawn("volumes", volumes::keep(ops.clone(), identity.node_id, volumes, assignments.clone(), cancel.clone()));
     let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
     let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());

@@ -30,6 +30,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             usage::{NodeUsage, RunningInstance},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
         },
         ops::Ops,
     },
@@ -101,6 +102,25 @@ impl NodeFiles for Witness {
     }
 
     async fn write_files(&self, _: PathInside, _: ArchiveReader, _: bool) -> Result<FilesWritten, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
+impl NodeVolumes for Witness {
+    async fn volume_size(&self, _: &Name) -> Option<u64> {
+        None
+    }
+
+    fn volume_path(&self, _: &Name) -> Option<String> {
+        None
+    }
+
+    async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
+        nothing_here()
+    }
+
+    async fn restore_volume(&self, _: VolumeHere, _: ArchiveReader, _: bool) -> Result<RestoredVolume, ControlError> {
         nothing_here()
     }
 }

@@ -20,6 +20,7 @@ mod request;
 mod run;
 mod secrets;
 mod usage;
+mod volumes;
 mod workload;
 mod workloads;
 
@@ -77,6 +78,9 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/secrets/new", get(secrets::creation).post(secrets::create))
         .route("/secrets/{name}/update", get(secrets::change).post(secrets::update))
         .route("/secrets/{name}/remove", get(secrets::confirm_removal).post(secrets::remove))
+        .route("/volumes", get(volumes::page))
+        .route("/volumes/new", get(volumes::creation).post(volumes::create))
+        .route("/volumes/{name}/remove", get(volumes::confirm_removal).post(volumes::remove))
         .route("/live/overview", get(overview::live))
         .route("/live/nodes/{name}", get(node::live))
         .route("/live/workloads", get(workloads::live))

@@ -44,3 +44,4 @@ mod security;
 mod side_by_side;
 mod stats;
 mod tidy;
+mod volumes;

@@ -20,4 +20,5 @@ pub mod secret;
 pub mod state;
 pub mod units;
 pub mod usage;
+pub mod volume;
 pub mod workload;

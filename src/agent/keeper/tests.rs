@@ -25,6 +25,7 @@ fn set(generation: u64, desired: Desired, epoch: u64) -> AssignmentSet {
         desired,
         epoch,
         container: ContainerOrder::of(&spec, NetworkOrder::None),
+        volumes: BTreeMap::new(),
     };
     AssignmentSet { node_id: NodeId(Uuid::nil()), generation, assignments: vec![order], secrets: BTreeMap::new() }
 }

@@ -6,6 +6,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    os::fd::OwnedFd,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -43,6 +45,8 @@ pub enum Call {
     Containers,
     /// [`Runtime::create_container`]
     CreateContainer,
+    /// [`Runtime::open_root`]
+    OpenRoot,
     /// [`Runtime::create_task`]
     CreateTask,
     /// [`Runtime::start_task`]
@@ -93,6 +97,8 @@ struct State {
     failures: HashMap<Call, VecDeque<RuntimeError>>,
     calls: Vec<Call>,
     next_pid: u32,
+    /// What stands for the files of every container.
+    root: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -131,6 +137,11 @@ impl FakeRuntime {
     pub fn add_image(&self, image: &ImageRef) {
         let image = made_up_image(image.as_str());
         self.state().images.insert(image.name.clone(), (image, SIGTERM));
+    }
+
+    /// A folder that stands for the files of every container.
+    pub fn set_root(&self, folder: PathBuf) {
+        self.state().root = Some(folder);
     }
 
     /// Ends the process of a container that runs; tells the event unless the runtime is down.
@@ -267,6 +278,15 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
+    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
+        let state = self.begin(Call::OpenRoot)?;
+        state.containers.get(&id).ok_or(RuntimeError::NotFound { id })?;
+        let root = state.root.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into());
+        let opened = root.and_then(|root| Ok(std::fs::File::open(root)?.into()));
+        let failed = |error: std::io::Error| error.to_string();
+        opened.map_err(|e| RuntimeError::Failed { doing: "opening the container's files", reason: failed(e) })
+    }
+
     async fn create_task(&self, id: InstanceId, _logger: &LoggerCommand) -> Result<u32, RuntimeError> {
         let mut state = self.begin(Call::CreateTask)?;
         let pid = state.next_pid;
@@ -275,7 +295,8 @@ impl Runtime for FakeRuntime {
         if container.task != TaskState::None {
             return Err(RuntimeError::Exists { id });
         }
-        if let Some(outside) = container.spec.files.values().find(|outside| !outside.exists()) {
+        let mounted = container.spec.mounts.iter().map(|mount| &mount.source);
+        if let Some(outside) = container.spec.files.values().chain(mounted).find(|outside| !outside.exists()) {
             let reason = format!("`{}` is not there", outside.display());
             return Err(RuntimeError::StartFailed { reason, exit_code: 127 });
         }

@@ -4,7 +4,7 @@
 //! A container here is a root filesystem plus a configuration, named by its instance id; a task is its running
 //! process. Containers outlive their tasks, and both outlive the daemon.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use toft_model::{
@@ -61,6 +61,19 @@ pub struct ContainerSpec {
     /// Files and folders to bind read-only into the container: path inside -> path on the host (`/etc/hosts`,
     /// `/run/secrets`). They must be there when a task is created.
     pub files: BTreeMap<PathBuf, PathBuf>,
+    /// Volumes, and files and folders of the node. They must be there when a task is created.
+    pub mounts: Vec<HostMount>,
+}
+
+/// Something of the node that a container sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMount {
+    /// Path on the node.
+    pub source: PathBuf,
+    /// Path inside.
+    pub target: PathBuf,
+    /// Whether it can only be read.
+    pub read_only: bool,
 }
 
 /// State of a container's process.
@@ -244,6 +257,10 @@ pub trait Runtime: exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime +
 
     /// Prepares root filesystem and configuration. The process does not exist yet.
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
+
+    /// Opens the container's files as the image and what it wrote make them, without its mounts, to be read only. It has
+    /// no process now; what is given must be dropped before it gets one.
+    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError>;
 
     /// Prepares the process up to, not including, its start, and gives its pid: its namespaces exist.
     /// An ended task of the same container must be deleted before.

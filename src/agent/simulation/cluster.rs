@@ -102,6 +102,10 @@ impl Cluster {
             | Command::CommitPlan { .. }
             | Command::ReportInstances { .. }
             | Command::PutSecret { .. }
+            | Command::CreateVolume { .. }
+            | Command::BindVolume { .. }
+            | Command::RemoveVolume { .. }
+            | Command::ForgetVolumes { .. }
             | Command::PutRegistry { .. }
             | Command::RemoveRegistry { .. }
             | Command::RemoveSecret { .. }

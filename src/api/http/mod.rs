@@ -20,6 +20,7 @@ mod registries;
 mod secrets;
 pub mod serve;
 mod stats;
+mod volumes;
 mod workloads;
 
 use std::sync::Arc;
@@ -108,6 +109,11 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(stats::processes))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::remove))
+        .routes(routes!(volumes::prune))
+        .routes(routes!(volumes::backup))
+        .merge(OpenApiRouter::new().routes(routes!(volumes::restore)).layer(images::unlimited()))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::status))
         .routes(routes!(backups::stream))

@@ -12,8 +12,11 @@ mod nodes;
 pub mod registries;
 mod secrets;
 pub mod usage;
+mod volumes;
 pub mod wait;
 mod workloads;
+
+pub use volumes::{NewVolume, VolumeInfo};
 
 use std::sync::Arc;
 

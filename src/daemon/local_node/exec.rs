@@ -104,6 +104,8 @@ mod tests {
     use super::*;
     use crate::agent::image::{LoginFiles, Pulls, Registries, Settings};
     use crate::agent::runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, fake::FakeRuntime};
+    use crate::agent::volumes::{Volumes, VolumesConfig};
+    use crate::seal::ClusterKey;
 
     async fn node(cancel: &CancellationToken) -> (LocalNode, InstanceId) {
         let runtime = Arc::new(FakeRuntime::new());
@@ -120,6 +122,7 @@ mod tests {
             resources: Default::default(),
             labels: BTreeMap::new(),
             files: BTreeMap::new(),
+            mounts: Vec::new(),
             process: Default::default(),
             init: None,
         };
@@ -132,7 +135,16 @@ mod tests {
         let runtime: Arc<dyn Runtime> = runtime;
         let (pulls, _) = Pulls::new(Arc::clone(&runtime), registries);
         let retry = Arc::new(Notify::new());
-        (LocalNode::new(runtime, "/nowhere".into(), retry, (node_id, pulls), cancel.clone()), id)
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = VolumesConfig {
+            dir: dir.path().join("volumes"),
+            pins: dir.path().join("pins"),
+            bind_roots: Vec::new(),
+            node: "box".parse().unwrap(),
+            key: ClusterKey::from_bytes([7; 32]),
+        };
+        let volumes = Volumes::open(volumes).unwrap();
+        (LocalNode::new(runtime, "/nowhere".into(), retry, (node_id, pulls, volumes), cancel.clone()), id)
     }
 
     fn order(command: &str) -> ExecOrder {

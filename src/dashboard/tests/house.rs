@@ -46,6 +46,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             usage::{NodeUsage, RunningInstance},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
         },
         ops::{Ops, now_ms},
     },
@@ -146,6 +147,25 @@ impl NodeFiles for FakeNode {
 
     async fn write_files(&self, _: PathInside, _: ArchiveReader, _: bool) -> Result<FilesWritten, ControlError> {
         Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
+    }
+}
+
+#[async_trait]
+impl NodeVolumes for FakeNode {
+    async fn volume_size(&self, _: &Name) -> Option<u64> {
+        Some(5 << 20)
+    }
+
+    fn volume_path(&self, name: &Name) -> Option<String> {
+        Some(format!("/var/lib/toft/volumes/{name}/_data"))
+    }
+
+    async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
+        Ok(stream::empty().boxed())
+    }
+
+    async fn restore_volume(&self, _: VolumeHere, _: ArchiveReader, _: bool) -> Result<RestoredVolume, ControlError> {
+        Ok(RestoredVolume { entries: 0, bytes: 0 })
     }
 }
 

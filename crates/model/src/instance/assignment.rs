@@ -14,7 +14,8 @@ use crate::{
     name::Name,
     pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
-    workload::{HealthCheck, ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
+    volume::VolumeOrder,
+    workload::{HealthCheck, Mount, ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
 };
 
 /// What shall become of an instance.
@@ -102,6 +103,9 @@ pub struct ContainerOrder {
     /// Secrets it sees as files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
+    /// What it sees of the node's disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// How the process runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub process: ProcessSpec,
@@ -126,6 +130,7 @@ impl ContainerOrder {
             deployment: spec.deployment.clone(),
             networks: spec.networks.clone(),
             secrets: spec.secrets.clone(),
+            mounts: spec.mounts.clone(),
             process: spec.process.clone(),
             health: spec.health.clone(),
         }
@@ -150,6 +155,9 @@ pub struct Assignment {
     pub epoch: u64,
     /// What the container is made of.
     pub container: ContainerOrder,
+    /// The volumes that it mounts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<Name, VolumeOrder>,
 }
 
 impl Assignment {

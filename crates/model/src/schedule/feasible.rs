@@ -1,11 +1,16 @@
 //! Which node can take an instance, and why another cannot.
 
-use std::{collections::HashSet, net::Ipv4Addr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+};
 
 use crate::{
+    ids::NodeId,
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
-    state::NodeRow,
-    workload::{Isolation, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
+    name::Name,
+    state::{NodeRow, VolumeRow},
+    workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
 
 /// Host ports given to mappings that name none; below the kernel's own ephemeral range. An instance that holds another
@@ -69,10 +74,54 @@ impl Claims {
     }
 }
 
-/// The complete order for an instance of `spec` on `node` beside what is claimed there, or why there can be none.
-pub(super) fn fit(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<ContainerOrder, String> {
+/// Where the data of volumes lies. What is not in it can be used on any node, and a local volume then lies there.
+#[derive(Debug, Default)]
+pub(super) struct Homes<'a> {
+    nodes: HashMap<&'a Name, NodeId>,
+    everywhere: HashSet<&'a Name>,
+}
+
+impl<'a> Homes<'a> {
+    pub(super) fn of(volumes: &'a [VolumeRow]) -> Self {
+        let nodes = volumes.iter().filter_map(|volume| Some((&volume.name, volume.node_id?))).collect();
+        let remote = volumes.iter().filter(|volume| volume.options.is_remote());
+        Self { nodes, everywhere: remote.map(|volume| &volume.name).collect() }
+    }
+
+    /// An instance of `spec` is placed on `node`.
+    pub(super) fn settle(&mut self, spec: &'a WorkloadSpec, node: NodeId) {
+        for volume in spec.mounts.iter().filter_map(Mount::volume) {
+            if !self.everywhere.contains(&volume.name) {
+                self.nodes.entry(&volume.name).or_insert(node);
+            }
+        }
+    }
+
+    /// Why an instance of `spec` cannot be on `node`; `nodes` are all there are.
+    fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, nodes: &[NodeRow]) -> Option<String> {
+        let away = |mount: &&Mount| {
+            let home = mount.volume().and_then(|volume| self.nodes.get(&volume.name));
+            home.is_some_and(|home| *home != node.id)
+        };
+        let volume = spec.mounts.iter().find(away)?.volume()?;
+        let home = self.nodes.get(&volume.name)?;
+        let home = nodes.iter().find(|node| node.id == *home).map_or("another node", |node| node.name.as_str());
+        Some(format!("volume `{}` lies on {home}", volume.name))
+    }
+}
+
+/// The complete order for an instance of `spec` on `node`, one of `nodes`, beside what is claimed there, or why there can be none.
+pub(super) fn fit(
+    spec: &WorkloadSpec,
+    (node, nodes): (&NodeRow, &[NodeRow]),
+    claims: &Claims,
+    homes: &Homes<'_>,
+) -> Result<ContainerOrder, String> {
     if !pinned_to(spec, node) {
         return Err("the specification names another node".into());
+    }
+    if let Some(why) = homes.missing(spec, node, nodes) {
+        return Err(why);
     }
     if let Some(memory) = spec.resources.memory_bytes.filter(|memory| *memory > node.inventory.memory_bytes) {
         return Err(format!(
@@ -148,6 +197,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         deployment,
         networks,
         secrets,
+        mounts,
         process,
         health,
     } = order;
@@ -161,6 +211,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         && *command == spec.command
         && *env == spec.env
         && *secrets == spec.secrets
+        && *mounts == spec.mounts
         && *resources == spec.resources
         && *restart == spec.restart_policy()
         && *stop_grace_ms == spec.stop_grace_ms

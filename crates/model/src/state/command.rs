@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::{RegistryRow, SecretRow, WorkloadRow};
+use super::tables::{RegistryRow, SecretRow, VolumeRow, WorkloadRow};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
@@ -12,6 +12,7 @@ use crate::{
     node::{Inventory, Subnet},
     registry::RegistryName,
     secret::SealedSecret,
+    volume::VolumeOptions,
     workload::WorkloadSpec,
 };
 
@@ -141,6 +142,42 @@ pub enum Command {
         /// Number of the network with which the search begins.
         first: u32,
     },
+    /// A user makes a volume.
+    CreateVolume {
+        /// Its name, which must be free.
+        name: Name,
+        /// Where its data is to lie; decided by its first use when absent.
+        node_id: Option<NodeId>,
+        /// What it is.
+        options: VolumeOptions,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A volume that lies nowhere yet is to lie on a node.
+    BindVolume {
+        /// Its name.
+        name: Name,
+        /// The node.
+        node_id: NodeId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user removes a volume that no workload uses; its node deletes the data.
+    RemoveVolume {
+        /// Its name.
+        name: Name,
+        /// When.
+        at_ms: i64,
+    },
+    /// A node tells which removed volumes' data it deleted.
+    ForgetVolumes {
+        /// The node.
+        node_id: NodeId,
+        /// Names, each with what tells it from others of the same name.
+        gone: Vec<(Name, u64)>,
+    },
 }
 
 impl Command {
@@ -152,13 +189,17 @@ impl Command {
             | Self::RemoveSecret { .. }
             | Self::PutRegistry { .. }
             | Self::RemoveRegistry { .. }
-            | Self::ClaimSubnet { .. } => false,
+            | Self::ClaimSubnet { .. }
+            | Self::ForgetVolumes { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::PowerWorkload { .. }
             | Self::RemoveWorkload { .. }
             | Self::CommitPlan { .. }
-            | Self::ReportInstances { .. } => true,
+            | Self::ReportInstances { .. }
+            | Self::CreateVolume { .. }
+            | Self::BindVolume { .. }
+            | Self::RemoveVolume { .. } => true,
         }
     }
 }
@@ -245,6 +286,8 @@ pub enum Reply {
         /// Dropped.
         dropped: usize,
     },
+    /// The volume as it is now.
+    Volume(Box<VolumeRow>),
 }
 
 /// Why a command that is well-formed changes nothing.

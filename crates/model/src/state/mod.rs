@@ -15,6 +15,7 @@ mod subnets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
+mod volumes;
 
 pub use apply::{Applied, apply};
 pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
@@ -27,6 +28,7 @@ pub use query::{
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, WorkloadRow,
+    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VolumeRow, WorkloadRow,
     applied_index,
 };
+pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
-    tables::{RegistryRow, RequestRow, SecretRow, WorkloadRow},
+    tables::{RegistryRow, RequestRow, SecretRow, VolumeRow, WorkloadRow},
 };
 use crate::{
     ids::{RequestId, WorkloadId},
@@ -64,6 +64,7 @@ pub(crate) enum Answered {
         fingerprint: String,
         answer: Box<Self>,
     },
+    Volume(Name),
 }
 
 impl Answered {
@@ -76,6 +77,7 @@ impl Answered {
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
             Reply::Subnet { subnet } => Self::Subnet { subnet: *subnet },
+            Reply::Volume(row) => Self::Volume(row.name.clone()),
         };
         match &request.fingerprint {
             Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
@@ -122,6 +124,14 @@ impl Answered {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its login has been removed since".into(),
                     hint: "`toft registry ls` shows the logins there are".into(),
+                }),
+            },
+            Self::Volume(name) => match VolumeRow::named(connection, &name)? {
+                Some(row) => Ok(Reply::Volume(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its volume has been removed since".into(),
+                    hint: "`toft volume ls` shows the volumes there are".into(),
                 }),
             },
         })

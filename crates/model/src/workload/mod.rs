@@ -1,6 +1,7 @@
 //! What a user asks to run.
 
 mod health;
+mod mount;
 mod network;
 mod port;
 mod process;
@@ -8,6 +9,7 @@ mod restart;
 mod spec;
 
 pub use health::{Health, HealthCheck, HealthTest};
+pub use mount::{AnyMount, BindMount, Mount, VolumeMount};
 pub use network::NetworkName;
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
+use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
 use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -119,6 +119,9 @@ pub struct WorkloadSpec {
     /// Secrets the containers see as files in `/run/secrets`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
+    /// Volumes, and files and folders of the node, that the containers see.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Copies to run, 0 to 1000.
     #[serde(default = "one")]
     pub replicas: u32,
@@ -191,6 +194,7 @@ impl WorkloadSpec {
             env: BTreeMap::new(),
             ports: Vec::new(),
             secrets: Vec::new(),
+            mounts: Vec::new(),
             replicas: 1,
             restart: None,
             resources: Resources::default(),
@@ -233,6 +237,7 @@ impl WorkloadSpec {
         self.validate_texts()?;
         SecretMount::validate_all(&self.secrets)?;
         self.validate_networks().map_err(|e| e.at("networks"))?;
+        Mount::validate_all(&self.mounts, &self.process.tmpfs, &self.secrets)?;
         self.validate_ports()
     }
 
@@ -340,6 +345,11 @@ fn no_nul(text: &str) -> Result<(), Invalid> {
 mod tests {
     use super::*;
 
+    fn volume(target: &str) -> super::super::VolumeMount {
+        let (name, target) = ("data".parse().unwrap(), target.to_owned());
+        super::super::VolumeMount { name, target, read_only: false, subpath: None, no_copy: false }
+    }
+
     fn spec() -> WorkloadSpec {
         WorkloadSpec::new("web".parse().unwrap(), "toft/demo".parse().unwrap())
     }
@@ -373,6 +383,7 @@ mod tests {
         });
         check("resources.memory_reserved_bytes", &|s| s.resources.memory_reserved_bytes = Some(1));
         check("resources.pids_limit", &|s| s.resources.pids_limit = Some(u32::MAX));
+        check("mounts[0].target", &|s| s.mounts = vec![Mount::Volume(volume("/proc/x"))]);
         check("process.hostname", &|s| s.process.hostname = Some(String::new()));
         check("command[1]", &|s| s.command = vec!["a".into(), "b\0".into()]);
         check("entrypoint[0]", &|s| s.entrypoint = Some(vec![String::new()]));

@@ -158,15 +158,19 @@ async fn read_databases(snapshots: Snapshots<'_>, image: &ResolvedImage) -> Resu
     read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
-/// Mounts, opens the root and unmounts at once: the open root keeps the tree alive, and nothing is left behind.
 fn read_mounted(mounts: &[Mount]) -> std::io::Result<(String, String)> {
     let Some(view) = mounts.first() else { return Ok(Default::default()) };
-    let place = std::env::temp_dir().join(format!("toft-users-{}", Uuid::new_v4()));
+    let root = open_root(view)?;
+    Ok((read_inside(&root, "etc/passwd")?, read_inside(&root, "etc/group")?))
+}
+
+/// Mounts, opens the root and unmounts at once: the open root keeps the tree alive, and nothing is left behind.
+pub(super) fn open_root(view: &Mount) -> std::io::Result<OwnedFd> {
+    let place = std::env::temp_dir().join(format!("toft-root-{}", Uuid::new_v4()));
     std::fs::create_dir(&place)?;
     let root = open_mounted(view, &place);
     std::fs::remove_dir(&place)?;
-    let root = root?;
-    Ok((read_inside(&root, "etc/passwd")?, read_inside(&root, "etc/group")?))
+    root
 }
 
 fn open_mounted(view: &Mount, place: &Path) -> std::io::Result<OwnedFd> {

@@ -331,3 +331,46 @@ fn a_workload_that_is_not_to_run_does_not_wait() {
     cluster.power("web", PowerAction::Stop);
     check(&mut cluster, &["web waits: no more"]);
 }
+
+fn with_mounts(name: &str, mounts: &[&str]) -> WorkloadSpec {
+    let mounts = mounts.iter().map(|mount| mount.parse().unwrap()).collect();
+    WorkloadSpec { mounts, network: NetworkMode::None, ..spec(name, "demo") }
+}
+
+#[test]
+fn who_shares_a_local_volume_shares_its_node() {
+    let mut cluster = two_nodes();
+    cluster.put(WorkloadSpec { replicas: 3, ..with_mounts("db", &["data:/data"]) });
+    cluster.put(with_mounts("other", &["data:/d"]));
+    // Decided at once, before the volume is there.
+    check(&mut cluster, &["db-0 on one: none", "db-1 on one: none", "db-2 on one: none", "other-0 on one: none"]);
+    cluster.settle();
+    cluster.put(WorkloadSpec { node: Some("two".parse().unwrap()), ..with_mounts("late", &["data:/d"]) });
+    check(&mut cluster, &["late waits: one: the specification names another node; two: volume `data` lies on one"]);
+}
+
+#[test]
+fn volumes_on_two_nodes_go_together_nowhere() {
+    let mut cluster = two_nodes();
+    for (name, node) in [("aaa", "one"), ("bbb", "two")] {
+        let data = format!("{name}-data:/data");
+        cluster.put(WorkloadSpec { node: Some(node.parse().unwrap()), ..with_mounts(name, &[&data]) });
+    }
+    cluster.settle();
+    cluster.put(with_mounts("both", &["aaa-data:/a", "bbb-data:/b"]));
+    check(&mut cluster, &["both waits: one: volume `bbb-data` lies on two; two: volume `aaa-data` lies on one"]);
+}
+
+#[test]
+fn a_volume_on_a_server_ties_nobody() {
+    let mut cluster = two_nodes();
+    let options = crate::volume::VolumeOptions {
+        kind: Some(crate::volume::VolumeKind::Nfs),
+        device: Some("nas:/media".into()),
+        ..Default::default()
+    };
+    let (name, labels) = ("media".parse().unwrap(), Default::default());
+    cluster.apply(crate::state::Command::CreateVolume { name, node_id: None, options, labels, at_ms: 1 });
+    cluster.put(WorkloadSpec { replicas: 2, ..with_mounts("tv", &["media:/media"]) });
+    check(&mut cluster, &["tv-0 on one: none", "tv-1 on two: none"]);
+}

@@ -8,6 +8,7 @@ mod registries;
 mod requests;
 mod secrets;
 mod subnets;
+mod volumes;
 mod workloads;
 
 pub use cluster::{ClusterRow, applied_index};
@@ -18,6 +19,7 @@ pub use registries::RegistryRow;
 pub use requests::RequestRow;
 pub use secrets::SecretRow;
 pub use subnets::SubnetRow;
+pub use volumes::VolumeRow;
 pub use workloads::WorkloadRow;
 
 use std::str::FromStr;

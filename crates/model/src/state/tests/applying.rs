@@ -35,6 +35,9 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::ClaimSubnet { .. }, Reply::Subnet { subnet: Some(subnet) }) => {
                 assert_eq!(subnet.to_string(), "10.210.0.0/24");
             }
+            (Command::CreateVolume { name, .. }, Reply::Volume(row)) => assert_eq!(&row.name, name),
+            (Command::BindVolume { node_id, .. }, Reply::Volume(row)) => assert_eq!(row.node_id, Some(*node_id)),
+            (Command::RemoveVolume { .. } | Command::ForgetVolumes { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -8,3 +8,4 @@ mod replay;
 mod reports;
 mod secrets;
 mod subnets;
+mod volumes;
