@@ -314,7 +314,7 @@ impl<'a> Unpacker<'a> {
     }
 
     async fn all_from_store(&self, image: &ResolvedImage) -> Result<(), Unusable> {
-        let layers = (0..image.layers.len()).map(|number| self.from_store(image, number));
+        let layers = (0..image.layers.len()).map(|number| self.read_from_store(image, number));
         let mut layers = stream::iter(layers.collect::<Vec<_>>()).buffered(AT_ONCE).enumerate();
         while let Some((number, layer)) = layers.next().await {
             self.settle(image, number, layer?).await?;
@@ -322,7 +322,7 @@ impl<'a> Unpacker<'a> {
         Ok(())
     }
 
-    async fn from_store(&self, image: &ResolvedImage, number: usize) -> Result<Prepared, Unusable> {
+    async fn read_from_store(&self, image: &ResolvedImage, number: usize) -> Result<Prepared, Unusable> {
         match self.begin(image, number).await? {
             Begun::Waits(prepared) => Ok(prepared),
             Begun::Unpacking(unpacking) => self.give_from_store(image, number, unpacking).await,

@@ -138,8 +138,8 @@ fn copy_description(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
 fn times(of: &Stat) -> Timestamps {
     let time = |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as i64 };
     Timestamps {
-        last_access: time(of.st_atime, of.st_atime_nsec as u64),
-        last_modification: time(of.st_mtime, of.st_mtime_nsec as u64),
+        last_access: time(of.st_atime, of.st_atime_nsec),
+        last_modification: time(of.st_mtime, of.st_mtime_nsec),
     }
 }
 
