@@ -33,7 +33,7 @@ impl Layer {
         header.set_mode(mode);
         header.set_uid(1000 + u64::from(mode));
         header.set_gid(50);
-        header.set_mtime(1_500_000_000 + contents.len() as u64);
+        header.set_mtime(1_500_000_000 + u64::from(mode));
         header.set_size(contents.len() as u64);
         header.set_device_major(1).unwrap();
         header.set_device_minor(3).unwrap();
@@ -110,7 +110,8 @@ fn tree(socket: &Path, namespace: &str, top: &str, dir: &Path) -> String {
         mount=$($ctr snapshots view --target "$5" "$3" "$4" 2>/dev/null || $ctr snapshots view "$3" "$4")
         eval "$($ctr snapshots mounts "$5" "$3")"
         cd "$5"
-        find . -mindepth 1 -printf '%p %y %m %U:%G %n %T@ %l ' \( -type f -exec sha256sum -- {} \; -o -printf '\n' \) |
+        find . -mindepth 1 -type d -printf '%p d %m %U:%G\n' | sort
+        find . -mindepth 1 ! -type d -printf '%p %y %m %U:%G %n %T@ %l ' \( -type f -exec sha256sum -- {} \; -o -printf '\n' \) |
             sed -E 's/ 1[6-9][0-9]{8}\.[0-9]+ / now /' | sort
         find . -type f -exec getfattr --absolute-names --no-dereference --dump --match - -- {} + | grep -v overlay | sort
     "#;

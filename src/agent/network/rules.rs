@@ -86,12 +86,18 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
             subnet.gateway()
         )
     });
+    let names_guard = config.names_port.map_or_else(String::new, |port| {
+        format!(
+            "        iifname != {{ \"{bridge}\", \"lo\" }} ip daddr {} meta l4proto {{ tcp, udp }} th dport {port} drop\n",
+            subnet.gateway()
+        )
+    });
     text + &format!(
         r#"    chain guard {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip daddr 127.0.0.0/8 drop
         iifname != {{ "{bridge}", "lo" }} ip saddr {subnet} drop
-{guard6}    }}
+{names_guard}{guard6}    }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
 {names_port}        fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @published

@@ -197,7 +197,9 @@ impl World {
             }
         }
         let phase = match work {
-            Work::Start { order, existing, outcome } => {
+            Work::Start { mut order, existing, outcome } => {
+                // A ledger that could not take the newer order may remember that its epoch had begun: that is what starts.
+                order.epoch = order.epoch.max(outcome.epoch);
                 self.machines[machine].ending.remove(&id);
                 self.machines[machine].check_start(&order)?;
                 self.open_ports(machine, &order);

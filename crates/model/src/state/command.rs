@@ -181,11 +181,10 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether the scheduler may decide otherwise after it.
+    /// Whether the scheduler may decide otherwise after it, or a node has other orders.
     pub fn concerns_scheduler(&self) -> bool {
         match self {
             Self::LabelWorkload { .. }
-            | Self::PutSecret { .. }
             | Self::RemoveSecret { .. }
             | Self::PutRegistry { .. }
             | Self::RemoveRegistry { .. }
@@ -197,6 +196,7 @@ impl Command {
             | Self::RemoveWorkload { .. }
             | Self::CommitPlan { .. }
             | Self::ReportInstances { .. }
+            | Self::PutSecret { .. }
             | Self::CreateVolume { .. }
             | Self::BindVolume { .. }
             | Self::RemoveVolume { .. } => true,
