@@ -10,10 +10,10 @@ usage() {
 usage: bench/run.sh NAME [options]
        bench/run.sh --list
 
-  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3)
-  --seconds N      idle: length of the watch (60); state: length of each point (5)
+  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 5, dns: 5)
+  --seconds N      idle: length of the watch (60); length of each point (state: 5, dns: 3)
   --million        state: also write a million times
-  --engines A,B    start: only these of toft, ctr, docker, podman, runc
+  --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc
   --profile NAME   Cargo profile of toft: release (default) or ci
   --toft FILE      measure this binary and build nothing
   --out FILE.json  write the numbers there too
@@ -24,6 +24,8 @@ list() {
   cat <<'END'
 start   from a request to a process that runs, and whole runs, beside ctr, docker, podman and runc
 idle    memory, CPU and start of the daemons with 0 and 10 containers, beside dockerd with containerd
+pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip and zstd, beside ctr, docker and podman
+dns     questions for a name of the zone from inside a container, beside dnsmasq
 state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
 END
 }
@@ -96,7 +98,7 @@ main() {
     esac
     shift
   done
-  [[ $name == start || $name == idle || $name == state ]] || { usage >&2; exit 2; }
+  [[ " start idle pull dns state " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"
   install_packages
   if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi

@@ -10,6 +10,7 @@ pub mod consensus;
 pub mod control;
 pub mod daemon;
 pub mod dashboard;
+pub mod doctor;
 pub mod embedded;
 pub mod enroll;
 pub mod files;

@@ -128,7 +128,40 @@
     open();
   };
 
+  // What instances use now: asked for while the page is seen, and not a moment longer.
+  const measured = one("[data-usage-from]");
+
+  const measure = () => {
+    let source = null;
+
+    const take = (event) => {
+      const used = JSON.parse(event.data);
+      for (const cell of document.querySelectorAll("[data-usage]")) {
+        cell.textContent = used[cell.dataset.usage]?.[cell.dataset.of] ?? "-";
+      }
+    };
+
+    const see = () => {
+      if (document.hidden) {
+        source?.close();
+        source = null;
+      } else if (!source) {
+        source = new EventSource(measured.dataset.usageFrom);
+        source.addEventListener("usage", take);
+      }
+    };
+
+    document.addEventListener("visibilitychange", see);
+    addEventListener("pagehide", () => {
+      source?.close();
+      source = null;
+    });
+    addEventListener("pageshow", (event) => event.persisted && see());
+    see();
+  };
+
   localise(document);
   setInterval(() => countDown(document), 1000);
   if (log) follow();
+  if (measured) measure();
 })();

@@ -5,8 +5,10 @@ import os
 import shutil
 import sys
 
+import dns
 import idle
 import image
+import pull
 import start
 import state
 from processes import BenchError
@@ -14,7 +16,7 @@ from processes import BenchError
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("bench", choices=["start", "idle", "state"])
+    parser.add_argument("bench", choices=["start", "idle", "state", "pull", "dns"])
     parser.add_argument("--work", required=True)
     parser.add_argument("--toft", required=True)
     parser.add_argument("--profile", required=True)
@@ -34,7 +36,7 @@ def main():
     image.make_archive(rootfs, options.archive)
     os.environ["HOME"] = options.work
     try:
-        {"start": start, "idle": idle, "state": state}[options.bench].run(options)
+        {"start": start, "idle": idle, "state": state, "pull": pull, "dns": dns}[options.bench].run(options)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     finally:

@@ -59,6 +59,13 @@ class Engine:
     def remove(self, run):
         """Removes what `detached` made."""
 
+    def pull(self, name):
+        """The command that pulls an image."""
+        raise NotImplementedError
+
+    def forget(self, name):
+        """Removes a pulled image with all its layers."""
+
     def end_daemons(self):
         """Ends the daemons that were started."""
         for process in reversed(self.processes):
@@ -106,6 +113,20 @@ class Toft(Engine):
 
     def detached(self, run):
         return [*self.client, "run", "--network", "none", "--name", run, image.NAME, "--", "/bin/stamp", run]
+
+    def pull(self, name):
+        return [*self.client, "image", "pull", name]
+
+    def forget(self, name):
+        quietly([*self.client, "image", "rm", name])
+        store = ["ctr", "--address", self.containerd(), "--namespace", self.containers, "content", "ls", "--quiet"]
+        wait_until(lambda: not quietly(store).strip(), "toft: the layers of a removed image go")
+
+    def containerd(self):
+        """The socket of the containerd that it started."""
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(self.data) for name in names
+                 if name == "containerd.sock"]
+        return found[0]
 
     def post(self, run):
         """The same over the API, without the command line."""
@@ -156,6 +177,12 @@ class Ctr(Engine):
     def detached(self, run):
         return [*self.client, "run", "--detach", "--null-io", image.NAME, run, "/bin/stamp", run]
 
+    def pull(self, name):
+        return [*self.client, "images", "pull", "--plain-http", name]
+
+    def forget(self, name):
+        quietly([*self.client, "images", "rm", "--sync", name])
+
     def remove(self, run):
         quietly([*self.client, "tasks", "delete", "--force", run])
         quietly([*self.client, "containers", "delete", run])
@@ -200,6 +227,12 @@ class Docker(Engine):
 
     def detached(self, run):
         return [*self.client, "run", "--detach", "--name", run, "--network", "none", image.NAME, "/bin/stamp", run]
+
+    def pull(self, name):
+        return [*self.client, "pull", "--quiet", name]
+
+    def forget(self, name):
+        quietly([*self.client, "rmi", "--force", name])
 
     def post(self, run):
         body = {"Image": image.NAME, "Cmd": ["/bin/stamp", run], "HostConfig": {"NetworkMode": "none"}}
@@ -246,6 +279,12 @@ class Podman(Engine):
 
     def detached(self, run):
         return [*self.run, "--detach", "--name", run, image.NAME, "/bin/stamp", run]
+
+    def pull(self, name):
+        return [*self.client, "pull", "--quiet", "--tls-verify=false", name]
+
+    def forget(self, name):
+        quietly([*self.client, "rmi", "--force", name])
 
     def remove(self, run):
         quietly([*self.client, "rm", "--force", "--time", "0", run])

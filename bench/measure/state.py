@@ -111,7 +111,7 @@ class ToftCluster(Engine):
         return f'wrk.headers["Authorization"] = "Basic {login}"'
 
     def data_bytes(self):
-        return sum(disk_bytes(os.path.join(member.data, "state")) for member in self.members)
+        return sum(disk_bytes(member.data, "containerd") for member in self.members)
 
     def version(self):
         return quietly([self.toft, "--version"]).strip()
@@ -184,10 +184,12 @@ class Etcd(Engine):
             shutil.rmtree(os.path.join(self.place, f"node{i}"), ignore_errors=True)
 
 
-def disk_bytes(directory):
-    """What the files of a directory take on the disk."""
+def disk_bytes(directory, besides=None):
+    """What the files of a directory take on the disk, those of the folder `besides` in it left out."""
     total = 0
-    for folder, _, names in os.walk(directory):
+    for folder, folders, names in os.walk(directory):
+        if folder == directory and besides in folders:
+            folders.remove(besides)
         for name in names:
             try:
                 total += os.stat(os.path.join(folder, name)).st_blocks * 512

@@ -94,13 +94,15 @@ fn same_site(request: &Request) -> Result<(), ControlError> {
     if !local {
         return forbidden("the request was made to a host name that is not this machine's loopback");
     }
-    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+    // A WebSocket begins with a GET, which browsers let pages of every site send.
+    let upgrade = headers.contains_key(header::UPGRADE);
+    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && !upgrade {
         return Ok(());
     }
     if headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none") {
         return forbidden("the request came from a page of another site");
     }
-    let origin = text(header::ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
+    let origin = text(header::ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
     if origin.is_some_and(|origin| origin != host) {
         return forbidden("the request came from a page of another site");
     }
@@ -146,5 +148,11 @@ mod tests {
         assert!(!ok("POST", &[host, ("origin", "http://evil.example")]));
         assert!(!ok("POST", &[host, ("origin", "http://127.0.0.1:9")]));
         assert!(!ok("GET", &[("host", "evil.example:7443")]));
+        let upgrade = ("upgrade", "websocket");
+        assert!(ok("GET", &[host, upgrade]));
+        assert!(ok("GET", &[host, upgrade, ("origin", "http://127.0.0.1:7443")]));
+        assert!(!ok("GET", &[host, upgrade, ("origin", "http://evil.example")]));
+        assert!(!ok("GET", &[host, upgrade, ("origin", "null")]));
+        assert!(!ok("GET", &[host, upgrade, ("sec-fetch-site", "cross-site")]));
     }
 }

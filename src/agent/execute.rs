@@ -19,15 +19,18 @@ use toft_model::{
     secret::{SealedSecret, SecretMount},
     workload::HostAddress,
 };
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    dns::resolv_conf::{self, ResolvConf},
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
+    retention,
     runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
     secrets::{SecretError, SecretFiles},
+    volumes::{Prepared, VolumeError, Volumes},
 };
 use crate::observe::chain;
 
@@ -79,6 +82,8 @@ pub struct Executor {
     pub logger: PathBuf,
     /// Address of the node in the network of its containers, if it has one.
     pub gateway: Option<Ipv4Addr>,
+    /// The file with the machine's own settings for names, when the node answers containers' questions at that address.
+    pub resolv_conf: Option<PathBuf>,
     /// Directory with a folder of logs an instance.
     pub logs_dir: PathBuf,
     /// Directory with a folder of generated files an instance.
@@ -87,8 +92,12 @@ pub struct Executor {
     pub log_max_bytes: u64,
     /// Log files kept an instance.
     pub log_max_files: u32,
+    /// Rung when an instance has gone, whose logs stay for a while.
+    pub left: Arc<Notify>,
     /// Secrets of containers, in memory.
     pub secrets: SecretFiles,
+    /// Volumes, and folders of the node that containers may see.
+    pub volumes: Volumes,
     /// Fetches images from registries.
     pub pulls: Pulls,
     /// Images the appliance brings along, by complete reference.
@@ -129,23 +138,37 @@ impl Executor {
         let Start { assignment, existing, outcome, secrets, unwanted } = start;
         let id = assignment.instance_id;
         let prepare = async {
+            let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
             match existing {
-                None => self.create_container(&assignment, &unwanted).await?,
+                None => self.create_container(&assignment, &prepared, &unwanted).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
             }
+            self.fill_volumes(id, &mut prepared).await?;
             // After the container, so that there is always one whose removal takes the files away.
-            self.write_secrets(id, &assignment.container.secrets, secrets).await
+            self.write_secrets(id, &assignment.container.secrets, secrets).await?;
+            Ok(prepared)
         };
         // That the process is about to start must be on disk before it does.
         let ledger = self.ledger.clone();
+        let (logs, workload, name) =
+            (self.logs_dir.join(id.to_string()), assignment.workload.clone(), assignment.instance_name());
         let note = async {
-            let stored = tokio::task::spawn_blocking(move || ledger.store_outcome(id, outcome)).await;
+            let stored = tokio::task::spawn_blocking(move || {
+                if let Err(error) = retention::note(&logs, &workload, &name) {
+                    tracing::warn!(instance.id = %id, %error, "whose logs these are could not be noted");
+                }
+                ledger.store_outcome(id, outcome)
+            })
+            .await;
             stored.map_err(|e| StartError::Other(e.to_string()))?.map_err(|e| StartError::Other(chain(&e)))
         };
         let ready = async { ready.await.map_err(StartError::Other) };
-        tokio::try_join!(prepare, note, ready)?;
-        let pid = match self.runtime.create_task(id, &self.logger_of(id)).await {
+        let (prepared, (), ()) = tokio::try_join!(prepare, note, ready)?;
+        let created = self.runtime.create_task(id, &self.logger_of(id)).await;
+        // Its process has its mounts now.
+        drop(prepared);
+        let pid = match created {
             Ok(pid) => pid,
             Err(error) => {
                 self.remove_secrets(id);
@@ -170,8 +193,13 @@ impl Executor {
         Ok(pid)
     }
 
-    async fn create_container(&self, assignment: &Assignment, unwanted: &CancellationToken) -> Result<(), StartError> {
-        let spec = self.spec_of(assignment).await?;
+    async fn create_container(
+        &self,
+        assignment: &Assignment,
+        prepared: &Prepared,
+        unwanted: &CancellationToken,
+    ) -> Result<(), StartError> {
+        let spec = ContainerSpec { mounts: prepared.mounts.clone(), ..self.spec_of(assignment).await? };
         let policy = assignment.container.pull_policy;
         let builtin = (self.builtin_image)(spec.image.as_str());
         if policy == PullPolicy::Always && builtin.is_none() {
@@ -189,6 +217,16 @@ impl Executor {
             Err(RuntimeError::Exists { .. }) => Ok(()),
             other => Ok(other?),
         }
+    }
+
+    /// Gives volumes that are still empty what the image has.
+    async fn fill_volumes(&self, id: InstanceId, prepared: &mut Prepared) -> Result<(), StartError> {
+        let empty = std::mem::take(&mut prepared.empty);
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let root = self.runtime.open_root(id).await?;
+        Ok(self.volumes.fill(empty, root).await?)
     }
 
     async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken) -> Result<(), StartError> {
@@ -226,6 +264,7 @@ impl Executor {
                 ("toft.node".to_owned(), self.node.to_string()),
             ]),
             files,
+            mounts: Vec::new(),
         })
     }
 
@@ -241,7 +280,10 @@ impl Executor {
             }
             NetworkOrder::Host => hosts = tokio::fs::read_to_string("/etc/hosts").await.unwrap_or(hosts),
             NetworkOrder::None => {}
-            NetworkOrder::Bridge { address, .. } => hosts.push_str(&format!("{address}\t{name}\n")),
+            NetworkOrder::Bridge { address, address6, .. } => {
+                hosts.push_str(&format!("{address}\t{name}\n"));
+                hosts.extend(address6.map(|address6| format!("{address6}\t{name}\n")));
+            }
         }
         for entry in &process.extra_hosts {
             let address = match (entry.address, &assignment.container.network) {
@@ -265,10 +307,18 @@ impl Executor {
             tokio::fs::write(dir.join("hosts"), hosts).await?;
             files.insert("/etc/hosts".into(), dir.join("hosts"));
         }
+        let own = self.gateway.zip(self.resolv_conf.as_ref());
+        if let (Some((gateway, machine)), NetworkOrder::Bridge { .. }) = (own, &assignment.container.network) {
+            let machine = tokio::fs::read_to_string(machine).await.unwrap_or_default();
+            let deployment = assignment.container.deployment.as_ref();
+            let text = ResolvConf::parse(&machine).for_container(gateway, deployment);
+            tokio::fs::write(dir.join("resolv.conf"), text).await?;
+            files.insert("/etc/resolv.conf".into(), dir.join("resolv.conf"));
+        }
         // A resolver on loopback cannot be reached from another namespace; systemd-resolved keeps the real list beside.
-        let resolvers = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"].map(PathBuf::from);
+        let resolvers = [resolv_conf::BEHIND_RESOLVED, "/etc/resolv.conf"].map(PathBuf::from);
         if let Some(resolver) = resolvers.into_iter().find(|path| path.exists()) {
-            files.insert("/etc/resolv.conf".into(), resolver);
+            files.entry("/etc/resolv.conf".into()).or_insert(resolver);
         }
         files.retain(|_, host| host.exists());
         if !assignment.container.secrets.is_empty() {
@@ -346,7 +396,7 @@ impl Executor {
         }
     }
 
-    /// Ends the process and deletes container, logs and generated files.
+    /// Ends the process and deletes container and generated files; its logs are kept for a while.
     pub async fn remove(&self, id: InstanceId, task: TaskState, grace_ms: u32) -> Done {
         let removed = async {
             match task {
@@ -360,15 +410,19 @@ impl Executor {
         if let Err(error) = removed.await {
             return Done::Failed { reason: chain(&error) };
         }
-        for dir in [&self.logs_dir, &self.instances_dir] {
-            let dir = dir.join(id.to_string());
-            match tokio::fs::remove_dir_all(&dir).await {
+        let (logs, files) = (self.logs_dir.join(id.to_string()), self.instances_dir.join(id.to_string()));
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let kept = tokio::task::spawn_blocking(move || retention::let_go(&logs, now_ms)).await;
+        let kept = kept.map_err(std::io::Error::other).flatten();
+        for (what, done) in [("logs", kept), ("files", tokio::fs::remove_dir_all(&files).await)] {
+            match done {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(instance.id = %id, %error, "`{}` could not be removed", dir.display());
+                    tracing::warn!(instance.id = %id, %error, "its {what} could not be removed");
                 }
                 _ => {}
             }
         }
+        self.left.notify_one();
         Done::Removed
     }
 }
@@ -398,6 +452,8 @@ enum StartError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     #[error(transparent)]
     Network(#[from] super::network::NetworkError),
     #[error("{0}")]

@@ -9,7 +9,7 @@ use std::{
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, AssignmentSet, Desired, Event, Exit, IllegalMove, InstanceReport, InstanceState},
+    instance::{Assignment, AssignmentSet, Desired, Event, Exit, InstanceReport, InstanceState},
 };
 
 use super::{
@@ -19,88 +19,21 @@ use super::{
     runtime::TaskState,
 };
 
+mod effect;
+mod health;
+
+pub use effect::{Effect, Incoming, Work};
+
 /// Wait after a stop or removal that failed.
 const AFTER_FAILURE_MS: i64 = 1_000;
 /// Wait after a write to the ledger that failed.
 const WRITE_AGAIN_MS: i64 = 5_000;
 /// Bits of a report's sequence that count within one run of the daemon.
 const SEQUENCE_BITS: u32 = 24;
+/// Ends in a row, none after a proven run, that are called a crash loop.
+const CRASH_LOOP: u32 = 5;
 /// Grace of a container that nobody ordered.
 const GRACE_MS: u32 = 10_000;
-
-/// What is to be done outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Take this step; [`Keeper::done`] is told what became of it. Never two at once for one instance.
-    Do {
-        /// The instance.
-        id: InstanceId,
-        /// The step.
-        work: Work,
-    },
-    /// Write the newest set ([`Keeper::newest`]) into the ledger and tell [`Keeper::set_written`].
-    WriteSet,
-    /// Write this into the ledger; [`Keeper::note_failed`] is told when that fails.
-    Note {
-        /// The instance.
-        id: InstanceId,
-        /// What became of it.
-        outcome: Outcome,
-    },
-    /// Tell the cluster.
-    Report(InstanceReport),
-    /// Publish the ports of an instance.
-    OpenPorts(Box<Assignment>),
-    /// Keep others from its ports: it runs.
-    ClaimPorts(InstanceId),
-    /// Publish its ports no more.
-    ClosePorts(InstanceId),
-    /// What is needed of the network is known for the first time; whether anything was ordered at all.
-    ReleasePorts(bool),
-    /// Ask the runtime for all containers ([`Keeper::compare`]), then look at this instance.
-    Compare(InstanceId),
-    /// An instance saw what it cannot see: a mistake in this program.
-    Impossible(InstanceId, IllegalMove),
-}
-
-/// A step for one instance.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Work {
-    /// Start the process.
-    Start {
-        /// The order.
-        order: Box<Assignment>,
-        /// The container's task, if there is a container.
-        existing: Option<TaskState>,
-        /// To be in the ledger before the process starts.
-        outcome: Outcome,
-    },
-    /// End the process and delete its task.
-    Stop {
-        /// Milliseconds between the stop signal and the kill.
-        grace_ms: u32,
-    },
-    /// Delete the task of a process that ended.
-    Reap,
-    /// End the process and delete everything.
-    Remove {
-        /// The container's task.
-        task: TaskState,
-        /// Milliseconds between the stop signal and the kill.
-        grace_ms: u32,
-    },
-}
-
-/// What an arriving set of orders is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Incoming {
-    /// To be written to the ledger and taken.
-    Newer,
-    /// Known already.
-    Again,
-    /// To be ignored.
-    Older,
-}
 
 /// The agent's mind.
 #[derive(Default)]
@@ -135,6 +68,8 @@ pub struct Keeper {
     /// Remembered as finished: the daemon may have died before it could tell, and nothing else will happen to them.
     untold: BTreeSet<InstanceId>,
     due: BTreeSet<(i64, InstanceId)>,
+    /// Processes that are asked whether they work.
+    watched: BTreeMap<InstanceId, health::Watched>,
     effects: Vec<Effect>,
 }
 
@@ -255,6 +190,9 @@ impl Keeper {
         self.unwritten.remove(&id);
         self.noted.remove(&id);
         self.untold.remove(&id);
+        if self.watched.remove(&id).is_some() {
+            self.effects.push(Effect::Unwatch(id));
+        }
         self.effects.push(Effect::ClosePorts(id));
     }
 
@@ -540,12 +478,16 @@ impl Keeper {
 
     /// The process of an instance that should run has ended.
     fn process_ended(&mut self, id: InstanceId, exit: Exit, now_ms: i64) {
+        let (judged, why) = (self.judged(id, exit), self.reason(id, exit));
         let Some(order) = self.orders.get(&id) else { return };
         let memory = self.memory.entry(id).or_default();
-        match judge(order, memory, exit) {
+        let verdict = judge(order, memory, judged);
+        memory.last_exit = Some(exit);
+        match verdict {
             Verdict::RestartAt(until_ms) => {
                 metrics::counter!("toft_instance_restarts_total").increment(1);
-                self.advance(id, Event::RetryAt { until_ms, reason: exit.reason() }, now_ms);
+                let reason = if memory.streak >= CRASH_LOOP { format!("crash loop: {why}") } else { why };
+                self.advance(id, Event::RetryAt { until_ms, reason }, now_ms);
             }
             Verdict::StayDown => self.finish(id, exit, None, now_ms),
         }
@@ -565,6 +507,7 @@ impl Keeper {
         match memory.state.clone().advance(event) {
             Ok(state) => {
                 memory.state = state.clone();
+                self.watch(id, &state);
                 self.report(id, Some(state), now_ms);
             }
             Err(illegal) => self.effects.push(Effect::Impossible(id, illegal)),
@@ -580,6 +523,7 @@ impl Keeper {
             epoch: memory.epoch,
             restarts: memory.restarts,
             last_exit: memory.last_exit,
+            health: self.health(id),
             at_ms: now_ms,
             sequence: self.sequence,
         }));

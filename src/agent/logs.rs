@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use regex::{Regex, RegexBuilder};
 use toft_model::log::{LogLine, LogStream};
 use tokio::{io::unix::AsyncFd, sync::mpsc};
 use tokio_util::sync::CancellationToken;
@@ -21,15 +22,57 @@ const MAX_RECORD: u64 = 64 * 1024;
 /// Lines handed over at once.
 const CHUNK: usize = 512;
 
+/// Longest regular expression, in bytes, and most bytes it may take once it is understood.
+const LONGEST_PATTERN: usize = 1024;
+const LARGEST_PATTERN: usize = 1 << 20;
+
 /// Which lines are wanted of one container.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
-    /// Only the last so many.
+    /// Only the last so many of those that `wanted` leaves.
     pub tail: Option<usize>,
-    /// Only those at or after, in nanoseconds since 1970.
-    pub since_ns: Option<i64>,
+    /// Which of them.
+    pub wanted: Wanted,
     /// Go on until this is cancelled, and then to the end of what is written.
     pub follow: Option<CancellationToken>,
+}
+
+/// Which lines are wanted by what they are.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Only those at or after, in nanoseconds since 1970.
+    pub since_ns: Option<i64>,
+    /// Only those before, in nanoseconds since 1970.
+    pub until_ns: Option<i64>,
+    /// Only those in which it finds something.
+    pub grep: Option<Regex>,
+}
+
+impl Wanted {
+    fn has(&self, line: &LogLine) -> bool {
+        self.since_ns.is_none_or(|since| line.at_ns >= since)
+            && self.until_ns.is_none_or(|until| line.at_ns < until)
+            && self.grep.as_ref().is_none_or(|grep| grep.is_match(&line.text))
+    }
+
+    /// Whether the last lines that are wanted are the last lines there are.
+    fn has_the_last(&self) -> bool {
+        self.until_ns.is_none() && self.grep.is_none()
+    }
+}
+
+/// Understands a regular expression; `Err` says in words for people why not. It takes time in proportion to what it reads,
+/// whatever it is.
+pub fn pattern(text: &str) -> Result<Regex, String> {
+    if text.len() > LONGEST_PATTERN {
+        return Err(format!("it is longer than {LONGEST_PATTERN} bytes"));
+    }
+    let built = RegexBuilder::new(text).size_limit(LARGEST_PATTERN).dfa_size_limit(LARGEST_PATTERN).build();
+    built.map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => "it is too large once its repetitions are written out".to_owned(),
+        // The last line says what, those before show where.
+        other => other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+    })
 }
 
 /// Sends the wanted lines of the logs in `dir`, oldest first. Ends when the receiver is gone.
@@ -38,17 +81,18 @@ pub async fn read(dir: PathBuf, reading: Reading, lines: mpsc::Sender<Vec<LogLin
         Some(_) => Some(Watch::of(&dir)?),
         None => None,
     };
-    let (tail, since) = (reading.tail, reading.since_ns);
+    let (tail, wanted) = (reading.tail, reading.wanted.clone());
     let from = dir.clone();
     let sender = lines.clone();
-    let mut position = blocking(move || existing(&from, tail, since, &sender)).await?;
+    let mut position = blocking(move || existing(&from, tail, &wanted, &sender)).await?;
     let (Some(ended), Some(watch)) = (reading.follow, watch) else { return Ok(()) };
     loop {
         // Looked at before reading: what was written before the end is then surely read.
         let last = ended.is_cancelled();
         let from = dir.clone();
         let sender = lines.clone();
-        position = blocking(move || position.read_on(&from, &sender)).await?;
+        let wanted = reading.wanted.clone();
+        position = blocking(move || position.read_on(&from, &wanted, &sender)).await?;
         if last || lines.is_closed() {
             return Ok(());
         }
@@ -128,26 +172,27 @@ fn files(dir: &Path) -> io::Result<Vec<LogFile>> {
 fn existing(
     dir: &Path,
     tail: Option<usize>,
-    since: Option<i64>,
+    wanted: &Wanted,
     lines: &mpsc::Sender<Vec<LogLine>>,
 ) -> io::Result<Position> {
     let mut last = VecDeque::new();
     let mut chunk = Vec::with_capacity(CHUNK);
     let mut position = Position::default();
     let mut files = files(dir)?;
-    if let Some(tail) = tail {
+    let last_lines = tail.filter(|_| wanted.has_the_last());
+    if let Some(tail) = last_lines {
         keep_tail(&mut files, tail)?;
     }
     for mut log in files {
         let mut offset = 0;
-        if let Some(tail) = tail {
+        if let Some(tail) = last_lines {
             offset = seek_before_last(&mut log.file, tail)?;
         }
         log.file.seek(SeekFrom::Start(offset))?;
         let mut reader = BufReader::with_capacity(64 * 1024, &log.file);
         while let Some((line, length)) = record(&mut reader)? {
             offset += length;
-            let Some(line) = line.filter(|line| since.is_none_or(|since| line.at_ns >= since)) else { continue };
+            let Some(line) = line.filter(|line| wanted.has(line)) else { continue };
             match tail {
                 Some(tail) => {
                     last.push_back(line);
@@ -254,7 +299,7 @@ struct Position {
 
 impl Position {
     /// Reads what came since, over any number of rotations.
-    fn read_on(mut self, dir: &Path, lines: &mpsc::Sender<Vec<LogLine>>) -> io::Result<Self> {
+    fn read_on(mut self, dir: &Path, wanted: &Wanted, lines: &mpsc::Sender<Vec<LogLine>>) -> io::Result<Self> {
         let files = files(dir)?;
         let known = self.newest.as_ref().and_then(|newest| files.iter().position(|log| log.inode == newest.inode));
         // A file that was rotated out of existence leaves a gap; reading goes on with the oldest that is left.
@@ -266,7 +311,7 @@ impl Position {
             let mut chunk = Vec::new();
             while let Some((line, length)) = record(&mut reader)? {
                 self.offset += length;
-                chunk.extend(line);
+                chunk.extend(line.filter(|line| wanted.has(line)));
                 if chunk.len() == CHUNK && lines.blocking_send(std::mem::take(&mut chunk)).is_err() {
                     return Ok(self);
                 }
@@ -277,5 +322,24 @@ impl Position {
             }
         }
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_understood_or_refused_in_plain_words() {
+        assert!(pattern("(?i)error|^warn").unwrap().is_match("an ERROR"));
+        for (bad, why) in [
+            ("(".to_owned(), "unclosed group"),
+            ("x".repeat(LONGEST_PATTERN + 1), "longer than 1024"),
+            ("(((a{100}){100}){100}){100}".to_owned(), "too large"),
+            ("\\w{1000}{1000}".to_owned(), "too large"),
+        ] {
+            let told = pattern(&bad).unwrap_err();
+            assert!(told.contains(why) && told.len() < 200, "{told}");
+        }
     }
 }

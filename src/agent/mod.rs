@@ -5,17 +5,25 @@
 //! most one action an instance under way, and hands what it learns to [`report`]. It never asks the cluster anything: after a reboot without any other
 //! node the ledger alone starts the containers.
 
+pub mod dns;
+pub mod exec;
 pub mod execute;
+pub mod facts;
+pub mod files;
+mod health;
 pub mod host;
 pub mod image;
 pub mod keeper;
 pub mod ledger;
 pub mod logs;
+pub mod meter;
 pub mod network;
 pub mod reconcile;
 pub mod report;
+pub mod retention;
 pub mod runtime;
 pub mod secrets;
+pub mod volumes;
 
 mod ports;
 mod run;

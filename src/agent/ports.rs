@@ -3,9 +3,14 @@
 //! The reconciler opens and closes instances; one task applies the newest whole configuration and tells which version
 //! is in force, so that a start can wait for its own.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::Duration,
+};
 
-use toft_model::{ids::InstanceId, instance::PublishedPort, node::Subnet};
+use toft_model::{ids::InstanceId, instance::PublishedPort, workload::NetworkName};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -30,11 +35,20 @@ struct InForce {
     trouble: Option<String>,
 }
 
+/// What an instance has of the shared network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Share {
+    pub(super) address: Ipv4Addr,
+    pub(super) ports: Vec<PublishedPort>,
+    pub(super) networks: BTreeSet<NetworkName>,
+}
+
 /// The reconciler's side.
 pub(super) struct OpenPorts {
-    subnet: Subnet,
+    /// The network of nobody.
+    empty: NetworkConfig,
     network: Arc<dyn Network>,
-    open: BTreeMap<InstanceId, (Ipv4Addr, Vec<PublishedPort>)>,
+    open: BTreeMap<InstanceId, Share>,
     claims: BTreeMap<InstanceId, Vec<PortClaim>>,
     version: u64,
     held: bool,
@@ -43,17 +57,17 @@ pub(super) struct OpenPorts {
 }
 
 impl OpenPorts {
-    /// For a node whose bridge has `subnet`; the future applies until `cancel`. Nothing is applied before
+    /// For a node whose network is `empty` until something is open; the future applies until `cancel`. Nothing is applied before
     /// [`OpenPorts::release`]: what an earlier daemon opened stays open until it is known which of it is still needed.
     pub(super) fn new(
-        subnet: Subnet,
+        empty: NetworkConfig,
         network: Arc<dyn Network>,
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (wanted, wants) = watch::channel(None);
         let (tells, in_force) = watch::channel(InForce::default());
         let ports = Self {
-            subnet,
+            empty,
             network: Arc::clone(&network),
             open: BTreeMap::new(),
             claims: BTreeMap::new(),
@@ -69,24 +83,23 @@ impl OpenPorts {
         self.open.contains_key(&id)
     }
 
-    pub(super) fn open(&mut self, id: InstanceId, address: Ipv4Addr, ports: Vec<PublishedPort>) {
-        let entry = (address, ports);
-        if self.open.get(&id) != Some(&entry) {
-            self.open.insert(id, entry);
+    pub(super) fn open(&mut self, id: InstanceId, share: Share) {
+        if self.open.get(&id) != Some(&share) {
+            self.open.insert(id, share);
             self.publish();
         }
     }
 
     /// Keeps others from the ports of an instance that runs. Only once it does: until then they are looked at for others.
     pub(super) fn claim(&mut self, id: InstanceId) {
-        let Some((_, ports)) = self.open.get(&id).filter(|_| !self.claims.contains_key(&id)) else { return };
-        let claims = ports.iter().map(|port| self.network.claim_port(*port)).collect();
+        let Some(share) = self.open.get(&id).filter(|_| !self.claims.contains_key(&id)) else { return };
+        let claims = share.ports.iter().map(|port| self.network.claim_port(*port)).collect();
         self.claims.insert(id, claims);
     }
 
     pub(super) fn close(&mut self, id: InstanceId) {
         self.claims.remove(&id);
-        if self.open.remove(&id).is_some_and(|(_, ports)| !ports.is_empty()) {
+        if self.open.remove(&id).is_some() {
             self.publish();
         }
     }
@@ -105,8 +118,9 @@ impl OpenPorts {
             return;
         }
         let ports =
-            self.open.values().flat_map(|(address, ports)| ports.iter().map(|port| (*port, *address))).collect();
-        let config = NetworkConfig { subnet: self.subnet, ports };
+            self.open.values().flat_map(|share| share.ports.iter().map(|port| (*port, share.address))).collect();
+        let members = self.open.values().map(|share| (share.address, share.networks.clone())).collect();
+        let config = NetworkConfig { ports, members, ..self.empty.clone() };
         self.wanted.send_replace(Some(Wanted { version: self.version, config }));
     }
 

@@ -171,6 +171,7 @@ mod tests {
             desired,
             epoch: 1,
             container,
+            volumes: Default::default(),
         }
     }
 

@@ -1,25 +1,32 @@
 //! The one task that asks the [`Keeper`] what follows from the news, and does it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, AssignmentSet, NetworkOrder},
+    instance::{Assignment, AssignmentSet, ContainerOrder, NetworkOrder},
     name::Name,
-    node::Subnet,
+    node::{Subnet, Subnet6},
     secret::SealedSecret,
+    workload::NetworkName,
 };
 use tokio::{
-    sync::{Notify, broadcast, watch},
-    task::JoinSet,
+    sync::{Notify, broadcast, mpsc, watch},
+    task::{AbortHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     execute::{Done, Executor, Start},
+    health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
-    ports::OpenPorts,
+    network::NetworkConfig,
+    ports::{OpenPorts, Share},
     report::Outbox,
     runtime::{Availability, RuntimeEvent, TaskState},
 };
@@ -27,6 +34,8 @@ use crate::observe::chain;
 
 /// How often everything is compared with the runtime, events or not.
 const RESYNC: Duration = Duration::from_secs(30);
+/// Answers of health checks that wait to be heard.
+const ANSWERS_WAITING: usize = 64;
 /// Longest wait for steps under way when the daemon stops.
 const LAST_STEPS: Duration = Duration::from_secs(5);
 
@@ -34,6 +43,10 @@ const LAST_STEPS: Duration = Duration::from_secs(5);
 pub struct AgentConfig {
     /// The network of this node's containers, if it has one.
     pub subnet: Option<Subnet>,
+    /// Their IPv6 network, if they have one.
+    pub subnet6: Option<Subnet6>,
+    /// Port where the containers' questions for names are answered, if they are.
+    pub names_port: Option<u16>,
     /// What the ledger knew.
     pub remembered: Remembered,
 }
@@ -58,6 +71,9 @@ pub struct Agent {
     steps: JoinSet<(InstanceId, Done)>,
     /// Orders that are being started, and what tells their steps that they no longer stand.
     starting: BTreeMap<InstanceId, (Assignment, CancellationToken)>,
+    watches: JoinSet<()>,
+    watched: HashMap<InstanceId, AbortHandle>,
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
 }
 
 impl Agent {
@@ -68,13 +84,22 @@ impl Agent {
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let network = Arc::clone(&parts.executor.network);
-        let (ports, apply) = config.subnet.map(|subnet| OpenPorts::new(subnet, network, cancel.clone())).unzip();
+        let nobody = |subnet| NetworkConfig {
+            names_port: config.names_port,
+            subnet6: config.subnet6,
+            ..NetworkConfig::new(subnet)
+        };
+        let (ports, apply) =
+            config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, cancel.clone())).unzip();
         let agent = Self {
             parts,
             ports,
             keeper: Keeper::new(config.remembered),
             steps: JoinSet::new(),
             starting: BTreeMap::new(),
+            watches: JoinSet::new(),
+            watched: HashMap::new(),
+            answers: mpsc::channel(ANSWERS_WAITING),
         };
         let keep_network = async move {
             match apply {
@@ -123,6 +148,10 @@ impl Agent {
                     }
                     Err(error) => tracing::error!(%error, "a step of the agent panicked"),
                 },
+                Some(Answer { id, pid, outcome }) = self.answers.1.recv() => {
+                    self.keeper().answered(id, pid, outcome, now_ms());
+                }
+                Some(_) = self.watches.join_next() => {}
                 () = retry.notified() => self.keeper().retry_now(now_ms()),
                 () = tokio::time::sleep(Duration::from_millis(next_due as u64)) => self.keeper().time_passed(now_ms()),
             }
@@ -208,6 +237,19 @@ impl Agent {
                     Effect::ClaimPorts(id) => self.with_ports(|ports| ports.claim(id)),
                     Effect::ClosePorts(id) => self.with_ports(|ports| ports.close(id)),
                     Effect::ReleasePorts(anew) => self.with_ports(|ports| ports.release(anew)),
+                    Effect::Watch { order, pid } => {
+                        let id = order.instance_id;
+                        let runtime = Arc::clone(&self.parts.executor.runtime);
+                        let asks = health::watch(runtime, *order, pid, self.answers.0.clone());
+                        if let Some(before) = self.watched.insert(id, self.watches.spawn(asks)) {
+                            before.abort();
+                        }
+                    }
+                    Effect::Unwatch(id) => {
+                        if let Some(watch) = self.watched.remove(&id) {
+                            watch.abort();
+                        }
+                    }
                     Effect::Compare(id) => {
                         self.compare().await;
                         self.keeper().look_at(id, now_ms());
@@ -269,12 +311,15 @@ impl Agent {
     fn secrets_of(&self, order: &Assignment) -> BTreeMap<Name, SealedSecret> {
         let Some(set) = self.keeper.newest() else { return BTreeMap::new() };
         let names = order.container.secrets.iter().map(|mount| &mount.name);
-        names.filter_map(|name| Some((name.clone(), set.secrets.get(name)?.clone()))).collect()
+        let of_volumes = order.volumes.values().filter_map(|volume| volume.options.secret.as_ref());
+        names.chain(of_volumes).filter_map(|name| Some((name.clone(), set.secrets.get(name)?.clone()))).collect()
     }
 
     fn open_ports(&mut self, order: &Assignment) {
-        if let (Some(open), NetworkOrder::Bridge { address, ports }) = (&mut self.ports, &order.container.network) {
-            open.open(order.instance_id, *address, ports.clone());
+        let ContainerOrder { network, deployment, networks, .. } = &order.container;
+        if let (Some(open), NetworkOrder::Bridge { address, ports, .. }) = (&mut self.ports, network) {
+            let networks = NetworkName::of(deployment.as_ref(), networks);
+            open.open(order.instance_id, Share { address: *address, ports: ports.clone(), networks });
         }
     }
 

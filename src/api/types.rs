@@ -1,10 +1,17 @@
 //! What the HTTP API speaks. Times are RFC 3339 in UTC.
 
 mod backups;
+mod exec;
 mod images;
+mod registries;
 mod secrets;
+mod usage;
+mod volumes;
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use crate::control::ops::cluster::ClusterStatus;
 use serde::{Deserialize, Serialize};
@@ -14,13 +21,17 @@ use toft_model::{
     log::LogStream,
     node::Inventory,
     state::{EventRow, InstanceView, NodeRow, WorkloadView},
-    workload::WorkloadSpec,
+    workload::{Health, WorkloadSpec},
 };
 use utoipa::ToSchema;
 
 pub use backups::{Backup, BackupStatus};
+pub use exec::{ExecCommand, ExecNews};
 pub use images::{PullLine, PullRequest};
+pub use registries::Registry;
 pub use secrets::Secret;
+pub use usage::{InstanceStats, Stats};
+pub use volumes::{Volume, VolumeRequest, VolumeRestored};
 
 /// A failed request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -91,6 +102,9 @@ pub struct Instance {
     /// When it will be tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<String>,
+    /// Whether it works, when it runs and has a health check: `starting`, `healthy`, `unhealthy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// Process id on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -106,6 +120,10 @@ pub struct Instance {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub address: Option<Ipv4Addr>,
+    /// Its IPv6 address, when the node has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub address6: Option<Ipv6Addr>,
     /// Ports published on the host.
     pub ports: Vec<PublishedPort>,
     /// When it was placed.
@@ -339,9 +357,9 @@ impl From<&InstanceView> for Instance {
             InstanceState::Assigned | InstanceState::Starting => reason = view.note.clone(),
             InstanceState::Stopping | InstanceState::Stopped { .. } => {}
         }
-        let (address, ports) = match &view.row.container.network {
-            NetworkOrder::Bridge { address, ports } => (Some(*address), ports.clone()),
-            NetworkOrder::Host | NetworkOrder::None => (None, Vec::new()),
+        let (address, address6, ports) = match &view.row.container.network {
+            NetworkOrder::Bridge { address, address6, ports } => (Some(*address), *address6, ports.clone()),
+            NetworkOrder::Host | NetworkOrder::None => (None, None, Vec::new()),
         };
         let removing = view.row.desired == Desired::Removed && state.as_str() != "stopping";
         Self {
@@ -352,12 +370,14 @@ impl From<&InstanceView> for Instance {
             image: view.row.container.image.familiar().to_owned(),
             state: if removing { "removing" } else { state.as_str() }.into(),
             reason,
+            health: report.and_then(|report| report.health),
             retry_at,
             pid,
             started_at,
             restarts: report.map_or(0, |report| report.restarts),
             last_exit: report.and_then(|report| report.last_exit).map(LastExit::from),
             address,
+            address6,
             ports,
             created_at: time(view.row.created_at_ms),
         }

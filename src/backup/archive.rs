@@ -17,7 +17,7 @@ use super::{
 };
 
 /// How every age file begins.
-const MAGIC: &[u8] = b"age-encryption.org/v1\n";
+pub(super) const MAGIC: &[u8] = b"age-encryption.org/v1\n";
 /// How one begins that is locked with a passphrase.
 const MAGIC_SCRYPT: &[u8] = b"age-encryption.org/v1\n-> scrypt ";
 /// How an age file begins that was made for mail.

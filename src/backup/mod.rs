@@ -18,6 +18,7 @@ pub mod manifest;
 pub mod restore;
 pub mod schedule;
 mod service;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod unpack;

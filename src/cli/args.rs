@@ -15,9 +15,16 @@ use toft_model::{
 
 use super::{
     backup_args::BackupCommand,
+    cp_args::{CP_HELP, CpArgs},
+    exec_args::{EXEC_HELP, ExecArgs},
+    health_args::HealthArgs,
     image_args::ImageCommand,
+    network_args::NetworkArgs,
     process_args::{ProcessArgs, ResourceArgs},
+    registry_args::RegistryCommand,
     secret_args::SecretCommand,
+    stats_args::{StatsArgs, TopArgs},
+    volume_args::{MountArgs, VolumeCommand},
 };
 use crate::config::Flags;
 
@@ -66,6 +73,22 @@ pub(super) enum Command {
     },
     /// Show what a workload's instances wrote
     Logs(LogsArgs),
+    /// Run a command in a container that runs
+    #[command(after_help = EXEC_HELP)]
+    Exec(ExecArgs),
+    /// Copy files out of containers and into them
+    #[command(after_help = CP_HELP)]
+    Cp(CpArgs),
+    /// Show what a workload writes from now on, and exit with its code; control-P control-Q detaches
+    Attach {
+        /// Workload
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+    },
+    /// Show what instances use: CPU, memory, network, disk, processes
+    Stats(StatsArgs),
+    /// List the processes of a workload's instances
+    Top(TopArgs),
     /// Start stopped or finished workloads
     Start(NamesArgs),
     /// Stop workloads; their containers stay
@@ -109,16 +132,29 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Logins at registries of images
+    Registry {
+        #[command(subcommand)]
+        command: RegistryCommand,
+    },
     /// Values that containers see as files in memory, encrypted at rest
     Secret {
         #[command(subcommand)]
         command: SecretCommand,
+    },
+    /// Data that outlives containers
+    Volume {
+        #[command(subcommand)]
+        command: VolumeCommand,
     },
     /// Encrypted backups of this node
     Backup {
         #[command(subcommand)]
         command: BackupCommand,
     },
+    /// Look whether this machine has what toft needs, and say for each failure what to do
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
     /// Print the completion script for a shell
     Completion {
         /// Shell
@@ -145,6 +181,19 @@ pub(super) enum ClusterCommand {
     Token,
     /// Go on alone with what this node has, when the majority of the members is gone for good
     Recover(RecoverArgs),
+}
+
+const DOCTOR_HELP: &str =
+    "It works with and without a running daemon and changes nothing. As root it sees more. The exit code is 1 when
+something will not work.";
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArgs {
+    #[command(flatten)]
+    pub(super) appliance: ApplianceArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// Which appliance of this machine.
@@ -225,6 +274,8 @@ pub(super) struct RunArgs {
     #[arg(long = "secret", value_name = "SECRET", value_parser = parsed::<SecretMount>)]
     pub(super) secrets: Vec<SecretMount>,
     #[command(flatten)]
+    pub(super) mounts: MountArgs,
+    #[command(flatten)]
     pub(super) resources: ResourceArgs,
     /// Copies to run
     #[arg(long, default_value_t = 1)]
@@ -235,9 +286,8 @@ pub(super) struct RunArgs {
     /// Run on this node only
     #[arg(long, value_parser = parsed::<Name>)]
     pub(super) node: Option<Name>,
-    /// Network of the containers
-    #[arg(long, value_parser = ["bridge", "host", "none"], default_value = "bridge")]
-    pub(super) network: String,
+    #[command(flatten)]
+    pub(super) network: NetworkArgs,
     /// Label the workload
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
     pub(super) labels: Vec<String>,
@@ -259,6 +309,8 @@ pub(super) struct RunArgs {
     /// When the image is asked of its registry: always, missing (when it is not here) or never
     #[arg(long, value_name = "WHEN", default_value = "missing", value_parser = parsed::<PullPolicy>)]
     pub(super) pull: PullPolicy,
+    #[command(flatten)]
+    pub(super) health: HealthArgs,
     #[command(flatten)]
     pub(super) process: ProcessArgs,
     /// Image to run
@@ -291,9 +343,9 @@ pub(super) struct NamesArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct LogsArgs {
-    /// Workload
-    #[arg(value_parser = parsed::<Name>)]
-    pub(super) name: Name,
+    /// Workloads, or instances such as `web-0`
+    #[arg(required = true, value_name = "NAME", value_parser = parsed::<Name>)]
+    pub(super) names: Vec<Name>,
     /// Go on as lines come
     #[arg(short, long)]
     pub(super) follow: bool,
@@ -303,6 +355,15 @@ pub(super) struct LogsArgs {
     /// Only lines since a span (10m, 3h, 2d) or a time
     #[arg(long, value_name = "SPAN|TIME")]
     pub(super) since: Option<String>,
+    /// Only lines before a span (10m, 3h, 2d) or a time
+    #[arg(long, value_name = "SPAN|TIME", conflicts_with = "follow")]
+    pub(super) until: Option<String>,
+    /// Only lines in which this regular expression finds something
+    #[arg(long, value_name = "REGEX")]
+    pub(super) grep: Option<String>,
+    /// Lines of instances that are gone, too; of workloads that are gone they are always shown
+    #[arg(long)]
+    pub(super) gone: bool,
     /// Show when each line was written
     #[arg(short, long)]
     pub(super) timestamps: bool,
@@ -328,6 +389,15 @@ pub(super) struct EventsArgs {
 pub(super) enum NodeCommand {
     /// List nodes
     Ls(ListArgs),
+    /// Show what a node is and has: CPU, memory, disk, temperatures, versions
+    Inspect {
+        /// Node
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Parses a value of the model; a refusal tells its remedy too.

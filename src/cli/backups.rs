@@ -159,8 +159,7 @@ async fn save(answer: Response<Incoming>, output: &Path) -> Result<(u64, String)
     let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let length = header(header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
     let promised = header(SHA256_HEADER);
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
-    let part = Part(output.with_file_name(format!(".{name}.{}.part", std::process::id())));
+    let part = Part::beside(output);
     let unwritable = |source: std::io::Error| {
         let failure = Failure::of(1, format!("`{}` cannot be written: {source}", output.display()));
         if source.kind() == std::io::ErrorKind::StorageFull {
@@ -187,23 +186,33 @@ async fn save(answer: Response<Incoming>, output: &Path) -> Result<(u64, String)
     if promised.is_some_and(|promised| promised != sha256) {
         return Err(Failure::of(1, "what arrived is not what was sent").hint("try again"));
     }
-    file.sync_all().map_err(unwritable)?;
-    // A link, unlike a rename, replaces nothing that came there meanwhile.
-    match fs::hard_link(&part.0, output) {
-        // Not every file system has links.
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => fs::rename(&part.0, output),
-        linked => linked,
-    }
-    .map_err(unwritable)?;
-    if let Some(folder) = output.parent() {
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(unwritable)?;
-    }
+    part.keep(&file, output).map_err(unwritable)?;
     Ok((size, sha256))
 }
 
 /// A file that goes when this does.
-struct Part(PathBuf);
+pub(super) struct Part(pub(super) PathBuf);
+
+impl Part {
+    /// The name of `output` until it is whole.
+    pub(super) fn beside(output: &Path) -> Self {
+        let name = output.file_name().unwrap_or_default().to_string_lossy();
+        Self(output.with_file_name(format!(".{name}.{}.part", std::process::id())))
+    }
+
+    /// Gives the file, which is whole, its name, flushed to the disk.
+    pub(super) fn keep(&self, file: &File, output: &Path) -> std::io::Result<()> {
+        file.sync_all()?;
+        // A link, unlike a rename, replaces nothing that came there meanwhile.
+        match fs::hard_link(&self.0, output) {
+            // Not every file system has links.
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => fs::rename(&self.0, output)?,
+            linked => linked?,
+        }
+        let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
+    }
+}
 
 impl Drop for Part {
     fn drop(&mut self) {

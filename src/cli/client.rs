@@ -15,6 +15,7 @@ use hyper::{
     body::Incoming,
     client::conn::http1,
     header::{self, HeaderName},
+    upgrade::{self, Upgraded},
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
@@ -23,6 +24,13 @@ use tokio::{
     net::{TcpStream, UnixStream},
     sync::Mutex,
     time::Instant,
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{
+        handshake::{client::generate_key, derive_accept_key},
+        protocol::Role,
+    },
 };
 use uuid::Uuid;
 
@@ -39,6 +47,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LOST: &str = "connection_lost";
 const NOBODY: &str = "nobody_answers";
 const NO_LEADER: &str = "no_leader";
+
+/// A WebSocket to an appliance.
+pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
 
 /// A client that keeps its connection between calls.
 pub(super) struct Client {
@@ -164,6 +175,11 @@ impl Client {
         decode(self.send(Method::PUT, path, body, &[seen]).await?).await
     }
 
+    /// Puts a body as it comes.
+    pub(super) async fn put_stream<T: DeserializeOwned>(&self, path: &str, body: Body) -> Result<T, Failure> {
+        decode(self.send(Method::PUT, path, body, &[]).await?).await
+    }
+
     /// The body of an answer as it comes.
     pub(super) async fn stream(&self, path: &str) -> Result<Incoming, Failure> {
         let response = self.read(path).await?;
@@ -180,12 +196,50 @@ impl Client {
         Ok(response)
     }
 
+    /// Opens a WebSocket.
+    pub(super) async fn upgrade(&self, path: &str) -> Result<Socket, Failure> {
+        let key = generate_key();
+        let headers = [
+            (header::CONNECTION, "upgrade".to_owned()),
+            (header::UPGRADE, "websocket".to_owned()),
+            (header::SEC_WEBSOCKET_VERSION, "13".to_owned()),
+            (header::SEC_WEBSOCKET_KEY, key.clone()),
+        ];
+        let response = self.ask(Method::GET, path, Body::empty(), &headers).await?;
+        drop(self.kept.lock().await.take());
+        let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS
+                if accepted.is_some_and(|accepted| accepted == derive_accept_key(key.as_bytes()).as_str()) => {}
+            status if status.is_informational() || status.is_success() => {
+                return Err(Failure::of(1, "toft does not speak WebSocket here")
+                    .hint("client and appliance may be of different versions"));
+            }
+            _ => return Err(refusal(response).await),
+        }
+        let upgraded = upgrade::on(response).await;
+        let upgraded = upgraded.map_err(|e| Failure::of(1, format!("the connection to toft broke: {e}")))?;
+        Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, None).await)
+    }
+
     /// Whether the appliance is on this machine, so that its paths are ours.
     pub(super) fn is_local(&self) -> bool {
         matches!(self.target, Target::Unix(_))
     }
 
     async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        headers: &[(HeaderName, String)],
+    ) -> Result<Response<Incoming>, Failure> {
+        let response = self.ask(method, path, body, headers).await?;
+        if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
+    }
+
+    /// Whatever is answered.
+    async fn ask(
         &self,
         method: Method,
         path: &str,
@@ -212,10 +266,7 @@ impl Client {
         sender.ready().await.map_err(lost)?;
         let response = sender.send_request(request).await.map_err(lost)?;
         *self.kept.lock().await = Some(sender);
-        if response.status().is_success() {
-            return Ok(response);
-        }
-        Err(refusal(response).await)
+        Ok(response)
     }
 
     fn host(&self) -> &str {
@@ -259,7 +310,7 @@ async fn handshake(
         .await
         .map_err(|e| Failure::of(1, format!("toft does not speak HTTP: {e}")))?;
     // It lives as long as the command, which is one short process.
-    tokio::spawn(connection);
+    tokio::spawn(connection.with_upgrades());
     Ok(sender)
 }
 

@@ -1,15 +1,9 @@
-//! `inspect`, `events`, `node ls`.
+//! `inspect`, `events`.
 
 use toft_model::name::Name;
 
-use super::{
-    Failure,
-    args::{EventsArgs, ListArgs},
-    client::Client,
-    output,
-    workloads::all,
-};
-use crate::api::types::{Event, Node, Page, Workload};
+use super::{Failure, args::EventsArgs, client::Client, output};
+use crate::api::types::{Event, Page, Workload};
 
 pub(super) async fn inspect(client: &Client, name: &Name) -> Result<i32, Failure> {
     let workload: Workload = client.get(&format!("/api/v1/workloads/{name}")).await?;
@@ -44,32 +38,6 @@ pub(super) async fn events(client: &Client, args: EventsArgs) -> Result<i32, Fai
             vec![output::age(&event.at), event.level.clone(), event.subject.clone(), message]
         });
         output::table(&["AGE", "LEVEL", "SUBJECT", "MESSAGE"], rows);
-    }
-    Ok(0)
-}
-
-pub(super) async fn nodes(client: &Client, args: ListArgs) -> Result<i32, Failure> {
-    let nodes: Vec<Node> = all(client, "/api/v1/nodes").await?;
-    if args.json {
-        output::json(&nodes)?;
-    } else if args.quiet {
-        nodes.iter().for_each(|node| println!("{}", node.name));
-    } else {
-        let rows = nodes.iter().map(|node| {
-            let inventory = &node.inventory;
-            vec![
-                node.name.clone(),
-                inventory.cpus.to_string(),
-                output::bytes(inventory.memory_bytes),
-                inventory.os.clone(),
-                inventory.kernel.clone(),
-                inventory.runtime.clone(),
-                inventory.isolation.join(", "),
-                inventory.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
-                inventory.version.clone(),
-            ]
-        });
-        output::table(&["NODE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"], rows);
     }
     Ok(0)
 }

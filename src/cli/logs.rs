@@ -2,15 +2,16 @@
 
 use std::io::{self, Write};
 
+use futures_util::future::try_join_all;
 use http_body_util::BodyExt;
-use toft_model::log::LogStream;
+use toft_model::{log::LogStream, name::Name};
 
 use super::{
     Failure,
     args::LogsArgs,
     client::{Client, query_value},
 };
-use crate::api::types::LogRecord;
+use crate::api::types::{LogRecord, Workload};
 
 /// How lines are shown.
 #[derive(Debug, Clone, Copy)]
@@ -21,17 +22,81 @@ pub(super) struct Shown {
 }
 
 pub(super) async fn logs(client: &Client, args: LogsArgs) -> Result<i32, Failure> {
-    let workload: crate::api::types::Workload = client.get(&format!("/api/v1/workloads/{}", args.name)).await?;
-    let mut path = format!("/api/v1/workloads/{}/logs?follow={}", args.name, args.follow);
+    let mut asked = String::new();
     if let Some(tail) = args.tail {
-        path.push_str(&format!("&tail={tail}"));
+        asked.push_str(&format!("&tail={tail}"));
     }
-    if let Some(since) = &args.since {
-        path.push_str(&format!("&since={}", query_value(since)));
+    for (key, value) in [("since", &args.since), ("until", &args.until), ("grep", &args.grep)] {
+        if let Some(value) = value {
+            asked.push_str(&format!("&{key}={}", query_value(value)));
+        }
     }
-    let instance_names = workload.instances.len() > 1;
-    show(client, &path, Shown { timestamps: args.timestamps, json: args.json, instance_names }).await?;
+    if args.gone {
+        asked.push_str("&gone=true");
+    }
+    let mut paths = Vec::with_capacity(args.names.len());
+    let mut instance_names = args.names.len() > 1;
+    for name in &args.names {
+        let Meant { name, index, instances } = meant(client, name).await?;
+        instance_names |= index.is_none() && (args.gone || instances.is_none_or(|count| count > 1));
+        let index = index.map_or_else(String::new, |index| format!("&index={index}"));
+        paths.push(format!("/api/v1/workloads/{name}/logs?follow={}{asked}{index}", args.follow));
+    }
+    let shown = Shown { timestamps: args.timestamps, json: args.json, instance_names };
+    if args.follow {
+        try_join_all(paths.iter().map(|path| show(client, path, shown))).await?;
+    } else {
+        for path in &paths {
+            show(client, path, shown).await?;
+        }
+    }
     Ok(0)
+}
+
+/// A workload, or one instance of it.
+struct Meant {
+    name: String,
+    index: Option<u32>,
+    /// How many it has; nothing when the workload is gone.
+    instances: Option<usize>,
+}
+
+impl Meant {
+    fn of(workload: Workload, index: Option<u32>) -> Self {
+        Self { name: workload.name, index, instances: Some(workload.instances.len()) }
+    }
+}
+
+async fn meant(client: &Client, name: &Name) -> Result<Meant, Failure> {
+    let unknown = match client.get(&format!("/api/v1/workloads/{name}")).await {
+        Ok(workload) => return Ok(Meant::of(workload, None)),
+        Err(failure) if failure.is("not_found") => failure,
+        Err(failure) => return Err(failure),
+    };
+    let Some((base, Ok(index))) = name.as_str().rsplit_once('-').map(|(base, number)| (base, number.parse())) else {
+        return gone(client, name.as_str(), None, unknown).await;
+    };
+    match client.get(&format!("/api/v1/workloads/{base}")).await {
+        Ok(workload) => Ok(Meant::of(workload, Some(index))),
+        Err(failure) if failure.is("not_found") || failure.is("invalid") => {
+            match gone(client, name.as_str(), None, unknown).await {
+                // What was typed is what is not there, unless it was an instance.
+                Err(unknown) => gone(client, base, Some(index), unknown).await,
+                meant => meant,
+            }
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// A workload that is gone, or an instance of one, if its logs are kept; else `unknown`.
+async fn gone(client: &Client, name: &str, index: Option<u32>, unknown: Failure) -> Result<Meant, Failure> {
+    let asked = index.map_or_else(String::new, |index| format!("&index={index}"));
+    match client.stream(&format!("/api/v1/workloads/{name}/logs?tail=0{asked}")).await {
+        Ok(_) => Ok(Meant { name: name.to_owned(), index, instances: None }),
+        Err(failure) if failure.is("not_found") || failure.is("invalid") => Err(unknown),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// Shows a workload's output until it has ended.
@@ -39,7 +104,8 @@ pub(super) async fn follow(client: &Client, name: &str, shown: Shown) -> Result<
     show(client, &format!("/api/v1/workloads/{name}/logs?follow=true"), shown).await
 }
 
-async fn show(client: &Client, path: &str, shown: Shown) -> Result<(), Failure> {
+/// Shows what a path of logs gives, to its end.
+pub(super) async fn show(client: &Client, path: &str, shown: Shown) -> Result<(), Failure> {
     let mut body = client.stream(path).await?;
     let mut rest = Vec::new();
     while let Some(frame) = body.frame().await {

@@ -1,26 +1,42 @@
 //! The command line: a client of the HTTP API, plus the commands of the daemon itself.
 
 mod args;
+mod attach;
 mod backup_args;
 mod backups;
 mod client;
 mod cluster;
 mod context;
+mod cp;
+mod cp_args;
 mod daemon;
+mod doctor;
+mod exec;
+mod exec_args;
 mod failure;
+mod health_args;
 mod image_args;
 mod images;
 mod inspect;
 mod logs;
+mod network_args;
+mod nodes;
 mod output;
 mod process_args;
 mod progress;
 mod prompt;
 mod pull;
+mod registries;
+mod registry_args;
 mod restore;
 mod run;
 mod secret_args;
 mod secrets;
+mod stats;
+mod stats_args;
+mod terminal;
+mod volume_args;
+mod volumes;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
@@ -30,7 +46,9 @@ use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
 use image_args::ImageCommand;
+use registry_args::RegistryCommand;
 use secret_args::SecretCommand;
+use volume_args::VolumeCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
 pub fn main() -> i32 {
@@ -53,6 +71,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
     match cli.command {
         Command::Up(flags) => daemon::up(flags),
         Command::Down(flags) => daemon::down(flags),
+        Command::Doctor(args) => doctor::doctor(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
@@ -65,22 +84,30 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
                 .enable_all()
                 .build()
                 .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))?;
-            runtime.block_on(async {
+            let outcome = runtime.block_on(async {
                 let client = Client::new(context::target(&cli.global)?);
                 ask(&client, other).await
-            })
+            });
+            // What is still being written when a signal ends a command may never be read.
+            runtime.shutdown_background();
+            outcome
         }
     }
 }
 
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
-        Command::Up(_) | Command::Down(_) | Command::Completion { .. } => Ok(0),
+        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Completion { .. } => Ok(0),
         Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,
         Command::Inspect { name } => inspect::inspect(client, &name).await,
+        Command::Exec(args) => exec::exec(client, args).await,
+        Command::Cp(args) => cp::cp(client, args).await,
+        Command::Attach { name } => attach::attach(client, &name).await,
         Command::Logs(args) => logs::logs(client, args).await,
+        Command::Stats(args) => stats::stats(client, args).await,
+        Command::Top(args) => stats::top(client, args).await,
         Command::Start(names) => workloads::power(client, names, "start").await,
         Command::Stop(names) => workloads::power(client, names, "stop").await,
         Command::Restart(names) => workloads::power(client, names, "restart").await,
@@ -88,7 +115,10 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Label { name, changes } => workloads::label(client, &name, changes).await,
         Command::Rm(names) => workloads::rm(client, names).await,
         Command::Events(args) => inspect::events(client, args).await,
-        Command::Node { command: NodeCommand::Ls(list) } => inspect::nodes(client, list).await,
+        Command::Node { command } => match command {
+            NodeCommand::Ls(list) => nodes::ls(client, list).await,
+            NodeCommand::Inspect { name, json } => nodes::inspect(client, &name, json).await,
+        },
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,
             ClusterCommand::Token => cluster::token(client).await,
@@ -101,12 +131,27 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             ImageCommand::Prune(args) => images::prune(client, args).await,
             ImageCommand::Rm { names } => images::rm(client, names).await,
         },
+        Command::Registry { command } => match command {
+            RegistryCommand::Login(args) => registries::login(client, args).await,
+            RegistryCommand::Logout { registries } => registries::logout(client, registries).await,
+            RegistryCommand::Ls(list) => registries::ls(client, list).await,
+            RegistryCommand::Import { file, json } => registries::import(client, file, json).await,
+        },
         Command::Secret { command } => match command {
             SecretCommand::Create(args) => secrets::create(client, args).await,
             SecretCommand::Update(args) => secrets::update(client, args).await,
             SecretCommand::Ls(list) => secrets::ls(client, list).await,
             SecretCommand::Inspect { name } => secrets::inspect(client, &name).await,
             SecretCommand::Rm { names } => secrets::rm(client, names).await,
+        },
+        Command::Volume { command } => match command {
+            VolumeCommand::Create(args) => volumes::create(client, args).await,
+            VolumeCommand::Ls(list) => volumes::ls(client, list).await,
+            VolumeCommand::Inspect { name } => volumes::inspect(client, &name).await,
+            VolumeCommand::Rm { names } => volumes::rm(client, names).await,
+            VolumeCommand::Prune(args) => volumes::prune(client, args).await,
+            VolumeCommand::Backup(args) => volumes::backup(client, args).await,
+            VolumeCommand::Restore(args) => volumes::restore(client, args).await,
         },
         Command::Backup { command } => match command {
             BackupCommand::Create(args) => backups::create(client, args).await,

@@ -13,15 +13,18 @@ use crate::api::types::{Instance, LastExit};
 
 /// Prints a table without lines, as `docker ps` does.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {
+    print!("{}", table_text(header, rows));
+}
+
+/// Such a table as text.
+pub(super) fn table_text(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(TableStyle::new()).set_header(header);
     table.add_rows(rows);
     for column in table.column_iter_mut() {
         column.set_padding((0, 3));
     }
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
+    table.to_string().lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
 /// Prints JSON, indented.
@@ -56,7 +59,10 @@ pub(super) fn state(instance: &Instance) -> String {
         None => "vanished".to_owned(),
     };
     match (instance.state.as_str(), &instance.reason, &instance.started_at, &instance.last_exit) {
-        ("running", _, Some(since), _) => format!("running {}", age(since)),
+        ("running", _, Some(since), _) => match instance.health {
+            Some(health) => format!("running {} ({})", age(since), health.as_str()),
+            None => format!("running {}", age(since)),
+        },
         ("back_off", Some(reason), _, _) => {
             let next = instance.retry_at.as_deref().and_then(span_to).filter(|ms| *ms > 0);
             let next = next.map_or_else(String::new, |ms| format!(", next try in {}", format_span_ms(ms + 999)));

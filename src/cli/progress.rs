@@ -13,6 +13,22 @@ pub(super) fn bytes(about: &str, length: Option<u64>) -> ProgressBar {
     shown(length.map_or_else(ProgressBar::new_spinner, ProgressBar::new), &template)
 }
 
+/// A bar for bytes that shows itself when it takes longer than a second.
+pub(super) fn later(about: &str, length: Option<u64>) -> ProgressBar {
+    let bar = bytes(about, length);
+    if std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+        let shown = bar.downgrade();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            if let Some(bar) = shown.upgrade() {
+                bar.set_draw_target(ProgressDrawTarget::stderr());
+            }
+        });
+    }
+    bar
+}
+
 /// Something that turns while the other side works.
 pub(super) fn spinner(about: impl Into<Cow<'static, str>>) -> ProgressBar {
     shown(ProgressBar::new_spinner().with_message(about), "{msg} {spinner} {elapsed}")

@@ -26,6 +26,14 @@ pub(super) fn confirm(question: &str) -> Result<bool, Failure> {
     Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
+/// Asks for a line.
+pub(super) fn line(question: &str) -> Result<String, Failure> {
+    eprint!("{question}: ");
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line).map_err(|error| unreadable(&error))?;
+    Ok(line.trim().to_owned())
+}
+
 /// Asks for a secret, which is not shown.
 pub(super) fn secret(question: &str) -> Result<String, Failure> {
     eprint!("{question}: ");

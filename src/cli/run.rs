@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toft_model::{
     name::Name,
-    workload::{NetworkMode, RestartPolicy, WorkloadKind, WorkloadSpec},
+    workload::{RestartPolicy, WorkloadKind, WorkloadSpec},
 };
 use uuid::Uuid;
 
@@ -19,7 +19,7 @@ use super::{
 use crate::api::types::Workload;
 
 /// Exit code when toft itself failed, as Docker's.
-const TOFT_FAILED: i32 = 125;
+pub(super) const TOFT_FAILED: i32 = 125;
 
 pub(super) async fn run(client: &Client, args: RunArgs) -> Result<i32, Failure> {
     let (foreground, no_wait, json) = (args.rm, args.no_wait, args.json);
@@ -74,19 +74,19 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.secrets = args.secrets;
     spec.replicas = args.replicas;
     spec.resources = args.resources.spec();
+    spec.health = args.health.spec();
     spec.process = args.process.spec()?;
+    let (mounts, tmpfs) = args.mounts.spec();
+    spec.mounts = mounts;
+    spec.process.tmpfs.extend(tmpfs);
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
-    spec.network = match args.network.as_str() {
-        "host" => NetworkMode::Host,
-        "none" => NetworkMode::None,
-        _ => NetworkMode::Bridge,
-    };
+    args.network.write_to(&mut spec)?;
     Ok(spec)
 }
 
 /// `KEY=VALUE` each; with `from_shell` a bare `KEY` takes the value of this shell's variable, if it is set.
-fn pairs(texts: Vec<String>, from_shell: bool) -> Result<BTreeMap<String, String>, Failure> {
+pub(super) fn pairs(texts: Vec<String>, from_shell: bool) -> Result<BTreeMap<String, String>, Failure> {
     let mut pairs = BTreeMap::new();
     for text in texts {
         match text.split_once('=') {

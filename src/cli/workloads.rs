@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use toft_model::name::Name;
+use toft_model::{name::Name, workload::Health};
 
 use super::{
     Failure,
@@ -34,7 +34,10 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
         let rows = workloads.iter().map(|workload| {
             let status = match &workload.pending {
                 Some(why) => format!("pending ({why})"),
-                None => workload.status.clone(),
+                None => match workload.instances.iter().filter(|one| one.health == Some(Health::Unhealthy)).count() {
+                    0 => workload.status.clone(),
+                    unhealthy => format!("{} ({unhealthy} unhealthy)", workload.status),
+                },
             };
             vec![
                 workload.name.clone(),

@@ -28,6 +28,7 @@ pub(super) struct File {
     pub(super) network: NetworkSection,
     pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
+    pub(super) volumes: VolumesSection,
     pub(super) registries: BTreeMap<String, RegistryConfig>,
 }
 
@@ -56,12 +57,22 @@ pub(super) struct RuntimeSection {
 pub(super) struct LogsSection {
     pub(super) max_bytes: Option<String>,
     pub(super) max_files: Option<u32>,
+    pub(super) gone_max_age: Option<String>,
+    pub(super) gone_max_bytes: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct NetworkSection {
     pub(super) range: Option<String>,
+    pub(super) ipv6: Option<bool>,
+    pub(super) resolv_conf: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct VolumesSection {
+    pub(super) bind_roots: Vec<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

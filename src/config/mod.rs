@@ -8,7 +8,7 @@ mod file;
 mod registries;
 mod resolve;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use toft_model::{name::Name, node::Subnet};
 
@@ -36,6 +36,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Backups of this node.
     pub backup: BackupConfig,
+    /// What containers may see of the node's own folders.
+    pub volumes: VolumesConfig,
     /// Registries that are spoken to in a way of their own, by `HOST[:PORT]`.
     pub registries: BTreeMap<String, RegistryConfig>,
 }
@@ -116,11 +118,26 @@ pub struct LogsConfig {
     pub max_bytes: u64,
     /// Files kept an instance.
     pub max_files: u32,
+    /// How long logs are kept of instances that are gone.
+    pub gone_max_age: Duration,
+    /// Bytes of those logs together.
+    pub gone_max_bytes: u64,
+}
+
+/// What containers may see of the node's own folders.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VolumesConfig {
+    /// Folders below which everything can be mounted into containers; none, unless somebody says so.
+    pub bind_roots: Vec<PathBuf>,
 }
 
 /// The network of containers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// Addresses of the cluster; each node takes a /24 of it.
     pub range: Subnet,
+    /// Whether containers have IPv6 addresses too.
+    pub ipv6: bool,
+    /// The file that names the servers asked for names that are not ours.
+    pub resolv_conf: PathBuf,
 }

@@ -3,13 +3,19 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use toft_model::{invalid::Invalid, name::Name, node::Subnet, units::parse_bytes};
+use toft_model::{
+    invalid::Invalid,
+    name::Name,
+    node::Subnet,
+    units::{parse_bytes, parse_span_ms},
+};
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
-    RuntimeConfig, file::File, registries,
+    RuntimeConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -17,6 +23,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/toft";
 /// Socket of the machine's own appliance.
 pub const DEFAULT_SOCKET: &str = "/run/toft/toft.sock";
 const DEFAULT_RUN_DIR: &str = "/run/toft";
+const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEFAULT_BIND: &str = "127.0.0.1:7443";
 
 /// What the command line and the environment said.
@@ -125,6 +132,15 @@ impl Config {
         if !(1..=100).contains(&max_files) {
             note("logs.max_files", Invalid::value(format!("{max_files} is out of range"), "use 1 to 100"));
         }
+        let gone_max_age = parse_span_ms(file.logs.gone_max_age.as_deref().unwrap_or("7d")).unwrap_or_else(|e| {
+            note("logs.gone_max_age", e);
+            0
+        });
+        let gone_max_bytes = parse_bytes(file.logs.gone_max_bytes.as_deref().unwrap_or("1GiB")).unwrap_or_else(|e| {
+            note("logs.gone_max_bytes", e);
+            0
+        });
+        let gone_max_age = Duration::from_millis(gone_max_age);
         let range = match file.network.range.as_deref().unwrap_or("10.210.0.0/16").parse::<Subnet>() {
             Ok(range) if range.prefix <= 24 => Some(range),
             Ok(_) => {
@@ -139,6 +155,16 @@ impl Config {
                 None
             }
         };
+        let resolv_conf = file.network.resolv_conf.unwrap_or_else(|| DEFAULT_RESOLV_CONF.into());
+        if !resolv_conf.is_absolute() {
+            note("network.resolv_conf", Invalid::value("it is no absolute path", "write it like `/etc/resolv.conf`"));
+        }
+        for root in &file.volumes.bind_roots {
+            if !root.is_absolute() || root.components().any(|part| part == std::path::Component::ParentDir) {
+                let message = format!("`{}` is no absolute path", root.display());
+                note("volumes.bind_roots", Invalid::value(message, "write it like `/srv`"));
+            }
+        }
         let backup = file.backup.resolve(&data, &mut note);
         registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
@@ -148,10 +174,11 @@ impl Config {
             node: NodeConfig { name, labels: file.node.labels },
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
-            logs: LogsConfig { max_bytes, max_files },
-            network: NetworkConfig { range },
+            logs: LogsConfig { max_bytes, max_files, gone_max_age, gone_max_bytes },
+            network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
             cluster,
             backup,
+            volumes: VolumesConfig { bind_roots: file.volumes.bind_roots },
             registries: file.registries,
         })
     }
@@ -204,9 +231,19 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n[network]\nrange = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
-        for key in ["node.name", "api.bind", "logs.max_bytes", "logs.max_files", "network.range"] {
+        for key in [
+            "node.name",
+            "api.bind",
+            "logs.max_bytes",
+            "logs.max_files",
+            "logs.gone_max_age",
+            "logs.gone_max_bytes",
+            "network.range",
+            "network.resolv_conf",
+            "volumes.bind_roots",
+        ] {
             assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");
         }
     }
@@ -224,6 +261,7 @@ mod tests {
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
+        assert!(!shown.volumes.bind_roots.is_empty() && defaults.volumes.bind_roots.is_empty());
         assert!(!shown.node.labels.is_empty() && shown.runtime.containerd.is_some());
     }
 

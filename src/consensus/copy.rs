@@ -1,7 +1,9 @@
 //! Copies of the whole state while it is being written: for snapshots, for backups, and before a migration.
 
 use std::{
+    fs::OpenOptions,
     io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
@@ -68,8 +70,10 @@ pub(super) fn copy(source: &Connection, path: &Path, mut progress: impl FnMut(u6
     let moment = source.unchecked_transaction().map_err(unread)?;
     moment.query_row("SELECT COUNT(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).map_err(unread)?;
     let mut target = Connection::open(path).map_err(failed)?;
-    // The finished file is flushed at once.
+    // The finished file is flushed at once, and its journal stays in memory: one that a full disk left behind would be
+    // taken for the copy's own by whoever opens it next.
     target.pragma_update(None, "synchronous", "OFF").map_err(failed)?;
+    target.pragma_update_and_check(None, "journal_mode", "MEMORY", |_| Ok(())).map_err(failed)?;
     let backup = Backup::new(&moment, &mut target).map_err(failed)?;
     let mut patience = COPY_PATIENCE;
     loop {
@@ -90,15 +94,23 @@ pub(super) fn copy(source: &Connection, path: &Path, mut progress: impl FnMut(u6
         }
     }
     drop(backup);
-    // The pages say that a write-ahead log belongs to them; the copy is one file.
-    target.pragma_update_and_check(None, "journal_mode", "DELETE", |_| Ok(())).map_err(failed)?;
     target.close().map_err(|(_, error)| failed(error))?;
-    let flushed = std::fs::File::open(path).and_then(|file| file.sync_all());
-    flushed.map_err(|source| {
+    finish(path).map_err(|source| {
         let path = path.to_owned();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => CopyError::DiskFull { path },
             _ => CopyError::Flush { path, source },
         }
     })
+}
+
+/// Makes the copy one file, on the disk. Its pages say that a write-ahead log belongs to them, in the two bytes at 18
+/// (<https://www.sqlite.org/fileformat2.html#file_format_version_numbers>). `PRAGMA journal_mode` would write through a
+/// journal, and keep the old mode without an error when it finds no room.
+fn finish(path: &Path) -> io::Result<()> {
+    const VERSIONS: u64 = 18;
+    const WITHOUT_LOG: [u8; 2] = [1, 1];
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.write_all_at(&WITHOUT_LOG, VERSIONS)?;
+    file.sync_all()
 }

@@ -76,12 +76,21 @@ pub(super) fn until_there_is_room<T, E>(
 
 fn grows(command: &Command) -> bool {
     match command {
-        Command::LabelWorkload { .. } | Command::PutWorkload { .. } | Command::PutSecret { .. } => true,
+        Command::LabelWorkload { .. }
+        | Command::PutWorkload { .. }
+        | Command::PutSecret { .. }
+        | Command::PutRegistry { .. }
+        | Command::CreateVolume { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
         | Command::RemoveSecret { .. }
+        | Command::RemoveRegistry { .. }
+        | Command::ClaimSubnet { .. }
         | Command::CommitPlan { .. }
-        | Command::ReportInstances { .. } => false,
+        | Command::ReportInstances { .. }
+        | Command::BindVolume { .. }
+        | Command::RemoveVolume { .. }
+        | Command::ForgetVolumes { .. } => false,
     }
 }

@@ -6,12 +6,19 @@ use toft_model::{
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::{LogLine, LogQuery},
+    name::Name,
+    node::NodeFacts,
     pull::PullProgress,
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::ControlError;
+
+pub mod exec;
+pub mod files;
+pub mod usage;
+pub mod volumes;
 
 /// Lines as they come.
 pub type LogLines = BoxStream<'static, Result<LogLine, ControlError>>;
@@ -29,12 +36,23 @@ pub enum PullStep {
     Failed(ControlError),
 }
 
+/// An instance that is gone and whose logs are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneInstance {
+    /// Its id.
+    pub id: InstanceId,
+    /// What people called it.
+    pub name: String,
+}
+
 /// Bytes of an archive as they arrive.
 pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 
 /// A node that can be asked.
 #[async_trait]
-pub trait NodeAccess: Send + Sync + 'static {
+pub trait NodeAccess:
+    exec::NodeExec + files::NodeFiles + usage::NodeUsage + volumes::NodeVolumes + Send + Sync + 'static
+{
     /// Why `port` cannot be published on this node, if a process outside toft holds it.
     fn port_taken_outside(&self, port: PortSpec) -> Option<String>;
 
@@ -49,6 +67,12 @@ pub trait NodeAccess: Send + Sync + 'static {
         query: LogQuery,
         ended: CancellationToken,
     ) -> Result<LogLines, ControlError>;
+
+    /// The instances of a workload that are gone from this node and whose logs are kept, oldest first.
+    async fn gone_logs(&self, workload: &Name) -> Result<Vec<GoneInstance>, ControlError>;
+
+    /// What the node's machine is and has now.
+    async fn facts(&self) -> Result<NodeFacts, ControlError>;
 
     /// The images in the node's store.
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError>;

@@ -103,6 +103,21 @@ impl Directories {
         self.run.join("secrets")
     }
 
+    /// The data of volumes.
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.data.join("volumes")
+    }
+
+    /// Where what containers are to see is held fast while they are made.
+    pub(super) fn mounts(&self) -> PathBuf {
+        self.run.join("mounts")
+    }
+
+    /// Where the pipes of processes run inside containers are.
+    pub(super) fn execs(&self) -> PathBuf {
+        self.run.join("execs")
+    }
+
     pub(super) fn programs(&self) -> PathBuf {
         self.data.join("programs")
     }

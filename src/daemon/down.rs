@@ -26,6 +26,7 @@ use crate::{
         },
         runtime::{Availability, Runtime, RuntimeError, RuntimeEvent, TaskState},
         secrets::SecretFiles,
+        volumes::Volumes,
     },
     config::Config,
     observe::chain,
@@ -63,6 +64,7 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
     let removed = network.remove_all().await;
     directories.remove_traces();
     let ended = ended?;
+    Volumes::unmount_all(&directories.volumes(), &directories.mounts()).context("unmounting volumes")?;
     SecretFiles::remove_all(&directories.secrets()).context("removing secrets from memory")?;
     remove_cgroup(Path::new("/sys/fs/cgroup"), &directories.cgroup_parent());
     removed.context("removing the container network")?;

@@ -17,28 +17,31 @@ pub(super) struct Identity {
     pub(super) node_id: NodeId,
     /// The network of its containers.
     pub(super) subnet: Option<Subnet>,
+    /// Whether the cluster gave it that network.
+    #[serde(default)]
+    pub(super) claimed: bool,
 }
 
 impl Identity {
-    /// Reads it, or decides it with `pick`. A node that found no free network looks again.
-    pub(super) fn load_or_make(
-        directories: &Directories,
-        pick: impl FnOnce() -> Option<Subnet>,
-    ) -> anyhow::Result<Self> {
+    /// Reads it, or decides it.
+    pub(super) fn load_or_make(directories: &Directories) -> anyhow::Result<Self> {
         let path = directories.node_file();
-        let known: Option<Self> = match fs::read(&path) {
-            Ok(bytes) => Some(serde_json::from_slice(&bytes).with_context(|| format!("reading `{}`", path.display()))?),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error).with_context(|| format!("reading `{}`", path.display())),
-        };
-        if let Some(known) = known.clone().filter(|known| known.subnet.is_some()) {
-            return Ok(known);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading `{}`", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let identity = Self { node_id: NodeId(Uuid::now_v7()), subnet: None, claimed: false };
+                identity.save(directories)?;
+                Ok(identity)
+            }
+            Err(error) => Err(error).with_context(|| format!("reading `{}`", path.display())),
         }
-        let node_id = known.map_or_else(|| NodeId(Uuid::now_v7()), |known| known.node_id);
-        let identity = Self { node_id, subnet: pick() };
-        let bytes = serde_json::to_vec_pretty(&identity).context("encoding the node's identity")?;
-        write_whole(&path, 0o600, &bytes).with_context(|| format!("writing `{}`", path.display()))?;
-        Ok(identity)
+    }
+
+    /// Writes it down.
+    pub(super) fn save(&self, directories: &Directories) -> anyhow::Result<()> {
+        let path = directories.node_file();
+        let bytes = serde_json::to_vec_pretty(self).context("encoding the node's identity")?;
+        write_whole(&path, 0o600, &bytes).with_context(|| format!("writing `{}`", path.display()))
     }
 }
 

@@ -9,6 +9,8 @@ use toft_model::{
     image::{ImageRef, NodeImage},
     instance::{InstanceReport, PublishedPort},
     log::LogQuery,
+    name::Name,
+    node::NodeFacts,
     pull::PullProgress,
     workload::PortSpec,
 };
@@ -16,17 +18,28 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+mod exec;
+mod files;
+mod usage;
+mod volumes;
+
+pub(super) use exec::Execs;
+
 use crate::{
     agent::{
+        facts, host,
         image::{PullError, PullErrorKind, Pulls},
-        logs::{self, Reading},
+        logs::{self, Reading, Wanted},
+        meter::Meter,
         network::check_free,
         report::ReportSink,
+        retention,
         runtime::{Availability, Image, Runtime, RuntimeError},
+        volumes::Volumes,
     },
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, LogLines, NodeAccess, PullStep, PullSteps},
+        node_access::{ArchiveReader, GoneInstance, LogLines, NodeAccess, PullStep, PullSteps},
         ops::Ops,
     },
     observe::chain,
@@ -42,7 +55,11 @@ pub(super) struct LocalNode {
     retry: Arc<Notify>,
     node_id: NodeId,
     pulls: Pulls,
+    volumes: Volumes,
     cancel: CancellationToken,
+    execs: Execs,
+    meter: Meter,
+    copies: files::Copies,
 }
 
 impl LocalNode {
@@ -50,10 +67,27 @@ impl LocalNode {
         runtime: Arc<dyn Runtime>,
         logs_dir: PathBuf,
         retry: Arc<Notify>,
-        (node_id, pulls): (NodeId, Pulls),
+        (node_id, pulls, volumes): (NodeId, Pulls, Volumes),
         cancel: CancellationToken,
     ) -> Self {
-        Self { runtime, logs_dir, retry, node_id, pulls, cancel }
+        let meter = Meter::new(Arc::clone(&runtime), host::memory_bytes());
+        Self {
+            meter,
+            copies: Default::default(),
+            runtime,
+            logs_dir,
+            retry,
+            node_id,
+            pulls,
+            volumes,
+            cancel,
+            execs: Execs::default(),
+        }
+    }
+
+    /// The processes run inside its containers.
+    pub(super) fn execs(&self) -> Execs {
+        self.execs.clone()
     }
 
     /// The way this node's reports take.
@@ -97,7 +131,13 @@ impl NodeAccess for LocalNode {
         let dir = self.logs_dir.join(instance.to_string());
         let (sender, receiver) = mpsc::channel(8);
         let follow = query.follow.then_some(ended);
-        let reading = Reading { tail: query.tail, since_ns: query.since_ns, follow };
+        let grep = query.grep.as_deref().map(logs::pattern).transpose().map_err(|why| {
+            ControlError::new(ErrorKind::Invalid, format!("the regular expression cannot be used: {why}"))
+                .field("grep")
+                .hint("write it as in Rust's `regex` crate, such as `error|warn` or `(?i)timeout`")
+        })?;
+        let wanted = Wanted { since_ns: query.since_ns, until_ns: query.until_ns, grep };
+        let reading = Reading { tail: query.tail, wanted, follow };
         let cancel = self.cancel.clone();
         // Read as the lines are asked for: the reader is part of the stream, not a task of its own.
         let reader = async move {
@@ -112,6 +152,25 @@ impl NodeAccess for LocalNode {
         let reader = stream::once(reader).filter_map(async |outcome| outcome);
         let lines = ReceiverStream::new(receiver).flat_map(|lines| stream::iter(lines.into_iter().map(Ok)));
         Ok(stream::select(lines, reader).boxed())
+    }
+
+    async fn gone_logs(&self, workload: &Name) -> Result<Vec<GoneInstance>, ControlError> {
+        let (dir, workload) = (self.logs_dir.clone(), workload.clone());
+        let found = tokio::task::spawn_blocking(move || retention::gone(&dir, &workload)).await;
+        let found = found.map_err(std::io::Error::other).flatten().map_err(|error| {
+            ControlError::new(ErrorKind::Internal, format!("the logs that are kept could not be looked up: {error}"))
+        })?;
+        Ok(found.into_iter().map(|gone| GoneInstance { id: gone.id, name: gone.instance }).collect())
+    }
+
+    async fn facts(&self) -> Result<NodeFacts, ControlError> {
+        let runtime = match &*self.runtime.availability().borrow() {
+            Availability::Up(version) => version.clone(),
+            Availability::Down(_) => String::new(),
+        };
+        let data = self.logs_dir.parent().unwrap_or(&self.logs_dir);
+        let looked = facts::look(runtime, data).await;
+        looked.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
@@ -205,6 +264,9 @@ fn refused(error: RuntimeError) -> ControlError {
         RuntimeError::ImageUnusable { .. } => ControlError::new(ErrorKind::Invalid, message),
         RuntimeError::DiskFull { .. } => {
             ControlError::new(ErrorKind::DiskFull, message).hint("free some space and try again")
+        }
+        RuntimeError::NotRunning { .. } => {
+            ControlError::new(ErrorKind::Conflict, message).hint("`toft ps` shows what runs")
         }
         RuntimeError::Exists { .. } => ControlError::new(ErrorKind::Conflict, message),
         RuntimeError::StartFailed { .. } | RuntimeError::Failed { .. } => {

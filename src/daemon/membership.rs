@@ -20,7 +20,7 @@ use crate::{
 pub use crate::consensus::Account;
 
 fn myself(config: &Config, directories: &Directories) -> anyhow::Result<Member> {
-    let node_id = Identity::load_or_make(directories, || None)?.node_id;
+    let node_id = Identity::load_or_make(directories)?.node_id;
     let cluster = &config.cluster;
     let listens = cluster.bind.map(|address| address.to_string()).unwrap_or_default();
     let role = match cluster.role {

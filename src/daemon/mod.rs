@@ -3,17 +3,21 @@
 //! Order of start: directories and lock, state, ledger, runtime, network, agent, loops, doors. Order of the end: doors,
 //! loops, agent (containers go on), reports, state.
 
+mod addresses;
 mod directories;
 mod doors;
 mod down;
 mod identity;
 mod local_node;
+mod logins;
 mod membership;
+mod names;
 mod restore;
 mod runtime;
 mod serving;
 mod shutdown;
 mod tasks;
+mod volumes;
 mod witness;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -22,6 +26,7 @@ use anyhow::Context;
 use toft_model::{
     ids::{InstanceId, NodeId},
     instance::{AssignmentSet, InstanceReport, InstanceState},
+    node::Subnet6,
     state::{InstanceRow, assignments_generation, query_assignments},
 };
 use tokio::{
@@ -40,11 +45,12 @@ use crate::{
         network::{
             Network,
             kernel::{KernelNetwork, KernelNetworkConfig},
-            pick_subnet,
         },
         report::Outbox,
+        retention,
         runtime::{Availability, Runtime, containerd::isolation},
         secrets::SecretFiles,
+        volumes::{Volumes, VolumesConfig},
     },
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
@@ -58,6 +64,7 @@ use directories::Directories;
 pub use down::down;
 use identity::Identity;
 use local_node::LocalNode;
+use logins::AllLogins;
 use membership::Membership;
 pub use membership::{Account, recover};
 pub use restore::{Restore, Restored, restore};
@@ -124,18 +131,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     let names = directories.network_names();
     let kernel = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
-    let taken = kernel.host_routes().await.unwrap_or_else(|error| {
-        tracing::warn!(error = chain(&error), "the host's routes could not be read");
-        Vec::new()
-    });
-    let identity =
-        Identity::load_or_make(directories, || pick_subnet(config.network.range, &taken, directories.first_subnet()))?;
-    if identity.subnet.is_none() {
-        tracing::error!(
-            "no /24 of {} is free of the host's routes; instances get no bridge network",
-            config.network.range
-        );
-    }
+    let identity = tokio::select! {
+        settled = addresses::settle(&config, directories, &kernel, &state) => settled?,
+        signal = stop_signals.first() => {
+            tracing::info!("stopping on {signal}");
+            directories.remove_traces();
+            return Ok(());
+        }
+    };
+    let subnet6 = addresses::of_ipv6(&config, &identity, &state).await?;
     let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
     remembered.run = begin_run(&ledger);
     refuse_older_state(&state, remembered.set.as_ref(), directories)?;
@@ -147,13 +151,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());
     let settings = registry_settings(&config);
-    let registries = Registries::new(settings.clone(), Arc::new(LoginFiles(settings)));
+    let logins = AllLogins { files: LoginFiles(settings.clone()), state: state.clone(), key: cluster_key.clone() };
+    let registries = Registries::new(settings, Arc::new(logins));
     let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
     tasks.spawn("image pulls", puller.run(cancel.clone()));
-    let pulled_here = (identity.node_id, pulls.clone());
-    let node =
-        LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), pulled_here, cancel.clone());
+    let volumes = Volumes::open(VolumesConfig {
+        dir: directories.volumes(),
+        pins: directories.mounts(),
+        bind_roots: config.volumes.bind_roots.clone(),
+        node: config.node.name.clone(),
+        key: cluster_key.clone(),
+    })
+    .context("opening the volumes")?;
+    let here = (identity.node_id, pulls.clone(), volumes.clone());
+    let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, cancel.clone());
     let node = Arc::new(node);
+    tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone())
@@ -168,32 +181,40 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!(%error, "secrets of containers that nobody ordered could not be removed from memory");
         }
     }
+    let names = names::open(&config, (&identity, subnet6), state.clone(), tasks, &cancel);
+    let left = Arc::new(Notify::new());
     let executor = Executor {
         runtime: Arc::clone(&runtime),
         network,
         ledger,
         node: config.node.name.clone(),
         gateway: identity.subnet.map(|subnet| subnet.gateway()),
+        resolv_conf: names.map(|_| config.network.resolv_conf.clone()),
         logger,
         logs_dir: directories.logs(),
         instances_dir: directories.instances(),
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
+        left: Arc::clone(&left),
         secrets,
+        volumes: volumes.clone(),
         pulls,
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     let (feed, assignments) = watch::channel(None);
+    tasks.spawn("volumes", volumes::keep(ops.clone(), identity.node_id, volumes, assignments.clone(), cancel.clone()));
     let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
-    let agent_config = AgentConfig { subnet: identity.subnet, remembered };
+    let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
+    let kept = retention::Limits { max_age: config.logs.gone_max_age, max_bytes: config.logs.gone_max_bytes };
+    tasks.spawn("log retention", retention::keep(directories.logs(), kept, left, cancel.clone()));
     tasks.spawn("container network", keep_network);
     tasks.spawn("agent", agent.run(cancel.clone()));
     tasks.spawn("reports", outbox.run(node.sink(ops.clone()), cancel.clone()));
     tasks.spawn(
         "registration",
-        register(ops.clone(), runtime.clone(), identity.clone(), config.clone(), cancel.clone()),
+        register(ops.clone(), runtime.clone(), (identity.clone(), subnet6), config.clone(), cancel.clone()),
     );
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
@@ -281,7 +302,13 @@ async fn recall_outcomes(
 }
 
 /// Tells the cluster what this node is: at once, and whenever the runtime comes with another version.
-async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, config: Config, cancel: CancellationToken) {
+async fn register(
+    ops: Ops,
+    runtime: Arc<dyn Runtime>,
+    (identity, subnet6): (Identity, Option<Subnet6>),
+    config: Config,
+    cancel: CancellationToken,
+) {
     let mut availability = runtime.availability();
     let mut told: Option<String> = None;
     loop {
@@ -291,7 +318,7 @@ async fn register(ops: Ops, runtime: Arc<dyn Runtime>, identity: Identity, confi
         };
         let mut failed = false;
         if told.as_ref() != Some(&now) {
-            let inventory = host::inventory(now.clone(), identity.subnet, isolation::names());
+            let inventory = host::inventory(now.clone(), (identity.subnet, subnet6), isolation::names());
             let node = &config.node;
             match ops.register_node(identity.node_id, node.name.clone(), node.labels.clone(), inventory).await {
                 Ok(()) => told = Some(now),

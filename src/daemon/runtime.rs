@@ -8,13 +8,10 @@ use super::{Hinted, directories::Directories};
 use crate::{
     agent::runtime::{
         containerd::{ContainerdConfig, ContainerdRuntime},
-        supervisor::{ContainerdSupervisor, SupervisorError, find_binary, find_running},
+        supervisor::{ContainerdSupervisor, SupervisorError, USUAL_SOCKETS, find_binary, find_running},
     },
     config::Config,
 };
-
-/// Where distributions and Docker put containerd's socket.
-const USUAL_SOCKETS: [&str; 2] = ["/run/containerd/containerd.sock", "/var/run/docker/containerd/containerd.sock"];
 
 /// The containerd to use.
 pub(super) struct Found {
@@ -42,6 +39,7 @@ pub(super) async fn find(config: &Config, directories: &Directories) -> anyhow::
     };
     let mut containerd = ContainerdConfig::at(address);
     containerd.cgroup_parent = directories.cgroup_parent();
+    containerd.execs = directories.execs();
     Ok(Found { config: containerd, supervisor })
 }
 

@@ -4,10 +4,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use toft_model::{
+    exec::ExecOrder,
+    files::{FileStat, FilesWritten},
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
+    name::Name,
+    node::NodeFacts,
     pull::PullProgress,
+    usage::{Process, Usage},
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -20,7 +25,13 @@ use crate::{
     consensus::Handle,
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, LogLines, NodeAccess, PullSteps},
+        node_access::{
+            ArchiveReader, GoneInstance, LogLines, NodeAccess, PullSteps,
+            exec::{ExecRefused, ExecSession, NodeExec},
+            files::{ArchiveBytes, NodeFiles, PathInside},
+            usage::{NodeUsage, RunningInstance},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
+        },
         ops::Ops,
     },
     observe::metrics::Metrics,
@@ -35,7 +46,7 @@ pub(super) fn api(
     join_token: Option<String>,
     cluster_key: ClusterKey,
 ) -> anyhow::Result<ApiState> {
-    let identity = Identity::load_or_make(directories, || None)?;
+    let identity = Identity::load_or_make(directories)?;
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
     let ops = Ops::new(state, Arc::new(Witness))
         .with_backups(backups)
@@ -59,6 +70,62 @@ fn nothing_here<T>() -> Result<T, ControlError> {
 }
 
 #[async_trait]
+impl NodeExec for Witness {
+    fn node_id(&self) -> Option<NodeId> {
+        None
+    }
+
+    async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
+        Ok(nothing_here()?)
+    }
+}
+
+#[async_trait]
+impl NodeUsage for Witness {
+    async fn usage(&self, _: Vec<RunningInstance>, _: bool) -> Result<Vec<(InstanceId, Usage)>, ControlError> {
+        nothing_here()
+    }
+
+    async fn processes(&self, _: RunningInstance) -> Result<Vec<Process>, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
+impl NodeFiles for Witness {
+    async fn file_stat(&self, _: PathInside) -> Result<FileStat, ControlError> {
+        nothing_here()
+    }
+
+    async fn read_files(&self, _: PathInside) -> Result<(FileStat, ArchiveBytes), ControlError> {
+        nothing_here()
+    }
+
+    async fn write_files(&self, _: PathInside, _: ArchiveReader, _: bool) -> Result<FilesWritten, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
+impl NodeVolumes for Witness {
+    async fn volume_size(&self, _: &Name) -> Option<u64> {
+        None
+    }
+
+    fn volume_path(&self, _: &Name) -> Option<String> {
+        None
+    }
+
+    async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
+        nothing_here()
+    }
+
+    async fn restore_volume(&self, _: VolumeHere, _: ArchiveReader, _: bool) -> Result<RestoredVolume, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
 impl NodeAccess for Witness {
     fn port_taken_outside(&self, _: PortSpec) -> Option<String> {
         None
@@ -69,6 +136,14 @@ impl NodeAccess for Witness {
     }
 
     async fn logs(&self, _: InstanceId, _: LogQuery, _: CancellationToken) -> Result<LogLines, ControlError> {
+        nothing_here()
+    }
+
+    async fn gone_logs(&self, _: &Name) -> Result<Vec<GoneInstance>, ControlError> {
+        nothing_here()
+    }
+
+    async fn facts(&self) -> Result<NodeFacts, ControlError> {
         nothing_here()
     }
 

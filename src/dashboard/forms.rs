@@ -11,7 +11,7 @@ use toft_model::{
     name::Name,
     secret::SecretMount,
     units::{parse_bytes, parse_cpu_millis},
-    workload::{NetworkMode, PortSpec, WorkloadSpec},
+    workload::{Mount, NetworkMode, PortSpec, WorkloadSpec},
 };
 
 use crate::control::ControlError;
@@ -25,6 +25,7 @@ pub(super) struct RunForm {
     pub(super) ports: String,
     pub(super) env: String,
     pub(super) secrets: String,
+    pub(super) mounts: String,
     pub(super) command: String,
     pub(super) replicas: String,
     pub(super) restart: String,
@@ -80,6 +81,9 @@ impl Mistakes {
             "ports" => "ports",
             "env" => "env",
             "secrets" => "secrets",
+            "mounts" => "mounts",
+            "node" => "node",
+            "options" => "options",
             "value" => "value",
             "command" | "entrypoint" => "command",
             "replicas" => "replicas",
@@ -113,6 +117,7 @@ impl RunForm {
         let ports = wrong.take("ports", ports(&self.ports));
         let env = wrong.take("env", env(&self.env));
         let secrets = wrong.take("secrets", secrets(&self.secrets));
+        let mounts = wrong.take("mounts", mounts(&self.mounts));
         let command = wrong.take("command", words(&self.command));
         let replicas = wrong.take("replicas", optional(&self.replicas, replicas));
         let restart = wrong.take("restart", optional(&self.restart, str::parse));
@@ -124,6 +129,7 @@ impl RunForm {
         spec.ports = ports.unwrap_or_default();
         spec.env = env.unwrap_or_default();
         spec.secrets = secrets.unwrap_or_default();
+        spec.mounts = mounts.unwrap_or_default();
         spec.command = command.unwrap_or_default();
         spec.replicas = replicas.flatten().unwrap_or(spec.replicas);
         spec.restart = restart.flatten();
@@ -161,6 +167,10 @@ fn ports(text: &str) -> Result<Vec<PortSpec>, Invalid> {
 }
 
 fn secrets(text: &str) -> Result<Vec<SecretMount>, Invalid> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::parse).collect()
+}
+
+fn mounts(text: &str) -> Result<Vec<Mount>, Invalid> {
     text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::parse).collect()
 }
 
@@ -248,6 +258,7 @@ mod tests {
             ports: "18080:8080, 53/udp\r\n9000".into(),
             env: "A=1\r\n\r\nB = x=y ".into(),
             secrets: "db\r\n key,target=k,mode=0400 \r\n".into(),
+            mounts: "data:/data\r\n /srv:/srv:ro \r\n".into(),
             command: "serve --port 1".into(),
             replicas: "2".into(),
             restart: "on-failure:3".into(),
@@ -262,6 +273,7 @@ mod tests {
         assert_eq!((spec.env["A"].as_str(), spec.env["B"].as_str()), ("1", " x=y "));
         assert_eq!(spec.command, ["serve", "--port", "1"]);
         assert_eq!(spec.secrets.iter().map(SecretMount::file).collect::<Vec<_>>(), ["db", "k"]);
+        assert_eq!(spec.mounts.iter().map(Mount::target).collect::<Vec<_>>(), ["/data", "/srv"]);
         assert_eq!((spec.replicas, spec.resources.cpu_millis), (2, Some(500)));
         assert_eq!(RunForm::demo().read().unwrap().restart, None);
     }
@@ -274,6 +286,7 @@ mod tests {
             ports: "80:".into(),
             env: "nothing".into(),
             secrets: "db,x".into(),
+            mounts: "data:data".into(),
             command: "'".into(),
             replicas: "-1".into(),
             restart: "often".into(),
@@ -283,9 +296,8 @@ mod tests {
         };
         let wrong = form.read().unwrap_err();
         let fields: Vec<_> = wrong.all().map(|(field, _)| field).collect();
-        let all =
-            ["command", "cpu", "env", "image", "memory", "name", "network", "ports", "replicas", "restart", "secrets"];
-        assert_eq!(fields, all);
+        let most = ["command", "cpu", "env", "image", "memory", "mounts", "name", "network", "ports"];
+        assert_eq!(fields, [&most[..], &["replicas", "restart", "secrets"]].concat());
         let check = |change: fn(&mut RunForm), field: &str| {
             let mut form = RunForm::demo();
             change(&mut form);
@@ -294,6 +306,7 @@ mod tests {
         check(|form| form.env = "A=1\nA=2".into(), "env");
         check(|form| form.memory = "1".into(), "memory");
         check(|form| form.secrets = "a\na".into(), "secrets");
+        check(|form| form.mounts = "a:/d\nb:/d".into(), "mounts");
         check(|form| form.network = "host".into(), "ports");
         check(|form| form.replicas = "1001".into(), "replicas");
     }

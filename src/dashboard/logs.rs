@@ -128,7 +128,7 @@ async fn newest(
     only: Option<&String>,
     most: usize,
 ) -> Result<Vec<(String, LogLine)>, ControlError> {
-    let query = LogQuery { tail: Some(most), since_ns: None, follow: false };
+    let query = LogQuery { tail: Some(most), ..LogQuery::default() };
     let mut newest = Vec::new();
     for mut output in ops.workload_logs(name, query).await? {
         if only.is_some_and(|only| *only != output.instance) {
@@ -208,7 +208,7 @@ impl Follow {
     }
 
     async fn open(&mut self) -> Result<Chunks, ControlError> {
-        let query = LogQuery { tail: None, since_ns: Some(self.since_ns), follow: true };
+        let query = LogQuery { since_ns: Some(self.since_ns), follow: true, ..LogQuery::default() };
         let mut logs = self.ops.workload_logs(&self.name, query).await?;
         logs.retain(|log| self.only.is_empty() || log.instance == self.only);
         Ok(merged(logs).ready_chunks(CHUNK).boxed())

@@ -12,12 +12,15 @@ pub mod guard;
 mod images;
 mod live;
 mod logs;
+mod node;
 mod overview;
 mod plain;
 mod present;
 mod request;
 mod run;
 mod secrets;
+mod usage;
+mod volumes;
 mod workload;
 mod workloads;
 
@@ -68,16 +71,22 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/restart", post(workloads::restart))
         .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
         .route("/workloads/{name}/logs", get(logs::page))
+        .route("/nodes/{name}", get(node::page))
         .route("/images", get(images::page))
         .route("/images/remove", get(images::confirm_removal).post(images::remove))
         .route("/secrets", get(secrets::page))
         .route("/secrets/new", get(secrets::creation).post(secrets::create))
         .route("/secrets/{name}/update", get(secrets::change).post(secrets::update))
         .route("/secrets/{name}/remove", get(secrets::confirm_removal).post(secrets::remove))
+        .route("/volumes", get(volumes::page))
+        .route("/volumes/new", get(volumes::creation).post(volumes::create))
+        .route("/volumes/{name}/remove", get(volumes::confirm_removal).post(volumes::remove))
         .route("/live/overview", get(overview::live))
+        .route("/live/nodes/{name}", get(node::live))
         .route("/live/workloads", get(workloads::live))
         .route("/live/workloads/{name}", get(workload::live))
         .route("/live/workloads/{name}/logs", get(logs::live))
+        .route("/live/workloads/{name}/usage", get(usage::live))
         .route("/static/{*path}", get(assets::serve))
         .route("/favicon.ico", get(assets::favicon))
         .fallback(error::not_found)

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use toft_model::{
     instance::{Desired, Exit, InstanceState, NetworkOrder, PublishedPort},
     state::{EventLevel, EventRow, InstanceView, WorkloadView},
-    workload::Protocol,
+    workload::{Health, Protocol},
 };
 
 use super::request::ReachedAs;
@@ -37,6 +37,11 @@ impl Pill {
         let state = instance.state();
         if instance.row.desired == Desired::Removed {
             return Self { tone: "busy", word: "removing" };
+        }
+        match instance.row.report.as_ref().and_then(|report| report.health) {
+            Some(Health::Unhealthy) => return Self { tone: "bad", word: "unhealthy" },
+            Some(Health::Starting) => return Self { tone: "busy", word: "running, not yet healthy" },
+            Some(Health::Healthy) | None => {}
         }
         if failed(&state) { Self { tone: "bad", word: "failed" } } else { Self::of_word(state.as_str()) }
     }

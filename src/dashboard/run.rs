@@ -45,10 +45,22 @@ impl Page {
     /// Whether the less common fields shall be visible from the start.
     fn more_open(&self) -> bool {
         let form = &self.form;
-        let fields = ["command", "cpu", "env", "memory", "network", "replicas", "restart", "secrets"];
-        let RunForm { image: _, name: _, ports: _, env, secrets, command, replicas, restart, memory, cpu, network } =
-            form;
-        let texts = [env, secrets, command, replicas, restart, memory, cpu, network];
+        let fields = ["command", "cpu", "env", "memory", "mounts", "network", "replicas", "restart", "secrets"];
+        let RunForm {
+            image: _,
+            name: _,
+            ports: _,
+            env,
+            secrets,
+            mounts,
+            command,
+            replicas,
+            restart,
+            memory,
+            cpu,
+            network,
+        } = form;
+        let texts = [env, secrets, mounts, command, replicas, restart, memory, cpu, network];
         self.wrong.any(&fields) || texts.iter().any(|text| !text.is_empty())
     }
 }

@@ -11,7 +11,7 @@ use toft_model::{
     secret::SecretMount,
     state::{InstanceView, WorkloadView},
     units::format_bytes,
-    workload::{NetworkMode, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, NetworkName, WorkloadKind, WorkloadSpec},
 };
 
 use super::{
@@ -22,6 +22,7 @@ use super::{
     render,
     request::{ReachedAs, named},
     show,
+    usage::{self, UsageLine},
     workloads::{Actions, why},
 };
 use crate::control::{
@@ -86,6 +87,7 @@ struct InstanceLine {
     ports: Vec<PortLine>,
     more_ports: usize,
     restarts: u32,
+    usage: Option<UsageLine>,
 }
 
 impl InstanceLine {
@@ -122,12 +124,14 @@ impl InstanceLine {
             since,
             node: instance.node.to_string(),
             address: match &instance.row.container.network {
-                NetworkOrder::Bridge { address, .. } => address.to_string(),
+                NetworkOrder::Bridge { address, address6: Some(six), .. } => format!("{address}, {six}"),
+                NetworkOrder::Bridge { address, address6: None, .. } => address.to_string(),
                 NetworkOrder::Host => "the host's".into(),
                 NetworkOrder::None => "none".into(),
             },
             ports,
             more_ports,
+            usage: None,
             restarts: report.map_or(0, |report| report.restarts),
         }
     }
@@ -144,6 +148,9 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         NetworkMode::Host => "the host's",
         NetworkMode::None => "none",
     };
+    let networks: Vec<String> =
+        NetworkName::of(spec.deployment.as_ref(), &spec.networks).iter().map(ToString::to_string).collect();
+    let networks = if spec.network == NetworkMode::Bridge { networks.join(", ") } else { "none".into() };
     let ports: Vec<String> = spec.ports.iter().map(ToString::to_string).collect();
     let cpu = spec.resources.cpu_millis.map(|millis| format!("{} cores", f64::from(millis) / 1000.0));
     let unlimited = || "no limit".to_owned();
@@ -152,7 +159,9 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         ("Kind", kind.into()),
         ("Copies", spec.replicas.to_string()),
         ("Restart", spec.restart_policy().to_string()),
+        ("Deployment", spec.deployment.as_ref().map_or("none".into(), ToString::to_string)),
         ("Network", network.into()),
+        ("Reaches", networks),
         ("Ports", if ports.is_empty() { "none".into() } else { ports.join(", ") }),
         ("Secrets", secrets(spec)),
         ("Memory", spec.resources.memory_bytes.map(format_bytes).unwrap_or_else(unlimited)),
@@ -180,6 +189,12 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         _ => error.into(),
     })?;
     let events = ops.workload_events(&workload, EVENTS).await?;
+    let mut used = usage::lines(ops, &workload).await;
+    let instances = workload.instances.iter().map(|instance| InstanceLine {
+        usage: used.remove(&instance.name()),
+        ..InstanceLine::of(instance, reached, now_ms)
+    });
+    let instances: Vec<InstanceLine> = instances.collect();
     let spec = &workload.row.spec;
     let pairs = |map: &std::collections::BTreeMap<String, String>| map.clone().into_iter().collect();
     Ok(One {
@@ -190,7 +205,7 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         running: workload.running(),
         wanted: spec.replicas,
         created: Moment::ago(workload.row.created_at_ms, now_ms),
-        instances: workload.instances.iter().map(|i| InstanceLine::of(i, reached, now_ms)).collect(),
+        instances,
         facts: facts(&workload),
         command: spec.entrypoint.iter().flatten().chain(&spec.command).cloned().collect(),
         env: pairs(&spec.env),

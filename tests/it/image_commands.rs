@@ -102,7 +102,7 @@ fn a_failed_pull_says_why_and_is_tried_again() {
     s.registry.misbehave(|_, _| Some(StatusCode::SERVICE_UNAVAILABLE.into_response()));
     let error = s.toft.toft(&["run", "-n", "web", "--network", "none", &s.image]).bad(125);
     assert!(error.contains("could not be pulled") && error.contains("503"), "{error}");
-    assert!(s.toft.good("ps").contains("503"));
+    wait_until("people see why", || s.toft.good("ps").contains("503").then_some(()));
     let error = s.toft.toft(&["image", "pull", &s.image]).bad(1);
     assert!(error.contains("503"), "{error}");
     s.registry.behave();

@@ -48,7 +48,7 @@ impl Logins for Given {
     }
 }
 
-fn nobody() -> Arc<dyn Logins> {
+pub fn nobody() -> Arc<dyn Logins> {
     Arc::new(Given(None))
 }
 

@@ -67,7 +67,8 @@ fn files_are_rotated_by_size_and_read_as_one() {
     toft.import_busybox();
     finished(&toft, "job", "busybox seq 20000");
     let dir = toft.log_file(&toft.instance("job")).parent().unwrap().to_owned();
-    let sizes: Vec<u64> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).collect();
+    let files = fs::read_dir(dir).unwrap().flatten().filter(|entry| entry.file_name() != "about.json");
+    let sizes: Vec<u64> = files.map(|entry| entry.metadata().unwrap().len()).collect();
     assert_eq!(sizes.len(), 3, "{sizes:?}");
     assert!(sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
     let lines: Vec<u32> = toft.logs("job").iter().map(|line| line.parse().unwrap()).collect();
@@ -136,4 +137,111 @@ fn odd_output_is_kept_whole() {
     let lines: Vec<&str> = out.split('\n').collect();
     assert_eq!(lines[..4], ["\u{1b}[31mred\u{1b}[0m", "a\0b", "\u{fffd}", ""]);
     assert_eq!(lines[4], long, "a long line is one line again");
+}
+
+#[test]
+fn until_and_grep_choose_lines_before_the_last_are_counted() {
+    let toft = with_busybox();
+    finished(&toft, "job", "busybox seq 100; echo Error: one >&2; busybox sleep 1; echo error: two");
+    assert_eq!(toft.good("logs --grep ^[0-9]0$ -n 2 job"), "80\n90\n");
+    let both = toft.toft(&["logs", "--grep", "(?i)^error: (one|two)$", "job"]);
+    assert_eq!((both.out.as_str(), both.err.as_str()), ("error: two\n", "Error: one\n"));
+    assert_eq!(toft.good("logs --grep nothing-of-that job"), "");
+    let records = toft.records("job", "");
+    let last = records.last().unwrap()["at"].as_str().unwrap();
+    let early = toft.toft(&["logs", "--until", last, "-n", "3", "job"]);
+    assert_eq!((early.out.as_str(), early.err.as_str()), ("99\n100\n", "Error: one\n"), "it is before, not at");
+    assert_eq!(toft.good("logs --until 1h job"), "");
+    for (arguments, field, words) in [
+        (&["--grep", "("][..], "grep", "unclosed"),
+        (&["--grep", "((a{99}){99}){99}"], "grep", "too large"),
+        (&["--until", "tomorrow"], "until", "`tomorrow`"),
+    ] {
+        let error = toft.toft(&[&["logs"], arguments, &["job"]].concat()).bad(1);
+        assert!(error.contains(&format!("field: {field}")) && error.contains(words), "{error}");
+    }
+    let long = format!("/api/v1/workloads/job/logs?grep={}", "x".repeat(2_000));
+    assert_eq!(toft.get(&long).refusal(400)["field"], "grep");
+    assert_eq!(toft.get("/api/v1/workloads/job/logs?follow=true&until=1h").refusal(400)["field"], "until");
+    assert_eq!(toft.toft(&["logs", "-f", "--until", "1h", "job"]).code, 2);
+}
+
+#[test]
+fn several_workloads_and_single_instances_can_be_asked_for() {
+    let toft = with_busybox();
+    finished(&toft, "one", "echo a");
+    toft.toft(&[
+        "run",
+        "-n",
+        "two",
+        "--replicas",
+        "2",
+        "--restart",
+        "no",
+        "busybox",
+        "--",
+        "sh",
+        "-c",
+        "echo $TOFT_INSTANCE",
+    ])
+    .good();
+    wait_until("both are over", || (toft.get("/api/v1/workloads/two").good()["status"] == "finished").then_some(()));
+    assert_eq!(toft.good("logs two-1"), "two-1\n");
+    assert_eq!(toft.good("logs one two-1"), "one-0  a\ntwo-1  two-1\n");
+    let followed = toft.good("logs -f one two-0");
+    let lines: BTreeSet<&str> = followed.lines().collect();
+    assert_eq!(lines, BTreeSet::from(["one-0  a", "two-0  two-0"]));
+    assert!(toft.toft(&["logs", "two-7"]).bad(1).contains("there is no instance `two-7`"));
+    assert!(toft.toft(&["logs", "nobody-1"]).bad(1).contains("there is no workload `nobody-1`"));
+}
+
+#[test]
+fn logs_outlive_their_workload_until_they_are_too_old_or_too_many() {
+    let mut toft = Appliance::prepare(&Machine::new(), "d");
+    fs::write(toft.data.join("toft.toml"), "[logs]\ngone_max_age = '1h'\ngone_max_bytes = '300KiB'\n").unwrap();
+    toft.up();
+    toft.import_busybox();
+    finished(&toft, "job", "echo first life; echo an error >&2");
+    let id = toft.instance("job")["id"].as_str().unwrap().to_owned();
+    let folder = toft.data.join("logs").join(&id);
+    toft.good("rm job");
+    assert_eq!(toft.good("ls -q"), "");
+    let ran = toft.toft(&["logs", "job"]);
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "job-0  first life\n", "job-0  an error\n"));
+    assert_eq!(toft.good("logs job-0"), "first life\n");
+    assert_eq!(toft.good("logs --grep error job"), "");
+    assert_eq!(toft.good("logs -f -n 1 --grep life job"), "job-0  first life\n", "there is nothing to wait for");
+    assert!(toft.toft(&["logs", "job-1"]).bad(1).contains("there is no workload `job-1`"));
+    assert_eq!(toft.get("/api/v1/workloads/job/logs?index=1").refusal(404)["code"], "not_found");
+
+    // A new one of that name has its own; those before are shown on demand.
+    finished(&toft, "job", "echo second life");
+    assert_eq!(toft.good("logs job"), "second life\n");
+    assert_eq!(toft.good("logs --gone job"), "job-0  first life\njob-0  second life\n");
+    // So it is with an instance that a smaller number of copies made superfluous.
+    let serve = ["run", "-n", "web", "--replicas", "2", "busybox", "--", "sh", "-c", "echo here; sleep 1000"];
+    toft.toft(&serve).good();
+    wait_until("both wrote", || (toft.logs("web").len() == 2).then_some(()));
+    toft.good("scale web=1");
+    wait_until("one is gone", || (toft.good("logs web") == "here\n").then_some(()));
+    assert_eq!(toft.good("logs web-1"), "here\n");
+
+    // Age: a file says when it went.
+    let gone = folder.join("gone");
+    let hours_ago = jiff::Timestamp::now().as_millisecond() - 2 * 3_600_000;
+    fs::write(&gone, hours_ago.to_string()).unwrap();
+    toft.stop();
+    toft.up();
+    wait_until("what is too old is removed", || (!folder.exists()).then_some(()));
+    assert_eq!(toft.good("logs --gone job"), "job-0  second life\n");
+
+    // Size: of what is too much the oldest goes. It is looked at soon after something has left.
+    for name in ["big-a", "big-b"] {
+        finished(&toft, name, "busybox seq 5000");
+        toft.good(&format!("rm {name}"));
+    }
+    let lines = |name: &str| toft.toft(&["logs", name]).out.lines().count();
+    wait_until("the older is removed", || (lines("big-a") == 0).then_some(()));
+    assert_eq!(lines("big-b"), 5_000);
+    assert!(toft.toft(&["logs", "big-a"]).bad(1).contains("there is no workload `big-a`"));
 }

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use toft::agent::network::{Network, NetworkError, fake::FakeNetwork, kernel::KernelNetwork, pick_subnet};
+use toft::agent::network::{Network, NetworkError, fake::FakeNetwork, kernel::KernelNetwork};
 use toft_model::{
     instance::PublishedPort,
     workload::Protocol::{self, Tcp, Udp},
 };
 
+mod isolation;
 mod lab;
 
 use lab::{
@@ -97,7 +98,7 @@ fn a_container_cannot_reach_the_hosts_localhost() {
             std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap();
         });
         assert!(!web.reaches(Tcp, LOCALHOST, 9000));
-        nft("flush chain ip toft guard");
+        nft("flush chain inet toft guard");
         assert!(web.reaches(Tcp, LOCALHOST, 9000), "the attack must be one that only the guard stops");
         accepted.join().unwrap().unwrap();
     });
@@ -323,7 +324,7 @@ fn the_hosts_own_namespace_is_never_attached() {
 }
 
 #[test]
-fn networks_in_use_are_seen_and_avoided() {
+fn networks_in_use_are_seen() {
     on_host(async || {
         let _lan = Namespace::lan();
         ip("route add 10.210.1.0/25 dev lan0");
@@ -332,13 +333,19 @@ fn networks_in_use_are_seen_and_avoided() {
         ip("addr add 10.210.0.77/32 dev down0");
         let toft = network("toft0", "toft");
         toft.set(&config("10.210.2.0/24", &[])).await.unwrap();
-        let taken = toft.host_routes().await.unwrap();
-        let seen: Vec<String> = taken.iter().map(ToString::to_string).collect();
-        for wanted in ["10.210.0.76/30", "10.210.1.0/25", "192.0.2.0/24", "127.0.0.0/8"] {
+        let beside = network("toft-1a2b3c4d", "toft_1a2b3c4d");
+        beside.set(&config("10.210.5.0/24", &[])).await.unwrap();
+        let taken = toft.host_networks().await.unwrap();
+        let seen: Vec<String> = taken.iter().map(|used| format!("{} {}", used.subnet, used.link)).collect();
+        for wanted in ["10.210.0.76/30 down0", "10.210.1.0/25 lan0", "192.0.2.0/24 lan0", "127.0.0.0/8 lo"] {
             assert!(seen.contains(&wanted.to_owned()), "{wanted} in {seen:?}");
         }
-        let picked = pick_subnet("10.210.0.0/16".parse().unwrap(), &taken, 0).unwrap();
-        assert_eq!(picked.to_string(), "10.210.2.0/24", "our own bridge does not stand in its own way");
+        let of_toft: Vec<String> =
+            taken.iter().filter(|used| used.of_toft).map(|used| used.subnet.to_string()).collect();
+        assert!(
+            of_toft.contains(&"10.210.5.0/24".to_owned()) && of_toft.iter().all(|net| net.starts_with("10.210.5."))
+        );
+        assert!(!seen.iter().any(|used| used.starts_with("10.210.2.")), "our own bridge: {seen:?}");
     });
 }
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use serde_json::json;
 use toft::agent::runtime::{
-    Container, ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState,
-    fake::FakeRuntime,
+    Container, ContainerSpec, HostMount, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent,
+    TaskState, fake::FakeRuntime,
 };
 use toft_model::{
     ids::InstanceId,
@@ -42,6 +42,7 @@ pub fn spec(command: &[&str]) -> ContainerSpec {
         init: None,
         labels: BTreeMap::from([("toft/epoch".to_owned(), "3".to_owned())]),
         files: BTreeMap::new(),
+        mounts: Vec::new(),
     }
 }
 
@@ -255,10 +256,61 @@ async fn what_is_bound_must_be_there_and_can_be_read(s: Subject) {
     std::fs::remove_dir(&files[std::path::Path::new("/run/secrets")]).unwrap();
 }
 
+async fn what_is_mounted_is_written_to_unless_it_is_read_only(s: Subject) {
+    s.import().await;
+    let mut events = s.runtime.events();
+    let dir = tempfile::tempdir().unwrap();
+    let [data, outer] = ["data", "outer"].map(|name| dir.path().join(name));
+    std::fs::create_dir(&data).unwrap();
+    std::fs::create_dir_all(outer.join("inner")).unwrap();
+    std::fs::write(data.join("there"), "").unwrap();
+    let mount = |source: &std::path::Path, target: &str, read_only| HostMount {
+        source: source.to_owned(),
+        target: target.into(),
+        read_only,
+    };
+    // The inner one first: the outer one does not hide it.
+    let mounts =
+        vec![mount(&data, "/outer/inner", false), mount(&outer, "/outer", false), mount(&data, "/fixed", true)];
+    let script = "test -e /outer/inner/there || exit 4; test -e /fixed/there || exit 5; \
+                  echo new >/outer/inner/new || exit 6; echo no >/fixed/no || exit 7";
+    let order = ContainerSpec { mounts, ..spec(&["sh", "-c", script]) };
+    s.runtime.create_container(&order).await.unwrap();
+    for _ in 0..2 {
+        s.runtime.create_task(order.id, &s.logger).await.unwrap();
+        s.runtime.start_task(order.id).await.unwrap();
+        assert_eq!(next_end(&mut events, order.id).await.code, Some(7));
+        s.runtime.delete_task(order.id).await.unwrap();
+        assert_eq!(std::fs::read_to_string(data.join("new")).unwrap(), "new\n");
+        assert!(!data.join("no").exists());
+    }
+    std::fs::remove_dir_all(&data).unwrap();
+    let error = s.runtime.create_task(order.id, &s.logger).await.map(drop).unwrap_err();
+    assert!(matches!(error, RuntimeError::StartFailed { .. }), "{error}");
+    s.clean(order.id).await;
+}
+
+async fn the_files_of_a_container_can_be_opened_before_it_runs(s: Subject) {
+    s.import().await;
+    let order = spec(&["true"]);
+    let absent = s.runtime.open_root(order.id).await.unwrap_err();
+    assert!(matches!(absent, RuntimeError::NotFound { .. }), "{absent}");
+    s.runtime.create_container(&order).await.unwrap();
+    let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap().lines().count();
+    let before = mounts();
+    let root = s.runtime.open_root(order.id).await.unwrap();
+    let path = format!("/proc/self/fd/{}/etc/passwd", std::os::fd::AsRawFd::as_raw_fd(&root));
+    assert!(std::fs::read_to_string(path).unwrap().starts_with("root:"));
+    assert!(mounts() <= before, "nothing is left mounted");
+    drop(root);
+    s.clean(order.id).await;
+}
+
 async fn on_fake<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) {
     let runtime = Arc::new(FakeRuntime::new());
     let archive = FakeRuntime::archive("busybox", "SIGQUIT");
     let logger = LoggerCommand { program: "/bin/logger".into(), args: Vec::new() };
+    runtime.set_root("/".into());
     test(Subject { runtime, logger, archive }).await;
 }
 
@@ -296,4 +348,6 @@ conformance!(
     a_command_that_is_not_there_is_told_in_plain_words,
     a_prepared_process_can_be_removed,
     what_is_bound_must_be_there_and_can_be_read,
+    what_is_mounted_is_written_to_unless_it_is_read_only,
+    the_files_of_a_container_can_be_opened_before_it_runs,
 );

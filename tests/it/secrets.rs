@@ -117,11 +117,11 @@ fn base64(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[track_caller]
-fn nowhere(toft: &Appliance, values: &[&str], when: &str) {
+pub fn nowhere(toft: &Appliance, values: &[&str], when: &str) {
     for value in values {
         assert_eq!(found_on_disk(&toft.data, value), Vec::<PathBuf>::new(), "{when}");
         assert!(!toft.log().contains(value), "{when}: it is in the log");
-        for path in ["/api/v1/secrets", "/api/v1/events", "/api/v1/workloads", "/metrics"] {
+        for path in ["/api/v1/secrets", "/api/v1/registries", "/api/v1/events", "/api/v1/workloads", "/metrics"] {
             if let Ok(answer) = toft.try_request("GET", path, &[], b"") {
                 assert!(!answer.text().contains(value), "{when}: {path} tells it");
             }

@@ -178,7 +178,10 @@ fn only_loopback_listens_and_slow_visitors_do_no_harm() {
         .filter(|line| line.split_whitespace().nth(3) == Some("0A"))
         .map(|line| line.split_whitespace().nth(1).unwrap())
         .collect();
-    assert_eq!(listeners, [format!("0100007F:{port:04X}")]);
+    // Besides loopback, names for containers: on the bridge's own address, where the packet rules let nobody else in.
+    let (names, others): (Vec<&str>, Vec<&str>) = listeners.iter().partition(|address| address.ends_with(":2745"));
+    assert_eq!(others, [format!("0100007F:{port:04X}")]);
+    assert!(names.len() == 1 && names[0].starts_with("01") && names[0][..8].ends_with("D20A"), "{names:?}");
     let visitors = toft.machine.spawn(move || {
         let mut open = Vec::new();
         for part in ["", "GET", "GET / HTTP/1.1\r\nHost: localhost\r\n", "\0\0\0\0", "GET / HTTP/9.9\r\n\r\n"] {

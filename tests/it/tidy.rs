@@ -50,7 +50,8 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("access", &["api", "control"]),
         ("api", &["backup", "control", "observe", "seal"]),
         ("dashboard", &["control", "seal"]),
-        ("cli", &["api", "agent", "backup", "config", "daemon", "observe"]),
+        ("cli", &["api", "agent", "backup", "config", "daemon", "doctor", "observe"]),
+        ("doctor", &["agent", "config"]),
         (
             "daemon",
             &[

@@ -80,7 +80,7 @@ fn component_ok(part: &str) -> bool {
         && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-'))
 }
 
-fn registry_ok(host: &str) -> bool {
+pub(crate) fn registry_ok(host: &str) -> bool {
     let (name, port) = host.split_once(':').unwrap_or((host, "80"));
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let label_ok = |label: &str| {

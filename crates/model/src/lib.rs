@@ -4,6 +4,8 @@
 //! arguments, and the only thing touched outside memory is the SQLite connection that a caller hands in. The same
 //! inputs therefore give the same outputs on every node, which is what replicated state needs.
 
+pub mod exec;
+pub mod files;
 pub mod ids;
 pub mod image;
 pub mod instance;
@@ -12,8 +14,11 @@ pub mod log;
 pub mod name;
 pub mod node;
 pub mod pull;
+pub mod registry;
 pub mod schedule;
 pub mod secret;
 pub mod state;
 pub mod units;
+pub mod usage;
+pub mod volume;
 pub mod workload;

@@ -27,12 +27,16 @@ pub struct LogLine {
 }
 
 /// Which lines are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LogQuery {
     /// Only the last so many.
     pub tail: Option<usize>,
     /// Only those at or after, in nanoseconds since 1970.
     pub since_ns: Option<i64>,
+    /// Only those before, in nanoseconds since 1970.
+    pub until_ns: Option<i64>,
+    /// Only those that this regular expression finds something in.
+    pub grep: Option<String>,
     /// Go on until the instance has ended for good.
     pub follow: bool,
 }

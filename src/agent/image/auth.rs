@@ -86,7 +86,10 @@ pub(super) fn refused(registry: &str, login: Option<&Login>) -> Trouble {
 
 fn login_hint(registry: &str) -> String {
     let name = if registry == "registry-1.docker.io" { "docker.io" } else { registry };
-    format!("name a login in the configuration: [registries.\"{name}\"] username = \"...\", password_file = \"...\"")
+    format!(
+        "log in with `toft registry login {name}`, or name a login in the configuration: \
+         [registries.\"{name}\"] username = \"...\", password_file = \"...\""
+    )
 }
 
 fn header(kind: &str, value: &str) -> Result<HeaderValue, Trouble> {

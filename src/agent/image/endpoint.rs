@@ -130,7 +130,7 @@ impl Endpoint {
                 auth::refused(name, login.as_ref())
             }
             429 => Trouble::new(PullErrorKind::Busy, format!("`{name}` allows no more pulls for now{said}"))
-                .hint(format!("wait; a login may have a higher limit: [registries.\"{name}\"] username, password_file")),
+                .hint(format!("wait; a login may have a higher limit: `toft registry login {name}`")),
             408 | 500..=599 => Trouble::new(PullErrorKind::Busy, format!("`{name}` answered {status}{said}")),
             _ => Trouble::new(PullErrorKind::BadAnswer, format!("`{name}` answered {status}{said}")),
         };

@@ -88,6 +88,7 @@ impl From<RuntimeError> for Trouble {
             RuntimeError::ImageMissing { .. }
             | RuntimeError::NotFound { .. }
             | RuntimeError::Exists { .. }
+            | RuntimeError::NotRunning { .. }
             | RuntimeError::StartFailed { .. }
             | RuntimeError::Failed { .. } => PullErrorKind::Runtime,
         };

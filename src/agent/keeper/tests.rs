@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use toft_model::{
     ids::{NodeId, WorkloadId},
     instance::{ContainerOrder, NetworkOrder},
-    workload::WorkloadSpec,
+    workload::{Health, HealthCheck, HealthTest, WorkloadSpec},
 };
 use uuid::Uuid;
 
@@ -25,6 +25,7 @@ fn set(generation: u64, desired: Desired, epoch: u64) -> AssignmentSet {
         desired,
         epoch,
         container: ContainerOrder::of(&spec, NetworkOrder::None),
+        volumes: BTreeMap::new(),
     };
     AssignmentSet { node_id: NodeId(Uuid::nil()), generation, assignments: vec![order], secrets: BTreeMap::new() }
 }
@@ -174,4 +175,99 @@ fn late_news_of_an_end_are_not_taken_for_the_end_of_the_next_process() {
     keeper.done(ID, Done::Started { pid: 8 }, 22);
     let effects = keeper.take_effects();
     assert_eq!((works(&effects), reported(&effects)), (vec![], vec![Some("running")]));
+}
+
+fn checked(restart: &str) -> Keeper {
+    let mut set = set(5, Desired::Running, 1);
+    let container = &mut set.assignments[0].container;
+    container.restart = restart.parse().unwrap();
+    let mut check = HealthCheck::new(HealthTest::Tcp { port: 1 });
+    (check.retries, check.start_period_ms) = (2, 1_000);
+    container.health = Some(check);
+    let mut keeper = started(Some(set), None, None);
+    keeper.done(ID, Done::Started { pid: 7 }, 100);
+    assert!(keeper.take_effects().iter().any(|effect| matches!(effect, Effect::Watch { pid: 7, .. })));
+    keeper
+}
+
+fn health_told(keeper: &mut Keeper) -> Vec<Option<Health>> {
+    let told = |effect: &Effect| match effect {
+        Effect::Report(report) => Some(report.health),
+        _ => None,
+    };
+    keeper.take_effects().iter().filter_map(told).collect()
+}
+
+#[test]
+fn only_changes_of_health_are_told() {
+    let mut keeper = checked("no");
+    let bad = || Err("no answer".to_owned());
+    for (answer, at, told) in [
+        (bad(), 500, None),
+        (bad(), 900, None),
+        (Ok(()), 950, Some(Health::Healthy)),
+        (Ok(()), 960, None),
+        (bad(), 970, None),
+        (Ok(()), 980, None),
+        (bad(), 990, None),
+        (bad(), 995, Some(Health::Unhealthy)),
+        (bad(), 2_000, None),
+        (Ok(()), 2_100, Some(Health::Healthy)),
+    ] {
+        keeper.answered(ID, 7, answer, at);
+        assert_eq!(health_told(&mut keeper), told.map(Some).into_iter().collect::<Vec<_>>(), "at {at}");
+    }
+    keeper.answered(ID, 8, bad(), 3_000);
+    keeper.answered(ID, 8, bad(), 3_000);
+    assert_eq!(health_told(&mut keeper), [], "another process was asked");
+}
+
+#[test]
+fn what_does_not_work_is_ended_and_started_again_by_its_policy() {
+    let mut keeper = checked("on-failure");
+    for at in [2_000, 2_100] {
+        keeper.answered(ID, 7, Err("no answer".to_owned()), at);
+    }
+    let effects = keeper.take_effects();
+    assert!(matches!(works(&effects)[..], [Work::Stop { .. }]), "{effects:?}");
+    keeper.answered(ID, 7, Err("no answer".to_owned()), 2_150);
+    assert_eq!(keeper.take_effects(), [], "once is enough");
+    // It ends well when it is asked to, and has failed all the same.
+    keeper.done(ID, Done::Ended { exit: Some(Exit::new(Some(0), 2_200)) }, 2_200);
+    let effects = keeper.take_effects();
+    assert!(effects.contains(&Effect::Unwatch(ID)), "{effects:?}");
+    let report = effects.iter().find_map(|effect| match effect {
+        Effect::Report(report) => Some(report.clone()),
+        _ => None,
+    });
+    let report = report.unwrap();
+    let reason = "unhealthy".to_owned();
+    assert_eq!(report.state, Some(InstanceState::BackOff { until_ms: 2_300, reason }));
+    assert_eq!((report.last_exit, report.health), (Some(Exit::new(Some(0), 2_200)), None));
+    keeper.time_passed(2_300);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Start { .. }]));
+}
+
+#[test]
+fn ends_in_a_row_are_called_a_crash_loop() {
+    let mut keeper = checked("always");
+    let mut reasons = Vec::new();
+    let mut now = 200;
+    for pid in 7..14 {
+        keeper.task_ended(ID, Exit::new(Some(1), now), now);
+        keeper.done(ID, Done::Ended { exit: Some(Exit::new(Some(1), now)) }, now);
+        for effect in keeper.take_effects() {
+            if let Effect::Report(InstanceReport { state: Some(InstanceState::BackOff { reason, .. }), .. }) = effect {
+                reasons.push(reason);
+            }
+        }
+        now += 20_000;
+        keeper.time_passed(now);
+        now += 1;
+        keeper.done(ID, Done::Started { pid: pid + 1 }, now);
+        keeper.take_effects();
+        now += 1;
+    }
+    assert_eq!(reasons.first().map(String::as_str), Some("exited with code 1"));
+    assert_eq!(reasons.last().map(String::as_str), Some("crash loop: exited with code 1"));
 }

@@ -1,28 +1,36 @@
 //! The bridge the containers of one appliance share, what the kernel must be told so that it forwards for them, and
 //! what else uses IPv4 networks on this machine.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
-    Handle, LinkBridge, LinkUnspec, RouteMessageBuilder,
+    AddressAddRequest, Handle, LinkBridge, LinkUnspec, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        address::{AddressAttribute, AddressMessage},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteMessage},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope},
     },
 };
-use toft_model::node::Subnet;
+use toft_model::node::{Subnet, Subnet6};
 
 use super::{
-    NetworkError, link,
+    HostNetwork, NetworkError, link,
     netlink::{failed, io_failed, missing},
     subnet::covered,
 };
 
-/// Makes the bridge exist, be up and have the subnet's gateway as its only IPv4 address.
-pub(super) async fn ensure(handle: &Handle, name: &str, subnet: Subnet) -> Result<(), NetworkError> {
+/// Makes the bridge exist, be up and have the gateways of the subnets as its only addresses of more than one link.
+pub(super) async fn ensure(
+    handle: &Handle,
+    name: &str,
+    subnet: Subnet,
+    subnet6: Option<Subnet6>,
+) -> Result<(), NetworkError> {
     const DOING: &str = "setting up the bridge";
     let bridge = match find(handle, name).await.map_err(failed(DOING))? {
         Some(bridge) => bridge,
@@ -41,16 +49,19 @@ pub(super) async fn ensure(handle: &Handle, name: &str, subnet: Subnet) -> Resul
         return Err(NetworkError::Failed { doing: DOING, reason: format!("`{name}` exists and is no bridge") });
     }
     let index = bridge.header.index;
-    let (stale, right) = addresses(handle, index)
-        .await?
-        .into_iter()
-        .partition::<Vec<_>, _>(|message| local(message) != Some((subnet.gateway(), subnet.prefix)));
-    for message in stale {
-        handle.address().del(message).execute().await.map_err(failed(DOING))?;
+    let wanted6 = subnet6.map(|subnet6| (IpAddr::V6(subnet6.gateway()), Subnet6::PREFIX));
+    let mut wanted: Vec<(IpAddr, u8)> = vec![(IpAddr::V4(subnet.gateway()), subnet.prefix)];
+    wanted.extend(wanted6);
+    for message in addresses(handle, index).await? {
+        let found = address_of(&message);
+        if found.is_some_and(|found| wanted.contains(&found)) {
+            wanted.retain(|other| Some(*other) != found);
+        } else {
+            handle.address().del(message).execute().await.map_err(failed(DOING))?;
+        }
     }
-    if right.is_empty() {
-        let gateway = IpAddr::V4(subnet.gateway());
-        handle.address().add(index, gateway, subnet.prefix).execute().await.map_err(failed(DOING))?;
+    for (gateway, prefix) in wanted {
+        handle_add(handle, index, gateway, prefix).execute().await.map_err(failed(DOING))?;
     }
     if !bridge.header.flags.contains(LinkFlags::Up) {
         let up = LinkUnspec::new_with_index(index).up().build();
@@ -100,12 +111,39 @@ pub(super) fn allow_forwarding(bridge: &str) -> Result<(), NetworkError> {
     Ok(())
 }
 
+/// Lets this machine forward IPv6 packets, and go on learning its own way out from its router: a kernel that forwards
+/// would otherwise stop listening to it.
+pub(super) fn allow_forwarding_v6() -> Result<(), NetworkError> {
+    const DOING: &str = "setting `net.ipv6` parameters of the kernel";
+    const ROOT: &str = "/proc/sys/net/ipv6/conf";
+    let failed = |error: std::io::Error| io_failed(DOING, &error);
+    let forwarding = format!("{ROOT}/all/forwarding");
+    if std::fs::read_to_string(&forwarding).map_err(failed)?.trim() == "1" {
+        return Ok(());
+    }
+    for interface in std::fs::read_dir(ROOT).map_err(failed)? {
+        let listens = interface.map_err(failed)?.path().join("accept_ra");
+        // An interface may go away meanwhile.
+        if std::fs::read_to_string(&listens).is_ok_and(|now| now.trim() == "1") {
+            drop(std::fs::write(&listens, "2"));
+        }
+    }
+    std::fs::write(&forwarding, "1").map_err(failed)
+}
+
 /// The IPv4 networks that routes and addresses of this machine use, without default routes and what belongs to the
 /// bridge called `ignored`.
-pub(super) async fn networks(handle: &Handle, ignored: &str) -> Result<Vec<Subnet>, NetworkError> {
+pub(super) async fn networks(handle: &Handle, ignored: &str) -> Result<Vec<HostNetwork>, NetworkError> {
     const DOING: &str = "reading the routes of this machine";
-    let ignored = find(handle, ignored).await.map_err(failed(DOING))?.map(|link| link.header.index);
-    let mut found = Vec::new();
+    let links: Vec<LinkMessage> = handle.link().get().execute().try_collect().await.map_err(failed(DOING))?;
+    let links: HashMap<u32, (String, bool)> =
+        links.iter().map(|link| (link.header.index, (name(link).to_owned(), is_bridge(link)))).collect();
+    let found = |subnet, index: Option<u32>| {
+        let (link, bridge) = index.and_then(|index| links.get(&index)).cloned().unwrap_or_default();
+        let of_toft = bridge && (link == "toft0" || link.starts_with("toft-"));
+        (link != ignored).then_some(HostNetwork { subnet, link, of_toft })
+    };
+    let mut networks = Vec::new();
     let mut query = RouteMessage::default();
     query.header.address_family = AddressFamily::Inet;
     let routes: Vec<RouteMessage> = handle.route().get(query).execute().try_collect().await.map_err(failed(DOING))?;
@@ -118,24 +156,57 @@ pub(super) async fn networks(handle: &Handle, ignored: &str) -> Result<Vec<Subne
             RouteAttribute::Destination(RouteAddress::Inet(to)) => Some(*to),
             _ => None,
         });
-        if let Some(to) = to.filter(|_| through.is_none() || through != ignored) {
-            found.extend(covered(to, route.header.destination_prefix_length));
-        }
+        let subnet = to.and_then(|to| covered(to, route.header.destination_prefix_length));
+        networks.extend(subnet.and_then(|subnet| found(subnet, through)));
     }
     let messages: Vec<AddressMessage> = handle.address().get().execute().try_collect().await.map_err(failed(DOING))?;
-    for message in messages.iter().filter(|message| Some(message.header.index) != ignored) {
-        found.extend(local(message).and_then(|(address, prefix)| covered(address, prefix)));
+    for message in &messages {
+        let subnet = local(message).and_then(|(address, prefix)| covered(address, prefix));
+        networks.extend(subnet.and_then(|subnet| found(subnet, Some(message.header.index))));
     }
-    found.sort_by_key(|subnet| (subnet.base, subnet.prefix));
-    found.dedup();
-    Ok(found)
+    networks.sort_by(|a, b| (a.subnet.base, a.subnet.prefix, &a.link).cmp(&(b.subnet.base, b.subnet.prefix, &b.link)));
+    networks.dedup();
+    Ok(networks)
 }
 
-/// The IPv4 addresses of the link with this index.
+/// Name of a link.
+fn name(link: &LinkMessage) -> &str {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    });
+    name.unwrap_or_default()
+}
+
+/// What gives a link an address, to be used at once: that nobody else has it is known.
+pub(super) fn handle_add(handle: &Handle, index: u32, address: IpAddr, prefix: u8) -> AddressAddRequest {
+    let mut request = handle.address().add(index, address, prefix);
+    if address.is_ipv6() {
+        request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    }
+    request
+}
+
+/// The addresses of the link with this index, without those that hold for the link alone.
 async fn addresses(handle: &Handle, index: u32) -> Result<Vec<AddressMessage>, NetworkError> {
     let all = handle.address().get().set_link_index_filter(index).execute();
     let all: Vec<AddressMessage> = all.try_collect().await.map_err(failed("reading the bridge's addresses"))?;
-    Ok(all.into_iter().filter(|message| message.header.family == AddressFamily::Inet).collect())
+    Ok(all.into_iter().filter(|message| message.header.scope != AddressScope::Link).collect())
+}
+
+/// The address and prefix length of an address message.
+fn address_of(message: &AddressMessage) -> Option<(IpAddr, u8)> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    });
+    Some((address?, message.header.prefix_len))
 }
 
 /// The IPv4 address and prefix length of an address message.
@@ -162,7 +233,16 @@ pub(super) fn kind(link: &LinkMessage) -> Option<&InfoKind> {
     })
 }
 
-/// The default route through `gateway`.
-pub(super) fn default_route(gateway: Ipv4Addr, index: u32) -> RouteMessage {
-    RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build()
+/// The routes of a container: to `gateway` itself, and by it everywhere.
+pub(super) fn routes(gateway: IpAddr, index: u32) -> [RouteMessage; 2] {
+    match gateway {
+        IpAddr::V4(gateway) => {
+            let new = || RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index);
+            [new().destination_prefix(gateway, 32).scope(RouteScope::Link).build(), new().gateway(gateway).build()]
+        }
+        IpAddr::V6(gateway) => {
+            let new = || RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index);
+            [new().destination_prefix(gateway, 128).build(), new().gateway(gateway).build()]
+        }
+    }
 }

@@ -13,11 +13,14 @@ use std::{
 };
 
 use async_trait::async_trait;
-use toft_model::{instance::PublishedPort, node::Subnet};
+use toft_model::{
+    instance::PublishedPort,
+    node::{Subnet, Subnet6},
+};
 
 use super::{
-    Network, NetworkConfig, NetworkError, PortClaim, bridge, link,
-    netfilter::{self, TableIdentity},
+    HostNetwork, Network, NetworkConfig, NetworkError, PortClaim, bridge, link,
+    netfilter::{self, BRIDGE, INET, TableIdentity},
     netlink::{Netlink, io_failed},
     nft, port, rules,
 };
@@ -27,7 +30,7 @@ use super::{
 pub struct KernelNetworkConfig {
     /// The bridge: letters, digits, `-` and `_`, at most 15.
     pub bridge: String,
-    /// The nftables table, family `ip`: letters, digits and `_`, a letter first.
+    /// The nftables tables, families `inet` and `bridge`: letters, digits and `_`, a letter first.
     pub table: String,
 }
 
@@ -62,8 +65,9 @@ pub struct KernelNetwork {
 /// What this process knows it did.
 #[derive(Debug, Default)]
 struct State {
-    /// The bridge's network, once it is set up.
+    /// The bridge's networks, once it is set up.
     subnet: Option<Subnet>,
+    subnet6: Option<Subnet6>,
     /// The rules in force.
     applied: Option<Applied>,
 }
@@ -71,9 +75,12 @@ struct State {
 #[derive(Debug, Clone)]
 struct Applied {
     script: String,
-    table: TableIdentity,
+    tables: Tables,
     udp: BTreeSet<(u16, Ipv4Addr, u16)>,
 }
+
+/// The tables that are there, of families `inet` and `bridge`.
+type Tables = [Option<TableIdentity>; 2];
 
 impl KernelNetwork {
     /// Nothing is done before the first call.
@@ -82,8 +89,8 @@ impl KernelNetwork {
     }
 
     /// IPv4 networks that this machine's routes and addresses use, apart from our bridge's and default routes: what
-    /// [`super::pick_subnet`] must keep clear of.
-    pub async fn host_routes(&self) -> Result<Vec<Subnet>, NetworkError> {
+    /// containers' addresses must keep clear of.
+    pub async fn host_networks(&self) -> Result<Vec<HostNetwork>, NetworkError> {
         Netlink::here()?.run(async |handle| bridge::networks(&handle, &self.names.bridge).await).await
     }
 
@@ -98,7 +105,7 @@ impl KernelNetwork {
         let before = self.with_state(|state| state.applied.clone());
         if let Some(before) = &before
             && before.script == script
-            && self.table()?.as_ref() == Some(&before.table)
+            && self.tables()? == before.tables
         {
             return Ok(());
         }
@@ -106,15 +113,20 @@ impl KernelNetwork {
         let udp = rules::udp(&config.ports);
         let known = before.map(|before| before.udp).unwrap_or_default();
         let changed: BTreeSet<u16> = udp.symmetric_difference(&known).map(|(host, ..)| *host).collect();
-        let applied = self.table()?.map(|table| Applied { script, table, udp });
-        self.with_state(|state| state.applied = applied);
+        let tables = self.tables()?;
+        let whole = tables.iter().all(Option::is_some);
+        self.with_state(|state| state.applied = whole.then_some(Applied { script, tables, udp }));
         tracing::debug!(table = self.names.table, ports = config.ports.len(), "packet rules applied");
         forget_flows(changed).await;
         Ok(())
     }
 
-    fn table(&self) -> Result<Option<TableIdentity>, NetworkError> {
-        netfilter::table(&self.names.table).map_err(|error| io_failed("looking at the packet rules", &error))
+    fn tables(&self) -> Result<Tables, NetworkError> {
+        let table = |family| {
+            netfilter::table(family, &self.names.table)
+                .map_err(|error| io_failed("looking at the packet rules", &error))
+        };
+        Ok([table(INET)?, table(BRIDGE)?])
     }
 }
 
@@ -134,16 +146,20 @@ impl Network for KernelNetwork {
     async fn set(&self, config: &NetworkConfig) -> Result<(), NetworkError> {
         self.names.check()?;
         let name = &self.names.bridge;
-        Netlink::here()?.run(async |handle| bridge::ensure(&handle, name, config.subnet).await).await?;
+        Netlink::here()?.run(async |handle| bridge::ensure(&handle, name, config.subnet, config.subnet6).await).await?;
         bridge::allow_forwarding(name)?;
+        if config.subnet6.is_some() {
+            bridge::allow_forwarding_v6()?;
+        }
         self.apply_rules(config).await?;
-        self.with_state(|state| state.subnet = Some(config.subnet));
+        self.with_state(|state| (state.subnet, state.subnet6) = (Some(config.subnet), config.subnet6));
         Ok(())
     }
 
     async fn attach(&self, pid: u32, address: Ipv4Addr) -> Result<(), NetworkError> {
-        let subnet = super::member(self.with_state(|state| state.subnet), address)?;
-        link::attach(pid, link::Place { bridge: &self.names.bridge, subnet, address }).await
+        let (subnet, subnet6) = self.with_state(|state| (state.subnet, state.subnet6));
+        let subnet = super::member(subnet, address)?;
+        link::attach(pid, link::Place { bridge: &self.names.bridge, subnet, address, subnet6 }).await
     }
 
     async fn loopback(&self, pid: u32) -> Result<(), NetworkError> {
@@ -162,7 +178,7 @@ impl Network for KernelNetwork {
         self.names.check()?;
         self.with_state(|state| *state = State::default());
         Netlink::here()?.run(async |handle| bridge::remove(&handle, &self.names.bridge).await).await?;
-        if self.table()?.is_some() {
+        if self.tables()?.iter().any(Option::is_some) {
             nft::run(&rules::render_removal(&self.names.table)).await?;
         }
         Ok(())

@@ -9,13 +9,16 @@ use std::{
 
 use rtnetlink::{
     Handle, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
-    packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
+    packet_route::{
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
+        neighbour::NeighbourState,
+    },
 };
-use toft_model::node::Subnet;
+use toft_model::node::{Subnet, Subnet6};
 
 use super::{
     NetworkError,
-    bridge::{default_route, find, kind},
+    bridge::{find, handle_add, kind, routes},
     netlink::{Netlink, exists, failed},
 };
 
@@ -36,6 +39,16 @@ pub(super) struct Place<'a> {
     pub subnet: Subnet,
     /// The container's address in it.
     pub address: Ipv4Addr,
+    /// The IPv6 network, if there is one.
+    pub subnet6: Option<Subnet6>,
+}
+
+impl Place<'_> {
+    /// The container's addresses, each with the gateway's.
+    fn addresses(&self) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+        let six = self.subnet6.map(|six| (six.address(self.subnet, self.address).into(), six.gateway().into()));
+        std::iter::once((self.address.into(), self.subnet.gateway().into())).chain(six)
+    }
 }
 
 /// Name of the interface outside: unique on this machine as the address is, and short enough.
@@ -81,6 +94,7 @@ pub(super) async fn attach(pid: u32, place: Place<'_>) -> Result<(), NetworkErro
         .run(async |inside| {
             here.run(async |host| {
                 join(&host, &inside, &namespace, place).await?;
+                introduce(&host, place).await?;
                 configure(&inside, place).await
             })
             .await
@@ -125,6 +139,23 @@ async fn join(host: &Handle, inside: &Handle, namespace: &File, place: Place<'_>
     host.link().set_port(hairpin).execute().await.map_err(failed(DOING))
 }
 
+/// Tells the host which hardware address the container's IPv6 address belongs to, so that it believes nobody else. For
+/// IPv4 the packet rules see to that.
+async fn introduce(host: &Handle, place: Place<'_>) -> Result<(), NetworkError> {
+    let Some(six) = place.subnet6 else { return Ok(()) };
+    let bridge = find(host, place.bridge).await.map_err(failed(DOING))?;
+    let Some(bridge) = bridge else { return Ok(()) };
+    let address = six.address(place.subnet, place.address);
+    host.neighbours()
+        .add(bridge.header.index, address.into())
+        .link_layer_address(&hardware_address(place.address))
+        .state(NeighbourState::Permanent)
+        .replace()
+        .execute()
+        .await
+        .map_err(failed(DOING))
+}
+
 /// Whether two links are each other's ends, as far as their indices tell.
 fn paired(outer: &LinkMessage, inner: &LinkMessage) -> bool {
     outer.attributes.contains(&LinkAttribute::Link(inner.header.index))
@@ -140,10 +171,15 @@ async fn configure(inside: &Handle, place: Place<'_>) -> Result<(), NetworkError
         .ok_or_else(|| NetworkError::Failed { doing: DOING, reason: format!("`{INSIDE}` vanished") })?;
     let up = LinkUnspec::new_with_index(index).up().build();
     inside.link().change(up).execute().await.map_err(failed(DOING))?;
-    let address = inside.address().add(index, IpAddr::V4(place.address), place.subnet.prefix);
-    settle(address.execute().await)?;
-    let route = inside.route().add(default_route(place.subnet.gateway(), index));
-    settle(route.execute().await)
+    // A network of its own: all that it sends passes the host, whose rules decide.
+    for (address, gateway) in place.addresses() {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        settle(handle_add(inside, index, address, length).execute().await)?;
+        for route in routes(gateway, index) {
+            settle(inside.route().add(route).execute().await)?;
+        }
+    }
+    Ok(())
 }
 
 /// What is there already is no error.

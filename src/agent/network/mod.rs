@@ -2,10 +2,17 @@
 //! container. [`kernel`] is the real one, [`fake`] stands beside it for tests of everything above; both pass the same
 //! conformance tests.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use async_trait::async_trait;
-use toft_model::{instance::PublishedPort, node::Subnet};
+use toft_model::{
+    instance::PublishedPort,
+    node::{Subnet, Subnet6},
+    workload::NetworkName,
+};
 
 mod bridge;
 pub mod fake;
@@ -19,15 +26,38 @@ mod rules;
 mod subnet;
 
 pub use port::{PortClaim, check_free};
-pub use subnet::pick_subnet;
 
 /// The part that all containers share. It is applied whole: what is not in it is removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
     /// Network of the bridge; the bridge has its first address.
     pub subnet: Subnet,
+    /// Their IPv6 network: each container has the address that belongs to its IPv4 one.
+    pub subnet6: Option<Subnet6>,
     /// Published ports with the container address each leads to.
     pub ports: Vec<(PublishedPort, Ipv4Addr)>,
+    /// Every container's address with the networks it is in. Who is not in here reaches nobody.
+    pub members: BTreeMap<Ipv4Addr, BTreeSet<NetworkName>>,
+    /// Port on the gateway's address where toft answers questions for names; containers ask port 53.
+    pub names_port: Option<u16>,
+}
+
+impl NetworkConfig {
+    /// A network of nobody.
+    pub fn new(subnet: Subnet) -> Self {
+        Self { subnet, subnet6: None, ports: Vec::new(), members: BTreeMap::new(), names_port: None }
+    }
+}
+
+/// A network that a route or an address of this machine uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostNetwork {
+    /// Its addresses.
+    pub subnet: Subnet,
+    /// The interface it lies behind; empty when it leads nowhere.
+    pub link: String,
+    /// Whether it belongs to the containers of another appliance on this machine.
+    pub of_toft: bool,
 }
 
 /// What can fail.
@@ -74,7 +104,7 @@ pub enum NetworkError {
 /// The network of this node's containers.
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
-    /// Makes bridge, address translation and published ports be exactly `config`. Idempotent; says nothing when
+    /// Makes bridge, address translation, published ports and networks be exactly `config`. Idempotent; says nothing when
     /// nothing changes.
     async fn set(&self, config: &NetworkConfig) -> Result<(), NetworkError>;
 

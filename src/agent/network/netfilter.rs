@@ -9,7 +9,12 @@ use nix::sys::{
 };
 use rtnetlink::sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
+/// Family of tables for IPv4 and IPv6.
+pub(super) const INET: u8 = 1;
+/// Family of tables for frames on a bridge.
+pub(super) const BRIDGE: u8 = 7;
 const IPV4: u8 = 2;
+const IPV6: u8 = 10;
 const UDP: u8 = 17;
 
 // Message types: linux/netlink.h, linux/netfilter/{nf_tables,nfnetlink_conntrack}.h.
@@ -47,14 +52,14 @@ pub(super) struct TableIdentity {
     members: Vec<u8>,
 }
 
-/// The IPv4 table called `name`, if there is one.
-pub(super) fn table(name: &str) -> io::Result<Option<TableIdentity>> {
+/// The table of that family called `name`, if there is one.
+pub(super) fn table(family: u8, name: &str) -> io::Result<Option<TableIdentity>> {
     let mut text = name.as_bytes().to_vec();
     text.push(0);
     let mut body = Vec::new();
     put(&mut body, TABLE_NAME, &text);
     let socket = open()?;
-    send(&socket, GET_TABLE, REQUEST, &body)?;
+    send(&socket, family, (GET_TABLE, REQUEST), &body)?;
     let mut found = None;
     receive(&socket, |kind, payload| {
         if kind == NEW_TABLE {
@@ -73,8 +78,12 @@ pub(super) fn table(name: &str) -> io::Result<Option<TableIdentity>> {
 /// Makes the kernel forget every UDP flow that was sent to one of `ports`, and says how many there were. Otherwise a
 /// sender that never pauses stays for ever with the translation its first packet found.
 pub(super) fn forget_udp(ports: &BTreeSet<u16>) -> io::Result<usize> {
+    Ok(forget_udp_of(IPV4, ports)? + forget_udp_of(IPV6, ports)?)
+}
+
+fn forget_udp_of(family: u8, ports: &BTreeSet<u16>) -> io::Result<usize> {
     let socket = open()?;
-    send(&socket, GET_FLOW, REQUEST | DUMP, &[])?;
+    send(&socket, family, (GET_FLOW, REQUEST | DUMP), &[])?;
     let mut flows: Vec<Vec<u8>> = Vec::new();
     receive(&socket, |kind, payload| {
         if kind == NEW_FLOW && udp_port(payload).is_some_and(|port| ports.contains(&port)) {
@@ -89,7 +98,7 @@ pub(super) fn forget_udp(ports: &BTreeSet<u16>) -> io::Result<usize> {
         false
     })?;
     for flow in &flows {
-        send(&socket, DELETE_FLOW, REQUEST | ACKNOWLEDGE, flow)?;
+        send(&socket, family, (DELETE_FLOW, REQUEST | ACKNOWLEDGE), flow)?;
         match receive(&socket, |_, _| true) {
             // It ended by itself.
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
@@ -116,15 +125,15 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Sends one message with the attributes in `body`.
-fn send(socket: &Socket, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+/// Sends one message of a kind, with flags and the attributes in `body`.
+fn send(socket: &Socket, family: u8, (kind, flags): (u16, u16), body: &[u8]) -> io::Result<()> {
     let length = u32::try_from(20 + body.len()).map_err(io::Error::other)?;
     let mut message = Vec::with_capacity(20 + body.len());
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
     message.extend([0; 8]);
-    message.extend([IPV4, 0, 0, 0]);
+    message.extend([family, 0, 0, 0]);
     message.extend(body);
     socket.send_to(&message, &SocketAddr::new(0, 0), 0).map(|_| ())
 }

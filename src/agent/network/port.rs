@@ -34,23 +34,31 @@ pub fn check_free(port: PublishedPort) -> Result<(), NetworkError> {
 /// are led away before they would reach a socket.
 #[derive(Debug)]
 pub struct PortClaim {
-    _socket: Option<OwnedFd>,
+    _sockets: Vec<OwnedFd>,
 }
 
 impl PortClaim {
     /// Claims a port that is free; what stands in the way (connections that linger, a lack of descriptors) leaves the port
     /// published and unguarded.
     pub fn of(port: PublishedPort) -> Self {
-        let socket = bound(port.protocol, AddressFamily::Inet, &SockaddrIn::new(0, 0, 0, 0, port.host), false);
-        if let Err(errno) = &socket {
-            tracing::debug!(port = port.host, error = errno.desc(), "a published port is not kept from others");
-        }
-        Self { _socket: socket.ok() }
+        let any = std::net::SocketAddrV6::new(std::net::Ipv6Addr::UNSPECIFIED, port.host, 0, 0);
+        let sockets = [
+            bound(port.protocol, AddressFamily::Inet, &SockaddrIn::new(0, 0, 0, 0, port.host), false),
+            bound(port.protocol, AddressFamily::Inet6, &SockaddrIn6::from(any), false),
+        ];
+        let kept = sockets.into_iter().filter_map(|socket| {
+            socket
+                .inspect_err(|errno| {
+                    tracing::debug!(port = port.host, error = errno.desc(), "a published port is not kept from others");
+                })
+                .ok()
+        });
+        Self { _sockets: kept.collect() }
     }
 
     /// A claim on nothing.
     pub fn none() -> Self {
-        Self { _socket: None }
+        Self { _sockets: Vec::new() }
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    os::fd::OwnedFd,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -19,12 +21,15 @@ use tokio::{
 };
 
 use super::{
-    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
-    TaskState,
+    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, RanInside, Runtime, RuntimeError,
+    RuntimeEvent, TaskState,
 };
 use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
 
+mod exec;
+mod root;
 mod script;
+mod usage;
 
 use script::Script;
 
@@ -40,6 +45,8 @@ pub enum Call {
     Containers,
     /// [`Runtime::create_container`]
     CreateContainer,
+    /// [`Runtime::open_root`]
+    OpenRoot,
     /// [`Runtime::create_task`]
     CreateTask,
     /// [`Runtime::start_task`]
@@ -52,6 +59,8 @@ pub enum Call {
     DeleteTask,
     /// [`Runtime::delete_container`]
     DeleteContainer,
+    /// [`Runtime::run_inside`]
+    RunInside,
     /// [`Runtime::import_image`]
     ImportImage,
     /// [`Runtime::pull_image`]
@@ -60,6 +69,14 @@ pub enum Call {
     Images,
     /// [`Runtime::remove_image`]
     RemoveImage,
+    /// [`super::exec::ExecRuntime::exec`]
+    Exec,
+    /// [`super::root::RootRuntime::root`]
+    Root,
+    /// [`super::usage::UsageRuntime::usage`]
+    Usage,
+    /// [`super::usage::UsageRuntime::processes`]
+    Processes,
 }
 
 #[derive(Debug)]
@@ -69,6 +86,8 @@ struct FakeContainer {
     task: TaskState,
     /// Tells the tasks of one container apart.
     task_number: u64,
+    started: Option<tokio::time::Instant>,
+    root: Option<Arc<root::FakeRoot>>,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +97,8 @@ struct State {
     failures: HashMap<Call, VecDeque<RuntimeError>>,
     calls: Vec<Call>,
     next_pid: u32,
+    /// What stands for the files of every container.
+    root: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -116,6 +137,11 @@ impl FakeRuntime {
     pub fn add_image(&self, image: &ImageRef) {
         let image = made_up_image(image.as_str());
         self.state().images.insert(image.name.clone(), (image, SIGTERM));
+    }
+
+    /// A folder that stands for the files of every container.
+    pub fn set_root(&self, folder: PathBuf) {
+        self.state().root = Some(folder);
     }
 
     /// Ends the process of a container that runs; tells the event unless the runtime is down.
@@ -246,9 +272,19 @@ impl Runtime for FakeRuntime {
         if state.containers.contains_key(&spec.id) {
             return Err(RuntimeError::Exists { id: spec.id });
         }
-        let container = FakeContainer { spec: spec.clone(), stop_signal, task: TaskState::None, task_number: 0 };
+        let (task, task_number, started, root) = (TaskState::None, 0, None, None);
+        let container = FakeContainer { spec: spec.clone(), stop_signal, task, task_number, started, root };
         state.containers.insert(spec.id, container);
         Ok(())
+    }
+
+    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
+        let state = self.begin(Call::OpenRoot)?;
+        state.containers.get(&id).ok_or(RuntimeError::NotFound { id })?;
+        let root = state.root.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into());
+        let opened = root.and_then(|root| Ok(std::fs::File::open(root)?.into()));
+        let failed = |error: std::io::Error| error.to_string();
+        opened.map_err(|e| RuntimeError::Failed { doing: "opening the container's files", reason: failed(e) })
     }
 
     async fn create_task(&self, id: InstanceId, _logger: &LoggerCommand) -> Result<u32, RuntimeError> {
@@ -259,7 +295,8 @@ impl Runtime for FakeRuntime {
         if container.task != TaskState::None {
             return Err(RuntimeError::Exists { id });
         }
-        if let Some(outside) = container.spec.files.values().find(|outside| !outside.exists()) {
+        let mounted = container.spec.mounts.iter().map(|mount| &mount.source);
+        if let Some(outside) = container.spec.files.values().chain(mounted).find(|outside| !outside.exists()) {
             let reason = format!("`{}` is not there", outside.display());
             return Err(RuntimeError::StartFailed { reason, exit_code: 127 });
         }
@@ -277,6 +314,7 @@ impl Runtime for FakeRuntime {
         let container = state.containers.get_mut(&id).ok_or(RuntimeError::NotFound { id })?;
         let TaskState::Created { pid } = container.task else { return Err(RuntimeError::NotFound { id }) };
         container.task = TaskState::Running { pid };
+        container.started = Some(tokio::time::Instant::now());
         if let Ok(Script { ends: Some((after, code)), .. }) = Script::of(&container.spec) {
             tokio::spawn(end_later(Arc::downgrade(&self.inner), id, container.task_number, after, code));
         }
@@ -333,6 +371,23 @@ impl Runtime for FakeRuntime {
         }
         state.containers.remove(&id);
         Ok(())
+    }
+
+    async fn run_inside(&self, id: InstanceId, command: &[String], limit: Duration) -> Result<RanInside, RuntimeError> {
+        let state = self.begin(Call::RunInside)?;
+        let container = state.containers.get(&id).ok_or(RuntimeError::NotFound { id })?;
+        if !matches!(container.task, TaskState::Running { .. }) {
+            return Err(RuntimeError::NotFound { id });
+        }
+        let inside = ContainerSpec { entrypoint: None, command: command.to_vec(), ..container.spec.clone() };
+        match Script::of(&inside).map(|script| script.ends) {
+            Ok(Some((after, exit_code))) if after <= limit => Ok(RanInside { exit_code, output: String::new() }),
+            Ok(_) => Err(RuntimeError::Failed { doing: "running a command", reason: "it took too long".to_owned() }),
+            Err(command) => {
+                let reason = format!("the command `{command}` is not in the image");
+                Err(RuntimeError::StartFailed { reason, exit_code: 127 })
+            }
+        }
     }
 
     async fn import_image(

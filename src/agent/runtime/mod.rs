@@ -4,7 +4,7 @@
 //! A container here is a root filesystem plus a configuration, named by its instance id; a task is its running
 //! process. Containers outlive their tasks, and both outlive the daemon.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use toft_model::{
@@ -18,8 +18,11 @@ use tokio::sync::{broadcast, watch};
 use super::image::{PullError, PullReporter, Repository};
 
 pub mod containerd;
+pub mod exec;
 pub mod fake;
+pub mod root;
 pub mod supervisor;
+pub mod usage;
 
 /// How the process' network namespace is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,19 @@ pub struct ContainerSpec {
     /// Files and folders to bind read-only into the container: path inside -> path on the host (`/etc/hosts`,
     /// `/run/secrets`). They must be there when a task is created.
     pub files: BTreeMap<PathBuf, PathBuf>,
+    /// Volumes, and files and folders of the node. They must be there when a task is created.
+    pub mounts: Vec<HostMount>,
+}
+
+/// Something of the node that a container sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostMount {
+    /// Path on the node.
+    pub source: PathBuf,
+    /// Path inside.
+    pub target: PathBuf,
+    /// Whether it can only be read.
+    pub read_only: bool,
 }
 
 /// State of a container's process.
@@ -174,6 +190,12 @@ pub enum RuntimeError {
         /// The container.
         id: InstanceId,
     },
+    /// The container has no running process.
+    #[error("container `{id}` does not run")]
+    NotRunning {
+        /// The container.
+        id: InstanceId,
+    },
     /// The disk is full.
     #[error("no space is left on the device while {doing}")]
     DiskFull {
@@ -211,9 +233,18 @@ pub struct LoggerCommand {
     pub args: Vec<(String, String)>,
 }
 
+/// What became of a command in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RanInside {
+    /// Its exit code.
+    pub exit_code: i32,
+    /// The first 4 KiB it wrote, to stdout and stderr together.
+    pub output: String,
+}
+
 /// A container runtime.
 #[async_trait]
-pub trait Runtime: Send + Sync + 'static {
+pub trait Runtime: exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime + Send + Sync + 'static {
     /// Whether it answers; changes as it dies and comes back.
     fn availability(&self) -> watch::Receiver<Availability>;
 
@@ -226,6 +257,10 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Prepares root filesystem and configuration. The process does not exist yet.
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
+
+    /// Opens the container's files as the image and what it wrote make them, without its mounts, to be read only. It has
+    /// no process now; what is given must be dropped before it gets one.
+    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError>;
 
     /// Prepares the process up to, not including, its start, and gives its pid: its namespaces exist.
     /// An ended task of the same container must be deleted before.
@@ -247,6 +282,9 @@ pub trait Runtime: Send + Sync + 'static {
 
     /// Removes the container and its root filesystem; its task must be deleted. One that is not there is no error.
     async fn delete_container(&self, id: InstanceId) -> Result<(), RuntimeError>;
+
+    /// Runs a command in a container that runs, as its own process would, and kills it after `limit`, which is an error.
+    async fn run_inside(&self, id: InstanceId, command: &[String], limit: Duration) -> Result<RanInside, RuntimeError>;
 
     /// Imports an archive (an OCI image layout as tar, or what `docker save` writes; plain or gzip) and unpacks each image
     /// for this platform. `name` names an image whose archive carries no name. Either all images of the archive are

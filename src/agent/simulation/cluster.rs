@@ -102,7 +102,14 @@ impl Cluster {
             | Command::CommitPlan { .. }
             | Command::ReportInstances { .. }
             | Command::PutSecret { .. }
-            | Command::RemoveSecret { .. } => return,
+            | Command::CreateVolume { .. }
+            | Command::BindVolume { .. }
+            | Command::RemoveVolume { .. }
+            | Command::ForgetVolumes { .. }
+            | Command::PutRegistry { .. }
+            | Command::RemoveRegistry { .. }
+            | Command::RemoveSecret { .. }
+            | Command::ClaimSubnet { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;
@@ -126,7 +133,7 @@ impl Cluster {
             if row.desired != Desired::Removed && self.removed.contains(&row.id) {
                 return Err(format!("{} was called back after its removal", row.id));
             }
-            let NetworkOrder::Bridge { address, ports } = &row.container.network else { continue };
+            let NetworkOrder::Bridge { address, ports, .. } = &row.container.network else { continue };
             let mut claim = vec![(row.node_id, address.to_string())];
             claim.extend(ports.iter().map(|port| (row.node_id, format!("{}/{}", port.host, port.protocol))));
             if let Some(twice) = claim.into_iter().find(|claim| !claims.insert(claim.clone())) {

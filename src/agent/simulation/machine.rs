@@ -111,6 +111,8 @@ pub(super) struct Machine {
     pub(super) removed: BTreeSet<InstanceId>,
     /// Epochs whose process ended for good, as far as somebody could take note of it.
     pub(super) finished: BTreeMap<InstanceId, u64>,
+    /// Instances whose process this daemon is ending: that one ends by itself just then is no difference that it could see.
+    pub(super) ending: BTreeSet<InstanceId>,
 }
 
 impl Machine {
@@ -133,6 +135,7 @@ impl Machine {
             ordered: BTreeSet::new(),
             removed: BTreeSet::new(),
             finished: BTreeMap::new(),
+            ending: BTreeSet::new(),
         }
     }
 
@@ -152,6 +155,7 @@ impl Machine {
     }
 
     pub(super) fn kill_daemon(&mut self) {
+        self.ending.clear();
         self.life += 1;
         self.daemon = None;
     }
@@ -188,7 +192,7 @@ impl Machine {
             RestartPolicy::OnFailure { .. } => exit.code == Some(0),
             RestartPolicy::Always => false,
         };
-        if ran && by_itself && for_good {
+        if ran && by_itself && for_good && !self.ending.contains(&id) {
             self.finished.insert(id, container.order.epoch);
         }
         true

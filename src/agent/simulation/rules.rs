@@ -85,7 +85,7 @@ fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) ->
     let Some(subnet) = node.inventory.subnet else { return false };
     let (mut addresses, mut ports) = (BTreeSet::new(), BTreeSet::new());
     for row in instances.iter().filter(|row| row.node_id == node.id) {
-        if let NetworkOrder::Bridge { address, ports: published } = &row.container.network {
+        if let NetworkOrder::Bridge { address, ports: published, .. } = &row.container.network {
             addresses.insert(*address);
             ports.extend(published.iter().map(|port| (port.host, port.protocol.to_string())));
         }

@@ -21,6 +21,7 @@ use crate::agent::{
 
 /// Time between two messages with reports, and after one that was not taken.
 const GAP_MS: i64 = 20;
+const HEALTH_INTERVAL_MS: i64 = 700;
 const AFTER_FAILURE_MS: i64 = 1_000;
 /// Wait for the answer to a message.
 const PATIENCE_MS: i64 = 3_000;
@@ -143,7 +144,10 @@ impl World {
                             daemon.open.remove(&id);
                         }
                     }
-                    Effect::ClaimPorts(_) | Effect::ReleasePorts(_) => {}
+                    Effect::Watch { order, pid } => {
+                        self.after(HEALTH_INTERVAL_MS, Event::Ask { machine, life, id: order.instance_id, pid });
+                    }
+                    Effect::ClaimPorts(_) | Effect::ReleasePorts(_) | Effect::Unwatch(_) => {}
                     Effect::Compare(id) => {
                         self.compare(machine)?;
                         self.news(machine, life, |keeper, now| keeper.look_at(id, now))?;
@@ -193,12 +197,18 @@ impl World {
             }
         }
         let phase = match work {
-            Work::Start { order, existing, outcome } => {
+            Work::Start { mut order, existing, outcome } => {
+                // A ledger that could not take the newer order may remember that its epoch had begun: that is what starts.
+                order.epoch = order.epoch.max(outcome.epoch);
+                self.machines[machine].ending.remove(&id);
                 self.machines[machine].check_start(&order)?;
                 self.open_ports(machine, &order);
                 Phase::Prepare { order, existing, outcome }
             }
-            Work::Stop { grace_ms } => Phase::Signal { grace_ms, then: AfterEnd::Tell },
+            Work::Stop { grace_ms } => {
+                self.machines[machine].ending.insert(id);
+                Phase::Signal { grace_ms, then: AfterEnd::Tell }
+            }
             Work::Reap => Phase::DeleteTask(AfterEnd::Tell),
             Work::Remove { task: TaskState::Running { .. }, grace_ms } => {
                 Phase::Signal { grace_ms, then: AfterEnd::DeleteContainer }
@@ -382,6 +392,17 @@ impl World {
                 Some((self.dice.number(0, 5_000), code))
             }
         }
+    }
+
+    /// A health check of process `pid`, and the next one while it is the same process.
+    pub(super) fn ask_health(&mut self, machine: usize, life: u32, id: InstanceId, pid: u32) -> Result<(), String> {
+        if self.daemon(machine, life).is_none() || container_task(self, machine, id) != (TaskState::Running { pid }) {
+            return Ok(());
+        }
+        let good = self.healed || self.dice.chance(70);
+        self.after(HEALTH_INTERVAL_MS, Event::Ask { machine, life, id, pid });
+        let answer = if good { Ok(()) } else { Err("no answer".to_owned()) };
+        self.news(machine, life, |keeper, now| keeper.answered(id, pid, answer, now))
     }
 
     pub(super) fn tell_of_end(&mut self, machine: usize, id: InstanceId, exit: Exit) {

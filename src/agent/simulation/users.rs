@@ -3,7 +3,7 @@
 use toft_model::{
     ids::WorkloadId,
     state::{Command, PowerAction, PutMode},
-    workload::{NetworkMode, PortSpec, Protocol, WorkloadKind, WorkloadSpec},
+    workload::{HealthCheck, HealthTest, NetworkMode, PortSpec, Protocol, WorkloadKind, WorkloadSpec},
 };
 
 use super::world::{Asker, Event, World};
@@ -118,6 +118,10 @@ impl World {
         if dice.chance(12) {
             let node = dice.number(0, 3);
             spec.node = Some(format!("node-{node}").parse().unwrap());
+        }
+        if dice.chance(20) {
+            let retries = dice.number(1, 3) as u32;
+            spec.health = Some(HealthCheck { retries, ..HealthCheck::new(HealthTest::Tcp { port: 80 }) });
         }
         spec.stop_grace_ms = dice.number(100, 2_000) as u32;
         spec

@@ -68,6 +68,7 @@ pub(super) enum Event {
     Think,
     ThoughtLost(u64),
     PlanPeriod,
+    Ask { machine: usize, life: u32, id: InstanceId, pid: u32 },
     Arrives { asker: Asker, command: Box<Command> },
     Answered { asker: Asker, accepted: bool },
     Feed(usize),
@@ -236,6 +237,7 @@ impl World {
                 self.after(PLAN_PERIOD_MS, Event::PlanPeriod);
                 self.wake_scheduler();
             }
+            Event::Ask { machine, life, id, pid } => return self.ask_health(machine, life, id, pid),
             Event::Arrives { asker, command } => return self.arrives(asker, *command),
             Event::Answered { asker, accepted } => self.answered(asker, accepted),
             Event::Feed(machine) => self.feed(machine),
@@ -515,6 +517,7 @@ fn inventory(number: u8) -> Inventory {
         version: "0.1.0".into(),
         runtime: "2.0".into(),
         subnet: Some(subnet.parse().unwrap()),
+        subnet6: None,
         isolation: Vec::new(),
     }
 }

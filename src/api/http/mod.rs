@@ -7,6 +7,8 @@ mod cluster;
 mod consistency;
 mod error;
 mod events;
+mod exec;
+mod files;
 mod health;
 mod idempotency;
 mod images;
@@ -14,8 +16,11 @@ mod instances;
 mod kept;
 mod nodes;
 mod query;
+mod registries;
 mod secrets;
 pub mod serve;
+mod stats;
+mod volumes;
 mod workloads;
 
 use std::sync::Arc;
@@ -60,11 +65,10 @@ pub struct ApiState {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "toft",
-    description = "Runs containers on homelab boxes.",
-    license(name = "Apache-2.0 OR MIT")
-))]
+#[openapi(
+    info(title = "toft", description = "Runs containers on homelab boxes.", license(name = "Apache-2.0 OR MIT")),
+    components(schemas(crate::api::types::ExecCommand))
+)]
 struct ApiDoc;
 
 /// What the cluster's state answers, the same on every node.
@@ -80,6 +84,7 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))
         .routes(routes!(nodes::list))
+        .routes(routes!(nodes::show))
         .routes(routes!(events::list))
 }
 
@@ -93,8 +98,22 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::pull))
         .routes(routes!(images::prune))
         .routes(routes!(images::remove))
+        .routes(routes!(exec::exec))
+        .routes(routes!(registries::list))
+        .routes(routes!(registries::put, registries::remove))
+        .routes(routes!(nodes::facts))
+        .routes(routes!(files::stat))
+        .merge(OpenApiRouter::new().routes(routes!(files::read, files::write)).layer(images::unlimited()))
+        .routes(routes!(stats::show))
+        .routes(routes!(stats::stream))
+        .routes(routes!(stats::processes))
         .routes(routes!(secrets::list, secrets::create))
         .routes(routes!(secrets::show, secrets::put, secrets::remove))
+        .routes(routes!(volumes::list, volumes::create))
+        .routes(routes!(volumes::show, volumes::remove))
+        .routes(routes!(volumes::prune))
+        .routes(routes!(volumes::backup))
+        .merge(OpenApiRouter::new().routes(routes!(volumes::restore)).layer(images::unlimited()))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::status))
         .routes(routes!(backups::stream))

@@ -46,10 +46,10 @@ impl ListQuery {
 }
 
 /// `30s`, `10m`, `3h`, `2d` ago, or an RFC 3339 time, in nanoseconds since 1970.
-pub fn since_ns(text: &str, now_ms: i64) -> Result<i64, ControlError> {
+pub fn moment_ns(field: &str, text: &str, now_ms: i64) -> Result<i64, ControlError> {
     let bad = || {
         ControlError::new(ErrorKind::Invalid, format!("`{}` is no time", text.chars().take(40).collect::<String>()))
-            .field("since")
+            .field(field)
             .hint("write a span such as `30s`, `10m`, `3h`, `2d`, or a time such as `2026-01-31T12:00:00Z`")
     };
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
@@ -84,11 +84,11 @@ mod tests {
 
     #[test]
     fn spans_and_times() {
-        assert_eq!(since_ns("30s", 100_000).unwrap(), 70_000_000_000);
-        assert_eq!(since_ns("1970-01-01T00:00:01Z", 0).unwrap(), 1_000_000_000);
-        assert_eq!(since_ns("9999d", 1).unwrap(), 0);
+        assert_eq!(moment_ns("since", "30s", 100_000).unwrap(), 70_000_000_000);
+        assert_eq!(moment_ns("since", "1970-01-01T00:00:01Z", 0).unwrap(), 1_000_000_000);
+        assert_eq!(moment_ns("since", "9999d", 1).unwrap(), 0);
         for bad in ["", "s", "1", "1x", "-1s", "99999999999999999999s", "yesterday"] {
-            assert!(since_ns(bad, 0).is_err(), "{bad}");
+            assert!(moment_ns("since", bad, 0).is_err(), "{bad}");
         }
     }
 

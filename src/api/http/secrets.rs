@@ -29,6 +29,13 @@ use crate::{
 /// The value of a secret: the body as it comes.
 pub struct Value(Plain);
 
+impl Value {
+    /// The bytes.
+    pub(super) fn into_plain(self) -> Plain {
+        self.0
+    }
+}
+
 impl<S: Send + Sync> FromRequest<S> for Value {
     type Rejection = ApiError;
 

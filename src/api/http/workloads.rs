@@ -26,7 +26,7 @@ use super::{
     error::{Asked, Body, Parsed},
     idempotency::Changes,
     kept::PageKey,
-    query::{ListQuery, generation, since_ns},
+    query::{ListQuery, generation, moment_ns},
 };
 use crate::{
     api::types::{LogRecord, Page, Waited, Workload, time_ns},
@@ -196,6 +196,16 @@ pub struct LogsQuery {
     tail: Option<usize>,
     /// Only lines since a span (`10m`) or time.
     since: Option<String>,
+    /// Only lines before a span (`10m`) or time; not with `follow`.
+    until: Option<String>,
+    /// Only lines in which this regular expression finds something (the syntax of Rust's `regex`), up to 1024 bytes. A
+    /// line longer than 16 KiB is looked at in pieces.
+    grep: Option<String>,
+    /// Only the instance of this number.
+    index: Option<u32>,
+    /// Those of instances that are gone, too. Of a workload that is gone they are always given, as long as they are kept.
+    #[serde(default)]
+    gone: bool,
     /// Go on as lines come, until the workload has ended.
     #[serde(default)]
     follow: bool,
@@ -208,9 +218,44 @@ pub async fn logs(
     Parsed(name): Parsed<Name>,
     Asked(query): Asked<LogsQuery>,
 ) -> Result<Response, ApiError> {
-    let since_ns = query.since.map(|since| since_ns(&since, now_ms())).transpose()?;
+    let moment = |field: &str, text: Option<String>| text.map(|text| moment_ns(field, &text, now_ms())).transpose();
+    let (since_ns, until_ns) = (moment("since", query.since)?, moment("until", query.until)?);
+    if query.follow && until_ns.is_some() {
+        return Err(ControlError::new(ErrorKind::Invalid, "lines that are yet to come are not before any time")
+            .field("until")
+            .hint("leave out either `until` or `follow`")
+            .into());
+    }
     let tail = query.tail.map(|tail| tail.min(100_000));
-    let logs = api.ops.workload_logs(&name, LogQuery { tail, since_ns, follow: query.follow }).await?;
+    let asked = LogQuery { tail, since_ns, until_ns, grep: query.grep, follow: query.follow };
+    let mut logs = match api.ops.workload_logs(&name, asked.clone()).await {
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            let gone = api.ops.gone_logs(&name, asked.clone()).await?;
+            if gone.is_empty() {
+                return Err(error.into());
+            }
+            gone
+        }
+        Ok(living) if query.gone => {
+            let mut all = api.ops.gone_logs(&name, asked.clone()).await?;
+            all.extend(living);
+            all
+        }
+        living => living?,
+    };
+    if let Some(index) = query.index {
+        let wanted = format!("{name}-{index}");
+        logs.retain(|logs| logs.instance == wanted);
+        if logs.is_empty() {
+            logs = api.ops.gone_logs(&name, asked).await?;
+            logs.retain(|logs| logs.instance == wanted);
+        }
+        if logs.is_empty() {
+            return Err(ControlError::new(ErrorKind::NotFound, format!("there is no instance `{wanted}`"))
+                .hint("`toft ps` lists the instances")
+                .into());
+        }
+    }
     // Lines that are there together travel together.
     let body = merged(logs).ready_chunks(256).map(|lines| lines.into_iter().map(encode).collect::<Result<Vec<_>, _>>());
     let body = body.map(|chunk| chunk.map(|lines| lines.concat()));

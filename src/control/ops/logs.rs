@@ -38,7 +38,7 @@ impl Ops {
         let mut logs = Vec::with_capacity(workload.instances.len());
         for instance in &workload.instances {
             let ended = CancellationToken::new();
-            let lines = self.node.logs(instance.row.id, query, ended.clone()).await?;
+            let lines = self.node.logs(instance.row.id, query.clone(), ended.clone()).await?;
             let lines = if query.follow {
                 let watcher = cancel_at_end(self.state.clone(), name.clone(), instance.row.id, ended);
                 // Both are polled together; the watcher itself gives no line.
@@ -48,6 +48,17 @@ impl Ops {
                 lines
             };
             logs.push(InstanceLogs { instance: instance.name(), lines });
+        }
+        Ok(logs)
+    }
+
+    /// What instances of a workload wrote that are gone from this node, oldest first. The workload may be gone too.
+    pub async fn gone_logs(&self, name: &Name, query: LogQuery) -> Result<Vec<InstanceLogs>, ControlError> {
+        let query = LogQuery { follow: false, ..query };
+        let mut logs = Vec::new();
+        for gone in self.node.gone_logs(name).await? {
+            let lines = self.node.logs(gone.id, query.clone(), CancellationToken::new()).await?;
+            logs.push(InstanceLogs { instance: gone.name, lines });
         }
         Ok(logs)
     }

@@ -4,12 +4,19 @@
 
 pub mod backups;
 pub mod cluster;
+mod exec;
+mod files;
 mod images;
 pub mod logs;
 mod nodes;
+pub mod registries;
 mod secrets;
+pub mod usage;
+mod volumes;
 pub mod wait;
 mod workloads;
+
+pub use volumes::{NewVolume, VolumeInfo};
 
 use std::sync::Arc;
 

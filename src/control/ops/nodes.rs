@@ -6,12 +6,12 @@ use toft_model::{
     ids::NodeId,
     instance::InstanceReport,
     name::Name,
-    node::Inventory,
+    node::{Inventory, NodeFacts},
     state::{Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of, query_instances},
 };
 
 use super::{Ops, now_ms};
-use crate::control::ControlError;
+use crate::control::{ControlError, ErrorKind};
 
 impl Ops {
     /// A node tells what it is.
@@ -35,6 +35,24 @@ impl Ops {
     /// Every node, by name.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, ControlError> {
         Ok(self.state.read(NodeRow::all).await?)
+    }
+
+    /// One node.
+    pub async fn node(&self, name: &Name) -> Result<NodeRow, ControlError> {
+        self.nodes().await?.into_iter().find(|node| node.name == *name).ok_or_else(|| {
+            ControlError::new(ErrorKind::NotFound, format!("there is no node `{name}`"))
+                .hint("`toft node ls` lists the nodes")
+        })
+    }
+
+    /// What a node's machine is and has now; only of the node that is asked.
+    pub async fn node_facts(&self, node: &NodeRow) -> Result<NodeFacts, ControlError> {
+        if self.node.node_id() != Some(node.id) {
+            let message = format!("the node `{}` tells of its machine only itself", node.name);
+            return Err(ControlError::new(ErrorKind::Conflict, message)
+                .hint(format!("run the command on `{}`, or name its address with --connect", node.name)));
+        }
+        self.node.facts().await
     }
 
     /// Every instance, by workload name and ordinal.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -15,13 +15,17 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use toft_model::{
+    exec::ExecOrder,
+    files::{FileStat, FilesWritten},
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
     log::{LogLine, LogQuery, LogStream},
-    node::Inventory,
+    name::Name,
+    node::{DiskFacts, Inventory, NodeFacts, Temperature},
     pull::PullProgress,
     state::{PutMode, WorkloadView},
+    usage::{Process, Usage},
     workload::{PortSpec, WorkloadSpec},
 };
 use tokio::sync::broadcast;
@@ -35,9 +39,15 @@ use crate::{
         types::{FOUNDER, Member, Role},
     },
     control::{
-        ControlError,
+        ControlError, ErrorKind,
         loops::schedule,
-        node_access::{ArchiveReader, LogLines, NodeAccess, PullSteps},
+        node_access::{
+            ArchiveReader, GoneInstance, LogLines, NodeAccess, PullSteps,
+            exec::{ExecRefused, ExecSession, NodeExec},
+            files::{ArchiveBytes, NodeFiles, PathInside},
+            usage::{NodeUsage, RunningInstance},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
+        },
         ops::{Ops, now_ms},
     },
     dashboard::router_until,
@@ -53,6 +63,7 @@ pub(super) struct FakeNode {
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) images: Mutex<Vec<NodeImage>>,
     written: Mutex<BTreeMap<InstanceId, Output>>,
+    id: OnceLock<NodeId>,
 }
 
 /// What an instance wrote, and who follows it.
@@ -87,6 +98,78 @@ impl FakeNode {
 }
 
 #[async_trait]
+impl NodeExec for FakeNode {
+    fn node_id(&self) -> Option<NodeId> {
+        self.id.get().copied()
+    }
+
+    async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here").into())
+    }
+}
+
+#[async_trait]
+impl NodeUsage for FakeNode {
+    async fn usage(&self, asked: Vec<RunningInstance>, _: bool) -> Result<Vec<(InstanceId, Usage)>, ControlError> {
+        let used = |instance: RunningInstance| {
+            let usage = Usage {
+                cpu_percent: 12.34,
+                cpu_ns: 1,
+                memory_bytes: 48 << 20,
+                memory_limit_bytes: 256 << 20,
+                memory_pss_bytes: None,
+                received_bytes: None,
+                sent_bytes: None,
+                read_bytes: None,
+                written_bytes: None,
+                pids: 3,
+                pressure: None,
+            };
+            (instance.id, usage)
+        };
+        Ok(asked.into_iter().map(used).collect())
+    }
+
+    async fn processes(&self, _: RunningInstance) -> Result<Vec<Process>, ControlError> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl NodeFiles for FakeNode {
+    async fn file_stat(&self, _: PathInside) -> Result<FileStat, ControlError> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
+    }
+
+    async fn read_files(&self, _: PathInside) -> Result<(FileStat, ArchiveBytes), ControlError> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
+    }
+
+    async fn write_files(&self, _: PathInside, _: ArchiveReader, _: bool) -> Result<FilesWritten, ControlError> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
+    }
+}
+
+#[async_trait]
+impl NodeVolumes for FakeNode {
+    async fn volume_size(&self, _: &Name) -> Option<u64> {
+        Some(5 << 20)
+    }
+
+    fn volume_path(&self, name: &Name) -> Option<String> {
+        Some(format!("/var/lib/toft/volumes/{name}/_data"))
+    }
+
+    async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
+        Ok(stream::empty().boxed())
+    }
+
+    async fn restore_volume(&self, _: VolumeHere, _: ArchiveReader, _: bool) -> Result<RestoredVolume, ControlError> {
+        Ok(RestoredVolume { entries: 0, bytes: 0 })
+    }
+}
+
+#[async_trait]
 impl NodeAccess for FakeNode {
     fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
         (port.host == Some(22)).then(|| "host port 22/tcp is taken by another program".into())
@@ -114,6 +197,37 @@ impl NodeAccess for FakeNode {
         let receiver = followers.get_or_insert_with(|| broadcast::channel(1_000).0).subscribe();
         let next = stream::unfold(receiver, |mut receiver| async { Some((Ok(receiver.recv().await.ok()?), receiver)) });
         Ok(past.chain(next.boxed().take_until(ended.cancelled_owned())).boxed())
+    }
+
+    async fn gone_logs(&self, _: &Name) -> Result<Vec<GoneInstance>, ControlError> {
+        Ok(Vec::new())
+    }
+
+    async fn facts(&self) -> Result<NodeFacts, ControlError> {
+        Ok(NodeFacts {
+            cpus: 16,
+            cpu_model: "Ryzen <9>".into(),
+            load: [0.5, 1.0, 2.25],
+            memory_bytes: 64 << 30,
+            memory_available_bytes: 48 << 30,
+            swap_bytes: 8 << 30,
+            swap_used_bytes: 0,
+            disk: DiskFacts {
+                path: "/var/lib/toft".into(),
+                device: "/dev/nvme0n1p2".into(),
+                file_system: "ext4".into(),
+                size_bytes: 900 << 30,
+                free_bytes: 300 << 30,
+            },
+            temperatures: vec![Temperature { sensor: "k10temp Tctl".into(), celsius: 51.5 }],
+            os: "Debian GNU/Linux 13 (trixie)".into(),
+            kernel: "6.12.9-amd64".into(),
+            arch: "x86_64".into(),
+            runtime: "containerd 2.1.4".into(),
+            isolation: vec!["runc 1.2.6".into()],
+            version: "0.1.0".into(),
+            booted_at_ms: now_ms() - 3 * 86_400_000,
+        })
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
@@ -188,7 +302,7 @@ impl House {
         let shutdown = CancellationToken::new();
         tokio::spawn(task);
         tokio::spawn(schedule::run(state.clone(), shutdown.clone()));
-        let node = Arc::new(FakeNode::default());
+        let node = Arc::new(FakeNode { id: node_id.into(), ..FakeNode::default() });
         let ops = Ops::new(state, node.clone()).with_cluster_key(keys.cluster_key().clone());
         let app = router_until(ops.clone(), shutdown.clone());
         let inventory = Inventory {
@@ -200,6 +314,7 @@ impl House {
             version: "0.1.0".into(),
             runtime: "containerd 2.1.4".into(),
             subnet: Some("10.210.0.0/24".parse().unwrap()),
+            subnet6: None,
             isolation: Vec::new(),
         };
         ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();
@@ -272,6 +387,7 @@ impl House {
             epoch: row.epoch,
             restarts,
             last_exit: None,
+            health: None,
             at_ms: now_ms(),
             sequence: 0,
         };

@@ -76,7 +76,7 @@ pub(super) fn links(html: &str) -> BTreeSet<Link> {
         let posts = attributes.iter().any(|(name, value)| name == "method" && value == "post");
         for (name, target) in &attributes {
             let post = match name.as_str() {
-                "href" | "src" | "hx-get" | "sse-connect" | "data-follow" => false,
+                "href" | "src" | "hx-get" | "sse-connect" | "data-follow" | "data-usage-from" => false,
                 "hx-post" => true,
                 "action" => posts,
                 other => {
@@ -102,6 +102,7 @@ async fn every_address_in_every_page_is_answered() {
     house.report("idle", 0, InstanceState::Stopped { exit: None }, 0).await;
     house.post("/workloads/idle/stop", "").await;
     house.post_parts("/secrets/new", &[("name", b"unused"), ("text", b"x")]).await;
+    house.post("/volumes/new", "name=unused").await;
     house.node.add_image("docker.io/library/nginx:1.29", 70 << 20);
     let mut to_see: Vec<String> = vec!["/".into(), "/workloads/none".into()];
     let mut seen = BTreeSet::new();
@@ -131,10 +132,13 @@ async fn every_address_in_every_page_is_answered() {
         "/live/overview",
         "/live/workloads",
         "/live/workloads/web",
+        "/live/workloads/web/usage",
+        "/live/nodes/attic",
         "/workloads/web/logs",
         "/images/remove",
         "/secrets/new",
         "/secrets/unused/update",
+        "/volumes/new",
     ] {
         assert!(seen.iter().any(|path| path.starts_with(kind)), "no page leads to {kind}: {seen:?}");
     }
@@ -147,6 +151,8 @@ async fn every_address_in_every_page_is_answered() {
         "/secrets/new",
         "/secrets/unused/update",
         "/secrets/unused/remove",
+        "/volumes/new",
+        "/volumes/unused/remove",
     ] {
         assert!(posts.contains(kind), "no form posts to {kind}: {posts:?}");
     }

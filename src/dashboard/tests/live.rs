@@ -133,10 +133,31 @@ async fn logs_go_on_across_restarts_without_repeating_a_line() {
 }
 
 #[tokio::test]
+async fn what_instances_use_is_on_their_page_and_goes_on() {
+    let house = House::new().await;
+    house.run_up("web", |_| {}).await;
+    house.get("/workloads/web").await.shows("12.3 %").shows("48 MiB of 256 MiB");
+    let mut events = Events::open(&house, "/live/workloads/web/usage").await;
+    events.until("retry").await;
+    let used = r#"data: {"web-0":{"cpu":"12.3 %","memory":"48 MiB of 256 MiB"}}"#;
+    assert!(events.next().await.unwrap().contains(used));
+    house.report("web", 0, InstanceState::Stopped { exit: None }, 0).await;
+    events.until("data: {}").await;
+    assert!(!house.get("/workloads/web").await.text.contains("12.3 %"));
+    assert_eq!(house.get("/live/workloads/nobody/usage").await.status, axum::http::StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn streams_end_when_the_appliance_does() {
     let house = House::new().await;
     house.run_up("web", |_| {}).await;
-    for path in ["/live/overview", "/live/workloads", "/live/workloads/web", "/live/workloads/web/logs"] {
+    for path in [
+        "/live/overview",
+        "/live/workloads",
+        "/live/workloads/web",
+        "/live/workloads/web/logs",
+        "/live/workloads/web/usage",
+    ] {
         let mut events = Events::open(&house, path).await;
         events.next().await;
         house.shutdown.cancel();

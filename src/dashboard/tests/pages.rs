@@ -205,3 +205,59 @@ async fn what_is_not_there_gets_a_page_with_a_hint() {
     house.run("new", |_| {}).await;
     house.get("/workloads/new").await.shows("<h1>new</h1>");
 }
+
+#[tokio::test]
+async fn a_node_shows_its_machine() {
+    let house = House::new().await;
+    house.get("/").await.shows(r#"href="/nodes/attic""#);
+    let page = house.get("/nodes/attic").await;
+    for words in [
+        "Ryzen &#60;9&#62;",
+        "48 GiB of 64 GiB available",
+        "300 GiB of 900 GiB free",
+        "/var/lib/toft on /dev/nvme0n1p2 (ext4)",
+        "k10temp Tctl",
+        "51.5 °C",
+        "3d ago",
+        "runc 1.2.6",
+    ] {
+        page.shows(words);
+    }
+    assert_eq!(house.get("/nodes/cellar").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn volumes_are_made_listed_and_removed() {
+    let house = House::new().await;
+    house.get("/volumes").await.shows("No volumes yet").shows("href=\"/volumes/new\"");
+    let nfs = "name=media&options=type%3Dnfs%0D%0Adevice%3Dnas%3A%2Fmedia";
+    let answer = house.post("/volumes/new", nfs).await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/volumes"));
+    house.get("/volumes").await.shows(">media<").shows("<code>nas:/media</code>").shows("/volumes/media/remove");
+    house.get("/volumes/media/remove").await.shows("stays there").shows("<button");
+
+    house.run_up("web", |spec| spec.mounts = vec!["data:/data".parse().unwrap()]).await;
+    house.get("/volumes").await.shows(">data<").shows("/workloads/web").hides("/volumes/data/remove");
+    house.get("/volumes/data/remove").await.shows("while workloads use it").hides("<button");
+    let refused = house.post("/volumes/data/remove", "").await;
+    assert_eq!(refused.status, StatusCode::CONFLICT);
+    refused.shows("is used by");
+    house.post("/volumes/media/remove", "").await;
+    house.get("/volumes").await.hides(">media<");
+
+    let password = "name=films&options=type%3Dcifs%0Adevice%3D%2F%2Fnas%2Ffilms%0Ao%3Dpassword%3Dhunter2";
+    for (form, field, words) in [
+        ("name=Bad+Name", "name", "is no valid name"),
+        ("name=data", "name", "there is a volume"),
+        ("name=x&node=nowhere", "node", "there is no node"),
+        ("name=x&options=nonsense", "options", "has no"),
+        (password, "options", "toft secret create NAME"),
+    ] {
+        let answer = house.post("/volumes/new", form).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{form}");
+        answer.shows(&format!("id=\"{field}-mistake\"")).shows(words);
+    }
+    for path in ["/volumes/none/remove", "/volumes/No%20Name/remove"] {
+        assert_eq!(house.get(path).await.status, StatusCode::NOT_FOUND, "{path}");
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Seek, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -195,6 +195,16 @@ impl Appliance {
     /// Runs a client command to its end.
     pub fn toft(&self, arguments: &[&str]) -> Ran {
         output(self.client(arguments))
+    }
+
+    /// Runs a client command that reads `input`.
+    pub fn reading(&self, arguments: &[&str], input: &str) -> Ran {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(input.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let mut command = self.client(arguments);
+        command.stdin(file);
+        output(command)
     }
 
     /// Runs a client command given as one line, which must succeed.

@@ -90,7 +90,7 @@ impl Lab {
         ContainerdConfig {
             cgroup_parent: self.name.clone(),
             namespace: self.name.clone(),
-
+            execs: self.dir.join("execs"),
             ..ContainerdConfig::at(self.supervisor.address())
         }
     }

@@ -57,6 +57,20 @@ pub fn busybox_layer() -> Vec<u8> {
         header.set_mode(0o1777);
         builder.append_data(&mut header, dir, std::io::empty()).unwrap();
     }
+    // What a volume is filled with.
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_size(0);
+    header.set_mode(0o750);
+    header.set_uid(1000);
+    header.set_gid(1001);
+    builder.append_data(&mut header, "srv/seeded", std::io::empty()).unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(5);
+    header.set_mode(0o640);
+    header.set_uid(7);
+    header.set_gid(8);
+    builder.append_data(&mut header, "srv/seeded/seed", b"seed\n".as_slice()).unwrap();
     builder.into_inner().unwrap()
 }
 

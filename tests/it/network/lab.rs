@@ -2,6 +2,7 @@
 //! Nothing of it touches the machine's own network, and all of it ends with the test.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     process::{Child, Command, Stdio},
@@ -15,7 +16,11 @@ use toft::agent::network::{
     NetworkConfig,
     kernel::{KernelNetwork, KernelNetworkConfig},
 };
-use toft_model::{instance::PublishedPort, workload::Protocol};
+use toft_model::{
+    instance::PublishedPort,
+    node::Subnet,
+    workload::{NetworkName, Protocol},
+};
 use tokio::{io::AsyncWriteExt, net, sync::oneshot};
 
 /// The host's address in the LAN.
@@ -69,6 +74,13 @@ pub fn links() -> Vec<String> {
     ip("-br link").lines().map(name).collect()
 }
 
+/// The usual configuration with other networks: addresses with the names of the networks that each is in.
+pub fn networks(subnet: &str, members: &[(Ipv4Addr, &[&str])]) -> NetworkConfig {
+    let named = |names: &[&str]| NetworkName::of(None, &names.iter().map(|name| name.parse().unwrap()).collect());
+    let members = members.iter().map(|(address, names)| (*address, named(names))).collect();
+    NetworkConfig { members, ..config(subnet, &[]) }
+}
+
 /// The network of one appliance.
 pub fn network(bridge: &str, table: &str) -> KernelNetwork {
     KernelNetwork::new(KernelNetworkConfig { bridge: bridge.to_owned(), table: table.to_owned() })
@@ -79,7 +91,10 @@ pub fn config(subnet: &str, ports: &[(u16, u16, Protocol, Ipv4Addr)]) -> Network
         .iter()
         .map(|&(host, container, protocol, to)| (PublishedPort { host, container, protocol }, to))
         .collect();
-    NetworkConfig { subnet: subnet.parse().unwrap(), ports }
+    let subnet: Subnet = subnet.parse().unwrap();
+    let network = NetworkName::of(None, &BTreeSet::new());
+    let members = (2..60).map(|offset| (subnet.nth(offset).unwrap(), network.clone())).collect();
+    NetworkConfig { ports, members, ..NetworkConfig::new(subnet) }
 }
 
 /// A process that does nothing but hold a network namespace: a container, or another machine.

@@ -1,7 +1,10 @@
 //! The complete order for one instance that a node receives. It fixes everything: a node can carry it out, and start
 //! it again after a reboot, without asking anybody.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +14,8 @@ use crate::{
     name::Name,
     pull::PullPolicy,
     secret::{SealedSecret, SecretMount},
-    workload::{ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
+    volume::VolumeOrder,
+    workload::{HealthCheck, Mount, ProcessSpec, Protocol, Resources, RestartPolicy, WorkloadSpec, is_default},
 };
 
 /// What shall become of an instance.
@@ -60,6 +64,9 @@ pub enum NetworkOrder {
     Bridge {
         /// Address inside the node's subnet.
         address: Ipv4Addr,
+        /// The IPv6 address, when the node has them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address6: Option<Ipv6Addr>,
         /// Ports published on the host.
         ports: Vec<PublishedPort>,
     },
@@ -87,12 +94,24 @@ pub struct ContainerOrder {
     pub stop_grace_ms: u32,
     /// Network.
     pub network: NetworkOrder,
+    /// The workloads it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<Name>,
+    /// Further networks it is in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub networks: BTreeSet<Name>,
     /// Secrets it sees as files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
+    /// What it sees of the node's disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// How the process runs.
     #[serde(default, skip_serializing_if = "is_default")]
     pub process: ProcessSpec,
+    /// How it is found out whether it works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 impl ContainerOrder {
@@ -108,8 +127,12 @@ impl ContainerOrder {
             restart: spec.restart_policy(),
             stop_grace_ms: spec.stop_grace_ms,
             network,
+            deployment: spec.deployment.clone(),
+            networks: spec.networks.clone(),
             secrets: spec.secrets.clone(),
+            mounts: spec.mounts.clone(),
             process: spec.process.clone(),
+            health: spec.health.clone(),
         }
     }
 }
@@ -132,6 +155,9 @@ pub struct Assignment {
     pub epoch: u64,
     /// What the container is made of.
     pub container: ContainerOrder,
+    /// The volumes that it mounts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub volumes: BTreeMap<Name, VolumeOrder>,
 }
 
 impl Assignment {

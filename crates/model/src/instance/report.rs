@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, InstanceState};
-use crate::ids::InstanceId;
+use crate::{ids::InstanceId, workload::Health};
 
 /// One observation of one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,9 @@ pub struct InstanceReport {
     pub restarts: u32,
     /// How the last process ended, if one did.
     pub last_exit: Option<Exit>,
+    /// Whether it works, when it runs and is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// When it was observed, in milliseconds since 1970.
     pub at_ms: i64,
     /// Grows with everything the node tells, over restarts and whatever its clock says; 0 from a node that does not count.

@@ -1,11 +1,16 @@
 //! Which node can take an instance, and why another cannot.
 
-use std::{collections::HashSet, net::Ipv4Addr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+};
 
 use crate::{
+    ids::NodeId,
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
-    state::NodeRow,
-    workload::{Isolation, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
+    name::Name,
+    state::{NodeRow, VolumeRow},
+    workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
 
 /// Host ports given to mappings that name none; below the kernel's own ephemeral range. An instance that holds another
@@ -28,7 +33,7 @@ impl Claims {
         self.instances += 1;
         self.cpu_millis += resources.cpu_reserved_millis.map_or(0, u64::from);
         self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_reserved_bytes.unwrap_or(0));
-        if let NetworkOrder::Bridge { address, ports } = network {
+        if let NetworkOrder::Bridge { address, ports, .. } = network {
             self.addresses.insert(*address);
             self.ports.extend(ports.iter().map(|port| (port.host, port.protocol)));
         }
@@ -39,7 +44,7 @@ impl Claims {
         if self.reserve(&order.resources, node).is_err() {
             return true;
         }
-        let NetworkOrder::Bridge { address, ports } = &order.network else { return false };
+        let NetworkOrder::Bridge { address, ports, .. } = &order.network else { return false };
         self.addresses.contains(address) || ports.iter().any(|port| self.ports.contains(&(port.host, port.protocol)))
     }
 
@@ -69,10 +74,54 @@ impl Claims {
     }
 }
 
-/// The complete order for an instance of `spec` on `node` beside what is claimed there, or why there can be none.
-pub(super) fn fit(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<ContainerOrder, String> {
+/// Where the data of volumes lies. What is not in it can be used on any node, and a local volume then lies there.
+#[derive(Debug, Default)]
+pub(super) struct Homes<'a> {
+    nodes: HashMap<&'a Name, NodeId>,
+    everywhere: HashSet<&'a Name>,
+}
+
+impl<'a> Homes<'a> {
+    pub(super) fn of(volumes: &'a [VolumeRow]) -> Self {
+        let nodes = volumes.iter().filter_map(|volume| Some((&volume.name, volume.node_id?))).collect();
+        let remote = volumes.iter().filter(|volume| volume.options.is_remote());
+        Self { nodes, everywhere: remote.map(|volume| &volume.name).collect() }
+    }
+
+    /// An instance of `spec` is placed on `node`.
+    pub(super) fn settle(&mut self, spec: &'a WorkloadSpec, node: NodeId) {
+        for volume in spec.mounts.iter().filter_map(Mount::volume) {
+            if !self.everywhere.contains(&volume.name) {
+                self.nodes.entry(&volume.name).or_insert(node);
+            }
+        }
+    }
+
+    /// Why an instance of `spec` cannot be on `node`; `nodes` are all there are.
+    fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, nodes: &[NodeRow]) -> Option<String> {
+        let away = |mount: &&Mount| {
+            let home = mount.volume().and_then(|volume| self.nodes.get(&volume.name));
+            home.is_some_and(|home| *home != node.id)
+        };
+        let volume = spec.mounts.iter().find(away)?.volume()?;
+        let home = self.nodes.get(&volume.name)?;
+        let home = nodes.iter().find(|node| node.id == *home).map_or("another node", |node| node.name.as_str());
+        Some(format!("volume `{}` lies on {home}", volume.name))
+    }
+}
+
+/// The complete order for an instance of `spec` on `node`, one of `nodes`, beside what is claimed there, or why there can be none.
+pub(super) fn fit(
+    spec: &WorkloadSpec,
+    (node, nodes): (&NodeRow, &[NodeRow]),
+    claims: &Claims,
+    homes: &Homes<'_>,
+) -> Result<ContainerOrder, String> {
     if !pinned_to(spec, node) {
         return Err("the specification names another node".into());
+    }
+    if let Some(why) = homes.missing(spec, node, nodes) {
+        return Err(why);
     }
     if let Some(memory) = spec.resources.memory_bytes.filter(|memory| *memory > node.inventory.memory_bytes) {
         return Err(format!(
@@ -128,7 +177,8 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
         };
         ports.push(PublishedPort { host, container: *container, protocol: *protocol });
     }
-    Ok(NetworkOrder::Bridge { address, ports })
+    let address6 = node.inventory.subnet6.map(|subnet6| subnet6.address(subnet, address));
+    Ok(NetworkOrder::Bridge { address, address6, ports })
 }
 
 /// Whether an instance under `order` on `node` is what `spec` asks for. Memory is not looked at again: what runs may
@@ -144,29 +194,38 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         restart,
         stop_grace_ms,
         network,
+        deployment,
+        networks,
         secrets,
+        mounts,
         process,
+        health,
     } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
+        && *deployment == spec.deployment
+        && *networks == spec.networks
         && *image == spec.image
         && *pull_policy == spec.pull_policy
         && *entrypoint == spec.entrypoint
         && *command == spec.command
         && *env == spec.env
         && *secrets == spec.secrets
+        && *mounts == spec.mounts
         && *resources == spec.resources
         && *restart == spec.restart_policy()
         && *stop_grace_ms == spec.stop_grace_ms
         && *process == spec.process
+        && *health == spec.health
 }
 
 fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {
     match (order, spec.network) {
         (NetworkOrder::Host, NetworkMode::Host) | (NetworkOrder::None, NetworkMode::None) => true,
-        (NetworkOrder::Bridge { address, ports }, NetworkMode::Bridge) => {
+        (NetworkOrder::Bridge { address, address6, ports }, NetworkMode::Bridge) => {
+            let six = |subnet| node.inventory.subnet6.map(|subnet6| subnet6.address(subnet, *address));
             // A node that lost its network may get it back; one that has another needs other addresses.
-            node.inventory.subnet.is_none_or(|subnet| subnet.contains(*address))
+            node.inventory.subnet.is_none_or(|subnet| subnet.contains(*address) && six(subnet) == *address6)
                 && ports.len() == spec.ports.len()
                 && ports.iter().zip(&spec.ports).all(|(have, want)| {
                     have.container == want.container

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
-    feasible::{Claims, fit, serves},
+    feasible::{Claims, Homes, fit, serves},
     rank,
     snapshot::Snapshot,
 };
@@ -36,6 +36,7 @@ impl Plan {
 pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
     let mut plan = Plan::default();
     let mut claims = claims(snapshot);
+    let mut homes = Homes::of(&snapshot.volumes);
     let nodes: HashMap<NodeId, &NodeRow> = snapshot.nodes.iter().map(|node| (node.id, node)).collect();
     let mut by_workload: HashMap<WorkloadId, Vec<&InstanceRow>> = HashMap::new();
     for instance in &snapshot.instances {
@@ -46,8 +47,9 @@ pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
         plan.changes.extend(existing.iter().filter_map(|instance| order(workload, instance, &nodes)));
         let mut reason = None;
         for ordinal in missing(workload, &existing) {
-            match choose(&workload.spec, &snapshot.nodes, &claims) {
+            match choose(&workload.spec, &snapshot.nodes, &claims, &homes) {
                 Ok((node_id, container)) => {
+                    homes.settle(&workload.spec, node_id);
                     claims.entry(node_id).or_default().add(&container.network, &container.resources);
                     plan.placements.push(Placement {
                         instance_id: mint(),
@@ -74,7 +76,7 @@ pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
 
 /// Why an instance of `spec` can be placed on no node; `None` when one can take it.
 pub fn why_nowhere(spec: &WorkloadSpec, snapshot: &Snapshot) -> Option<String> {
-    choose(spec, &snapshot.nodes, &claims(snapshot)).err()
+    choose(spec, &snapshot.nodes, &claims(snapshot), &Homes::of(&snapshot.volumes)).err()
 }
 
 fn claims(snapshot: &Snapshot) -> HashMap<NodeId, Claims> {
@@ -112,6 +114,7 @@ fn choose(
     spec: &WorkloadSpec,
     nodes: &[NodeRow],
     claims: &HashMap<NodeId, Claims>,
+    homes: &Homes<'_>,
 ) -> Result<(NodeId, ContainerOrder), String> {
     if nodes.is_empty() {
         return Err("no node has registered yet".into());
@@ -122,7 +125,7 @@ fn choose(
     best_first.sort_by_key(|node| rank::key(node.id, beside(node).instances()));
     let mut reasons = BTreeMap::new();
     for node in best_first {
-        match fit(spec, node, beside(node)) {
+        match fit(spec, (node, nodes), beside(node), homes) {
             Ok(order) => return Ok((node.id, order)),
             Err(why) => drop(reasons.insert(&node.name, why)),
         }

@@ -1,6 +1,6 @@
 //! What the scheduler looks at.
 
-use crate::state::{InstanceRow, NodeRow, WorkloadRow};
+use crate::state::{InstanceRow, NodeRow, VolumeRow, WorkloadRow};
 
 /// The whole state that matters for placement, read at one moment.
 #[derive(Debug, Clone, Default)]
@@ -11,4 +11,6 @@ pub struct Snapshot {
     pub workloads: Vec<WorkloadRow>,
     /// Instances, those on their way out included.
     pub instances: Vec<InstanceRow>,
+    /// Volumes, by name.
+    pub volumes: Vec<VolumeRow>,
 }

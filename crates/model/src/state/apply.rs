@@ -7,8 +7,11 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
+    registries,
     secrets::{self, NewSecret},
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
+    subnets::{self, Claim},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
+    volumes::{self, NewVolume},
 };
 use crate::{
     ids::{NodeId, WorkloadId},
@@ -45,7 +48,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             label_workload(connection, name, labels, *if_generation, *at_ms)?
         }
         Command::CommitPlan { placements, changes, pending, at_ms } => {
-            let mut commit = PlanCommit::new(connection, *at_ms);
+            let mut commit = PlanCommit::new(connection, index, *at_ms);
             let mut placed = 0;
             for placement in placements {
                 placed += usize::from(commit.place(placement)?);
@@ -56,7 +59,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             for (workload_id, reason) in pending {
                 commit.note_pending(*workload_id, reason.as_deref())?;
             }
-            commit.finish(index)?;
+            commit.finish()?;
             Ok(Reply::Plan { placed, dropped: placements.len() - placed })
         }
         Command::ReportInstances { node_id, reports, at_ms } => {
@@ -70,6 +73,26 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             secrets::put(connection, index, &new)?
         }
         Command::RemoveSecret { name, at_ms } => secrets::remove(connection, name, *at_ms)?,
+        Command::PutRegistry { registry, username, value, at_ms } => {
+            registries::put(connection, registry, username, value, *at_ms)?
+        }
+        Command::RemoveRegistry { registry, at_ms } => registries::remove(connection, registry, *at_ms)?,
+        Command::ClaimSubnet { node_id, range, used, taken, first } => {
+            let claim = Claim { node_id: *node_id, range: *range, used: *used, taken, first: *first };
+            subnets::claim(connection, &claim)?
+        }
+        Command::CreateVolume { name, node_id, options, labels, at_ms } => {
+            let new = NewVolume { name, node_id: *node_id, options, labels, at_ms: *at_ms };
+            volumes::create(connection, index, &new)?
+        }
+        Command::BindVolume { name, node_id, at_ms } => volumes::bind(connection, name, *node_id, *at_ms)?,
+        Command::RemoveVolume { name, at_ms } => volumes::remove(connection, index, name, *at_ms)?,
+        Command::ForgetVolumes { node_id, gone } => {
+            for (name, born) in gone {
+                VolumeRow::forget(connection, *node_id, name, *born)?;
+            }
+            Ok(Reply::Done)
+        }
     };
     Ok(applied)
 }
@@ -128,6 +151,9 @@ fn put_workload(
 ) -> rusqlite::Result<Applied> {
     let name = &spec.name;
     if let Some(refusal) = secrets::missing(connection, &spec.secrets)? {
+        return Ok(Err(refusal));
+    }
+    if let Some(refusal) = volumes::too_many(connection, spec)? {
         return Ok(Err(refusal));
     }
     let row = match (WorkloadRow::named(connection, name)?, mode) {

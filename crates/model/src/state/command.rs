@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::{SecretRow, WorkloadRow};
+use super::tables::{RegistryRow, SecretRow, VolumeRow, WorkloadRow};
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
-    node::Inventory,
+    node::{Inventory, Subnet},
+    registry::RegistryName,
     secret::SealedSecret,
+    volume::VolumeOptions,
     workload::WorkloadSpec,
 };
 
@@ -109,19 +111,95 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user logs in at a registry.
+    PutRegistry {
+        /// The registry.
+        registry: RegistryName,
+        /// Who logs in.
+        username: String,
+        /// The password, sealed by the proposer for the version after the one that is there.
+        value: SealedSecret,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user logs out of a registry.
+    RemoveRegistry {
+        /// The registry.
+        registry: RegistryName,
+        /// When.
+        at_ms: i64,
+    },
+    /// A node asks for the network of its containers. It keeps the one it has, if that lies in `range`.
+    ClaimSubnet {
+        /// The node.
+        node_id: NodeId,
+        /// The addresses of the cluster.
+        range: Subnet,
+        /// The network it has used so far.
+        used: Option<Subnet>,
+        /// Networks inside the range that it cannot take.
+        taken: Vec<Subnet>,
+        /// Number of the network with which the search begins.
+        first: u32,
+    },
+    /// A user makes a volume.
+    CreateVolume {
+        /// Its name, which must be free.
+        name: Name,
+        /// Where its data is to lie; decided by its first use when absent.
+        node_id: Option<NodeId>,
+        /// What it is.
+        options: VolumeOptions,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A volume that lies nowhere yet is to lie on a node.
+    BindVolume {
+        /// Its name.
+        name: Name,
+        /// The node.
+        node_id: NodeId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user removes a volume that no workload uses; its node deletes the data.
+    RemoveVolume {
+        /// Its name.
+        name: Name,
+        /// When.
+        at_ms: i64,
+    },
+    /// A node tells which removed volumes' data it deleted.
+    ForgetVolumes {
+        /// The node.
+        node_id: NodeId,
+        /// Names, each with what tells it from others of the same name.
+        gone: Vec<(Name, u64)>,
+    },
 }
 
 impl Command {
-    /// Whether the scheduler may decide otherwise after it.
+    /// Whether the scheduler may decide otherwise after it, or a node has other orders.
     pub fn concerns_scheduler(&self) -> bool {
         match self {
-            Self::LabelWorkload { .. } | Self::PutSecret { .. } | Self::RemoveSecret { .. } => false,
+            Self::LabelWorkload { .. }
+            | Self::RemoveSecret { .. }
+            | Self::PutRegistry { .. }
+            | Self::RemoveRegistry { .. }
+            | Self::ClaimSubnet { .. }
+            | Self::ForgetVolumes { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::PowerWorkload { .. }
             | Self::RemoveWorkload { .. }
             | Self::CommitPlan { .. }
-            | Self::ReportInstances { .. } => true,
+            | Self::ReportInstances { .. }
+            | Self::PutSecret { .. }
+            | Self::CreateVolume { .. }
+            | Self::BindVolume { .. }
+            | Self::RemoveVolume { .. } => true,
         }
     }
 }
@@ -194,6 +272,13 @@ pub enum Reply {
         /// Of the specification.
         generation: u64,
     },
+    /// The login as it is now.
+    Registry(Box<RegistryRow>),
+    /// The network of a node's containers.
+    Subnet {
+        /// The network; `None` when none is left.
+        subnet: Option<Subnet>,
+    },
     /// How many placements were made and how many were stale.
     Plan {
         /// Made.
@@ -201,6 +286,8 @@ pub enum Reply {
         /// Dropped.
         dropped: usize,
     },
+    /// The volume as it is now.
+    Volume(Box<VolumeRow>),
 }
 
 /// Why a command that is well-formed changes nothing.

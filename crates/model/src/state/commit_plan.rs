@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{InstanceChange, Placement},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
+    volumes,
 };
 use crate::{
     ids::{NodeId, WorkloadId},
@@ -17,6 +18,7 @@ use crate::{
 /// One plan on its way into the tables. What many placements ask for is read once.
 pub(super) struct PlanCommit<'a> {
     connection: &'a Connection,
+    index: u64,
     at_ms: i64,
     workloads: HashMap<WorkloadId, Option<WorkloadRow>>,
     nodes: HashMap<NodeId, Option<(NodeRow, Claims)>>,
@@ -24,8 +26,9 @@ pub(super) struct PlanCommit<'a> {
 }
 
 impl<'a> PlanCommit<'a> {
-    pub(super) fn new(connection: &'a Connection, at_ms: i64) -> Self {
-        Self { connection, at_ms, workloads: HashMap::new(), nodes: HashMap::new(), touched: BTreeSet::new() }
+    /// Of the command at `index`.
+    pub(super) fn new(connection: &'a Connection, index: u64, at_ms: i64) -> Self {
+        Self { connection, index, at_ms, workloads: HashMap::new(), nodes: HashMap::new(), touched: BTreeSet::new() }
     }
 
     /// Makes a placement real. `false` when the state moved on since it was planned.
@@ -47,6 +50,7 @@ impl<'a> PlanCommit<'a> {
         if !current
             || claims.conflict(&placement.container, node)
             || InstanceRow::holds_ordinal(connection, workload.id, placement.ordinal)?
+            || !volumes::can_be_on(connection, &placement.container, node.id)?
         {
             return Ok(false);
         }
@@ -64,6 +68,7 @@ impl<'a> PlanCommit<'a> {
         if !row.insert(connection)? {
             return Ok(false);
         }
+        volumes::settle(connection, self.index, &placement.container, node, self.at_ms)?;
         claims.add(&placement.container.network, &placement.container.resources);
         self.touched.insert(placement.node_id);
         let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
@@ -99,10 +104,10 @@ impl<'a> PlanCommit<'a> {
         Ok(())
     }
 
-    /// Notes on every node with other orders that the command at `index` gave them.
-    pub(super) fn finish(self, index: u64) -> rusqlite::Result<()> {
+    /// Notes on every node with other orders that this command gave them.
+    pub(super) fn finish(self) -> rusqlite::Result<()> {
         for node_id in self.touched {
-            NodeRow::touch_assignments(self.connection, node_id, index)?;
+            NodeRow::touch_assignments(self.connection, node_id, self.index)?;
         }
         Ok(())
     }

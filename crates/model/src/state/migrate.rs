@@ -10,6 +10,9 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_consensus.sql"),
     include_str!("migrations/0003_requests.sql"),
     include_str!("migrations/0004_secrets.sql"),
+    include_str!("migrations/0005_subnets.sql"),
+    include_str!("migrations/0006_registries.sql"),
+    include_str!("migrations/0007_volumes.sql"),
 ];
 
 /// The version this program writes.

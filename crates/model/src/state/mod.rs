@@ -6,20 +6,29 @@ mod apply;
 mod command;
 mod commit_plan;
 mod migrate;
+mod names;
 mod query;
+mod registries;
 mod request;
 mod secrets;
+mod subnets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
+mod volumes;
 
 pub use apply::{Applied, apply};
 pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
+pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
     query_instances, query_snapshot, query_workload, query_workload_page, query_workloads,
 };
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
-pub use tables::{ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow, applied_index};
+pub use tables::{
+    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VolumeRow, WorkloadRow,
+    applied_index,
+};
+pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

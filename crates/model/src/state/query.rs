@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::tables::{EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow};
+use super::{
+    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VolumeRow, WorkloadRow},
+    volumes,
+};
 use crate::{
     ids::NodeId,
     instance::{Assignment, AssignmentSet, Desired, InstanceState},
@@ -143,7 +146,9 @@ pub fn query_assignments(connection: &Connection, node_id: NodeId) -> rusqlite::
     let mut secrets = BTreeMap::new();
     for instance in InstanceRow::of_node(connection, node_id)? {
         let Some(workload) = WorkloadRow::name_of(connection, instance.workload_id)? else { continue };
-        for SecretMount { name, .. } in &instance.container.secrets {
+        let volumes = volumes::orders(connection, &instance.container)?;
+        let of_mounts = volumes.values().filter_map(|volume| volume.options.secret.as_ref());
+        for name in instance.container.secrets.iter().map(|SecretMount { name, .. }| name).chain(of_mounts) {
             if instance.desired != Desired::Removed
                 && !secrets.contains_key(name)
                 && let Some(sealed) = SecretRow::sealed(connection, name)?
@@ -159,6 +164,7 @@ pub fn query_assignments(connection: &Connection, node_id: NodeId) -> rusqlite::
             desired: instance.desired,
             epoch: instance.epoch,
             container: instance.container,
+            volumes,
         });
     }
     Ok(Some(AssignmentSet { node_id, generation: node.assignments_generation, assignments, secrets }))
@@ -170,6 +176,7 @@ pub fn query_snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
         nodes: NodeRow::all(connection)?,
         workloads: WorkloadRow::all(connection)?,
         instances: InstanceRow::all(connection)?,
+        volumes: VolumeRow::all(connection)?,
     })
 }
 

@@ -6,11 +6,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
-    tables::{RequestRow, SecretRow, WorkloadRow},
+    tables::{RegistryRow, RequestRow, SecretRow, VolumeRow, WorkloadRow},
 };
 use crate::{
     ids::{RequestId, WorkloadId},
     name::Name,
+    node::Subnet,
+    registry::RegistryName,
 };
 
 /// A command as it stands in the log.
@@ -46,6 +48,7 @@ pub(crate) enum Answered {
     Done,
     Workload(WorkloadId),
     Secret(Name),
+    Registry(RegistryName),
     Generation {
         generation: u64,
     },
@@ -53,11 +56,15 @@ pub(crate) enum Answered {
         placed: usize,
         dropped: usize,
     },
+    Subnet {
+        subnet: Option<Subnet>,
+    },
     /// What a request with a fingerprint was answered.
     Keyed {
         fingerprint: String,
         answer: Box<Self>,
     },
+    Volume(Name),
 }
 
 impl Answered {
@@ -66,8 +73,11 @@ impl Answered {
             Reply::Done => Self::Done,
             Reply::Workload(row) => Self::Workload(row.id),
             Reply::Secret(row) => Self::Secret(row.name.clone()),
+            Reply::Registry(row) => Self::Registry(row.registry.clone()),
             Reply::Generation { generation } => Self::Generation { generation: *generation },
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
+            Reply::Subnet { subnet } => Self::Subnet { subnet: *subnet },
+            Reply::Volume(row) => Self::Volume(row.name.clone()),
         };
         match &request.fingerprint {
             Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
@@ -89,6 +99,7 @@ impl Answered {
             Self::Done => Ok(Reply::Done),
             Self::Generation { generation } => Ok(Reply::Generation { generation }),
             Self::Plan { placed, dropped } => Ok(Reply::Plan { placed, dropped }),
+            Self::Subnet { subnet } => Ok(Reply::Subnet { subnet }),
             Self::Workload(id) => match WorkloadRow::by_id(connection, id)? {
                 Some(row) => Ok(Reply::Workload(Box::new(row))),
                 // That it is gone is what was asked for.
@@ -105,6 +116,22 @@ impl Answered {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its secret has been removed since".into(),
                     hint: "`toft secret ls` shows the secrets there are".into(),
+                }),
+            },
+            Self::Registry(registry) => match RegistryRow::of(connection, &registry)? {
+                Some(row) => Ok(Reply::Registry(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its login has been removed since".into(),
+                    hint: "`toft registry ls` shows the logins there are".into(),
+                }),
+            },
+            Self::Volume(name) => match VolumeRow::named(connection, &name)? {
+                Some(row) => Ok(Reply::Volume(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its volume has been removed since".into(),
+                    hint: "`toft volume ls` shows the volumes there are".into(),
                 }),
             },
         })

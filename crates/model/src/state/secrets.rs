@@ -6,6 +6,7 @@ use super::{
     apply::Applied,
     command::{PutMode, Refusal, RefusalKind, Reply},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, WorkloadRow},
+    volumes,
 };
 use crate::{
     instance::{Desired, InstanceState},
@@ -101,6 +102,14 @@ pub(super) fn remove(connection: &Connection, name: &Name, at_ms: i64) -> rusqli
             kind: RefusalKind::InUse,
             message: format!("secret `{name}` is used by {}{more}", shown.join(", ")),
             hint: "remove these workloads first, or change them so that they do without it".into(),
+        }));
+    }
+    let mounts = volumes::users_of_secret(connection, name)?;
+    if let Some(volume) = mounts.first() {
+        return Ok(Err(Refusal {
+            kind: RefusalKind::InUse,
+            message: format!("secret `{name}` is the password of volume `{volume}`"),
+            hint: "remove that volume first, or change the secret's value".into(),
         }));
     }
     SecretRow::delete(connection, name)?;

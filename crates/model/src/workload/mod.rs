@@ -1,10 +1,16 @@
 //! What a user asks to run.
 
+mod health;
+mod mount;
+mod network;
 mod port;
 mod process;
 mod restart;
 mod spec;
 
+pub use health::{Health, HealthCheck, HealthTest};
+pub use mount::{AnyMount, BindMount, Mount, VolumeMount};
+pub use network::NetworkName;
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;
 pub use process::{

@@ -1,10 +1,10 @@
 //! The specification of a workload: everything the user writes, nothing that the cluster decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{PortSpec, ProcessSpec, RestartPolicy, is_default};
+use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
 use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -119,6 +119,9 @@ pub struct WorkloadSpec {
     /// Secrets the containers see as files in `/run/secrets`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretMount>,
+    /// Volumes, and files and folders of the node, that the containers see.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
     /// Copies to run, 0 to 1000.
     #[serde(default = "one")]
     pub replicas: u32,
@@ -133,6 +136,15 @@ pub struct WorkloadSpec {
     /// Which network the containers see.
     #[serde(default)]
     pub network: NetworkMode,
+    /// The workloads it belongs to: they have a network of their own, and short names in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "shop")]
+    pub deployment: Option<Name>,
+    /// Further networks its instances are in, at most 16; those that share one reach each other. Without any, and without
+    /// a deployment, they are in the network `default`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub networks: BTreeSet<Name>,
     /// Only this node may run it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -146,6 +158,9 @@ pub struct WorkloadSpec {
     /// How the process runs: as whom, with which rights.
     #[serde(default, skip_serializing_if = "is_default")]
     pub process: ProcessSpec,
+    /// How it is found out whether a container that runs also works.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
 }
 
 fn one() -> u32 {
@@ -179,14 +194,18 @@ impl WorkloadSpec {
             env: BTreeMap::new(),
             ports: Vec::new(),
             secrets: Vec::new(),
+            mounts: Vec::new(),
             replicas: 1,
             restart: None,
             resources: Resources::default(),
             network: NetworkMode::Bridge,
+            deployment: None,
+            networks: BTreeSet::new(),
             node: None,
             labels: BTreeMap::new(),
             stop_grace_ms: ten_seconds(),
             process: ProcessSpec::default(),
+            health: None,
         }
     }
 
@@ -214,8 +233,11 @@ impl WorkloadSpec {
         }
         self.resources.validate().map_err(|e| e.at("resources"))?;
         self.process.validate(self.network).map_err(|e| e.at("process"))?;
+        self.health.as_ref().map_or(Ok(()), HealthCheck::validate).map_err(|e| e.at("health"))?;
         self.validate_texts()?;
         SecretMount::validate_all(&self.secrets)?;
+        self.validate_networks().map_err(|e| e.at("networks"))?;
+        Mount::validate_all(&self.mounts, &self.process.tmpfs, &self.secrets)?;
         self.validate_ports()
     }
 
@@ -256,6 +278,16 @@ impl WorkloadSpec {
             .at("env"));
         }
         Ok(())
+    }
+
+    fn validate_networks(&self) -> Result<(), Invalid> {
+        if !self.networks.is_empty() && self.network != NetworkMode::Bridge {
+            return Err(Invalid::value(
+                "only containers with an address of their own can be in networks",
+                "remove the networks, or set `network` to `bridge`",
+            ));
+        }
+        NetworkName::validate(&self.networks)
     }
 
     fn validate_ports(&self) -> Result<(), Invalid> {
@@ -313,6 +345,11 @@ fn no_nul(text: &str) -> Result<(), Invalid> {
 mod tests {
     use super::*;
 
+    fn volume(target: &str) -> super::super::VolumeMount {
+        let (name, target) = ("data".parse().unwrap(), target.to_owned());
+        super::super::VolumeMount { name, target, read_only: false, subpath: None, no_copy: false }
+    }
+
     fn spec() -> WorkloadSpec {
         WorkloadSpec::new("web".parse().unwrap(), "toft/demo".parse().unwrap())
     }
@@ -346,6 +383,7 @@ mod tests {
         });
         check("resources.memory_reserved_bytes", &|s| s.resources.memory_reserved_bytes = Some(1));
         check("resources.pids_limit", &|s| s.resources.pids_limit = Some(u32::MAX));
+        check("mounts[0].target", &|s| s.mounts = vec![Mount::Volume(volume("/proc/x"))]);
         check("process.hostname", &|s| s.process.hostname = Some(String::new()));
         check("command[1]", &|s| s.command = vec!["a".into(), "b\0".into()]);
         check("entrypoint[0]", &|s| s.entrypoint = Some(vec![String::new()]));
@@ -356,6 +394,12 @@ mod tests {
         check("ports", &|s| {
             s.ports = vec!["80:1".parse().unwrap()];
             s.network = NetworkMode::Host;
+        });
+        check("networks", &|s| s.networks = BTreeSet::from(["host".parse().unwrap()]));
+        check("networks", &|s| s.networks = (0..17).map(|i| format!("n{i}").parse().unwrap()).collect());
+        check("networks", &|s| {
+            s.networks = BTreeSet::from(["lan".parse().unwrap()]);
+            s.network = NetworkMode::None;
         });
         assert!(spec().validate().is_ok());
     }

@@ -1,7 +1,10 @@
 //! Containers: a record that names image, specification and snapshot, and the writable snapshot itself. The snapshot
 //! is made first, under the session's lease, so that a record always has one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::OwnedFd,
+};
 
 use containerd_client::services::v1::{
     Container as Record, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, GetRequest,
@@ -20,6 +23,7 @@ use super::{
     images, isolation, signals,
     spec::{self, Parts, devices},
     unpack::Snapshots,
+    users,
 };
 use crate::agent::runtime::{Container, ContainerSpec, RuntimeError, TaskState};
 
@@ -153,6 +157,11 @@ pub(super) async fn stop_signal(shared: &Shared, id: InstanceId) -> Result<i32, 
     Ok(noted.unwrap_or(signals::TERM))
 }
 
+/// The specification it was created with, as JSON; `None` when there is no such container.
+pub(super) async fn spec(shared: &Shared, id: InstanceId) -> Result<Option<Vec<u8>>, RuntimeError> {
+    Ok(get(shared, &id.to_string()).await?.and_then(|record| record.spec).map(|spec| spec.value))
+}
+
 /// Mounts of the container's root filesystem; `None` when there is no such container.
 pub(super) async fn mounts(shared: &Shared, id: InstanceId) -> Result<Option<Mounts>, RuntimeError> {
     if let Some(known) = shared.mounts().get(&id) {
@@ -169,6 +178,18 @@ pub(super) async fn mounts(shared: &Shared, id: InstanceId) -> Result<Option<Mou
         Err(refusal) if refusal.not_found() => Ok(None),
         Err(refusal) => Err(refusal.into()),
     }
+}
+
+/// Opens the root filesystem, to be read only.
+pub(super) async fn open_root(shared: &Shared, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
+    const OPENING: &str = "opening the container's files";
+    let mounts = mounts(shared, id).await?.ok_or(RuntimeError::NotFound { id })?;
+    let opened = tokio::task::spawn_blocking(move || match mounts.first() {
+        Some(mount) => users::open_root(mount),
+        None => Err(std::io::ErrorKind::NotFound.into()),
+    });
+    let opened = opened.await.map_err(|error| failed(OPENING, error.to_string()))?;
+    opened.map_err(|error| failed(OPENING, error.to_string()))
 }
 
 /// Removes record and snapshot.
@@ -207,7 +228,7 @@ async fn exists(shared: &Shared, id: &str) -> Result<bool, RuntimeError> {
     Ok(get(shared, id).await?.is_some())
 }
 
-async fn get(shared: &Shared, id: &str) -> Result<Option<Record>, RuntimeError> {
+pub(super) async fn get(shared: &Shared, id: &str) -> Result<Option<Record>, RuntimeError> {
     let client = &shared.client;
     let request = client.request(GetContainerRequest { id: id.to_owned() });
     match call("looking up a container", QUICK, client.containers().get(request)).await {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use containerd_client::services::v1::{
-    AbortRequest, Info, InfoRequest, ListStatusesRequest, ReadContentRequest, UpdateRequest, WriteAction,
-    WriteContentRequest, WriteContentResponse,
+    AbortRequest, Info, InfoRequest, ListStatusesRequest, ReadContentRequest, ReadContentResponse, UpdateRequest,
+    WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,6 +20,7 @@ use super::{
 use crate::agent::runtime::RuntimeError;
 
 const WRITING: &str = "writing to the content store";
+const READING: &str = "reading from the content store";
 /// Pieces sent and not yet answered for.
 const AHEAD: usize = 4;
 
@@ -214,7 +215,6 @@ pub(super) enum Unread {
 
 /// Reads a blob of at most `most` bytes.
 pub(super) async fn read_whole(client: &Client, digest: &str, most: u64) -> Result<Vec<u8>, Unread> {
-    const READING: &str = "reading from the content store";
     let refused = |refusal: Refusal| if refusal.not_found() { Unread::Missing } else { Unread::Failed(refusal.into()) };
     let limit = i64::try_from(most).unwrap_or(i64::MAX - 1) + 1;
     let request = client.request(ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 });
@@ -231,6 +231,25 @@ pub(super) async fn read_whole(client: &Client, digest: &str, most: u64) -> Resu
         bytes.extend_from_slice(&piece.data);
         if bytes.len() as i64 >= limit {
             return Err(Unread::TooLarge);
+        }
+    }
+}
+
+/// A blob in the store, read piece by piece.
+pub(super) struct Blob(Streaming<ReadContentResponse>);
+
+impl Blob {
+    pub(super) async fn open(client: &Client, digest: &str) -> Result<Self, RuntimeError> {
+        let request = client.request(ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 });
+        Ok(Self(call(READING, QUICK, client.content().read(request)).await?))
+    }
+
+    /// `None` at its end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, RuntimeError> {
+        match tokio::time::timeout(SLOW, self.0.message()).await {
+            Ok(Ok(piece)) => Ok(piece.map(|piece| piece.data.into())),
+            Ok(Err(status)) => Err(Refusal::new(READING, &status).into()),
+            Err(_) => Err(Refusal::timed_out(READING, SLOW).into()),
         }
     }
 }

@@ -40,6 +40,11 @@ impl Refusal {
         !self.unreached && self.code == Code::AlreadyExists
     }
 
+    /// Whether containerd did not answer at all.
+    pub(super) fn unreached(&self) -> bool {
+        self.unreached
+    }
+
     /// containerd's words.
     pub(super) fn text(&self) -> &str {
         &self.text

@@ -42,6 +42,12 @@ pub(crate) fn names() -> Vec<String> {
     find(&search_path()).into_keys().collect()
 }
 
+/// The same with the program that does the work, where it is called as the runtime is.
+pub(crate) fn programs() -> Vec<(String, Option<PathBuf>)> {
+    let places = search_path();
+    find(&places).into_keys().map(|name| (name.clone(), find_program(&name, &places))).collect()
+}
+
 /// What containerd shall run a container with. `Err` says in words for people why it cannot.
 pub(super) fn choose(wanted: Option<&Isolation>) -> Result<RuntimeName, String> {
     let plain = |name: &str| RuntimeName { name: name.to_owned(), options: None };

@@ -8,6 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,7 +20,8 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, Runtime, RuntimeError, RuntimeEvent,
+    ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, RanInside, Runtime, RuntimeError,
+    RuntimeEvent,
 };
 use crate::agent::image::{PullError, PullReporter, Repository};
 
@@ -29,24 +31,29 @@ mod containers;
 mod content;
 mod errors;
 mod events;
+mod exec;
 mod images;
 mod import;
+mod inside;
 pub(crate) mod isolation;
+mod layer;
 mod media;
 mod oom;
 mod pull;
 mod resolve;
+mod root;
 mod shims;
 mod signals;
 mod spec;
 mod tasks;
 mod unpack;
+mod usage;
 mod users;
 
 use self::{client::Mounts, connection::Session};
 
 /// Whether containerd answers on `socket` within `limit`.
-pub(super) async fn answers(socket: &Path, limit: Duration) -> bool {
+pub(crate) async fn answers(socket: &Path, limit: Duration) -> bool {
     let Ok(client) = client::Client::new(socket, "toft") else { return false };
     client::call("asking containerd for its version", limit, client.version().version(client.request(()))).await.is_ok()
 }
@@ -63,12 +70,19 @@ pub struct ContainerdConfig {
     pub namespace: String,
     /// Control group under which every container has its own, without slashes at the ends.
     pub cgroup_parent: String,
+    /// Directory for the pipes of processes run inside containers; nobody else may use it.
+    pub execs: PathBuf,
 }
 
 impl ContainerdConfig {
     /// The usual names, at `address`.
     pub fn at(address: impl Into<PathBuf>) -> Self {
-        Self { address: address.into(), namespace: "toft".to_owned(), cgroup_parent: "toft".to_owned() }
+        Self {
+            address: address.into(),
+            namespace: "toft".to_owned(),
+            cgroup_parent: "toft".to_owned(),
+            execs: "/run/toft/execs".into(),
+        }
     }
 }
 
@@ -87,6 +101,7 @@ struct Shared {
     mounts: Mutex<HashMap<InstanceId, Mounts>>,
     /// Containers that ran out of memory since their process was prepared.
     starved: Mutex<HashSet<InstanceId>>,
+    uses: root::Uses,
 }
 
 impl Shared {
@@ -129,8 +144,14 @@ impl ContainerdRuntime {
             identities: Default::default(),
             mounts: Default::default(),
             starved: Default::default(),
+            uses: Default::default(),
         });
-        let watching = connection::run(shared.clone(), stop);
+        let left = exec::left_behind(&shared.config.execs);
+        let (connected, tidied) =
+            (connection::run(shared.clone(), stop.clone()), exec::tidy(shared.clone(), left, stop));
+        let watching = async move {
+            tokio::join!(connected, tidied);
+        };
         Ok((Arc::new(Self { shared }), watching))
     }
 }
@@ -151,6 +172,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         containers::create(&self.shared, spec).await
+    }
+
+    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
+        containers::open_root(&self.shared, id).await
     }
 
     async fn create_task(&self, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {
@@ -175,6 +200,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn delete_container(&self, id: InstanceId) -> Result<(), RuntimeError> {
         containers::delete(&self.shared, id).await
+    }
+
+    async fn run_inside(&self, id: InstanceId, command: &[String], limit: Duration) -> Result<RanInside, RuntimeError> {
+        inside::run(&self.shared, id, command, limit).await
     }
 
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError> {

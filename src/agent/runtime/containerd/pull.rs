@@ -1,5 +1,5 @@
 //! Pulls an image: its documents and layers go into the content store as they arrive, several layers at once, and each
-//! layer is unpacked as soon as it and those below it are there. The image gets its name last. All of it happens under
+//! layer is unpacked while it arrives. The image gets its name last. All of it happens under
 //! a lease; after trouble that may pass the lease is kept, so that the next try goes on where this one broke off.
 
 use std::{
@@ -11,7 +11,7 @@ use bytes::BytesMut;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::de::DeserializeOwned;
 use toft_model::{image::ImageRef, pull::LayerState};
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use super::{
     Shared,
@@ -21,7 +21,7 @@ use super::{
     images, import,
     media::{self, Descriptor, ImageConfig, Index, Manifest},
     resolve::{self, ResolvedImage, Unusable},
-    unpack::Snapshots,
+    unpack::{self, Begun, Prepared, Snapshots, Unpacker, Unpacking},
 };
 use crate::agent::{
     image::{Document, MAX_DOCUMENT_BYTES, PullError, PullErrorKind, PullReporter, Repository, Trouble},
@@ -29,7 +29,7 @@ use crate::agent::{
 };
 
 /// Layers downloaded at once.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = unpack::AT_ONCE;
 /// Most documents read to find this machine's manifest.
 const MOST_DOCUMENTS: usize = 64;
 /// Most layers of an image; overlayfs takes no more.
@@ -90,8 +90,10 @@ pub(super) async fn run(shared: &Shared, repository: &Repository, reporter: &Pul
             connection::create_lease(&shared.client, "pull", Some(lifetime)).await.map_err(of_image)?
         }
     };
-    let pull = Pull { shared, session, lease, repository, reporter };
-    let result = pull.all().await;
+    let pull = Pull { shared, session: &session, lease: &lease, repository, reporter };
+    let unpacker = Unpacker::new(pull.snapshots());
+    let result = pull.all(&unpacker).await;
+    unpacker.clean_up().await;
     if let Err(error) = pull.release(&result).await {
         // The lease expires by itself, and all goes with it.
         tracing::warn!(image = %image, error = %error, "what a pull had used could not be released");
@@ -101,8 +103,8 @@ pub(super) async fn run(shared: &Shared, repository: &Repository, reporter: &Pul
 
 struct Pull<'a> {
     shared: &'a Shared,
-    session: Arc<Session>,
-    lease: Lease,
+    session: &'a Session,
+    lease: &'a Lease,
     repository: &'a Repository,
     reporter: &'a PullReporter,
 }
@@ -111,7 +113,7 @@ impl Pull<'_> {
     async fn release<T>(&self, result: &Result<T, Trouble>) -> Result<(), RuntimeError> {
         let client = &self.shared.client;
         match result {
-            Ok(_) => connection::delete_lease(client, &self.lease, Collect::Later).await,
+            Ok(_) => connection::delete_lease(client, self.lease, Collect::Later).await,
             Err(trouble) if trouble.passes() => {
                 match self.shared.pulls.keep_broken(self.repository.image(), self.lease.clone()) {
                     Some(oldest) => connection::delete_lease(client, &oldest, Collect::Later).await,
@@ -120,33 +122,42 @@ impl Pull<'_> {
             }
             Err(trouble) => {
                 let full = trouble.kind == PullErrorKind::DiskFull;
-                import::undo(self.shared, &self.session, &self.lease, full).await
+                import::undo(self.shared, self.session, self.lease, full).await
             }
         }
     }
 
-    async fn all(&self) -> Result<Image, Trouble> {
+    fn snapshots(&self) -> Snapshots<'_> {
+        Snapshots { client: &self.shared.client, snapshotter: &self.session.snapshotter, lease: self.lease }
+    }
+
+    async fn all(&self, unpacker: &Unpacker<'_>) -> Result<Image, Trouble> {
         let target = self.store_documents().await?;
         let image = resolve::resolve(&self.shared.client, &target).await.map_err(unusable)?;
         let layers = image.layers.iter().map(|layer| (layer.digest.clone(), layer.size));
         self.reporter.layers(layers);
-        let arrived: Vec<_> = image.layers.iter().map(|_| watch::channel(false)).collect();
-        let (told, known): (Vec<_>, Vec<_>) = arrived.into_iter().unzip();
-        let download = async |number: usize, told: watch::Sender<bool>| {
-            self.download(number, &image.layers[number]).await?;
-            told.send_replace(true);
+        let unpacked = self.snapshots().holds_all(&image).await?;
+        let (told, known): (Vec<_>, Vec<_>) = image.layers.iter().map(|_| oneshot::channel()).unzip();
+        let download = async |number: usize, told: oneshot::Sender<Prepared>| {
+            let begun = match unpacked {
+                true => Begun::Waits(Prepared::Unpacked),
+                false => unpacker.begin(&image, number).await?,
+            };
+            let prepared = self.download(&image, number, unpacker, begun).await?;
+            // The other half of the pull has ended with trouble of its own.
+            drop(told.send(prepared));
             Ok(())
         };
         let downloads: Vec<_> = told.into_iter().enumerate().map(|(number, told)| download(number, told)).collect();
         let downloads = stream::iter(downloads).buffer_unordered(AT_ONCE).try_collect::<()>();
-        tokio::try_join!(downloads, self.unpack(&image, known))?;
+        tokio::try_join!(downloads, self.settle(&image, unpacker, known))?;
         let client = &self.shared.client;
         let children = std::iter::once(&image.config_descriptor).chain(&image.layers);
-        content::label_children(client, &self.lease, &image.manifest.digest, children).await?;
+        content::label_children(client, self.lease, &image.manifest.digest, children).await?;
         let name = self.repository.image();
         let before = images::record(self.shared, name.as_str()).await?;
         let record = images::named(name, &target);
-        let record = images::write_record(self.shared, &self.lease, record, before.is_some()).await?;
+        let record = images::write_record(self.shared, self.lease, record, before.is_some()).await?;
         Ok(images::describe(self.shared, record).await?)
     }
 
@@ -179,7 +190,7 @@ impl Pull<'_> {
                 if let Some(bad) = usable.iter().find(|manifest| !media::digest_ok(&manifest.digest)) {
                     return Err(no_digest(&bad.digest));
                 }
-                content::label_children(&self.shared.client, &self.lease, &document.digest, usable.iter()).await?;
+                content::label_children(&self.shared.client, self.lease, &document.digest, usable.iter()).await?;
                 queue.extend(usable.into_iter().map(|manifest| (manifest, None)));
                 continue;
             }
@@ -194,7 +205,7 @@ impl Pull<'_> {
             }
             content::label_children(
                 &self.shared.client,
-                &self.lease,
+                self.lease,
                 &document.digest,
                 std::iter::once(&manifest.config),
             )
@@ -207,16 +218,49 @@ impl Pull<'_> {
     async fn store(&self, digest: &str, bytes: Vec<u8>) -> Result<(), Trouble> {
         let turn = self.shared.pulls.turn(digest);
         let _turn = turn.lock().await;
-        Ok(content::write_whole(&self.shared.client, &self.lease, digest, bytes).await?)
+        Ok(content::write_whole(&self.shared.client, self.lease, digest, bytes).await?)
     }
 
-    async fn download(&self, number: usize, layer: &Descriptor) -> Result<(), Trouble> {
+    /// Fetches a layer, if it is not here, and unpacks it meanwhile.
+    async fn download(
+        &self,
+        image: &ResolvedImage,
+        number: usize,
+        unpacker: &Unpacker<'_>,
+        begun: Begun,
+    ) -> Result<Prepared, Trouble> {
+        let layer = &image.layers[number];
+        let fetched = match &begun {
+            Begun::Unpacking(unpacking) => self.fetch(number, layer, Some(unpacking)).await?,
+            Begun::Waits(_) => self.fetch(number, layer, None).await?,
+        };
+        let prepared = match begun {
+            Begun::Waits(prepared) => prepared,
+            Begun::Unpacking(unpacking) => {
+                self.reporter.layer(number, LayerState::Unpacking, layer.size);
+                let prepared = match fetched {
+                    Fetched::AndGiven => unpacking.end(layer, &image.config.rootfs.diff_ids[number]).await,
+                    Fetched::Before => unpacker.give_from_store(image, number, unpacking).await,
+                };
+                prepared.map_err(unusable)?
+            }
+        };
+        Ok(prepared)
+    }
+
+    /// Fetches a layer, and gives it to whoever unpacks it if all of it comes now.
+    async fn fetch(
+        &self,
+        number: usize,
+        layer: &Descriptor,
+        unpacking: Option<&Unpacking>,
+    ) -> Result<Fetched, Trouble> {
         let (client, digest) = (&self.shared.client, layer.digest.as_str());
         let told = |state, done| self.reporter.layer(number, state, done);
         let turn = self.shared.pulls.turn(digest);
         let _turn = turn.lock().await;
         let reference = format!("{}-{digest}", self.lease.id);
-        let mut writer = match BlobWriter::open(client, &self.lease, reference, layer.size, Some(digest)).await? {
+        let mut writer = match BlobWriter::open(client, self.lease, reference, layer.size, Some(digest)).await? {
             Opened::Writer(writer) => writer,
             Opened::Present => {
                 if content::size(client, digest).await? != Some(layer.size) {
@@ -224,10 +268,11 @@ impl Pull<'_> {
                     return Err(Trouble::new(PullErrorKind::BadContent, reason));
                 }
                 told(LayerState::Downloaded, layer.size);
-                return Ok(());
+                return Ok(Fetched::Before);
             }
         };
         let mut done = writer.offset();
+        let unpacking = unpacking.filter(|_| done == 0);
         let mut blob = self.repository.blob(digest, layer.size, done);
         let mut gathered = BytesMut::with_capacity(PIECE_BYTES);
         told(LayerState::Downloading, done);
@@ -249,7 +294,13 @@ impl Pull<'_> {
                 gathered.extend_from_slice(&piece);
             }
             if gathered.len() >= PIECE_BYTES || (ended && !gathered.is_empty()) {
-                writer.write(gathered.split().freeze()).await?;
+                let piece = gathered.split().freeze();
+                writer.write(piece.clone()).await?;
+                if let Some(unpacking) = unpacking {
+                    // Who takes no more says why when asked for the result; a layer that is not what its digest says
+                    // may be the reason, and that is found out first.
+                    unpacking.give(piece).await;
+                }
                 told(LayerState::Downloading, done);
             }
             if ended {
@@ -264,28 +315,36 @@ impl Pull<'_> {
             Err(error) => return Err(error.into()),
         }
         told(LayerState::Downloaded, layer.size);
-        Ok(())
+        Ok(if unpacking.is_some() { Fetched::AndGiven } else { Fetched::Before })
     }
 
-    /// Unpacks the layers from the lowest up, each when it is there.
-    async fn unpack(&self, image: &ResolvedImage, arrived: Vec<watch::Receiver<bool>>) -> Result<(), Trouble> {
-        let client = &self.shared.client;
-        let snapshots = Snapshots { client, snapshotter: &self.session.snapshotter, lease: &self.lease };
-        let unpacked = snapshots.holds_all(image).await?;
-        for (number, mut arrived) in arrived.into_iter().enumerate() {
+    /// Puts the layers on top of each other from the lowest up, each when it is there.
+    async fn settle(
+        &self,
+        image: &ResolvedImage,
+        unpacker: &Unpacker<'_>,
+        layers: Vec<oneshot::Receiver<Prepared>>,
+    ) -> Result<(), Trouble> {
+        for (number, layer) in layers.into_iter().enumerate() {
             // The other half of the pull ends this one when it fails.
-            if arrived.wait_for(|arrived| *arrived).await.is_err() {
-                return std::future::pending().await;
-            }
+            let Ok(layer) = layer.await else { return std::future::pending().await };
             let size = image.layers[number].size;
-            if !unpacked {
+            if matches!(layer, Prepared::Packed) {
                 self.reporter.layer(number, LayerState::Unpacking, size);
-                snapshots.unpack_one(image, number).await.map_err(unusable)?;
             }
+            unpacker.settle(image, number, layer).await.map_err(unusable)?;
             self.reporter.layer(number, LayerState::Done, size);
         }
-        Ok(snapshots.note_top(image).await?)
+        Ok(self.snapshots().note_top(image).await?)
     }
+}
+
+/// How a layer came into the store.
+enum Fetched {
+    /// All of it now, and whoever unpacks it has it too.
+    AndGiven,
+    /// Some of it was there before.
+    Before,
 }
 
 fn described(document: &Document) -> Descriptor {

@@ -29,6 +29,20 @@ pub(super) fn end_idle(namespace: &str, id: InstanceId, which: Which) -> usize {
     idle.filter(|shim| kill(Pid::from_raw(shim.pid), Signal::SIGKILL).is_ok()).count()
 }
 
+/// The processes that descend from one.
+pub(super) fn descendants(of: i32) -> Vec<i32> {
+    let processes = processes();
+    let mut found = vec![of];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        let children = processes.iter().filter(|process| process.parent == parent).map(|process| process.pid);
+        let new: Vec<i32> = children.filter(|pid| !found.contains(pid)).collect();
+        found.extend(new);
+        next += 1;
+    }
+    found.split_off(1)
+}
+
 struct Process {
     pid: i32,
     parent: i32,
@@ -63,7 +77,7 @@ fn is_given_up(pid: i32) -> bool {
 }
 
 /// Whether a process lives in another pid namespace than we do; one that cannot be told is taken for such.
-fn is_contained(pid: i32) -> bool {
+pub(super) fn is_contained(pid: i32) -> bool {
     let own = fs::read_link("/proc/self/ns/pid").ok();
     match fs::read_link(format!("/proc/{pid}/ns/pid")) {
         Ok(other) => Some(other) != own,

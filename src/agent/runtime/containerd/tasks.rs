@@ -13,7 +13,7 @@ use super::{
     client::{QUICK, SLOW, call},
     containers,
     events::exit_of,
-    oom,
+    oom, root,
     shims::{self, Which},
     signals,
 };
@@ -24,6 +24,7 @@ const REMOVING: &str = "removing the process";
 
 /// Prepares the process and gives its pid.
 pub(super) async fn create(shared: &Shared, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {
+    let _starting = root::Starting::begin(shared, id)?;
     let client = &shared.client;
     let rootfs = containers::mounts(shared, id).await?.ok_or(RuntimeError::NotFound { id })?;
     let output = logger_uri(logger)?;
@@ -126,7 +127,7 @@ async fn end_hung_shim(shared: &Shared, id: InstanceId, which: Which) {
     }
 }
 
-async fn get(shared: &Shared, id: InstanceId) -> Result<Option<Process>, RuntimeError> {
+pub(super) async fn get(shared: &Shared, id: InstanceId) -> Result<Option<Process>, RuntimeError> {
     let client = &shared.client;
     let request = client.request(GetRequest { container_id: id.to_string(), exec_id: String::new() });
     match call("looking at the process", QUICK, client.tasks().get(request)).await {

@@ -1,10 +1,17 @@
 //! Layers into snapshots: each layer is applied on top of the one before and committed under its chain id, so that
 //! images share what they have in common.
+//!
+//! overlayfs keeps the files of each layer in a directory of its own, so layers are unpacked at the same time and while
+//! they arrive, each in a snapshot with nothing below it; when those below are there its files are moved to where they
+//! belong. With another snapshotter containerd unpacks them, one after the other.
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
+
+use bytes::Bytes;
 
 use containerd_client::{
     services::v1::{
@@ -15,19 +22,26 @@ use containerd_client::{
     },
     types::Mount,
 };
+use futures_util::{StreamExt, stream};
+use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
 use super::{
     client::{Client, Lease, QUICK, SLOW, UNPACK, call},
     connection::{self, Collect},
     content,
-    errors::Refusal,
+    errors::{Refusal, disk_full},
+    layer::{self, Extracted, Fault, Feed, Place},
     media::Descriptor,
     resolve::{ResolvedImage, Unusable},
 };
 use crate::agent::runtime::RuntimeError;
 
 const UNPACKING: &str = "unpacking a layer";
+/// The snapshotter whose snapshots are plain directories, one above the other.
+const OVERLAY: &str = "overlayfs";
+/// Layers unpacked at once.
+pub(super) const AT_ONCE: usize = 4;
 
 /// Where snapshots are made.
 #[derive(Debug, Clone, Copy)]
@@ -42,9 +56,10 @@ impl Snapshots<'_> {
     /// found belongs to the lease.
     pub(super) async fn unpack(&self, image: &ResolvedImage) -> Result<(), Unusable> {
         if !self.holds_all(image).await? {
-            for number in 0..image.layers.len() {
-                self.unpack_one(image, number).await?;
-            }
+            let unpacker = Unpacker::new(*self);
+            let unpacked = unpacker.all_from_store(image).await;
+            unpacker.clean_up().await;
+            unpacked?;
         }
         Ok(self.note_top(image).await?)
     }
@@ -55,16 +70,6 @@ impl Snapshots<'_> {
             Some(top) => self.hold(top).await,
             None => Ok(true),
         }
-    }
-
-    /// Unpacks one layer if it is not yet; those below it must be.
-    pub(super) async fn unpack_one(&self, image: &ResolvedImage, number: usize) -> Result<(), Unusable> {
-        let (layer, chain) = (&image.layers[number], &image.chain[number]);
-        let parent = number.checked_sub(1).map_or("", |below| &image.chain[below]);
-        if !self.hold(chain).await? {
-            self.unpack_layer(layer, parent, chain, &image.config.rootfs.diff_ids[number]).await?;
-        }
-        Ok(())
     }
 
     /// Notes in the config which snapshot holds all layers.
@@ -86,8 +91,9 @@ impl Snapshots<'_> {
         found(call("looking at a snapshot", QUICK, { stat }.stat(self.client.request(message))).await)
     }
 
-    async fn unpack_layer(&self, layer: &Descriptor, parent: &str, chain: &str, diff_id: &str) -> Result<(), Unusable> {
-        let key = format!("toft-unpack-{} {chain}", Uuid::new_v4());
+    /// Has containerd unpack a layer.
+    async fn apply(&self, layer: &Descriptor, parent: &str, chain: &str, diff_id: &str) -> Result<(), Unusable> {
+        let key = new_key(chain);
         let mounts = self.prepare(&key, parent, UNPACKING).await.map_err(RuntimeError::from)?;
         let files = writable(&mounts);
         let done = self.apply_and_commit(layer, mounts, &key, chain, diff_id).await;
@@ -116,20 +122,23 @@ impl Snapshots<'_> {
             .await
             .map_err(|refusal| layer_trouble(layer, refusal))?;
         let got = applied.applied.map(|descriptor| descriptor.digest).unwrap_or_default();
-        if got != diff_id {
-            let reason = format!("layer `{}` holds something else than its config says", layer.digest);
-            return Err(Unusable::Image(reason));
-        }
+        check_diff_id(layer, &got, diff_id)?;
+        Ok(self.commit(key, chain).await?)
+    }
+
+    /// Makes a snapshot's files those of the layers that `chain` stands for.
+    async fn commit(&self, key: &str, chain: &str) -> Result<(), RuntimeError> {
         let message = CommitSnapshotRequest {
             snapshotter: self.snapshotter.to_owned(),
             name: chain.to_owned(),
             key: key.to_owned(),
             labels: Default::default(),
         };
-        match call(UNPACKING, SLOW, client.snapshots().commit(client.leased(message, self.lease))).await {
+        let request = self.client.leased(message, self.lease);
+        match call(UNPACKING, SLOW, self.client.snapshots().commit(request)).await {
             // Another import was faster.
-            Err(refusal) if refusal.exists() => Ok(self.remove(key).await?),
-            other => other.map_err(|refusal| RuntimeError::from(refusal).into()),
+            Err(refusal) if refusal.exists() => self.remove(key).await,
+            other => Ok(other?),
         }
     }
 
@@ -178,6 +187,221 @@ impl Snapshots<'_> {
         let message = RemoveSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key: key.to_owned() };
         let request = self.client.leased(message, self.lease);
         found(call("removing a snapshot", SLOW, self.client.snapshots().remove(request)).await).map(drop)
+    }
+}
+
+/// What is known of a layer before those below it are unpacked.
+pub(super) enum Prepared {
+    /// It is unpacked, with all below it.
+    Unpacked,
+    /// containerd has to unpack it.
+    Packed,
+    /// Its files are there, with nothing below them.
+    Alone(Alone),
+}
+
+/// A layer's files in the snapshot `key`, below `root`.
+pub(super) struct Alone {
+    key: String,
+    root: PathBuf,
+    extracted: Extracted,
+}
+
+/// How a layer begins to be unpacked.
+pub(super) enum Begun {
+    /// Nothing is to be done before its turn.
+    Waits(Prepared),
+    /// Its bytes are wanted.
+    Unpacking(Unpacking),
+}
+
+/// A layer that is becoming files.
+pub(super) struct Unpacking {
+    feed: Feed,
+    key: String,
+    root: PathBuf,
+    outcome: oneshot::Receiver<Result<Extracted, Fault>>,
+}
+
+impl Unpacking {
+    /// Hands on the next piece; `false` when no more are wanted, which [`end`](Self::end) explains.
+    pub(super) async fn give(&self, piece: Bytes) -> bool {
+        self.feed.give(piece).await
+    }
+
+    /// Waits until all that was given has become files.
+    pub(super) async fn end(self, layer: &Descriptor, diff_id: &str) -> Result<Prepared, Unusable> {
+        self.feed.end().await;
+        let extracted = self.outcome.await.unwrap_or(Err(Fault::CutOff)).map_err(|fault| trouble(layer, fault))?;
+        check_diff_id(layer, &extracted.diff_id, diff_id)?;
+        Ok(Prepared::Alone(Alone { key: self.key, root: self.root, extracted }))
+    }
+}
+
+/// Unpacks the layers of an image. After trouble [`clean_up`](Self::clean_up) removes what it left.
+pub(super) struct Unpacker<'a> {
+    snapshots: Snapshots<'a>,
+    /// Layers that lie alone, with the threads that may still write them.
+    alone: Mutex<Vec<(String, PathBuf, JoinHandle<()>)>>,
+}
+
+impl<'a> Unpacker<'a> {
+    pub(super) fn new(snapshots: Snapshots<'a>) -> Self {
+        Self { snapshots, alone: Mutex::default() }
+    }
+
+    /// Begins with a layer; those below it may come later.
+    pub(super) async fn begin(&self, image: &ResolvedImage, number: usize) -> Result<Begun, RuntimeError> {
+        let (snapshots, chain) = (self.snapshots, &image.chain[number]);
+        if snapshots.hold(chain).await? {
+            return Ok(Begun::Waits(Prepared::Unpacked));
+        }
+        if snapshots.snapshotter != OVERLAY {
+            return Ok(Begun::Waits(Prepared::Packed));
+        }
+        let key = new_key(chain);
+        let mounts = snapshots.prepare(&key, "", UNPACKING).await?;
+        // A containerd that keeps its files where they cannot be seen from here, or where their names say more.
+        let Some(root) = writable(&mounts).filter(|root| root.is_dir() && plain(root)) else {
+            snapshots.remove(&key).await?;
+            return Ok(Begun::Waits(Prepared::Packed));
+        };
+        let (feed, incoming) = layer::incoming();
+        let (told, outcome) = oneshot::channel();
+        let (below, place) = (root.clone(), if number == 0 { Place::Lowest } else { Place::Above });
+        let thread = tokio::task::spawn_blocking(move || {
+            // Who does not wait any more has its reason.
+            drop(told.send(layer::extract(incoming, &below, place)));
+        });
+        self.alone().push((key.clone(), root.clone(), thread));
+        Ok(Begun::Unpacking(Unpacking { feed, key, root, outcome }))
+    }
+
+    /// Puts a layer on top of those below it, which must be unpacked.
+    pub(super) async fn settle(&self, image: &ResolvedImage, number: usize, layer: Prepared) -> Result<(), Unusable> {
+        let (snapshots, chain) = (self.snapshots, &image.chain[number]);
+        let parent = number.checked_sub(1).map_or("", |below| &image.chain[below]);
+        let alone = match layer {
+            Prepared::Unpacked => return Ok(()),
+            Prepared::Packed => {
+                return snapshots
+                    .apply(&image.layers[number], parent, chain, &image.config.rootfs.diff_ids[number])
+                    .await;
+            }
+            Prepared::Alone(alone) => alone,
+        };
+        if number == 0 {
+            snapshots.commit(&alone.key, chain).await?;
+        } else {
+            let key = new_key(chain);
+            let mounts = snapshots.prepare(&key, parent, UNPACKING).await.map_err(RuntimeError::from)?;
+            let moved = put_on_top(&alone, &mounts).await;
+            let done = match moved.map_err(|fault| trouble(&image.layers[number], fault)) {
+                Ok(()) => snapshots.commit(&key, chain).await.map_err(Unusable::from),
+                Err(error) => Err(error),
+            };
+            if done.is_err() {
+                if let Some(files) = writable(&mounts) {
+                    empty(files).await;
+                }
+                snapshots.remove(&key).await?;
+            }
+            done?;
+            snapshots.remove(&alone.key).await?;
+        }
+        self.alone().retain(|(key, ..)| *key != alone.key);
+        Ok(())
+    }
+
+    async fn all_from_store(&self, image: &ResolvedImage) -> Result<(), Unusable> {
+        let layers = (0..image.layers.len()).map(|number| self.read_from_store(image, number));
+        let mut layers = stream::iter(layers.collect::<Vec<_>>()).buffered(AT_ONCE).enumerate();
+        while let Some((number, layer)) = layers.next().await {
+            self.settle(image, number, layer?).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_from_store(&self, image: &ResolvedImage, number: usize) -> Result<Prepared, Unusable> {
+        match self.begin(image, number).await? {
+            Begun::Waits(prepared) => Ok(prepared),
+            Begun::Unpacking(unpacking) => self.give_from_store(image, number, unpacking).await,
+        }
+    }
+
+    /// Unpacks a layer that lies in the content store.
+    pub(super) async fn give_from_store(
+        &self,
+        image: &ResolvedImage,
+        number: usize,
+        unpacking: Unpacking,
+    ) -> Result<Prepared, Unusable> {
+        let layer = &image.layers[number];
+        let mut blob = content::Blob::open(self.snapshots.client, &layer.digest).await?;
+        while let Some(piece) = blob.next().await? {
+            if !unpacking.give(piece).await {
+                break;
+            }
+        }
+        unpacking.end(layer, &image.config.rootfs.diff_ids[number]).await
+    }
+
+    /// Removes the layers that still lie alone. What cannot be removed goes with the lease.
+    pub(super) async fn clean_up(&self) {
+        let alone = std::mem::take(&mut *self.alone());
+        for (key, root, thread) in alone {
+            // Nobody gives it anything any more, so it comes to its end.
+            drop(thread.await);
+            // containerd takes note of a removal on what may be a full disk, so there must be room first.
+            empty(root).await;
+            if let Err(error) = self.snapshots.remove(&key).await {
+                tracing::debug!(snapshot = %key, error = %error, "half a layer was not removed at once");
+            }
+        }
+    }
+
+    fn alone(&self) -> std::sync::MutexGuard<'_, Vec<(String, PathBuf, JoinHandle<()>)>> {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name for a snapshot that is being made.
+fn new_key(chain: &str) -> String {
+    format!("toft-unpack-{} {chain}", Uuid::new_v4())
+}
+
+/// Whether overlayfs takes a path as it is written.
+fn plain(path: &Path) -> bool {
+    path.to_str().is_some_and(|path| !path.contains([':', ',', '\\']))
+}
+
+async fn put_on_top(alone: &Alone, mounts: &[Mount]) -> Result<(), Fault> {
+    let failed = |reason: &str| Fault::Disk(io::Error::other(reason.to_owned()));
+    let Some(to) = writable(mounts) else { return Err(failed("a snapshot has no directory of its own")) };
+    let lower = mounts.iter().flat_map(|mount| &mount.options).find_map(|option| option.strip_prefix("lowerdir="));
+    let lower: Vec<PathBuf> = lower.unwrap_or_default().split(':').map(PathBuf::from).collect();
+    let (extracted, from) = (alone.extracted.clone(), alone.root.clone());
+    let merged = tokio::task::spawn_blocking(move || layer::merge(&extracted, &from, &to, &lower)).await;
+    merged.unwrap_or_else(|_| Err(failed("moving a layer broke off")))
+}
+
+fn check_diff_id(layer: &Descriptor, got: &str, expected: &str) -> Result<(), Unusable> {
+    if got == expected {
+        return Ok(());
+    }
+    let reason = format!("layer `{}` holds something else than its config says", layer.digest);
+    Err(Unusable::Image(reason))
+}
+
+fn trouble(layer: &Descriptor, fault: Fault) -> Unusable {
+    let failed = |reason: String| Unusable::Runtime(RuntimeError::Failed { doing: UNPACKING, reason });
+    match fault {
+        Fault::Layer(reason) => Unusable::Image(format!("layer `{}` cannot be unpacked: {reason}", layer.digest)),
+        Fault::Disk(error) if disk_full(&error.to_string()) => {
+            Unusable::Runtime(RuntimeError::DiskFull { doing: UNPACKING })
+        }
+        Fault::Disk(error) => failed(error.to_string()),
+        Fault::CutOff => failed(format!("layer `{}` was cut off", layer.digest)),
     }
 }
 

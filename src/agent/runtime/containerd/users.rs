@@ -95,6 +95,15 @@ fn by_number(wanted: &str) -> Option<Identity> {
     }
 }
 
+/// The identity by that name inside a root that is open.
+pub(super) fn inside(root: &OwnedFd, wanted: &str) -> Result<Identity, String> {
+    if let Some(identity) = by_number(wanted) {
+        return Ok(identity);
+    }
+    let read = |path| read_inside(root, path).map_err(|error| format!("its /{path} cannot be read: {error}"));
+    by_name(wanted, &read("etc/passwd")?, &read("etc/group")?)
+}
+
 /// A group by its number or its name in `group`.
 fn group_id(name: &str, group: &str) -> Result<u32, String> {
     if let Ok(number) = name.parse() {
@@ -149,15 +158,19 @@ async fn read_databases(snapshots: Snapshots<'_>, image: &ResolvedImage) -> Resu
     read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
-/// Mounts, opens the root and unmounts at once: the open root keeps the tree alive, and nothing is left behind.
 fn read_mounted(mounts: &[Mount]) -> std::io::Result<(String, String)> {
     let Some(view) = mounts.first() else { return Ok(Default::default()) };
-    let place = std::env::temp_dir().join(format!("toft-users-{}", Uuid::new_v4()));
+    let root = open_root(view)?;
+    Ok((read_inside(&root, "etc/passwd")?, read_inside(&root, "etc/group")?))
+}
+
+/// Mounts, opens the root and unmounts at once: the open root keeps the tree alive, and nothing is left behind.
+pub(super) fn open_root(view: &Mount) -> std::io::Result<OwnedFd> {
+    let place = std::env::temp_dir().join(format!("toft-root-{}", Uuid::new_v4()));
     std::fs::create_dir(&place)?;
     let root = open_mounted(view, &place);
     std::fs::remove_dir(&place)?;
-    let root = root?;
-    Ok((read_inside(&root, "etc/passwd")?, read_inside(&root, "etc/group")?))
+    root
 }
 
 fn open_mounted(view: &Mount, place: &Path) -> std::io::Result<OwnedFd> {

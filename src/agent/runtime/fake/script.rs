@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::ContainerSpec;
+use crate::agent::runtime::HostMount;
 
 /// The life of a fake process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +18,8 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// Reads the command. `true`, `false`, `exit N`, `sleep N`, `test -e PATH || exit N` on what is bound, and `sh -c` with
+    /// Reads the command. `true`, `false`, `exit N`, `sleep N`, `test -e PATH || exit N` and `echo WORD >PATH || exit N` on what
+    /// is bound, and `sh -c` with
     /// these in a row mean what they say, a `trap 'exit N' ...` is obeyed, `no-such-...` is not in the image (`Err`), and everything else runs on.
     pub(super) fn of(spec: &ContainerSpec) -> Result<Self, String> {
         let words: Vec<&str> = spec.entrypoint.iter().flatten().chain(&spec.command).map(String::as_str).collect();
@@ -39,6 +41,16 @@ impl Script {
             if let Some((path, code)) = step.strip_prefix("test -e ").and_then(|rest| rest.split_once(" || exit ")) {
                 script.ends = Some((passed, 0));
                 if !is_bound(spec, Path::new(path)) {
+                    script.ends = Some((passed, code.parse().unwrap_or(1)));
+                    return Ok(script);
+                }
+                continue;
+            }
+            if let Some((text, rest)) = step.strip_prefix("echo ").and_then(|rest| rest.split_once(" >"))
+                && let Some((path, code)) = rest.split_once(" || exit ")
+            {
+                script.ends = Some((passed, 0));
+                if !writes(spec, Path::new(path), text) {
                     script.ends = Some((passed, code.parse().unwrap_or(1)));
                     return Ok(script);
                 }
@@ -75,5 +87,13 @@ impl Script {
 /// Whether the container sees a file that lies on the host.
 fn is_bound(spec: &ContainerSpec, path: &Path) -> bool {
     let outside = |(inside, outside): (&PathBuf, &PathBuf)| Some(outside.join(path.strip_prefix(inside).ok()?));
-    spec.files.iter().filter_map(outside).any(|outside| outside.exists())
+    let mounts = spec.mounts.iter().map(|mount| (&mount.target, &mount.source));
+    spec.files.iter().chain(mounts).filter_map(outside).any(|outside| outside.exists())
+}
+
+/// Writes a line into a file of what is mounted; `false` when it cannot.
+fn writes(spec: &ContainerSpec, path: &Path, text: &str) -> bool {
+    let place = |mount: &HostMount| Some((mount.source.join(path.strip_prefix(&mount.target).ok()?), mount.read_only));
+    let outside = spec.mounts.iter().find_map(place);
+    outside.is_some_and(|(outside, read_only)| !read_only && std::fs::write(outside, format!("{text}\n")).is_ok())
 }

@@ -9,6 +9,10 @@ use std::{
 
 use super::super::containerd;
 
+/// Where distributions and Docker put containerd's socket.
+pub(crate) const USUAL_SOCKETS: [&str; 2] =
+    ["/run/containerd/containerd.sock", "/var/run/docker/containerd/containerd.sock"];
+
 /// Where programs of the system are, even when `PATH` does not say so.
 const PLACES: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
@@ -25,6 +29,18 @@ pub async fn find_running(candidates: &[PathBuf]) -> Option<PathBuf> {
 /// The installed containerd.
 pub fn find_binary() -> Option<PathBuf> {
     find("containerd")
+}
+
+/// The version that a program tells when asked with `--version`: the first word that begins with a digit, perhaps after a
+/// `v`. Nothing when it does not end within two seconds.
+pub(crate) async fn version_of(program: &Path) -> Option<String> {
+    let mut command = tokio::process::Command::new(program);
+    command.arg("--version").stdin(std::process::Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(Duration::from_secs(2), command.output()).await.ok()?.ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let number = |word: &&str| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit());
+    let word = text.split_whitespace().find(number)?;
+    Some(word.trim_start_matches('v').chars().take(40).collect())
 }
 
 /// The installed runc.

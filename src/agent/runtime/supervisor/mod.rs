@@ -19,8 +19,8 @@ mod files;
 mod find;
 mod process;
 
+pub(crate) use find::{USUAL_SOCKETS, find_program, search_path, version_of};
 pub use find::{find_binary, find_running};
-pub(crate) use find::{find_program, search_path};
 
 use self::{files::Files, process::Running};
 

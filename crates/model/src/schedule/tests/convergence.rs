@@ -155,7 +155,7 @@ fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) ->
     let Some(subnet) = node.inventory.subnet else { return false };
     let (mut addresses, mut ports) = (Vec::new(), Vec::new());
     for instance in instances.iter().filter(|instance| instance.node_id == node.id) {
-        if let NetworkOrder::Bridge { address, ports: published } = &instance.container.network {
+        if let NetworkOrder::Bridge { address, ports: published, .. } = &instance.container.network {
             addresses.push(*address);
             ports.extend(published.iter().map(|port| (port.host, port.protocol)));
         }
@@ -207,7 +207,7 @@ fn assert_made_of(instance: &InstanceRow, workload: &WorkloadRow, nodes: &[NodeR
     assert_eq!(instance.container.resources, workload.spec.resources);
     match (&instance.container.network, workload.spec.network) {
         (NetworkOrder::Host, NetworkMode::Host) | (NetworkOrder::None, NetworkMode::None) => {}
-        (NetworkOrder::Bridge { address, ports }, NetworkMode::Bridge) => {
+        (NetworkOrder::Bridge { address, ports, .. }, NetworkMode::Bridge) => {
             if let Some(subnet) = node.inventory.subnet {
                 assert!(subnet.contains(*address) && *address != subnet.gateway());
             }

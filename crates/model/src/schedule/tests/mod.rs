@@ -10,7 +10,7 @@ use crate::{
         NodeRow, PowerAction, query_snapshot,
         tests::cluster::{Cluster, inventory, spec},
     },
-    workload::{NetworkMode, Resources, WorkloadSpec},
+    workload::{HealthCheck, HealthTest, NetworkMode, Resources, WorkloadSpec},
 };
 
 /// What the scheduler would do now, one line a decision, in words.
@@ -24,7 +24,7 @@ fn decisions(cluster: &mut Cluster) -> Vec<String> {
         let network = match &placement.container.network {
             NetworkOrder::Host => "host".to_owned(),
             NetworkOrder::None => "none".to_owned(),
-            NetworkOrder::Bridge { address, ports } => {
+            NetworkOrder::Bridge { address, ports, .. } => {
                 let ports = ports.iter().map(|port| format!(" {}:{}/{}", port.host, port.container, port.protocol));
                 format!("{address}{}", ports.collect::<String>())
             }
@@ -199,7 +199,7 @@ fn a_runtime_that_no_node_has_is_waited_for() {
 #[test]
 fn every_change_of_what_a_container_is_made_of_replaces_it() {
     type Change = fn(&mut WorkloadSpec);
-    let changes: [(Change, bool); 19] = [
+    let changes: [(Change, bool); 20] = [
         (|s| s.image = "demo:2".parse().unwrap(), true),
         (|s| s.entrypoint = Some(vec!["/x".into()]), true),
         (|s| s.command = vec!["x".into()], true),
@@ -210,6 +210,7 @@ fn every_change_of_what_a_container_is_made_of_replaces_it() {
         (|s| s.resources.pids_limit = Some(8), true),
         (|s| s.process.read_only = true, true),
         (|s| s.process.init = true, true),
+        (|s| s.health = Some(HealthCheck::new(HealthTest::Tcp { port: 80 })), true),
         (|s| s.process.user = Some("web".parse().unwrap()), true),
         (|s| s.restart = Some("no".parse().unwrap()), true),
         (|s| s.stop_grace_ms = 1, true),
@@ -329,4 +330,47 @@ fn a_workload_that_is_not_to_run_does_not_wait() {
     assert!(cluster.workload("web").unwrap().pending.is_some());
     cluster.power("web", PowerAction::Stop);
     check(&mut cluster, &["web waits: no more"]);
+}
+
+fn with_mounts(name: &str, mounts: &[&str]) -> WorkloadSpec {
+    let mounts = mounts.iter().map(|mount| mount.parse().unwrap()).collect();
+    WorkloadSpec { mounts, network: NetworkMode::None, ..spec(name, "demo") }
+}
+
+#[test]
+fn who_shares_a_local_volume_shares_its_node() {
+    let mut cluster = two_nodes();
+    cluster.put(WorkloadSpec { replicas: 3, ..with_mounts("db", &["data:/data"]) });
+    cluster.put(with_mounts("other", &["data:/d"]));
+    // Decided at once, before the volume is there.
+    check(&mut cluster, &["db-0 on one: none", "db-1 on one: none", "db-2 on one: none", "other-0 on one: none"]);
+    cluster.settle();
+    cluster.put(WorkloadSpec { node: Some("two".parse().unwrap()), ..with_mounts("late", &["data:/d"]) });
+    check(&mut cluster, &["late waits: one: the specification names another node; two: volume `data` lies on one"]);
+}
+
+#[test]
+fn volumes_on_two_nodes_go_together_nowhere() {
+    let mut cluster = two_nodes();
+    for (name, node) in [("aaa", "one"), ("bbb", "two")] {
+        let data = format!("{name}-data:/data");
+        cluster.put(WorkloadSpec { node: Some(node.parse().unwrap()), ..with_mounts(name, &[&data]) });
+    }
+    cluster.settle();
+    cluster.put(with_mounts("both", &["aaa-data:/a", "bbb-data:/b"]));
+    check(&mut cluster, &["both waits: one: volume `bbb-data` lies on two; two: volume `aaa-data` lies on one"]);
+}
+
+#[test]
+fn a_volume_on_a_server_ties_nobody() {
+    let mut cluster = two_nodes();
+    let options = crate::volume::VolumeOptions {
+        kind: Some(crate::volume::VolumeKind::Nfs),
+        device: Some("nas:/media".into()),
+        ..Default::default()
+    };
+    let (name, labels) = ("media".parse().unwrap(), Default::default());
+    cluster.apply(crate::state::Command::CreateVolume { name, node_id: None, options, labels, at_ms: 1 });
+    cluster.put(WorkloadSpec { replicas: 2, ..with_mounts("tv", &["media:/media"]) });
+    check(&mut cluster, &["tv-0 on one: none", "tv-1 on two: none"]);
 }

@@ -4,17 +4,25 @@ mod cluster;
 mod events;
 mod instances;
 mod nodes;
+mod registries;
 mod requests;
 mod secrets;
+mod subnets;
+mod volumes;
 mod workloads;
 
 pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
 pub use instances::InstanceRow;
 pub use nodes::NodeRow;
+pub use registries::RegistryRow;
 pub use requests::RequestRow;
 pub use secrets::SecretRow;
+pub use subnets::SubnetRow;
+pub use volumes::VolumeRow;
 pub use workloads::WorkloadRow;
+
+use std::str::FromStr;
 
 use rusqlite::{Row, types::FromSqlError};
 use serde::{Serialize, de::DeserializeOwned};
@@ -31,6 +39,11 @@ fn from_json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
 }
 
 fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
+    text(row, column)
+}
+
+/// A column whose text is parsed.
+fn text<T: FromStr<Err = Invalid>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
     let text = row.get_ref(column)?.as_str()?;
     text.parse().map_err(|e| {
         let cause = Box::<Invalid>::new(e);

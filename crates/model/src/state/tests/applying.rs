@@ -30,7 +30,14 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::RemoveWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.desired, Desired::Removed),
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
             (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),
-            (Command::RemoveSecret { .. }, Reply::Done) => {}
+            (Command::RemoveSecret { .. } | Command::RemoveRegistry { .. }, Reply::Done) => {}
+            (Command::PutRegistry { registry, .. }, Reply::Registry(row)) => assert_eq!(row.registry, *registry),
+            (Command::ClaimSubnet { .. }, Reply::Subnet { subnet: Some(subnet) }) => {
+                assert_eq!(subnet.to_string(), "10.210.0.0/24");
+            }
+            (Command::CreateVolume { name, .. }, Reply::Volume(row)) => assert_eq!(&row.name, name),
+            (Command::BindVolume { node_id, .. }, Reply::Volume(row)) => assert_eq!(row.node_id, Some(*node_id)),
+            (Command::RemoveVolume { .. } | Command::ForgetVolumes { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -48,6 +48,7 @@ pub(crate) fn inventory(subnet: Option<&str>) -> Inventory {
         version: "0.1.0".into(),
         runtime: "2.0".into(),
         subnet: subnet.map(|subnet| subnet.parse().unwrap()),
+        subnet6: None,
         isolation: Vec::new(),
     }
 }
@@ -241,7 +242,7 @@ impl Cluster {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
             assert!(ordinals.insert((instance.workload_id, instance.ordinal)), "an ordinal exists twice");
-            let NetworkOrder::Bridge { address, ports } = &instance.container.network else { continue };
+            let NetworkOrder::Bridge { address, ports, .. } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
             assert!(claims.insert(claim.clone()), "an address was given twice: {claim}");
             for port in ports {
@@ -263,7 +264,16 @@ pub(crate) fn node_id(name: &str) -> NodeId {
 
 /// A report that says nothing but where the instance stands.
 pub(crate) fn report(row: &InstanceRow, state: Option<InstanceState>) -> InstanceReport {
-    InstanceReport { instance_id: row.id, state, epoch: row.epoch, restarts: 0, last_exit: None, at_ms: 5, sequence: 0 }
+    InstanceReport {
+        instance_id: row.id,
+        state,
+        epoch: row.epoch,
+        restarts: 0,
+        last_exit: None,
+        health: None,
+        at_ms: 5,
+        sequence: 0,
+    }
 }
 
 fn carry_out(
@@ -293,6 +303,7 @@ fn carry_out(
         epoch: assignment.epoch,
         restarts: 0,
         last_exit: None,
+        health: None,
         at_ms,
         sequence: 0,
     })

@@ -6,9 +6,13 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 9] = [
+const STORY: [&str; 16] = [
+    "claim_subnet",
     "register_node",
     "put_secret",
+    "put_registry",
+    "create_volume",
+    "bind_volume",
     "put_workload",
     "commit_plan",
     "report_instances",
@@ -16,6 +20,9 @@ const STORY: [&str; 9] = [
     "power_workload",
     "remove_workload",
     "remove_secret",
+    "remove_registry",
+    "remove_volume",
+    "forget_volumes",
 ];
 
 fn folder() -> PathBuf {

@@ -3,6 +3,9 @@
 mod applying;
 pub(crate) mod cluster;
 mod fixtures;
+mod registries;
 mod replay;
 mod reports;
 mod secrets;
+mod subnets;
+mod volumes;

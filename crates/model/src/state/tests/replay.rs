@@ -22,6 +22,7 @@ fn lived() -> Cluster {
             spec.ports = vec!["8080".parse().unwrap(), "53/udp".parse().unwrap()];
             spec.env.insert("ROUND".into(), round.to_string());
             spec.secrets = vec!["db,mode=0400".parse().unwrap()];
+            spec.mounts = vec![format!("{name}-data:/data").parse().unwrap()];
             cluster.put(spec);
         }
         let late = cluster.think();
@@ -36,6 +37,7 @@ fn lived() -> Cluster {
         cluster.power("web", PowerAction::Start);
         cluster.remove("job");
         cluster.settle();
+        cluster.apply(Command::RemoveVolume { name: "job-data".parse().unwrap(), at_ms: 5 });
     }
     cluster
 }

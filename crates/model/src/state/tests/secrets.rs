@@ -118,7 +118,9 @@ fn nodes_get_the_newest_version_of_what_their_instances_name_and_nothing_else() 
         |cluster: &Cluster, node| orders(cluster, node).secrets.keys().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!((names(&cluster, nodes[0]), names(&cluster, nodes[1])), (vec!["db".to_owned()], vec!["key".to_owned()]));
     let before = nodes.map(|node| orders(&cluster, node).generation);
-    cluster.apply(put("db", 2, ANY));
+    let update = put("db", 2, ANY);
+    assert!(update.concerns_scheduler(), "the nodes are to look at their orders");
+    cluster.apply(update);
     let after = nodes.map(|node| orders(&cluster, node).generation);
     assert!(after[0] > before[0] && after[1] == before[1], "{before:?} {after:?}");
     assert_eq!(orders(&cluster, nodes[0]).secrets[&"db".parse().unwrap()].version, 2);

@@ -180,7 +180,7 @@ fn validate_hostname(name: &str) -> Result<(), Invalid> {
 }
 
 /// A path inside a container: absolute, without `.`, `..`, and what mount options could trip over.
-fn validate_path(path: &str) -> Result<(), Invalid> {
+pub(in crate::workload) fn validate_path(path: &str) -> Result<(), Invalid> {
     let bad = |why: &str| {
         Err(Invalid::value(format!("`{}` {why}", shown(path)), "write an absolute path without `.` and `..`"))
     };
@@ -199,8 +199,26 @@ fn validate_path(path: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// A path inside a container that something can be mounted on.
+pub(in crate::workload) fn validate_target(path: &str) -> Result<(), Invalid> {
+    validate_path(path)?;
+    let top = path.split('/').find(|part| !part.is_empty());
+    if top.is_none_or(|top| ["proc", "sys", "dev"].contains(&top)) && !path.starts_with("/dev/shm/") {
+        return Err(Invalid::value(
+            format!("`{}` cannot be covered", shown(path)),
+            "use a folder outside `/proc`, `/sys` and `/dev`; `shm_size_bytes` sets the size of `/dev/shm`",
+        ));
+    }
+    Ok(())
+}
+
+/// A path with one `/` before each part and none at its end.
+pub(in crate::workload) fn plain(path: &str) -> String {
+    path.split('/').filter(|part| !part.is_empty()).fold(String::new(), |all, part| all + "/" + part)
+}
+
 /// The beginning of a text from outside, to be shown in an error.
-fn shown(text: &str) -> String {
+pub(in crate::workload) fn shown(text: &str) -> String {
     text.chars().take(60).collect()
 }
 

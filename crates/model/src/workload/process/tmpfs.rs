@@ -1,10 +1,10 @@
 //! File systems in memory: `path[:option,...]`.
 
-use std::{fmt::Write as _, str::FromStr};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{is_default, shown, validate_path};
+use super::{is_default, plain, shown, validate_target};
 use crate::{invalid::Invalid, units::parse_bytes};
 
 /// An empty file system in memory, gone with the process.
@@ -49,13 +49,6 @@ impl TmpfsMount {
     pub(super) fn validate_all(mounts: &[Self]) -> Result<(), Invalid> {
         for (i, mount) in mounts.iter().enumerate() {
             mount.validate().map_err(|e| e.at(&format!("tmpfs[{i}]")))?;
-            let plain = |path: &str| {
-                path.split('/').filter(|part| !part.is_empty()).fold(String::new(), |mut all, part| {
-                    // Writing to a string cannot fail.
-                    let _ = write!(all, "/{part}");
-                    all
-                })
-            };
             if mounts[..i].iter().any(|other| plain(&other.path) == plain(&mount.path)) {
                 return Err(Invalid::value(format!("`{}` is named twice", shown(&mount.path)), "name each path once")
                     .at(&format!("tmpfs[{i}].path")));
@@ -65,15 +58,7 @@ impl TmpfsMount {
     }
 
     fn validate(&self) -> Result<(), Invalid> {
-        validate_path(&self.path).map_err(|e| e.at("path"))?;
-        let top = self.path.split('/').find(|part| !part.is_empty());
-        if top.is_none_or(|top| ["proc", "sys", "dev"].contains(&top)) && !self.path.starts_with("/dev/shm/") {
-            return Err(Invalid::value(
-                format!("`{}` cannot be covered", shown(&self.path)),
-                "use a folder outside `/proc`, `/sys` and `/dev`; `shm_size_bytes` sets the size of `/dev/shm`",
-            )
-            .at("path"));
-        }
+        validate_target(&self.path).map_err(|e| e.at("path"))?;
         if let Some(bytes) = self.size_bytes.filter(|bytes| !(4096..=1 << 44).contains(bytes)) {
             return Err(Invalid::value(format!("{bytes} is out of range"), "use at least 4096").at("size_bytes"));
         }

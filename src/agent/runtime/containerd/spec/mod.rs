@@ -48,7 +48,7 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Spec, String> {
         .set_root(Some(root))
         .set_process(Some(process::build(parts)?))
         .set_hostname(Some(parts.order.hostname.clone()))
-        .set_mounts(Some(mounts::all(&parts.order.process, &parts.order.files)))
+        .set_mounts(Some(mounts::all(&parts.order.process, &parts.order.mounts, &parts.order.files)))
         .set_linux(Some(linux(parts)))
         .set_annotations(None);
     Ok(spec)
@@ -160,6 +160,7 @@ mod tests {
             resources: Resources { cpu_millis: Some(1500), memory_bytes: Some(64 << 20), ..Resources::default() },
             labels: BTreeMap::new(),
             files: BTreeMap::from([("/etc/hosts".into(), "/var/lib/toft/hosts".into())]),
+            mounts: Vec::new(),
         }
     }
 

@@ -8,6 +8,8 @@ use std::{
 use oci_spec::runtime::Mount;
 use toft_model::workload::ProcessSpec;
 
+use crate::agent::runtime::HostMount;
+
 /// Paths that read as empty inside.
 pub(super) const MASKED: [&str; 13] = [
     "/proc/acpi",
@@ -42,8 +44,9 @@ const DEFAULTS: [(&str, &str, &str, &[&str]); 7] = [
 /// Size of `/dev/shm` when nothing else is said.
 const SHM_BYTES: u64 = 64 << 20;
 
-/// The usual mounts, the order's file systems in memory and its files, read-only.
-pub(super) fn all(process: &ProcessSpec, files: &BTreeMap<PathBuf, PathBuf>) -> Vec<Mount> {
+/// The usual mounts; then the order's file systems in memory, its volumes, and its files, read-only: the outer ones first,
+/// so that none hides another. Where the order mounts something itself, no file of ours is.
+pub(super) fn all(process: &ProcessSpec, mounts: &[HostMount], files: &BTreeMap<PathBuf, PathBuf>) -> Vec<Mount> {
     let shm_size = format!("size={}", process.shm_size_bytes.unwrap_or(SHM_BYTES));
     let defaults = DEFAULTS.iter().map(|(inside, kind, source, options)| {
         let mut options = options.to_vec();
@@ -60,9 +63,17 @@ pub(super) fn all(process: &ProcessSpec, files: &BTreeMap<PathBuf, PathBuf>) -> 
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         mount(tmpfs.path.as_ref(), "tmpfs", "tmpfs".as_ref(), &options)
     });
+    let volumes = mounts.iter().map(|one| {
+        let access = if one.read_only { "ro" } else { "rw" };
+        mount(&one.target, "bind", &one.source, &["rbind", access, "rprivate"])
+    });
     let options = ["rbind", "ro", "rprivate", "nosuid", "nodev"];
-    let files = files.iter().map(|(inside, outside)| mount(inside, "bind", outside, &options));
-    defaults.chain(memory).chain(files).collect()
+    let free = |inside: &Path| !mounts.iter().any(|one| one.target.components().eq(inside.components()));
+    let files = files.iter().filter(|(inside, _)| free(inside));
+    let files = files.map(|(inside, outside)| mount(inside, "bind", outside, &options));
+    let mut further: Vec<Mount> = memory.chain(volumes).chain(files).collect();
+    further.sort_by_key(|mount| mount.destination().components().count());
+    defaults.chain(further).collect()
 }
 
 fn mount(inside: &Path, kind: &str, source: &Path, options: &[&str]) -> Mount {

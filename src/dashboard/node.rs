@@ -1,0 +1,114 @@
+//! One node: what its machine is and has.
+
+use askama::Template;
+use axum::{
+    extract::{Path, State},
+    response::Response,
+};
+use toft_model::{
+    name::Name,
+    node::{Inventory, NodeFacts},
+    state::NodeRow,
+    units::{format_bytes, format_span_ms},
+};
+
+use super::{Dashboard, Frame, error::PageError, live, present::Moment, render, request::named, show};
+use crate::control::{
+    ErrorKind,
+    ops::{Ops, now_ms},
+};
+
+type Facts = Vec<(String, String)>;
+
+#[derive(Template)]
+#[template(path = "nodes/one.html")]
+struct Page {
+    frame: Frame,
+    one: One,
+}
+
+#[derive(Template)]
+#[template(path = "nodes/_one.html")]
+struct Fragment {
+    one: One,
+}
+
+struct One {
+    name: String,
+    registered: Moment,
+    /// Why there is no more to see, on the page of another node.
+    elsewhere: Option<String>,
+    groups: Vec<(&'static str, Facts)>,
+}
+
+fn pair(key: &str, value: impl Into<String>) -> (String, String) {
+    (key.to_owned(), value.into())
+}
+
+fn machine(facts: &NodeFacts, now_ms: i64) -> Facts {
+    let part = |bytes: u64, all: u64, word: &str| format!("{} of {} {word}", format_bytes(bytes), format_bytes(all));
+    let swap = match facts.swap_bytes {
+        0 => "none".to_owned(),
+        swap => part(facts.swap_used_bytes, swap, "used"),
+    };
+    let disk = &facts.disk;
+    let mut machine = vec![
+        pair("CPUs", facts.cpus.to_string()),
+        pair("CPU", if facts.cpu_model.is_empty() { "unknown" } else { facts.cpu_model.as_str() }),
+        pair("Load", facts.load.map(|load| format!("{load:.2}")).join(" ")),
+        pair("Memory", part(facts.memory_available_bytes, facts.memory_bytes, "available")),
+        pair("Swap", swap),
+        pair("Disk", part(disk.free_bytes, disk.size_bytes, "free")),
+        pair("Disk of", format!("{} on {} ({})", disk.path, disk.device, disk.file_system)),
+        pair("Booted", format!("{} ago", format_span_ms(now_ms - facts.booted_at_ms))),
+    ];
+    machine.extend(facts.temperatures.iter().map(|at| pair(&at.sensor, format!("{:.1} °C", at.celsius))));
+    machine
+}
+
+fn software(inventory: &Inventory, isolation: &[String]) -> Facts {
+    let or_none = |text: String| if text.is_empty() { "none".to_owned() } else { text };
+    vec![
+        pair("System", inventory.os.clone()),
+        pair("Kernel", format!("{} ({})", inventory.kernel, inventory.arch)),
+        pair("Container runtime", or_none(inventory.runtime.clone())),
+        pair("Isolation", or_none(isolation.join(", "))),
+        pair("Container network", or_none(inventory.subnet.map(|subnet| subnet.to_string()).unwrap_or_default())),
+        pair("toft", inventory.version.clone()),
+    ]
+}
+
+fn registered(inventory: &Inventory) -> Facts {
+    vec![pair("CPUs", inventory.cpus.to_string()), pair("Memory", format_bytes(inventory.memory_bytes))]
+}
+
+async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
+    let now_ms = now_ms();
+    let node: NodeRow = ops.node(name).await?;
+    let (elsewhere, facts) = match ops.node_facts(&node).await {
+        Ok(facts) => (None, Some(facts)),
+        Err(error) if error.kind == ErrorKind::Conflict => (Some(error.message), None),
+        Err(error) => return Err(error.into()),
+    };
+    let isolation = facts.as_ref().map_or(&node.inventory.isolation, |facts| &facts.isolation);
+    let software = software(&node.inventory, isolation);
+    let machine = facts.as_ref().map_or_else(|| registered(&node.inventory), |facts| machine(facts, now_ms));
+    let mut groups = vec![("Machine", machine), ("Software", software)];
+    if !node.labels.is_empty() {
+        groups.push(("Labels", node.labels.into_iter().collect()));
+    }
+    Ok(One { name: name.to_string(), registered: Moment::ago(node.registered_at_ms, now_ms), elsewhere, groups })
+}
+
+pub(super) async fn page(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {
+    show(&Page { frame: Frame::at("overview"), one: read(&dashboard.ops, &named(&name)?).await? })
+}
+
+pub(super) async fn live(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {
+    let name = named(&name)?;
+    let ops = dashboard.ops.clone();
+    Ok(live::fragments(&dashboard, move || {
+        let (ops, name) = (ops.clone(), name.clone());
+        async move { render(&Fragment { one: read(&ops, &name).await? }) }
+    }))
+}
