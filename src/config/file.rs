@@ -24,6 +24,7 @@ pub(super) struct File {
     pub(super) node: NodeSection,
     pub(super) api: ApiSection,
     pub(super) runtime: RuntimeSection,
+    pub(super) images: ImagesSection,
     pub(super) logs: LogsSection,
     pub(super) network: NetworkSection,
     pub(super) cluster: ClusterSection,
@@ -50,6 +51,15 @@ pub(super) struct ApiSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RuntimeSection {
     pub(super) containerd_address: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ImagesSection {
+    pub(super) gc: Option<bool>,
+    pub(super) gc_high_percent: Option<u8>,
+    pub(super) gc_low_percent: Option<u8>,
+    pub(super) gc_min_age: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

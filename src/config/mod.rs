@@ -28,6 +28,8 @@ pub struct Config {
     pub api: ApiConfig,
     /// The container runtime.
     pub runtime: RuntimeConfig,
+    /// When unused images make room on the disk; absent: never.
+    pub images: Option<ImagesConfig>,
     /// Logs of containers.
     pub logs: LogsConfig,
     /// The network of containers.
@@ -109,6 +111,17 @@ pub struct JoinConfig {
 pub struct RuntimeConfig {
     /// Socket of the containerd to use; absent: a running one, else a private one.
     pub containerd: Option<PathBuf>,
+}
+
+/// When unused images make room on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImagesConfig {
+    /// From that many percent of the disk in use on, the oldest go.
+    pub high_percent: u8,
+    /// Until fewer percent than that are in use.
+    pub low_percent: u8,
+    /// What came more recently than that stays.
+    pub min_age: Duration,
 }
 
 /// Logs of containers.

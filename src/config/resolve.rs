@@ -14,8 +14,8 @@ use toft_model::{
 };
 
 use super::{
-    ApiConfig, ClusterConfig, Config, ConfigError, JoinConfig, LogsConfig, NetworkConfig, NodeConfig, NodeRole, Paths,
-    RuntimeConfig, VolumesConfig, file::File, registries,
+    ApiConfig, ClusterConfig, Config, ConfigError, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig, NodeConfig,
+    NodeRole, Paths, RuntimeConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -132,6 +132,17 @@ impl Config {
         if !(1..=100).contains(&max_files) {
             note("logs.max_files", Invalid::value(format!("{max_files} is out of range"), "use 1 to 100"));
         }
+        let [high_percent, low_percent] =
+            [file.images.gc_high_percent.unwrap_or(85), file.images.gc_low_percent.unwrap_or(75)];
+        if high_percent > 100 || low_percent > high_percent {
+            let message = format!("{low_percent} and {high_percent} are no bounds");
+            note("images.gc_low_percent", Invalid::value(message, "use at most gc_high_percent, and that at most 100"));
+        }
+        let min_age = parse_span_ms(file.images.gc_min_age.as_deref().unwrap_or("10m")).unwrap_or_else(|e| {
+            note("images.gc_min_age", e);
+            0
+        });
+        let images = ImagesConfig { high_percent, low_percent, min_age: Duration::from_millis(min_age) };
         let gone_max_age = parse_span_ms(file.logs.gone_max_age.as_deref().unwrap_or("7d")).unwrap_or_else(|e| {
             note("logs.gone_max_age", e);
             0
@@ -174,6 +185,7 @@ impl Config {
             node: NodeConfig { name, labels: file.node.labels },
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
+            images: file.images.gc.unwrap_or(true).then_some(images),
             logs: LogsConfig { max_bytes, max_files, gone_max_age, gone_max_bytes },
             network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
             cluster,
@@ -231,7 +243,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
         for key in [
             "node.name",
@@ -242,6 +254,8 @@ mod tests {
             "logs.gone_max_bytes",
             "network.range",
             "network.resolv_conf",
+            "images.gc_low_percent",
+            "images.gc_min_age",
             "volumes.bind_roots",
         ] {
             assert!(faults.iter().any(|fault| fault.starts_with(key)), "{key}: {faults:?}");

@@ -1,6 +1,6 @@
 //! What other rooms see of consensus.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use openraft::error::{CheckIsLeaderError, RaftError};
 use rusqlite::Connection;
@@ -262,14 +262,16 @@ impl Handle {
     /// What this member knows of the cluster.
     pub fn status(&self) -> ClusterStatus {
         let metrics = self.raft.metrics().borrow().clone();
-        let voters: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+        // While the voters change, both the old and the new ones have a say, and only who is among both can be relied on.
+        let voters = metrics.membership_config.membership().get_joint_config().clone();
+        let votes = |id| !voters.is_empty() && voters.iter().all(|voters| voters.contains(id));
         let me = self.identity.member_id;
         let leader = leader(&metrics);
         let progress = metrics.replication.unwrap_or_default();
         let members = metrics.membership_config.nodes().map(|(id, member)| MemberStatus {
             id: *id,
             member: member.clone(),
-            votes: voters.contains(id),
+            votes: votes(id),
             index: match progress.get(id) {
                 Some(at) => at.map(|at| at.index),
                 None => (*id == me).then_some(metrics.last_log_index).flatten(),

@@ -9,6 +9,7 @@ use toft_model::{
     name::Name,
     node::NodeFacts,
     pull::PullProgress,
+    usage::Room,
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -92,4 +93,7 @@ pub trait NodeAccess:
 
     /// Removes an image's name; `false` when there was none.
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError>;
+
+    /// Room on the disk of the images.
+    async fn image_room(&self) -> Result<Room, ControlError>;
 }

@@ -12,6 +12,7 @@ use toft_model::{
     name::Name,
     node::NodeFacts,
     pull::PullProgress,
+    usage::Room,
     workload::PortSpec,
 };
 use tokio::sync::{Notify, mpsc};
@@ -222,6 +223,10 @@ impl NodeAccess for LocalNode {
 
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
         self.runtime.remove_image(&image).await.map_err(refused)
+    }
+
+    async fn image_room(&self) -> Result<Room, ControlError> {
+        self.runtime.room().await.map_err(refused)
     }
 }
 

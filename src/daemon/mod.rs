@@ -54,9 +54,12 @@ use crate::{
     },
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
-    config::{BackupKey, Config, NodeRole, RegistryConfig},
+    config::{BackupKey, Config, ImagesConfig, NodeRole, RegistryConfig},
     consensus::Handle,
-    control::{loops, ops::Ops},
+    control::{
+        loops,
+        ops::{Ops, images::RoomLimits},
+    },
     embedded,
     observe::{chain, metrics::Metrics},
 };
@@ -173,6 +176,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         .with_backups(backups)
         .with_join_token(join_token)
         .with_cluster_key(cluster_key.clone());
+    if let Some(ImagesConfig { high_percent, low_percent, min_age }) = config.images {
+        let min_age_ms = i64::try_from(min_age.as_millis()).unwrap_or(i64::MAX);
+        let limits = RoomLimits { high_percent, low_percent, min_age_ms };
+        tasks.spawn("room for images", loops::images::run(ops.clone(), limits, cancel.clone()));
+    }
     let outbox = Outbox::default();
     let secrets = SecretFiles::new(directories.secrets(), cluster_key);
     if let Some(set) = &remembered.set {

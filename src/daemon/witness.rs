@@ -12,7 +12,7 @@ use toft_model::{
     name::Name,
     node::NodeFacts,
     pull::PullProgress,
-    usage::{Process, Usage},
+    usage::{Process, Room, Usage},
     workload::PortSpec,
 };
 use tokio_util::sync::CancellationToken;
@@ -164,6 +164,10 @@ impl NodeAccess for Witness {
     }
 
     async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {
+        nothing_here()
+    }
+
+    async fn image_room(&self) -> Result<Room, ControlError> {
         nothing_here()
     }
 }

@@ -150,3 +150,31 @@ fn pruning_removes_what_nothing_uses_and_nothing_else() {
     s.toft.good("rm web");
     assert_eq!(s.toft.good("image prune --yes"), format!("{}\n", s.image));
 }
+
+#[test]
+fn a_disk_that_fills_up_loses_images_that_nothing_uses() {
+    let mut s = scene();
+    s.toft.good(&format!("image pull {}", s.image));
+    s.toft.import_busybox();
+    s.toft.good("run -n web --network none busybox -- sleep 600");
+    let names = |toft: &Appliance| -> Vec<String> {
+        let list = toft.json("image ls --json");
+        list.as_array().unwrap().iter().map(|image| image["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(names(&s.toft).contains(&s.image));
+    assert_eq!(s.toft.stop(), 0);
+    // Every disk is as full as that.
+    let limits = "[images]\ngc_high_percent = 1\ngc_low_percent = 1\n";
+    let config = s.toft.data.join("toft.toml");
+    std::fs::write(&config, limits).unwrap();
+    s.toft.up();
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(names(&s.toft).contains(&s.image), "it has only just come");
+    assert_eq!(s.toft.stop(), 0);
+    std::fs::write(&config, format!("{limits}gc_min_age = \"0s\"\n")).unwrap();
+    s.toft.up();
+    wait_until("what nothing uses is gone", || (!names(&s.toft).contains(&s.image)).then_some(()));
+    assert!(names(&s.toft).iter().any(|name| name.contains("busybox")), "what is used stays");
+    assert_eq!(s.toft.get("/api/v1/workloads/web").good()["running"], 1);
+    assert!(s.toft.log().contains("made room on the disk"), "{}", s.toft.log());
+}

@@ -103,6 +103,8 @@ async fn images_come_and_go(s: Subject) {
     assert!(imported[0].platform.starts_with("linux/"), "{imported:?}");
     s.import().await;
     assert_eq!(s.runtime.images().await.unwrap(), imported, "importing twice changes nothing");
+    let room = s.runtime.room().await.unwrap();
+    assert!(room.used_bytes > 0 && room.free_bytes > 0 && (1..=100).contains(&room.used_percent()), "{room:?}");
     let name = "busybox".parse().unwrap();
     assert!(s.runtime.remove_image(&name).await.unwrap());
     assert!(!s.runtime.remove_image(&name).await.unwrap());

@@ -66,3 +66,44 @@ pub struct Process {
     /// Command line, its words apart by blanks; the name in brackets when there is none. At most 4 KiB.
     pub command: String,
 }
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Bytes that can still be written.
+    pub free_bytes: u64,
+    /// Files there are.
+    pub used_files: u64,
+    /// Files that can still be made; with no files in use either, the file system does not count them.
+    pub free_files: u64,
+}
+
+impl Room {
+    /// How full it is in percent, as `df` tells: of bytes or of files, whichever is scarcer.
+    pub fn used_percent(&self) -> u8 {
+        let percent = |used: u64, free: u64| match used.saturating_add(free) {
+            0 => 0,
+            all => (u128::from(used) * 100).div_ceil(u128::from(all)) as u8,
+        };
+        percent(self.used_bytes, self.free_bytes).max(percent(self.used_files, self.free_files))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scarcer_of_bytes_and_files_counts() {
+        let room = |used_bytes, free_bytes, used_files, free_files| {
+            Room { used_bytes, free_bytes, used_files, free_files }.used_percent()
+        };
+        assert_eq!(room(0, 0, 0, 0), 0);
+        assert_eq!(room(85, 15, 0, 0), 85);
+        assert_eq!(room(851, 149, 1, 99), 86, "rounded up");
+        assert_eq!(room(10, 90, 99, 1), 99);
+        assert_eq!(room(u64::MAX, 0, 0, 0), 100);
+    }
+}

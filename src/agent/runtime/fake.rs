@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use sha2::{Digest, Sha256};
-use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit};
+use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit, usage::Room};
 use tokio::{
     io::AsyncReadExt,
     sync::{broadcast, watch},
@@ -69,6 +69,8 @@ pub enum Call {
     Images,
     /// [`Runtime::remove_image`]
     RemoveImage,
+    /// [`Runtime::room`]
+    Room,
     /// [`super::exec::ExecRuntime::exec`]
     Exec,
     /// [`super::root::RootRuntime::root`]
@@ -427,5 +429,10 @@ impl Runtime for FakeRuntime {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<bool, RuntimeError> {
         Ok(self.begin(Call::RemoveImage)?.images.remove(image.as_str()).is_some())
+    }
+
+    async fn room(&self) -> Result<Room, RuntimeError> {
+        drop(self.begin(Call::Room)?);
+        Ok(Room { used_bytes: 1 << 30, free_bytes: 9 << 30, used_files: 1_000, free_files: 9_000 })
     }
 }

@@ -11,6 +11,7 @@ use toft_model::{
     ids::InstanceId,
     image::ImageRef,
     instance::Exit,
+    usage::Room,
     workload::{ProcessSpec, Resources},
 };
 use tokio::sync::{broadcast, watch};
@@ -276,8 +277,8 @@ pub trait Runtime: exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime +
     /// The signal that asks this container to stop: the order's, else the image's `StopSignal`, else SIGTERM.
     async fn stop_signal(&self, id: InstanceId) -> Result<i32, RuntimeError>;
 
-    /// Removes an ended (or merely prepared) task and gives how it ended, and whether memory was what it lacked. When it returns, the logger has written
-    /// everything. A task that is not there gives `None`.
+    /// Removes an ended (or merely prepared) task and gives how it ended, and whether memory was what it lacked. When it
+    /// returns, the logger has written everything. A task that is not there gives `None`.
     async fn delete_task(&self, id: InstanceId) -> Result<Option<Exit>, RuntimeError>;
 
     /// Removes the container and its root filesystem; its task must be deleted. One that is not there is no error.
@@ -298,6 +299,9 @@ pub trait Runtime: exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime +
     /// Every image in the store.
     async fn images(&self) -> Result<Vec<Image>, RuntimeError>;
 
-    /// Removes the name; content nobody uses is collected by the runtime. `false` when there was none.
+    /// Removes the name, and the content that nobody uses then. `false` when there was none.
     async fn remove_image(&self, image: &ImageRef) -> Result<bool, RuntimeError>;
+
+    /// Room on the file system of images and containers.
+    async fn room(&self) -> Result<Room, RuntimeError>;
 }

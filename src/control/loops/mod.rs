@@ -1,3 +1,5 @@
-//! The loops of the leader. They take no input but the state: whatever woke them, they look at all of it.
+//! Loops: `schedule` is the leader's, `images` every node's own. They take no input but the state: whatever woke them,
+//! they look at all of it.
 
+pub mod images;
 pub mod schedule;

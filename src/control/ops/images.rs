@@ -7,11 +7,22 @@ use toft_model::{
     state::{InstanceView, WorkloadView},
 };
 
-use super::Ops;
+use super::{Ops, now_ms};
 use crate::control::{
     ControlError, ErrorKind,
     node_access::{ArchiveReader, PullSteps},
 };
+
+/// How full the disk of the images may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoomLimits {
+    /// From that many percent on, images are removed.
+    pub high_percent: u8,
+    /// Until it is less full than that.
+    pub low_percent: u8,
+    /// An image that came less than that many milliseconds ago stays: somebody may be about to use it.
+    pub min_age_ms: i64,
+}
 
 impl Ops {
     /// The images in the node's store, by name.
@@ -59,6 +70,29 @@ impl Ops {
             let Ok(name) = image.name.parse::<ImageRef>() else { continue };
             if users(&workloads, &name).next().is_none() && self.node.remove_image(name).await? {
                 removed.push(image);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Removes images that nothing uses, the oldest first, while the disk is fuller than `limits` allow, and gives them.
+    pub async fn make_image_room(&self, limits: &RoomLimits) -> Result<Vec<NodeImage>, ControlError> {
+        let mut removed = Vec::new();
+        if self.node.image_room().await?.used_percent() < limits.high_percent {
+            return Ok(removed);
+        }
+        let mut images = self.node.images().await?;
+        images.sort_by_key(|image| image.created_at_ms);
+        // After the images: one that comes now is for a workload that is only now written.
+        let workloads = self.workloads().await?;
+        let newest = now_ms() - limits.min_age_ms;
+        for image in images.into_iter().filter(|image| image.created_at_ms <= newest) {
+            let Ok(name) = image.name.parse::<ImageRef>() else { continue };
+            if users(&workloads, &name).next().is_none() && self.node.remove_image(name).await? {
+                removed.push(image);
+                if self.node.image_room().await?.used_percent() < limits.low_percent {
+                    break;
+                }
             }
         }
         Ok(removed)

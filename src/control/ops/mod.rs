@@ -6,7 +6,7 @@ pub mod backups;
 pub mod cluster;
 mod exec;
 mod files;
-mod images;
+pub mod images;
 pub mod logs;
 mod nodes;
 pub mod registries;

@@ -25,7 +25,7 @@ use toft_model::{
     node::{DiskFacts, Inventory, NodeFacts, Temperature},
     pull::PullProgress,
     state::{PutMode, WorkloadView},
-    usage::{Process, Usage},
+    usage::{Process, Room, Usage},
     workload::{PortSpec, WorkloadSpec},
 };
 use tokio::sync::broadcast;
@@ -251,6 +251,10 @@ impl NodeAccess for FakeNode {
         let before = images.len();
         images.retain(|known| known.name != image.as_str());
         Ok(images.len() < before)
+    }
+
+    async fn image_room(&self) -> Result<Room, ControlError> {
+        Ok(Room { used_bytes: 1, free_bytes: 9, used_files: 1, free_files: 9 })
     }
 }
 

@@ -4,7 +4,7 @@
 //! An event stream that is open is the sign of life: it breaks at once when containerd dies. A containerd that hangs
 //! is found by asking for its version now and then.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use containerd_client::services::v1::{
     CreateNamespaceRequest, CreateRequest as CreateLeaseRequest, DeleteRequest as DeleteLeaseRequest,
@@ -34,6 +34,8 @@ pub(super) struct Session {
     pub(super) version: String,
     /// Snapshotter in use.
     pub(super) snapshotter: String,
+    /// Where that keeps its files, if containerd says so.
+    pub(super) root: Option<PathBuf>,
     /// Holds what is prepared but not yet owned by a container.
     pub(super) lease: Lease,
 }
@@ -103,8 +105,8 @@ async fn connect(shared: &Arc<Shared>) -> Result<Ended, RuntimeError> {
     .await
     .map(drop)
     .or_else(|refusal| if refusal.exists() { Ok(()) } else { Err(refusal) })?;
-    let (snapshotter, lease) = tokio::try_join!(choose_snapshotter(client), session_lease(shared))?;
-    let session = Session { version: version.clone(), snapshotter, lease };
+    let ((snapshotter, root), lease) = tokio::try_join!(choose_snapshotter(client), session_lease(shared))?;
+    let session = Session { version: version.clone(), snapshotter, root, lease };
     tracing::debug!(version = %session.version, snapshotter = %session.snapshotter, "containerd was reached");
     shared.session.send_replace(Some(Arc::new(session)));
     let up = || {
@@ -135,14 +137,14 @@ async fn version(client: &Client) -> Result<String, RuntimeError> {
     Ok(format!("containerd {number}"))
 }
 
-/// overlayfs where it works, else plain copies.
-async fn choose_snapshotter(client: &Client) -> Result<String, RuntimeError> {
+/// overlayfs where it works, else plain copies; and where it keeps its files.
+async fn choose_snapshotter(client: &Client) -> Result<(String, Option<PathBuf>), RuntimeError> {
     let filters = vec!["type==io.containerd.snapshotter.v1".to_owned()];
     let request = client.request(PluginsRequest { filters });
     let plugins = call("asking for snapshotters", QUICK, client.introspection().plugins(request)).await?.plugins;
-    let works = |id: &&str| plugins.iter().any(|p| p.id == *id && p.init_err.is_none());
-    match ["overlayfs", "native"].iter().find(|id| works(id)) {
-        Some(id) => Ok((*id).to_owned()),
+    let works = |id: &&str| plugins.iter().find(|p| p.id == *id && p.init_err.is_none());
+    match ["overlayfs", "native"].iter().find_map(works) {
+        Some(plugin) => Ok((plugin.id.clone(), plugin.exports.get("root").map(PathBuf::from))),
         None => {
             let why = plugins.iter().find(|p| p.id == "overlayfs").and_then(|p| p.init_err.as_ref());
             let why = why.map_or_else(|| "the plugin is missing".to_owned(), |e| e.message.clone());

@@ -9,11 +9,12 @@ use containerd_client::{
     types,
 };
 use futures_util::{StreamExt, TryStreamExt};
-use toft_model::image::ImageRef;
+use rustix::fs::statvfs;
+use toft_model::{image::ImageRef, usage::Room};
 
 use super::{
     Shared,
-    client::{Lease, QUICK, call},
+    client::{Lease, QUICK, SLOW, call},
     events::timestamp_ms,
     media::Descriptor,
     resolve::{ResolvedImage, Unusable},
@@ -101,15 +102,31 @@ pub(super) async fn describe(shared: &Shared, record: Record) -> Result<Image, R
     })
 }
 
-/// Removes a name.
+/// Removes a name and, before it returns, what nobody uses then.
 pub(super) async fn remove(shared: &Shared, image: &ImageRef) -> Result<bool, RuntimeError> {
     let client = &shared.client;
-    let message = DeleteImageRequest { name: image.as_str().to_owned(), sync: false, target: None };
-    match call("removing an image", QUICK, client.images().delete(client.request(message))).await {
+    let message = DeleteImageRequest { name: image.as_str().to_owned(), sync: true, target: None };
+    match call("removing an image", SLOW, client.images().delete(client.request(message))).await {
         Ok(()) => Ok(true),
         Err(refusal) if refusal.not_found() => Ok(false),
         Err(refusal) => Err(refusal.into()),
     }
+}
+
+/// Room where the snapshotter keeps its files.
+pub(super) fn room(shared: &Shared) -> Result<Room, RuntimeError> {
+    const LOOKING: &str = "looking at the disk of the images";
+    let session = shared.session()?;
+    let failed = |reason: String| RuntimeError::Failed { doing: LOOKING, reason };
+    let root = session.root.as_ref().ok_or_else(|| failed("containerd does not tell where it lies".to_owned()))?;
+    let told = statvfs(root).map_err(|error| failed(error.to_string()))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(told.f_frsize);
+    Ok(Room {
+        used_bytes: bytes(told.f_blocks.saturating_sub(told.f_bfree)),
+        free_bytes: bytes(told.f_bavail),
+        used_files: told.f_files.saturating_sub(told.f_ffree),
+        free_files: told.f_favail,
+    })
 }
 
 /// A descriptor as containerd has it.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit};
+use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit, usage::Room};
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -220,5 +220,9 @@ impl Runtime for ContainerdRuntime {
 
     async fn remove_image(&self, image: &ImageRef) -> Result<bool, RuntimeError> {
         images::remove(&self.shared, image).await
+    }
+
+    async fn room(&self) -> Result<Room, RuntimeError> {
+        images::room(&self.shared)
     }
 }
