@@ -56,7 +56,8 @@ check_lint() {
     cargo clippy --workspace --all-targets --locked -- -D warnings
 }
 
-run_cargo_tests() { cargo test --workspace --locked; }
+# A failure ends nothing: what else fails is worth knowing.
+run_cargo_tests() { cargo test --workspace --locked --no-fail-fast; }
 
 build_package() {
   packaging/build-deb.sh ci | tee "$deb_path"
