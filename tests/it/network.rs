@@ -284,6 +284,26 @@ fn an_address_can_move_to_a_new_container_at_once() {
 }
 
 #[test]
+fn a_question_that_came_too_early_does_not_wait_for_another_second() {
+    on_host(async || {
+        let toft = network("toft0", "toft");
+        toft.set(&config(SUBNET, &[(8080, 80, Tcp, WEB)])).await.unwrap();
+        for (container, address, port) in [(WEB, LOCALHOST, 8080), (OTHER, OTHER, 80)] {
+            // The kernel asks who has the address, and nobody is there yet.
+            let early = std::thread::spawn(move || host_reaches(Tcp, address, port));
+            eventually("a neighbour that is looked for", || ip("neigh show dev toft0").contains("INCOMPLETE"));
+            let web = Namespace::new();
+            let _server = web.serve("web", 80);
+            toft.attach(web.pid(), container).await.unwrap();
+            let begun = Instant::now();
+            assert_eq!(ask_from_host(Tcp, address, port).unwrap(), format!("web {GATEWAY}"));
+            assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
+            let _ = early.join().unwrap();
+        }
+    });
+}
+
+#[test]
 fn the_bridge_follows_its_subnet() {
     on_host(async || {
         let toft = network("toft0", "toft");

@@ -93,9 +93,20 @@ pub(super) async fn attach(pid: u32, place: Place<'_>) -> Result<(), NetworkErro
     inside
         .run(async |inside| {
             here.run(async |host| {
-                join(&host, &inside, &namespace, place).await?;
-                introduce(&host, place).await?;
-                configure(&inside, place).await
+                let bridge =
+                    find(&host, place.bridge).await.map_err(failed(DOING))?.ok_or_else(|| gone(place.bridge))?;
+                join(&host, &inside, &namespace, place, bridge.header.index).await?;
+                let container = hardware_address(place.address);
+                for (address, _) in place.addresses() {
+                    // The packet rules see to it that nobody else answers for an IPv4 address; for IPv6 this does.
+                    let state = if address.is_ipv4() { NeighbourState::Stale } else { NeighbourState::Permanent };
+                    introduce(&host, bridge.header.index, address, &container, state).await?;
+                }
+                let bridge = bridge.attributes.iter().find_map(|attribute| match attribute {
+                    LinkAttribute::Address(address) => Some(address.as_slice()),
+                    _ => None,
+                });
+                configure(&inside, place, bridge).await
             })
             .await
         })
@@ -103,9 +114,13 @@ pub(super) async fn attach(pid: u32, place: Place<'_>) -> Result<(), NetworkErro
 }
 
 /// Makes the pair of interfaces be there and its outer end be on the bridge.
-async fn join(host: &Handle, inside: &Handle, namespace: &File, place: Place<'_>) -> Result<(), NetworkError> {
-    let gone = |what: &str| NetworkError::Failed { doing: DOING, reason: format!("`{what}` is not there") };
-    let bridge = find(host, place.bridge).await.map_err(failed(DOING))?.ok_or_else(|| gone(place.bridge))?.header.index;
+async fn join(
+    host: &Handle,
+    inside: &Handle,
+    namespace: &File,
+    place: Place<'_>,
+    bridge: u32,
+) -> Result<(), NetworkError> {
     let name = outside(place.address);
 
     let mut outer = find(host, &name).await.map_err(failed(DOING))?;
@@ -139,21 +154,29 @@ async fn join(host: &Handle, inside: &Handle, namespace: &File, place: Place<'_>
     host.link().set_port(hairpin).execute().await.map_err(failed(DOING))
 }
 
-/// Tells the host which hardware address the container's IPv6 address belongs to, so that it believes nobody else. For
-/// IPv4 the packet rules see to that.
-async fn introduce(host: &Handle, place: Place<'_>) -> Result<(), NetworkError> {
-    let Some(six) = place.subnet6 else { return Ok(()) };
-    let bridge = find(host, place.bridge).await.map_err(failed(DOING))?;
-    let Some(bridge) = bridge else { return Ok(()) };
-    let address = six.address(place.subnet, place.address);
-    host.neighbours()
-        .add(bridge.header.index, address.into())
-        .link_layer_address(&hardware_address(place.address))
-        .state(NeighbourState::Permanent)
+/// Writes down which hardware address `address` belongs to behind the link `index`, so that nobody has to ask: a question that
+/// comes before the container can answer is asked again only after a second, and packets wait for it. A stale entry is used
+/// at once and checked later, a permanent one is never given up and nobody else is believed.
+async fn introduce(
+    handle: &Handle,
+    index: u32,
+    address: IpAddr,
+    hardware: &[u8],
+    state: NeighbourState,
+) -> Result<(), NetworkError> {
+    handle
+        .neighbours()
+        .add(index, address)
+        .link_layer_address(hardware)
+        .state(state)
         .replace()
         .execute()
         .await
         .map_err(failed(DOING))
+}
+
+fn gone(what: &str) -> NetworkError {
+    NetworkError::Failed { doing: DOING, reason: format!("`{what}` is not there") }
 }
 
 /// Whether two links are each other's ends, as far as their indices tell.
@@ -162,13 +185,11 @@ fn paired(outer: &LinkMessage, inner: &LinkMessage) -> bool {
         && inner.attributes.contains(&LinkAttribute::Link(outer.header.index))
 }
 
-/// Gives the interfaces inside address, life and a way out.
-async fn configure(inside: &Handle, place: Place<'_>) -> Result<(), NetworkError> {
+/// Gives the interfaces inside address, life and a way out, over the gateway at `bridge`'s hardware address.
+async fn configure(inside: &Handle, place: Place<'_>, bridge: Option<&[u8]>) -> Result<(), NetworkError> {
     loopback_up(inside).await?;
     let eth0 = find(inside, INSIDE).await.map_err(failed(DOING))?;
-    let index = eth0
-        .map(|link| link.header.index)
-        .ok_or_else(|| NetworkError::Failed { doing: DOING, reason: format!("`{INSIDE}` vanished") })?;
+    let index = eth0.map(|link| link.header.index).ok_or_else(|| gone(INSIDE))?;
     let up = LinkUnspec::new_with_index(index).up().build();
     inside.link().change(up).execute().await.map_err(failed(DOING))?;
     // A network of its own: all that it sends passes the host, whose rules decide.
@@ -177,6 +198,9 @@ async fn configure(inside: &Handle, place: Place<'_>) -> Result<(), NetworkError
         settle(handle_add(inside, index, address, length).execute().await)?;
         for route in routes(gateway, index) {
             settle(inside.route().add(route).execute().await)?;
+        }
+        if let Some(bridge) = bridge {
+            introduce(inside, index, gateway, bridge, NeighbourState::Stale).await?;
         }
     }
     Ok(())
