@@ -10,10 +10,11 @@ usage() {
 usage: bench/run.sh NAME [options]
        bench/run.sh --list
 
-  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 5, dns: 5)
+  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 5, dns: 5, density: 3)
   --seconds N      idle: length of the watch (60); length of each point (state: 5, dns: 3)
   --million        state: also write a million times
-  --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc
+  --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc;
+                   density: toft, ctr and docker
   --profile NAME   Cargo profile of toft: release (default) or ci
   --toft FILE      measure this binary and build nothing
   --out FILE.json  write the numbers there too
@@ -22,7 +23,9 @@ END
 
 list() {
   cat <<'END'
-start   from a request to a process that runs, and whole runs, beside ctr, docker, podman and runc
+start   from a request to a process that runs, and whole runs, beside ctr, docker, podman and runc; and to the first
+        answer through a published port, beside docker
+density 100 starts, eight at a time, and the memory that each container keeps, beside ctr and docker
 idle    memory, CPU and start of the daemons with 0 and 10 containers, beside dockerd with containerd
 pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip and zstd, beside ctr, docker and podman
 dns     questions for a name of the zone from inside a container, beside dnsmasq
@@ -98,7 +101,7 @@ main() {
     esac
     shift
   done
-  [[ " start idle pull dns state " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
+  [[ " start idle pull dns density state " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"
   install_packages
   if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi

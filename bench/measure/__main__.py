@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 
+import density
 import dns
 import idle
 import image
@@ -16,7 +17,7 @@ from processes import BenchError
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("bench", choices=["start", "idle", "state", "pull", "dns"])
+    parser.add_argument("bench", choices=["start", "idle", "state", "pull", "dns", "density"])
     parser.add_argument("--work", required=True)
     parser.add_argument("--toft", required=True)
     parser.add_argument("--profile", required=True)
@@ -36,7 +37,8 @@ def main():
     image.make_archive(rootfs, options.archive)
     os.environ["HOME"] = options.work
     try:
-        {"start": start, "idle": idle, "state": state, "pull": pull, "dns": dns}[options.bench].run(options)
+        benches = {"start": start, "idle": idle, "state": state, "pull": pull, "dns": dns, "density": density}
+        benches[options.bench].run(options)
     except BenchError as error:
         sys.exit(f"bench: {error}")
     finally:

@@ -59,6 +59,13 @@ class Engine:
     def remove(self, run):
         """Removes what `detached` made."""
 
+    def begin_removal(self, run):
+        """Does as much of `remove` as one call of the engine does."""
+        self.remove(run)
+
+    def end_removal(self, run):
+        """Does the rest."""
+
     def pull(self, name):
         """The command that pulls an image."""
         raise NotImplementedError
@@ -130,11 +137,33 @@ class Toft(Engine):
 
     def post(self, run):
         """The same over the API, without the command line."""
-        spec = {"name": run, "image": image.NAME, "command": ["/bin/stamp", run], "network": "none"}
-        return lambda: expect(ask(self.socket, "POST", "/api/v1/workloads", spec))
+        return self._post({"name": run, "command": ["/bin/stamp", run], "network": "none"})
+
+    def post_networked(self, run):
+        """The same in the container network, with an address and names."""
+        return self._post({"name": run, "command": ["/bin/stamp", run]})
+
+    def published(self, run, port):
+        """The command that starts the web server in the background, reachable on a port of the host."""
+        return [*self.client, "run", "--name", run, "--publish", f"{port}:80", image.NAME, "--", *image.WEB_SERVER]
+
+    def post_published(self, run, port):
+        """The same over the API."""
+        return self._post({"name": run, "command": image.WEB_SERVER, "ports": [{"host": port, "container": 80}]})
+
+    def _post(self, spec):
+        return lambda: expect(ask(self.socket, "POST", "/api/v1/workloads", {"image": image.NAME, **spec}))
 
     def remove(self, run):
+        self.begin_removal(run)
+        self.end_removal(run)
+
+    def begin_removal(self, run):
+        """Asks for the removal; what it takes goes on meanwhile."""
         expect(ask(self.socket, "DELETE", f"/api/v1/workloads/{run}"))
+
+    def end_removal(self, run):
+        """Waits until it is gone."""
         expect(ask(self.socket, "GET", f"/api/v1/workloads/{run}/wait?for=gone"))
 
     def end(self):
@@ -190,6 +219,7 @@ class Ctr(Engine):
 
 class Docker(Engine):
     name = "docker"
+    networking = ["--bridge=none", "--iptables=false", "--ip6tables=false"]
 
     def __init__(self, work, toft):
         super().__init__(work, toft)
@@ -204,7 +234,7 @@ class Docker(Engine):
     def up(self):
         # It starts a containerd of its own, as toft does.
         return self.start_daemon([
-            "dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", "--host", f"unix://{self.socket}",
+            "dockerd", *self.networking, "--host", f"unix://{self.socket}",
             "--data-root", f"{self.place}/data", "--exec-root", f"{self.place}/exec", "--pidfile", f"{self.place}/pid",
             "--cgroup-parent", f"/{self.containers}",
         ])
@@ -235,7 +265,10 @@ class Docker(Engine):
         quietly([*self.client, "rmi", "--force", name])
 
     def post(self, run):
-        body = {"Image": image.NAME, "Cmd": ["/bin/stamp", run], "HostConfig": {"NetworkMode": "none"}}
+        return self._post(run, {"Cmd": ["/bin/stamp", run], "HostConfig": {"NetworkMode": "none"}})
+
+    def _post(self, run, options):
+        body = {"Image": image.NAME, **options}
 
         def create_and_start():
             expect(ask(self.socket, "POST", f"/containers/create?name={run}", body))
@@ -253,6 +286,23 @@ class Docker(Engine):
             shutil.rmtree(os.path.join(self.place, directory), ignore_errors=True)
 
 
+class NetworkedDocker(Docker):
+    """dockerd with its own bridge, packet rules and port proxies, as people have it."""
+
+    name = "docker-bridge"
+    networking = []
+
+    def published(self, run, port):
+        return [*self.client, "run", "--detach", "--name", run, "--publish", f"{port}:80", image.NAME,
+                *image.WEB_SERVER]
+
+    def post_published(self, run, port):
+        return self._post(run, {
+            "Cmd": image.WEB_SERVER, "ExposedPorts": {"80/tcp": {}},
+            "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": str(port)}]}},
+        })
+
+
 class Podman(Engine):
     name = "podman"
 
@@ -263,7 +313,7 @@ class Podman(Engine):
             "--storage-driver", "overlay", "--runtime", "runc", "--cgroup-manager", "cgroupfs",
             "--events-backend", "file",
         ]
-        self.run = [
+        self.runs = [
             *self.client, "run", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024", "--network", "none",
             "--cgroup-parent", f"/{self.containers}",
         ]
@@ -275,10 +325,10 @@ class Podman(Engine):
         return quietly(["podman", "--version"]).strip()
 
     def whole_run(self, run):
-        return [*self.run, "--rm", image.NAME, "true"]
+        return [*self.runs, "--rm", image.NAME, "true"]
 
     def detached(self, run):
-        return [*self.run, "--detach", "--name", run, image.NAME, "/bin/stamp", run]
+        return [*self.runs, "--detach", "--name", run, image.NAME, "/bin/stamp", run]
 
     def pull(self, name):
         return [*self.client, "pull", "--quiet", "--tls-verify=false", name]

@@ -9,8 +9,10 @@ import shutil
 import tarfile
 
 NAME = "localhost/bench/busybox:1"
-APPLETS = ("sh", "true", "sleep", "cat", "ls", "echo")
-FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "sys", "tmp")
+APPLETS = ("sh", "true", "sleep", "cat", "ls", "echo", "httpd")
+FOLDERS = ("bin", "dev", "etc", "proc", "root", "run", "srv", "sys", "tmp")
+# Answers any request for `/` with the page `up` on port 80.
+WEB_SERVER = ["httpd", "-f", "-p", "80", "-h", "/srv"]
 
 
 def make_rootfs(directory, busybox, stamp):
@@ -22,8 +24,9 @@ def make_rootfs(directory, busybox, stamp):
         os.chmod(os.path.join(directory, "bin", name), 0o755)
     for applet in APPLETS:
         os.symlink("busybox", os.path.join(directory, "bin", applet))
-    for file, line in (("passwd", "root:x:0:0:root:/root:/bin/sh\n"), ("group", "root:x:0:\n")):
-        with open(os.path.join(directory, "etc", file), "w") as out:
+    lines = (("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n"), ("etc/group", "root:x:0:\n"), ("srv/index.html", "up\n"))
+    for file, line in lines:
+        with open(os.path.join(directory, file), "w") as out:
             out.write(line)
 
 

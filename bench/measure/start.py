@@ -1,19 +1,22 @@
-"""`start`: from a request to a process that runs, and whole runs of `true`.
+"""`start`: from a request to a process that runs, whole runs of `true`, and from a request to the first answer of a
+web server through a published port.
 
 Rounds take every engine once, in an order that moves on by one each round, so that what disturbs the machine falls
 on all alike."""
 
 import os
+import socket
 import time
 
 import image
 import report
-from engines import ENGINES
+from engines import ENGINES, NetworkedDocker
 from processes import BenchError, Group, stamp_of, timed, wait_until
 
 WARM_UP = 2
 # After a command came back its engine may still tidy up; that belongs to its CPU time.
 SETTLE_SECONDS = 0.15
+FIRST_PORT = 20000
 
 
 def run(options):
@@ -32,11 +35,22 @@ def run(options):
         runs = options.runs or 30
         whole = measure_whole(engines, home, runs)
         starts = measure_starts(engines, home, runs)
+        # dockerd cannot have two ways of networking in one life.
+        networked = [engine for engine in engines if engine.name == "toft"]
+        if "docker" in names:
+            next(engine for engine in engines if engine.name == "docker").end()
+            engines.append(NetworkedDocker(options.work, options.toft))
+            networked.append(engines[-1])
+            engines[-1].begin()
+            home.enter()
+            engines[-1].import_image(options.archive)
+        published = measure_published(networked, home, runs)
     finally:
         home.enter()
         for engine in engines:
             engine.end()
-    result = {"bench": "start", "runs": runs, "machine": about, "whole_run": whole, "start": starts}
+    result = {"bench": "start", "runs": runs, "machine": about, "whole_run": whole, "start": starts,
+              "published": published}
     show(result)
     report.write(options.result, result)
 
@@ -85,14 +99,67 @@ def starter(engine, way, run):
     if way == "command":
         command = engine.detached(run)
         return lambda: timed(command, engine.errors)
-    request = engine.post(run)
+    return stopwatch(engine.post(run))
 
+
+def stopwatch(request):
     def post():
         begun = time.monotonic_ns()
         request()
         return time.monotonic_ns() - begun, begun
 
     return post
+
+
+def measure_published(engines, home, count):
+    """From the request to the first 200 of a web server in the container through the host's port."""
+    ways = [(f"{engine.name} {way}" if way == "api" else engine.name, engine, way)
+            for engine in engines for way in ("api", "command")]
+    samples = {name: {"serving_ms": [], "answered_ms": [], "cpu_ms": []} for name, _, _ in ways}
+    port = FIRST_PORT
+    for turn, (name, engine, way) in rounds(ways, count):
+        run, port = f"published{turn + WARM_UP}{way}", port + 1
+        ask = publisher(engine, way, run, port)
+        served = []
+
+        def work():
+            wall_ns, begun = ask()
+            # As people do: first they start it, then they look.
+            served.append(first_answer(port))
+            return wall_ns, begun
+
+        wall_ns, begun, cpu_us = in_group(engine, home, work)
+        engine.remove(run)
+        if served[0] is None:
+            raise BenchError(f"{name}: no answer on port {port}")
+        if turn >= 0:
+            samples[name]["serving_ms"].append((served[0] - begun) / 1e6)
+            samples[name]["answered_ms"].append(wall_ns / 1e6)
+            samples[name]["cpu_ms"].append(cpu_us / 1e3)
+    return samples
+
+
+def publisher(engine, way, run, port):
+    if way == "command":
+        command = engine.published(run, port)
+        return lambda: timed(command, engine.errors)
+    return stopwatch(engine.post_published(run, port))
+
+
+def first_answer(port):
+    """When the first 200 came, in nanoseconds of CLOCK_MONOTONIC; None when none came. A look takes no longer than
+    20 ms: a first packet that is lost is sent again by the kernel after a second only."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=0.02) as connection:
+                connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                if b" 200 " in connection.recv(64):
+                    return time.monotonic_ns()
+        except OSError:
+            pass
+        time.sleep(0.001)
+    return None
 
 
 def in_group(engine, home, work):
@@ -121,7 +188,16 @@ def show(result):
     rows = [row(name, fields, sample, toft) for name, sample in start.items()]
     report.print_table(f"from the request to a process that runs, {runs} runs, milliseconds",
                        ["", "median", "p90", "least", "answered", "CPU median", "toft api / this"], rows)
+    published = result["published"]
+    serving = report.median(published["toft api"]["serving_ms"]) if "toft api" in published else None
+    rows = [row(name, [("serving_ms", True), ("answered_ms", False), ("cpu_ms", False)], sample, serving)
+            for name, sample in published.items()]
+    report.print_table(f"from the request to the first 200 through a published port, {runs} runs, milliseconds",
+                       ["", "median", "p90", "least", "answered", "CPU median", "toft api / this"], rows)
     goals = []
+    if serving and "docker-bridge" in published:
+        goals.append(("POST to the first 200 through the port, of docker run's time",
+                      serving / report.median(published["docker-bridge"]["serving_ms"]), 0.5))
     if toft and "ctr" in start:
         goals.append(("POST to running, of ctr run's time to running",
                       toft / report.median(start["ctr"]["running_ms"]), 1.0))
