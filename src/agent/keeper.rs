@@ -445,7 +445,8 @@ impl Keeper {
     fn note_end(&mut self, id: InstanceId, exit: Exit) {
         let (Some(order), Some(memory)) = (self.orders.get(&id), self.memory.get(&id)) else { return };
         let mut memory = memory.clone();
-        if self.end_counts(id, true) && judge(order, &mut memory, exit) == Verdict::StayDown {
+        if self.end_counts(id, true) && judge(order, &mut memory, self.judged(id, exit)) == Verdict::StayDown {
+            memory.last_exit = Some(exit);
             let outcome = memory.outcome(Some(exit));
             self.noted.insert(id, outcome);
             self.effects.push(Effect::Note { id, outcome });

@@ -249,6 +249,24 @@ fn what_does_not_work_is_ended_and_started_again_by_its_policy() {
 }
 
 #[test]
+fn what_was_ended_because_it_does_not_work_is_not_noted_as_finished() {
+    let mut keeper = checked("on-failure");
+    for at in [2_000, 2_100] {
+        keeper.answered(ID, 7, Err("no answer".to_owned()), at);
+    }
+    // The runtime goes away while it is being ended, and tells later that it ended well.
+    let exit = Exit::new(Some(0), 2_200);
+    keeper.done(ID, Done::Failed { reason: "no answer".to_owned() }, 2_300);
+    keeper.take_effects();
+    keeper.compare([(ID, TaskState::Ended(exit))], 3_000);
+    let effects = keeper.take_effects();
+    assert!(matches!(works(&effects)[..], [Work::Reap]), "{effects:?}");
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Note { .. })), "{effects:?}");
+    keeper.done(ID, Done::Ended { exit: Some(exit) }, 3_010);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Start { .. }]));
+}
+
+#[test]
 fn ends_in_a_row_are_called_a_crash_loop() {
     let mut keeper = checked("always");
     let mut reasons = Vec::new();
