@@ -27,7 +27,7 @@ use utoipa::ToSchema;
 
 pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
-pub use images::{PullLine, PullRequest};
+pub use images::{Pull, PullLine, PullRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
 pub use usage::{InstanceStats, Stats};

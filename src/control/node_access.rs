@@ -12,6 +12,7 @@ use toft_model::{
     usage::Room,
     workload::PortSpec,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::ControlError;
@@ -35,6 +36,15 @@ pub enum PullStep {
     Done(NodeImage),
     /// It failed.
     Failed(ControlError),
+}
+
+/// A pull of a node that is under way, or failed a short while ago.
+#[derive(Debug, Clone)]
+pub struct ImagePull {
+    /// How far it is.
+    pub progress: PullProgress,
+    /// When it failed, in milliseconds since 1970, and why.
+    pub failure: Option<(i64, ControlError)>,
 }
 
 /// An instance that is gone and whose logs are kept.
@@ -90,6 +100,12 @@ pub trait NodeAccess:
 
     /// How far the pull of an image is on a node, as far as this one knows.
     fn pulling(&self, node: NodeId, image: &ImageRef) -> Option<PullProgress>;
+
+    /// The node's pulls: those under way, then those that failed a short while ago.
+    fn pulls(&self) -> Vec<ImagePull>;
+
+    /// Moves when a pull of the node begins or ends.
+    fn pulls_moved(&self) -> watch::Receiver<u64>;
 
     /// Removes an image's name; `false` when there was none.
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError>;

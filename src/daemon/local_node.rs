@@ -15,7 +15,7 @@ use toft_model::{
     usage::Room,
     workload::PortSpec,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -29,7 +29,7 @@ pub(super) use exec::Execs;
 use crate::{
     agent::{
         facts, host,
-        image::{PullError, PullErrorKind, Pulls},
+        image::{FailedPull, PullError, PullErrorKind, Pulls},
         logs::{self, Reading, Wanted},
         meter::Meter,
         network::check_free,
@@ -40,7 +40,7 @@ use crate::{
     },
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, GoneInstance, LogLines, NodeAccess, PullStep, PullSteps},
+        node_access::{ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullStep, PullSteps},
         ops::Ops,
     },
     observe::chain,
@@ -219,6 +219,19 @@ impl NodeAccess for LocalNode {
 
     fn pulling(&self, node: NodeId, image: &ImageRef) -> Option<PullProgress> {
         if node == self.node_id { self.pulls.progress(image) } else { None }
+    }
+
+    fn pulls(&self) -> Vec<ImagePull> {
+        let under_way = self.pulls.under_way().into_iter().map(|progress| ImagePull { progress, failure: None });
+        let failed = self.pulls.failed().into_iter().map(|FailedPull { image, error, at_ms }| ImagePull {
+            progress: PullProgress { image: image.as_str().to_owned(), layers: Vec::new() },
+            failure: Some((at_ms, not_pulled(error))),
+        });
+        under_way.chain(failed).collect()
+    }
+
+    fn pulls_moved(&self) -> watch::Receiver<u64> {
+        self.pulls.watch()
     }
 
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {

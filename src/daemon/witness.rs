@@ -15,6 +15,7 @@ use toft_model::{
     usage::{Process, Room, Usage},
     workload::PortSpec,
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{backup_settings, directories::Directories, identity::Identity};
@@ -26,7 +27,7 @@ use crate::{
     control::{
         ControlError, ErrorKind,
         node_access::{
-            ArchiveReader, GoneInstance, LogLines, NodeAccess, PullSteps,
+            ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             usage::{NodeUsage, RunningInstance},
@@ -161,6 +162,14 @@ impl NodeAccess for Witness {
 
     fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
         None
+    }
+
+    fn pulls(&self) -> Vec<ImagePull> {
+        Vec::new()
+    }
+
+    fn pulls_moved(&self) -> watch::Receiver<u64> {
+        watch::Sender::default().subscribe()
     }
 
     async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {

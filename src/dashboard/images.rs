@@ -1,10 +1,11 @@
-//! The images on the node.
+//! The images on the node, and those on their way to it.
 
 use askama::Template;
 use axum::{
     Form,
     extract::{Query, State},
-    response::{Redirect, Response},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
 };
 use serde::Deserialize;
 use toft_model::{
@@ -12,13 +13,39 @@ use toft_model::{
     units::format_bytes,
 };
 
-use super::{Dashboard, Frame, error::PageError, present::Moment, show};
-use crate::control::{ControlError, ops::now_ms};
+use super::{
+    Dashboard, Frame,
+    error::PageError,
+    forms::Mistakes,
+    live,
+    present::Moment,
+    pulls::{PullLine, familiar},
+    render, show,
+};
+use crate::control::{
+    ControlError,
+    ops::{Ops, now_ms},
+};
 
 #[derive(Template)]
 #[template(path = "images/index.html")]
 struct Page {
     frame: Frame,
+    /// What was typed into the field of the image to pull, and what is wrong with it.
+    asked: String,
+    wrong: Mistakes,
+    list: List,
+}
+
+#[derive(Template)]
+#[template(path = "images/_list.html")]
+struct Fragment {
+    list: List,
+}
+
+/// What changes by itself.
+struct List {
+    pulls: Vec<PullLine>,
     images: Vec<Line>,
     /// Why there is no list, if there is none.
     trouble: Option<String>,
@@ -59,10 +86,6 @@ impl Line {
     }
 }
 
-fn familiar(name: &str) -> String {
-    name.parse::<ImageRef>().map_or_else(|_| name.to_owned(), |image| image.familiar().to_owned())
-}
-
 /// A text as part of an address.
 fn encode(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
@@ -74,14 +97,14 @@ fn encode(text: &str) -> String {
     })
 }
 
-pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
+async fn read(ops: &Ops) -> Result<List, PageError> {
     let now_ms = now_ms();
-    let workloads = dashboard.ops.workloads().await?;
+    let workloads = ops.workloads().await?;
     let users = |name: &str| {
         let using = workloads.iter().filter(|workload| workload.row.spec.image.as_str() == name);
         using.map(|workload| workload.row.spec.name.to_string()).collect()
     };
-    let (images, trouble) = match dashboard.ops.images().await {
+    let (images, trouble) = match ops.images().await {
         Ok(images) => (images, None),
         Err(error) => (Vec::new(), Some(error.message)),
     };
@@ -89,7 +112,43 @@ pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response,
         let users = users(&image.name);
         Line::of(image, users, now_ms)
     };
-    show(&Page { frame: Frame::at("images"), images: images.into_iter().map(line).collect(), trouble })
+    let pulls = ops.image_pulls().into_iter().map(|pull| PullLine::of(pull, now_ms)).collect();
+    Ok(List { pulls, images: images.into_iter().map(line).collect(), trouble })
+}
+
+pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
+    let list = read(&dashboard.ops).await?;
+    show(&Page { frame: Frame::at("images"), asked: String::new(), wrong: Mistakes::default(), list })
+}
+
+pub(super) async fn live(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
+    let ops = dashboard.ops.clone();
+    Ok(live::fragments(&dashboard, move || {
+        let ops = ops.clone();
+        async move { render(&Fragment { list: read(&ops).await? }) }
+    }))
+}
+
+/// What shall be pulled, as typed.
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    image: String,
+}
+
+/// Begins to pull; the page tells how far it is.
+pub(super) async fn pull(State(dashboard): State<Dashboard>, Form(asked): Form<Asked>) -> Result<Response, PageError> {
+    let begun = match asked.image.trim().parse::<ImageRef>() {
+        // Nobody listens: the pull goes on without.
+        Ok(image) => dashboard.ops.pull_image(image).await.map(drop),
+        Err(invalid) => Err(invalid.at("image").into()),
+    };
+    let Err(error) = begun else { return Ok(Redirect::to("/images").into_response()) };
+    let list = read(&dashboard.ops).await?;
+    let mut page =
+        show(&Page { frame: Frame::at("images"), asked: asked.image, wrong: Mistakes::refused(error), list })?;
+    *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    Ok(page)
 }
 
 /// Which image.

@@ -1,7 +1,7 @@
 //! Fragments sent again when they change.
 //!
-//! A stream renders its fragment at once and then whenever the state moved, at most four times a second, and once in a
-//! while because ages grow. What is the same as before is not sent. Comments keep proxies from closing a quiet stream.
+//! A stream renders its fragment at once and then whenever the state moved or a pull began or ended, at most four times a
+//! second, and once in a while because ages grow, or pulls go on. What is the same as before is not sent. Comments keep proxies from closing a quiet stream.
 
 use std::{
     convert::Infallible,
@@ -25,6 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Dashboard, error::PageError};
+use crate::control::ops::Ops;
 
 /// Least time between two renderings.
 const PACE: Duration = Duration::from_millis(250);
@@ -35,8 +36,13 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// What a browser waits before it connects again.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// Time between two renderings of a page that shows how far a pull is.
+const PULLING: Duration = Duration::from_millis(500);
+
 struct Watch<F> {
+    ops: Ops,
     moved: watch::Receiver<u64>,
+    pulls_moved: watch::Receiver<u64>,
     shutdown: CancellationToken,
     render: F,
     sent: Option<u64>,
@@ -52,14 +58,18 @@ where
     async fn next(&mut self) -> Option<String> {
         loop {
             if let Some(rendered) = self.rendered {
+                let pulling = self.ops.image_pulls().iter().any(|pull| pull.failure.is_none());
+                let refresh = if pulling { PULLING } else { REFRESH };
                 tokio::select! {
                     () = self.shutdown.cancelled() => return None,
                     moved = self.moved.changed() => moved.ok()?,
-                    () = tokio::time::sleep_until(rendered + REFRESH) => {}
+                    Ok(()) = self.pulls_moved.changed() => {}
+                    () = tokio::time::sleep_until(rendered + refresh) => {}
                 }
                 tokio::time::sleep_until(rendered + PACE).await;
             }
             self.moved.mark_unchanged();
+            self.pulls_moved.mark_unchanged();
             let fragment = (self.render)().await;
             self.rendered = Some(Instant::now());
             // What cannot be read now is tried again; the page keeps what it shows.
@@ -85,7 +95,9 @@ where
     R: Future<Output = Result<String, PageError>> + Send + 'static,
 {
     let watch = Watch {
+        ops: dashboard.ops.clone(),
         moved: dashboard.ops.state().watch(),
+        pulls_moved: dashboard.ops.image_pulls_moved(),
         shutdown: dashboard.shutdown.clone(),
         render,
         sent: None,

@@ -16,6 +16,7 @@ mod node;
 mod overview;
 mod plain;
 mod present;
+mod pulls;
 mod request;
 mod run;
 mod secrets;
@@ -72,7 +73,7 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
         .route("/workloads/{name}/logs", get(logs::page))
         .route("/nodes/{name}", get(node::page))
-        .route("/images", get(images::page))
+        .route("/images", get(images::page).post(images::pull))
         .route("/images/remove", get(images::confirm_removal).post(images::remove))
         .route("/secrets", get(secrets::page))
         .route("/secrets/new", get(secrets::creation).post(secrets::create))
@@ -82,6 +83,7 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/volumes/new", get(volumes::creation).post(volumes::create))
         .route("/volumes/{name}/remove", get(volumes::confirm_removal).post(volumes::remove))
         .route("/live/overview", get(overview::live))
+        .route("/live/images", get(images::live))
         .route("/live/nodes/{name}", get(node::live))
         .route("/live/workloads", get(workloads::live))
         .route("/live/workloads/{name}", get(workload::live))

@@ -19,6 +19,7 @@ use super::{
     error::PageError,
     live,
     present::{self, EventLine, Moment, Pill, PortLine},
+    pulls::PullLine,
     render,
     request::{ReachedAs, named},
     show,
@@ -74,6 +75,8 @@ struct One {
     labels: Vec<(String, String)>,
     events: Vec<EventLine>,
     actions: Actions,
+    /// Pulls that its instances wait for.
+    pulls: Vec<PullLine>,
 }
 
 struct InstanceLine {
@@ -195,6 +198,11 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         ..InstanceLine::of(instance, reached, now_ms)
     });
     let instances: Vec<InstanceLine> = instances.collect();
+    let waits =
+        |image: &str| workload.instances.iter().any(|i| i.note.is_some() && i.row.container.image.as_str() == image);
+    let pulls = ops.image_pulls().into_iter();
+    let pulls = pulls.filter(|pull| pull.failure.is_none() && waits(&pull.progress.image));
+    let pulls = pulls.map(|pull| PullLine::of(pull, now_ms)).collect();
     let spec = &workload.row.spec;
     let pairs = |map: &std::collections::BTreeMap<String, String>| map.clone().into_iter().collect();
     Ok(One {
@@ -212,6 +220,7 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         labels: pairs(&spec.labels),
         events: events.into_iter().map(|event| EventLine::of(event, now_ms)).collect(),
         actions: Actions::of(&workload, "one"),
+        pulls,
     })
 }
 

@@ -105,8 +105,12 @@ fn a_failed_pull_says_why_and_is_tried_again() {
     wait_until("people see why", || s.toft.good("ps").contains("503").then_some(()));
     let error = s.toft.toft(&["image", "pull", &s.image]).bad(1);
     assert!(error.contains("503"), "{error}");
+    let pulls = || s.toft.get("/api/v1/images/pulls").good();
+    let told = |text: &str| text.contains("503");
+    wait_until("the failure is remembered", || pulls()[0]["error"]["message"].as_str().is_some_and(told).then_some(()));
     s.registry.behave();
     s.toft.instance_until("web", "runs", |i| i["state"] == "running");
+    assert_eq!(pulls(), json!([]), "what went well is no failure any more");
 
     let missing = s.image.replace("app:1", "app:2");
     let error = s.toft.toft(&["image", "pull", &missing]).bad(1);

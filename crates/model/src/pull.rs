@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::invalid::Invalid;
+use crate::{invalid::Invalid, units::format_bytes};
 
 /// When an image is asked of its registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -79,7 +79,7 @@ pub struct PullProgress {
 }
 
 impl PullProgress {
-    /// In a few words: `pulling 3/7 layers, 120.0 MB of 400.0 MB`.
+    /// In a few words: `pulling 3/7 layers, 120 MiB of 400 MiB`.
     pub fn summary(&self) -> String {
         if self.layers.is_empty() {
             return "pulling: asking the registry".to_owned();
@@ -93,12 +93,8 @@ impl PullProgress {
         }
         let sum = |of: fn(&LayerProgress) -> u64| self.layers.iter().map(of).fold(0, u64::saturating_add);
         let (done, total) = (sum(|layer| layer.done_bytes), sum(|layer| layer.size_bytes));
-        format!("pulling {complete}/{count} layers, {} of {}", megabytes(done), megabytes(total))
+        format!("pulling {complete}/{count} layers, {} of {}", format_bytes(done), format_bytes(total))
     }
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
 }
 
 #[cfg(test)]
@@ -109,7 +105,7 @@ mod tests {
     fn progress_is_told_in_a_few_words() {
         let layer = |done_bytes, state| LayerProgress {
             digest: "sha256:0".to_owned(),
-            size_bytes: 200_000_000,
+            size_bytes: 200 << 20,
             done_bytes,
             state,
         };
@@ -117,12 +113,12 @@ mod tests {
             assert_eq!(PullProgress { image: "a".to_owned(), layers }.summary(), expected);
         };
         check(Vec::new(), "pulling: asking the registry");
-        let whole = layer(200_000_000, LayerState::Downloaded);
+        let whole = layer(200 << 20, LayerState::Downloaded);
         check(
-            vec![whole.clone(), layer(1_550_000, LayerState::Downloading)],
-            "pulling 1/2 layers, 201.5 MB of 400.0 MB",
+            vec![whole.clone(), layer((1 << 20) + (1 << 19), LayerState::Downloading)],
+            "pulling 1/2 layers, 202 MiB of 400 MiB",
         );
-        check(vec![layer(200_000_000, LayerState::Done), whole], "unpacking 1/2 layers");
+        check(vec![layer(200 << 20, LayerState::Done), whole], "unpacking 1/2 layers");
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod settings;
 pub use auth::Login;
 pub(crate) use error::Trouble;
 pub use error::{PullError, PullErrorKind};
-pub use puller::{PullReporter, PullStatus, Puller, Pulls};
+pub use puller::{FailedPull, PullReporter, PullStatus, Puller, Pulls};
 pub use repository::Repository;
 pub(crate) use repository::{Document, MAX_DOCUMENT_BYTES};
 pub use settings::{Patience, RegistrySettings, Settings};

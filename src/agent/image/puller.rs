@@ -1,8 +1,9 @@
 //! Pulls what it is asked to, each image once at a time however many ask, and tells how far it is.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use toft_model::{
@@ -23,6 +24,10 @@ use crate::observe::chain;
 const AT_ONCE: usize = 3;
 /// Images that wait for their turn.
 const MOST_WAITING: usize = 256;
+/// Pulls that failed and are told of still.
+const MOST_FAILED: usize = 8;
+/// For how long they are.
+const FAILED_FOR: Duration = Duration::from_secs(15 * 60);
 
 /// Where a pull stands, and how it ended when it did.
 #[derive(Debug, Clone, Default)]
@@ -55,19 +60,46 @@ impl PullReporter {
     }
 }
 
-type UnderWay = Arc<Mutex<BTreeMap<ImageRef, watch::Receiver<PullStatus>>>>;
+/// A pull that failed a short while ago.
+#[derive(Debug, Clone)]
+pub struct FailedPull {
+    /// What was pulled.
+    pub image: ImageRef,
+    /// Why it failed.
+    pub error: PullError,
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// What is pulled, and what was in vain.
+#[derive(Default)]
+struct Board {
+    under_way: BTreeMap<ImageRef, watch::Receiver<PullStatus>>,
+    /// The newest last, with when it is forgotten.
+    failed: VecDeque<(FailedPull, Instant)>,
+    /// Counts what begins and ends.
+    changes: watch::Sender<u64>,
+}
+
+impl Board {
+    fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+type SharedBoard = Arc<Mutex<Board>>;
 
 /// Asks for pulls.
 #[derive(Clone)]
 pub struct Pulls {
     queue: mpsc::Sender<(ImageRef, PullReporter)>,
-    under_way: UnderWay,
+    board: SharedBoard,
 }
 
 /// Performs them.
 pub struct Puller {
     queue: mpsc::Receiver<(ImageRef, PullReporter)>,
-    under_way: UnderWay,
+    board: SharedBoard,
     runtime: Arc<dyn Runtime>,
     registries: Arc<Registries>,
 }
@@ -76,15 +108,15 @@ impl Pulls {
     /// Both ends: who asks, and who does.
     pub fn new(runtime: Arc<dyn Runtime>, registries: Registries) -> (Self, Puller) {
         let (sender, queue) = mpsc::channel(MOST_WAITING);
-        let under_way = UnderWay::default();
-        let pulls = Self { queue: sender, under_way: Arc::clone(&under_way) };
-        (pulls, Puller { queue, under_way, runtime, registries: Arc::new(registries) })
+        let board = SharedBoard::default();
+        let pulls = Self { queue: sender, board: Arc::clone(&board) };
+        (pulls, Puller { queue, board, runtime, registries: Arc::new(registries) })
     }
 
     /// Begins to pull an image, or joins who does already.
     pub fn begin(&self, image: &ImageRef) -> Result<watch::Receiver<PullStatus>, PullError> {
-        let mut under_way = lock(&self.under_way);
-        if let Some(status) = under_way.get(image) {
+        let mut board = lock(&self.board);
+        if let Some(status) = board.under_way.get(image) {
             return Ok(status.clone());
         }
         let progress = PullProgress { image: image.as_str().to_owned(), layers: Vec::new() };
@@ -96,7 +128,9 @@ impl Pulls {
             }
             mpsc::error::TrySendError::Closed(_) => cancelled(image),
         })?;
-        under_way.insert(image.clone(), status.clone());
+        board.under_way.insert(image.clone(), status.clone());
+        board.failed.retain(|(failed, _)| failed.image != *image);
+        board.changed();
         Ok(status)
     }
 
@@ -109,7 +143,24 @@ impl Pulls {
 
     /// How far the pull of an image is, if there is one.
     pub fn progress(&self, image: &ImageRef) -> Option<PullProgress> {
-        lock(&self.under_way).get(image).map(|status| status.borrow().progress.clone())
+        lock(&self.board).under_way.get(image).map(|status| status.borrow().progress.clone())
+    }
+
+    /// How far every pull is, by image.
+    pub fn under_way(&self) -> Vec<PullProgress> {
+        lock(&self.board).under_way.values().map(|status| status.borrow().progress.clone()).collect()
+    }
+
+    /// The pulls that failed a short while ago and were not tried again, the newest first.
+    pub fn failed(&self) -> Vec<FailedPull> {
+        let mut board = lock(&self.board);
+        board.failed.retain(|(_, until)| Instant::now() < *until);
+        board.failed.iter().rev().map(|(failed, _)| failed.clone()).collect()
+    }
+
+    /// Moves when a pull begins or ends.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        lock(&self.board).changes.subscribe()
     }
 }
 
@@ -123,9 +174,10 @@ impl Puller {
                 asked = self.queue.recv(), if pulls.len() < AT_ONCE => {
                     let Some((image, reporter)) = asked else { break };
                     let (runtime, registries) = (Arc::clone(&self.runtime), Arc::clone(&self.registries));
-                    let done = EndOfPull { image: image.clone(), under_way: Arc::clone(&self.under_way) };
+                    let mut done = EndOfPull { image: image.clone(), board: Arc::clone(&self.board), error: None };
                     pulls.spawn(async move {
                         let result = pull(&*runtime, &registries, &image, &reporter).await;
+                        done.error = result.as_ref().err().cloned();
                         drop(done);
                         reporter.0.send_modify(|status| status.end = Some(result));
                     });
@@ -142,12 +194,23 @@ impl Puller {
 /// Takes an image from the list, also when its pull panics.
 struct EndOfPull {
     image: ImageRef,
-    under_way: UnderWay,
+    board: SharedBoard,
+    error: Option<PullError>,
 }
 
 impl Drop for EndOfPull {
     fn drop(&mut self) {
-        lock(&self.under_way).remove(&self.image);
+        let mut board = lock(&self.board);
+        board.under_way.remove(&self.image);
+        if let Some(error) = self.error.take() {
+            let failed =
+                FailedPull { image: self.image.clone(), error, at_ms: jiff::Timestamp::now().as_millisecond() };
+            board.failed.push_back((failed, Instant::now() + FAILED_FOR));
+            if board.failed.len() > MOST_FAILED {
+                board.failed.pop_front();
+            }
+        }
+        board.changed();
     }
 }
 
@@ -176,6 +239,6 @@ fn cancelled(image: &ImageRef) -> PullError {
     Trouble::new(PullErrorKind::Cancelled, "toft is being stopped").of(image)
 }
 
-fn lock(under_way: &UnderWay) -> MutexGuard<'_, BTreeMap<ImageRef, watch::Receiver<PullStatus>>> {
-    under_way.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(board: &SharedBoard) -> MutexGuard<'_, Board> {
+    board.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,7 +19,7 @@ use super::{
     query::ListQuery,
 };
 use crate::{
-    api::types::{ErrorBody, Image, Page, PullLine, PullRequest},
+    api::types::{ErrorBody, Image, Page, Pull, PullLine, PullRequest},
     control::node_access::PullStep,
 };
 
@@ -75,6 +75,12 @@ pub async fn pull(State(api): State<ApiState>, Body(asked): Body<PullRequest>) -
         Ok::<_, std::io::Error>(text)
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], RawBody::from_stream(lines)).into_response())
+}
+
+/// This node's pulls: those under way with how far each layer is, then those that failed in the last quarter of an hour.
+#[utoipa::path(get, path = "/images/pulls", tag = "images", responses((status = 200, body = Vec<Pull>)))]
+pub async fn pulls(State(api): State<ApiState>) -> Json<Vec<Pull>> {
+    Json(api.ops.image_pulls().into_iter().map(Pull::from).collect())
 }
 
 /// Removes every image that nothing uses, and gives them.

@@ -96,6 +96,7 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::pull))
+        .routes(routes!(images::pulls))
         .routes(routes!(images::prune))
         .routes(routes!(images::remove))
         .routes(routes!(exec::exec))

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use toft_model::pull::PullProgress;
 use utoipa::ToSchema;
 
-use super::{ErrorBody, Image};
+use super::{ErrorBody, Image, time};
+use crate::control::node_access::ImagePull;
 
 /// What shall be pulled.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -12,6 +13,27 @@ use super::{ErrorBody, Image};
 pub struct PullRequest {
     /// The image's reference.
     pub image: String,
+}
+
+/// A pull that is under way, or failed a short while ago and was not tried again.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Pull {
+    /// How far it is; a failed one has no layers.
+    #[serde(flatten)]
+    pub progress: PullProgress,
+    /// When it failed (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_at: Option<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorBody>,
+}
+
+impl From<ImagePull> for Pull {
+    fn from(pull: ImagePull) -> Self {
+        let (failed_at, error) = pull.failure.map(|(at_ms, error)| (time(at_ms), ErrorBody::from(error))).unzip();
+        Self { progress: pull.progress, failed_at, error }
+    }
 }
 
 /// One line of the answer to a pull. The last one has `image` or `error`.

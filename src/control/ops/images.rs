@@ -7,10 +7,12 @@ use toft_model::{
     state::{InstanceView, WorkloadView},
 };
 
+use tokio::sync::watch;
+
 use super::{Ops, now_ms};
 use crate::control::{
     ControlError, ErrorKind,
-    node_access::{ArchiveReader, PullSteps},
+    node_access::{ArchiveReader, ImagePull, PullSteps},
 };
 
 /// How full the disk of the images may be.
@@ -44,6 +46,16 @@ impl Ops {
     /// Pulls an image from its registry, or joins a pull under way.
     pub async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
         self.node.pull_image(image).await
+    }
+
+    /// The node's pulls: those under way, then those that failed a short while ago.
+    pub fn image_pulls(&self) -> Vec<ImagePull> {
+        self.node.pulls()
+    }
+
+    /// Moves when a pull begins or ends.
+    pub fn image_pulls_moved(&self) -> watch::Receiver<u64> {
+        self.node.pulls_moved()
     }
 
     /// Removes an image that nothing uses.

@@ -28,7 +28,7 @@ use toft_model::{
     usage::{Process, Room, Usage},
     workload::{PortSpec, WorkloadSpec},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -42,7 +42,7 @@ use crate::{
         ControlError, ErrorKind,
         loops::schedule,
         node_access::{
-            ArchiveReader, GoneInstance, LogLines, NodeAccess, PullSteps,
+            ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             usage::{NodeUsage, RunningInstance},
@@ -62,6 +62,8 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 pub(super) struct FakeNode {
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) images: Mutex<Vec<NodeImage>>,
+    pub(super) pulls: Mutex<Vec<ImagePull>>,
+    pub(super) pulls_moved: watch::Sender<u64>,
     written: Mutex<BTreeMap<InstanceId, Output>>,
     id: OnceLock<NodeId>,
 }
@@ -84,6 +86,14 @@ impl FakeNode {
         if let Some(followers) = followers {
             drop(followers.send(line));
         }
+    }
+
+    /// Puts a pull in the place of the image's other one.
+    pub(super) fn set_pull(&self, pull: ImagePull) {
+        let mut pulls = self.pulls.lock().unwrap();
+        pulls.retain(|other| other.progress.image != pull.progress.image);
+        pulls.push(pull);
+        self.pulls_moved.send_modify(|count| *count += 1);
     }
 
     pub(super) fn add_image(&self, name: &str, size_bytes: u64) {
@@ -226,7 +236,7 @@ impl NodeAccess for FakeNode {
             runtime: "containerd 2.1.4".into(),
             isolation: vec!["runc 1.2.6".into()],
             version: "0.1.0".into(),
-            booted_at_ms: now_ms() - 3 * 86_400_000,
+            booted_at_ms: now_ms() - 3 * 86_400_000 - 60_000,
         })
     }
 
@@ -238,12 +248,23 @@ impl NodeAccess for FakeNode {
         Ok(Vec::new())
     }
 
-    async fn pull_image(&self, _: ImageRef) -> Result<PullSteps, ControlError> {
+    async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
+        let progress = PullProgress { image: image.as_str().to_owned(), layers: Vec::new() };
+        self.set_pull(ImagePull { progress, failure: None });
         Ok(stream::empty().boxed())
     }
 
-    fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
-        None
+    fn pulling(&self, _: NodeId, image: &ImageRef) -> Option<PullProgress> {
+        let pulls = self.pulls.lock().unwrap();
+        pulls.iter().map(|pull| &pull.progress).find(|progress| progress.image == image.as_str()).cloned()
+    }
+
+    fn pulls(&self) -> Vec<ImagePull> {
+        self.pulls.lock().unwrap().clone()
+    }
+
+    fn pulls_moved(&self) -> watch::Receiver<u64> {
+        self.pulls_moved.subscribe()
     }
 
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {

@@ -130,6 +130,7 @@ async fn every_address_in_every_page_is_answered() {
     }
     for kind in [
         "/live/overview",
+        "/live/images",
         "/live/workloads",
         "/live/workloads/web",
         "/live/workloads/web/usage",
@@ -147,6 +148,7 @@ async fn every_address_in_every_page_is_answered() {
         "/workloads/web/stop",
         "/workloads/web/restart",
         "/workloads/idle/start",
+        "/images",
         "/images/remove",
         "/secrets/new",
         "/secrets/unused/update",

@@ -7,12 +7,16 @@ use axum::{
     http::Request,
 };
 use futures_util::StreamExt;
-use toft_model::{instance::InstanceState, log::LogStream};
+use toft_model::{
+    instance::InstanceState,
+    log::LogStream,
+    pull::{LayerProgress, LayerState, PullProgress},
+};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
 use super::house::{DEADLINE, House};
-use crate::control::ops::now_ms;
+use crate::control::{node_access::ImagePull, ops::now_ms};
 
 /// A reader of events.
 struct Events {
@@ -50,6 +54,27 @@ impl Events {
         }
         0
     }
+}
+
+#[tokio::test]
+async fn a_pull_is_followed_while_it_lasts() {
+    let house = House::new().await;
+    let mut events = Events::open(&house, "/live/images").await;
+    events.until("No images yet").await;
+    let progress = |done_bytes| {
+        let layer = LayerProgress {
+            digest: "sha256:aa".into(),
+            size_bytes: 10 << 20,
+            done_bytes,
+            state: LayerState::Downloading,
+        };
+        PullProgress { image: "ghcr.io/org/app:2".into(), layers: vec![layer] }
+    };
+    house.node.set_pull(ImagePull { progress: progress(1 << 20), failure: None });
+    events.until("1.0 MiB of 10 MiB").await;
+    // Nobody tells of each step; the page looks again by itself.
+    house.node.pulls.lock().unwrap()[0].progress = progress(4 << 20);
+    events.until("4.0 MiB of 10 MiB").await;
 }
 
 #[tokio::test]

@@ -1,10 +1,14 @@
 //! What pages show and what forms do, as a browser without scripts sees it.
 
 use axum::http::StatusCode;
-use toft_model::{instance::InstanceState, log::LogStream};
+use toft_model::{
+    instance::InstanceState,
+    log::LogStream,
+    pull::{LayerProgress, LayerState, PullProgress},
+};
 
 use super::house::House;
-use crate::control::ops::now_ms;
+use crate::control::{ControlError, ErrorKind, node_access::ImagePull, ops::now_ms};
 
 #[tokio::test]
 async fn an_empty_appliance_tells_the_next_step() {
@@ -188,6 +192,44 @@ async fn images_in_use_stay() {
     let done = house.post("/images/remove", "name=docker.io%2Flibrary%2Fnginx%3A1.29").await;
     assert_eq!((done.status, done.header("location")), (StatusCode::SEE_OTHER, "/images"));
     house.get("/images").await.hides("nginx");
+}
+
+#[tokio::test]
+async fn a_pull_is_asked_for_and_shown_layer_by_layer() {
+    let house = House::new().await;
+    let refused = house.post("/images", "image=No+Image").await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+    refused.shows("id=\"image-mistake\"").shows("value=\"No Image\"");
+    let begun = house.post("/images", "image=+ghcr.io%2Forg%2Fapp%3A2+").await;
+    assert_eq!((begun.status, begun.header("location")), (StatusCode::SEE_OTHER, "/images"));
+    house.get("/images").await.shows("ghcr.io/org/app:2").shows("asking the registry");
+
+    let layer = |digest: &str, state, done_bytes| LayerProgress {
+        digest: format!("sha256:{digest}"),
+        size_bytes: 64 << 20,
+        done_bytes,
+        state,
+    };
+    let layers = vec![
+        layer("aaaaaaaaaaaaaaaa", LayerState::Done, 64 << 20),
+        layer("bbbbbbbbbbbbbbbb", LayerState::Downloading, 16 << 20),
+        layer("<script>", LayerState::Waiting, 0),
+    ];
+    let progress = PullProgress { image: "ghcr.io/org/app:2".into(), layers };
+    house.node.set_pull(ImagePull { progress: progress.clone(), failure: None });
+    let page = house.get("/images").await;
+    page.shows("aaaaaaaaaaaa")
+        .shows("16 MiB of 64 MiB")
+        .shows("max=\"67108864\" value=\"16777216\"")
+        .hides("<script>aaa");
+    // The workload that waits for it tells the same.
+    house.run("app", |spec| spec.image = "ghcr.io/org/app:2".parse().unwrap()).await;
+    house.get("/workloads/app").await.shows("16 MiB of 64 MiB").shows("Its image comes");
+
+    let error = ControlError::new(ErrorKind::Unavailable, "`ghcr.io` did not answer").hint("check the network");
+    house.node.set_pull(ImagePull { progress, failure: Some((now_ms() - 120_000, error)) });
+    let page = house.get("/images").await;
+    page.shows("<code>ghcr.io</code> did not answer").shows("heck the network").shows("Try again").hides("16 MiB");
 }
 
 #[tokio::test]

@@ -1,0 +1,104 @@
+//! Pulls under way, layer by layer, and those that failed a short while ago.
+
+use toft_model::{
+    image::ImageRef,
+    pull::{LayerProgress, LayerState, PullProgress},
+    units::format_bytes,
+};
+
+use super::present::{Moment, Pill};
+use crate::control::node_access::ImagePull;
+
+/// One pull.
+pub(super) struct PullLine {
+    pub(super) image: String,
+    pub(super) shown: String,
+    /// In a few words.
+    pub(super) summary: String,
+    pub(super) layers: Vec<LayerLine>,
+    pub(super) failure: Option<Failure>,
+}
+
+/// Why a pull failed.
+pub(super) struct Failure {
+    pub(super) at: Moment,
+    pub(super) message: String,
+    pub(super) hint: Option<String>,
+}
+
+/// One layer of an image that is pulled.
+pub(super) struct LayerLine {
+    pub(super) digest: String,
+    pub(super) state: Pill,
+    pub(super) size_bytes: u64,
+    pub(super) done_bytes: u64,
+    /// `12.5 MiB of 64 MiB`
+    pub(super) amount: String,
+}
+
+impl PullLine {
+    pub(super) fn of(pull: ImagePull, now_ms: i64) -> Self {
+        let PullProgress { image, layers } = &pull.progress;
+        Self {
+            shown: familiar(image),
+            summary: pull.progress.summary(),
+            layers: layers.iter().map(LayerLine::of).collect(),
+            failure: pull.failure.map(|(at_ms, error)| Failure {
+                at: Moment::age(at_ms, now_ms),
+                message: error.message,
+                hint: error.hint,
+            }),
+            image: image.clone(),
+        }
+    }
+}
+
+impl LayerLine {
+    fn of(layer: &LayerProgress) -> Self {
+        let (tone, word) = match layer.state {
+            LayerState::Waiting => ("idle", "waiting"),
+            LayerState::Downloading => ("busy", "downloading"),
+            LayerState::Downloaded => ("busy", "downloaded"),
+            LayerState::Unpacking => ("busy", "unpacking"),
+            LayerState::Done => ("ok", "done"),
+        };
+        // What is on the node already was not counted while it came.
+        let done_bytes = if layer.state == LayerState::Done { layer.size_bytes } else { layer.done_bytes };
+        let whole = format_bytes(layer.size_bytes);
+        let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
+        Self {
+            digest: digest.chars().take(12).collect(),
+            state: Pill { tone, word },
+            size_bytes: layer.size_bytes.max(1),
+            done_bytes,
+            amount: if done_bytes >= layer.size_bytes {
+                whole
+            } else {
+                format!("{} of {whole}", format_bytes(done_bytes))
+            },
+        }
+    }
+}
+
+/// An image's name as people write it.
+pub(super) fn familiar(name: &str) -> String {
+    name.parse::<ImageRef>().map_or_else(|_| name.to_owned(), |image| image.familiar().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_tells_how_much_of_it_is_here() {
+        let line = |state, done_bytes| {
+            let layer =
+                LayerProgress { digest: "sha256:0123456789abcdef".into(), size_bytes: 64 << 20, done_bytes, state };
+            LayerLine::of(&layer)
+        };
+        let half = line(LayerState::Downloading, 32 << 20);
+        assert_eq!((half.digest.as_str(), half.amount.as_str()), ("0123456789ab", "32 MiB of 64 MiB"));
+        let here = line(LayerState::Done, 0);
+        assert_eq!((here.done_bytes, here.amount.as_str()), (64 << 20, "64 MiB"));
+    }
+}
