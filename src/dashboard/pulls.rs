@@ -44,7 +44,7 @@ impl PullLine {
             summary: pull.progress.summary(),
             layers: layers.iter().map(LayerLine::of).collect(),
             failure: pull.failure.map(|(at_ms, error)| Failure {
-                at: Moment::age(at_ms, now_ms),
+                at: Moment::ago(at_ms, now_ms),
                 message: error.message,
                 hint: error.hint,
             }),

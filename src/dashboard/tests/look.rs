@@ -1,9 +1,14 @@
 //! A dashboard full of things, to be looked at: `TOFT_LOOK=127.0.0.1:8099 cargo test --lib look_at_it -- --ignored`.
 
-use toft_model::{instance::InstanceState, log::LogStream, state::PutMode};
+use toft_model::{
+    instance::InstanceState,
+    log::LogStream,
+    pull::{LayerProgress, LayerState, PullProgress},
+    state::PutMode,
+};
 
 use super::house::House;
-use crate::control::ops::now_ms;
+use crate::control::{ControlError, ErrorKind, node_access::ImagePull, ops::now_ms};
 
 #[tokio::test]
 #[ignore = "serves until it is interrupted"]
@@ -20,7 +25,32 @@ async fn look_at_it() {
     axum::serve(listener, house.app.clone()).await.unwrap();
 }
 
+/// A pull under way, with layers in every state, and one in vain.
+fn pull(house: &House) {
+    let states = [
+        (3 << 20, LayerState::Done, 3 << 20),
+        (412 << 20, LayerState::Unpacking, 412 << 20),
+        (28 << 20, LayerState::Downloaded, 28 << 20),
+        (2_900 << 20, LayerState::Downloading, 1_250 << 20),
+        (180, LayerState::Waiting, 0),
+    ];
+    let layers = states.iter().enumerate().map(|(i, (size_bytes, state, done_bytes))| LayerProgress {
+        digest: format!("sha256:{}", format!("{i}b7{i}0c").repeat(12)),
+        size_bytes: *size_bytes,
+        done_bytes: *done_bytes,
+        state: *state,
+    });
+    let progress = PullProgress { image: "docker.io/library/postgres:17.2".into(), layers: layers.collect() };
+    house.node.set_pull(ImagePull { progress, failure: None });
+    let error =
+        ControlError::new(ErrorKind::NotFound, "`ghcr.io` has no repository `org/ap`, or it is not for everybody")
+            .hint("check the name, or log in: `toft registry login ghcr.io`");
+    let progress = PullProgress { image: "ghcr.io/org/ap:2".into(), layers: Vec::new() };
+    house.node.set_pull(ImagePull { progress, failure: Some((now_ms() - 130_000, error)) });
+}
+
 async fn furnish(house: &House) {
+    pull(house);
     for (name, size) in [("toft/demo:latest", 3), ("library/nginx:1.29", 71), ("library/postgres:17.2", 151)] {
         house.node.add_image(&format!("docker.io/{name}"), size << 20);
     }
