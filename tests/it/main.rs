@@ -45,3 +45,4 @@ mod side_by_side;
 mod stats;
 mod tidy;
 mod volumes;
+mod volumes_served;
