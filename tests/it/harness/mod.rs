@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod appliance;
 pub mod browser;
+pub mod census;
 pub mod containerd;
 pub mod dice;
 pub mod http;
