@@ -141,14 +141,16 @@ fn nothing_stays_of_containers_that_came_and_went() {
     // What is made once and kept, such as lines to the database, is there after the first few.
     go_through(&toft, 0..9);
     let (before, memory) = (Census::settled(&toft), resident_bytes(toft.pid()));
-    for kind in ["mounts of toft", "processes", "control groups", "links", "packet rules", "snapshots", "open files of toft"]
+    for kind in
+        ["mounts of toft", "processes", "control groups", "links", "packet rules", "snapshots", "open files of toft"]
     {
         assert!(before.count(kind) > 0, "`{kind}` are counted");
     }
     toft.post("/api/v1/workloads", &spec(0));
     runs(&toft, "w0");
     let meanwhile = Census::of(&toft);
-    for kind in ["mounts of containerd", "processes", "control groups", "links", "packet rules", "snapshots", "tasks", "files"]
+    for kind in
+        ["mounts of containerd", "processes", "control groups", "links", "packet rules", "snapshots", "tasks", "files"]
     {
         assert!(meanwhile.count(kind) > before.count(kind), "one more container shows in `{kind}`");
     }

@@ -24,6 +24,7 @@ mod hostile_api;
 mod image_commands;
 mod image_layers;
 mod image_pull;
+mod image_sizes;
 mod leaks;
 mod lifecycle;
 mod linearizability;

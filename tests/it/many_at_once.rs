@@ -62,10 +62,13 @@ fn assert_all_there(witness: &Value, running: &[(String, String)]) {
     for (name, address) in running {
         assert_eq!(found(witness, &format!("{name}.toft.internal.")), *address);
     }
-    let all: Vec<SocketAddr> = running.iter().map(|(_, address)| SocketAddr::new(address.parse().unwrap(), 8080)).collect();
+    let all: Vec<SocketAddr> =
+        running.iter().map(|(_, address)| SocketAddr::new(address.parse().unwrap(), 8080)).collect();
     inside(witness, move |_| {
         for address in all {
-            wait_until(&format!("{address} answers"), || TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok());
+            wait_until(&format!("{address} answers"), || {
+                TcpStream::connect_timeout(&address, Duration::from_secs(5)).ok()
+            });
         }
     });
 }

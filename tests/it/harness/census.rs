@@ -17,7 +17,8 @@ const SETTLING: Duration = Duration::from_secs(60);
 /// Most files that the readers of the state hold open: a few connections are kept, however many there were.
 const MOST_OF_READERS: usize = 20;
 /// Files that are there or not by their owners' own rules, with nothing of a container in them.
-const COMES_AND_GOES: [&str; 5] = ["logs/", "snapshots/", "state.sqlite-", "containerd/root/io.containerd.metadata", "d.log"];
+const COMES_AND_GOES: [&str; 5] =
+    ["logs/", "snapshots/", "state.sqlite-", "containerd/root/io.containerd.metadata", "d.log"];
 
 /// What there is, by kind; the same thing twice stands there twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +41,8 @@ impl Census {
     pub fn of(toft: &Appliance) -> Self {
         collect_garbage(toft);
         let (daemon, containerd) = (toft.pid() as i32, toft.containerd_pid());
-        let (readers, open) = open_files(daemon).into_iter().partition::<Vec<_>, _>(|file| file.contains("/state.sqlite"));
+        let (readers, open) =
+            open_files(daemon).into_iter().partition::<Vec<_>, _>(|file| file.contains("/state.sqlite"));
         assert!(readers.len() <= MOST_OF_READERS, "{readers:?}");
         let mut kinds = BTreeMap::from([
             ("mounts of toft", mounts(toft, daemon)),
@@ -59,6 +61,12 @@ impl Census {
         kinds.extend(in_containerd(toft));
         kinds.values_mut().for_each(|found| found.sort());
         Self(kinds)
+    }
+
+    /// All but one kind.
+    pub fn without(mut self, kind: &str) -> Self {
+        self.0.remove(kind).expect("it was counted");
+        self
     }
 
     /// How many there are of a kind.
@@ -136,7 +144,11 @@ fn processes(toft: &Appliance, parents: &[i32]) -> Vec<String> {
         let parent: i32 = field("PPid").parse().unwrap_or(0);
         if network(pid) == ours || line.contains(&dir) || parents.contains(&parent) {
             // A zombie counts: its number is taken as long as nobody asked for its end.
-            found.push(format!("{} {}", field("Name"), field("State").chars().next().filter(|c| *c == 'Z').unwrap_or(' ')));
+            found.push(format!(
+                "{} {}",
+                field("Name"),
+                field("State").chars().next().filter(|c| *c == 'Z').unwrap_or(' ')
+            ));
         }
     }
     found
@@ -158,9 +170,14 @@ fn control_groups(toft: &Appliance) -> Vec<String> {
 /// Interfaces of the machine, and what is plugged into bridges.
 fn links(toft: &Appliance) -> Vec<String> {
     let text = toft.machine.run("ip", &["-oneline", "link", "show"]);
-    let mut found: Vec<String> =
-        text.lines().filter_map(|line| line.split(": ").nth(1)).map(|name| name.split('@').next().unwrap().to_owned()).collect();
-    found.extend(lines(&toft.machine.run("bridge", &["fdb", "show"])).into_iter().filter(|line| line.contains("static")));
+    let mut found: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.split(": ").nth(1))
+        .map(|name| name.split('@').next().unwrap().to_owned())
+        .collect();
+    found.extend(
+        lines(&toft.machine.run("bridge", &["fdb", "show"])).into_iter().filter(|line| line.contains("static")),
+    );
     found
 }
 
@@ -196,11 +213,9 @@ fn files(data: &Path) -> Vec<String> {
 
 /// Tables of the state with as many entries as they have rows; stories and answers are bounded by rules of their own.
 fn rows(data: &Path) -> Vec<String> {
-    let state = rusqlite::Connection::open_with_flags(
-        data.join("state.sqlite"),
-        rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY,
-    )
-    .unwrap();
+    let state =
+        rusqlite::Connection::open_with_flags(data.join("state.sqlite"), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .unwrap();
     let mut found = Vec::new();
     for table in ["nodes", "workloads", "instances", "secrets", "subnets", "registries", "volumes", "removed_volumes"] {
         let count: i64 = state.query_row(&format!("SELECT COUNT(*) FROM {table}"), [], |row| row.get(0)).unwrap();
@@ -211,7 +226,8 @@ fn rows(data: &Path) -> Vec<String> {
 
 fn ctr(toft: &Appliance, arguments: &[&str]) -> String {
     let config = fs::read_to_string(toft.data.join("containerd/config.toml")).unwrap();
-    let address = config.lines().find_map(|line| line.trim().strip_prefix("address = ")).expect("containerd has an address");
+    let address =
+        config.lines().find_map(|line| line.trim().strip_prefix("address = ")).expect("containerd has an address");
     let out = Command::new("ctr").args(["--address", address.trim_matches('"')]).args(arguments).output().unwrap();
     assert!(out.status.success(), "ctr {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
