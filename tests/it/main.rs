@@ -23,6 +23,7 @@ mod health;
 mod hostile_api;
 mod image_commands;
 mod image_layers;
+mod image_proxy;
 mod image_pull;
 mod image_sizes;
 mod leaks;

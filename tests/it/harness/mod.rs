@@ -11,6 +11,7 @@ pub mod http;
 pub mod image;
 pub mod machine;
 pub mod prober;
+pub mod proxy;
 pub mod registry;
 pub mod terminal;
 pub mod trio;
