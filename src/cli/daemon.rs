@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     agent::host::host_name,
-    config::{Config, ConfigError, Flags},
+    config::{Config, ConfigError, Flags, ProxyVariables},
     daemon, observe,
 };
 
@@ -20,6 +20,7 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
         role: args.role,
         join: args.join,
         token_file: args.token_file,
+        proxies: ProxyVariables::of_this_process(),
     };
     let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
     root_only()?;

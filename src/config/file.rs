@@ -60,6 +60,11 @@ pub(super) struct ImagesSection {
     pub(super) gc_high_percent: Option<u8>,
     pub(super) gc_low_percent: Option<u8>,
     pub(super) gc_min_age: Option<String>,
+    pub(super) http_proxy: Option<String>,
+    pub(super) https_proxy: Option<String>,
+    pub(super) no_proxy: Option<Vec<String>>,
+    pub(super) proxy_username: Option<String>,
+    pub(super) proxy_password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -5,6 +5,7 @@
 
 mod backup;
 mod file;
+mod proxy;
 mod registries;
 mod resolve;
 
@@ -14,6 +15,7 @@ use toft_model::{name::Name, node::Subnet};
 
 pub use backup::{BackupConfig, BackupKey};
 pub use file::ConfigError;
+pub use proxy::{ProxyAddress, ProxyConfig, ProxyVariables};
 pub use registries::RegistryConfig;
 pub use resolve::{DEFAULT_DATA_DIR, DEFAULT_SOCKET, Flags};
 
@@ -30,6 +32,8 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// When unused images make room on the disk; absent: never.
     pub images: Option<ImagesConfig>,
+    /// How pulls of images leave this network.
+    pub proxy: ProxyConfig,
     /// Logs of containers.
     pub logs: LogsConfig,
     /// The network of containers.

@@ -15,7 +15,7 @@ use toft_model::{
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig, NodeConfig,
-    NodeRole, Paths, RuntimeConfig, VolumesConfig, file::File, registries,
+    NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -45,6 +45,8 @@ pub struct Flags {
     pub join: Option<String>,
     /// File that holds the token for that.
     pub token_file: Option<PathBuf>,
+    /// The environment's proxies.
+    pub proxies: ProxyVariables,
 }
 
 impl Config {
@@ -143,6 +145,7 @@ impl Config {
             0
         });
         let images = ImagesConfig { high_percent, low_percent, min_age: Duration::from_millis(min_age) };
+        let proxy = ProxyConfig::resolve(&file.images, flags.proxies, &mut note);
         let gone_max_age = parse_span_ms(file.logs.gone_max_age.as_deref().unwrap_or("7d")).unwrap_or_else(|e| {
             note("logs.gone_max_age", e);
             0
@@ -186,6 +189,7 @@ impl Config {
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),
+            proxy,
             logs: LogsConfig { max_bytes, max_files, gone_max_age, gone_max_bytes },
             network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
             cluster,

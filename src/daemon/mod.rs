@@ -40,7 +40,7 @@ use crate::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
         host,
-        image::{LoginFiles, Pulls, Registries, RegistrySettings, Settings},
+        image::{LoginFiles, Proxy, ProxySettings, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
             Network,
@@ -54,7 +54,7 @@ use crate::{
     },
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
-    config::{BackupKey, Config, ImagesConfig, NodeRole, RegistryConfig},
+    config::{BackupKey, Config, ImagesConfig, NodeRole, ProxyAddress, ProxyConfig, RegistryConfig},
     consensus::Handle,
     control::{
         loops,
@@ -248,7 +248,11 @@ fn registry_settings(config: &Config) -> Settings {
         mirrors: registry.mirrors.clone(),
     };
     let registries = config.registries.iter().map(|(name, registry)| (name.clone(), settings(registry))).collect();
-    Settings { registries, ..Settings::default() }
+    let proxy = |address: &ProxyAddress| Proxy { url: address.url.clone(), credentials: address.credentials.clone() };
+    let ProxyConfig { http, https, exceptions, login } = &config.proxy;
+    let (http, https) = (http.as_ref().map(proxy), https.as_ref().map(proxy));
+    let proxies = ProxySettings { http, https, exceptions: exceptions.clone(), login: login.clone() };
+    Settings { registries, proxies, ..Settings::default() }
 }
 
 fn backup_settings(config: &Config, directories: &Directories, identity: &Identity) -> backup::Settings {

@@ -22,7 +22,7 @@ use toft::agent::{
     },
     runtime::{Image, Runtime, containerd::ContainerdRuntime},
 };
-use toft_model::image::ImageRef;
+use toft_model::{image::ImageRef, pull::LayerState};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
@@ -31,6 +31,7 @@ use crate::{
         image::{self, Layout, busybox_layer, digest, gzip, here},
         registry::{LOGIN, OwnRegistry, Registry, breaks_after},
     },
+    image_sizes::layer,
     runtime_conformance::{next_end, spec},
 };
 
@@ -38,6 +39,19 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// A way to pack bytes.
+type Pack = fn(&[u8]) -> Vec<u8>;
+/// Kinds of layers that came late or that their makers keep to themselves.
+const FOREIGN_AND_LATE: [(&str, Pack); 7] = [
+    ("application/vnd.docker.image.rootfs.diff.tar.zstd", zstd),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", <[u8]>::to_vec),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", gzip),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar.zstd", zstd),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", <[u8]>::to_vec),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", gzip),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", zstd),
+];
 
 struct Given(Option<Login>);
 
@@ -52,7 +66,7 @@ pub fn nobody() -> Arc<dyn Logins> {
     Arc::new(Given(None))
 }
 
-fn login(password: &str) -> Arc<dyn Logins> {
+pub fn login(password: &str) -> Arc<dyn Logins> {
     Arc::new(Given(Some(Login { username: LOGIN.0.to_owned(), password: password.to_owned().into() })))
 }
 
@@ -196,7 +210,7 @@ async fn images_come_from_a_real_registry_with_and_without_a_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn layers_of_every_kind_are_pulled_once_and_foreign_ones_are_refused() {
+async fn layers_of_every_kind_are_pulled_once_and_other_things_are_refused() {
     let lab = Lab::start().await;
     let runtime = lab.connect().await;
     let registry = OwnRegistry::start().await;
@@ -209,7 +223,11 @@ async fn layers_of_every_kind_are_pulled_once_and_foreign_ones_are_refused() {
         ("application/vnd.oci.image.layer.v1.tar+zstd", zstd(&plain), digest(&plain)),
         ("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip(&more), digest(&more)),
     ];
-    for number in 0..38 {
+    for (kind, compress) in FOREIGN_AND_LATE {
+        let layer = image::tar(&[(format!("srv/{}", digest(kind.as_bytes())), kind.as_bytes().to_vec())]);
+        layers.push((kind, compress(&layer), digest(&layer)));
+    }
+    for number in 0..31 {
         let layer = image::tar(&[(format!("srv/{number}"), vec![b'x'; 100])]);
         layers.push(("application/vnd.oci.image.layer.v1.tar", layer.clone(), digest(&layer)));
     }
@@ -234,17 +252,20 @@ async fn layers_of_every_kind_are_pulled_once_and_foreign_ones_are_refused() {
     assert_eq!(registry.asked().iter().filter(|path| path.contains("/blobs/")).count(), 2, "a config and a layer");
     runs(&lab, &runtime.runtime, &name("mixed")).await;
 
-    for (kind, words) in [
-        ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", "do not hand out"),
-        ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", "do not hand out"),
-        ("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "unknown kind"),
-        ("", "unknown kind"),
-    ] {
+    for (kind, words) in [("application/vnd.cncf.helm.chart.content.v1.tar+gzip", "unknown kind"), ("", "unknown kind")]
+    {
         let mut layout = Layout::new();
         let target = layered(&mut layout, here(), &[(kind, gzip(&more), digest(&more))]);
         registry.put(&layout, &target, "foreign");
         node.refuses(&name("foreign"), PullErrorKind::Unusable, words).await;
     }
+    // A registry need not have a layer that is foreign.
+    let absent = image::tar(&[("srv/absent".to_owned(), b"absent".to_vec())]);
+    let mut layout = Layout::new();
+    let target = layered(&mut layout, here(), &[(FOREIGN_AND_LATE[2].0, gzip(&absent), digest(&absent))]);
+    layout.blobs.retain(|(path, _)| !path.ends_with(digest(&gzip(&absent)).trim_start_matches("sha256:")));
+    registry.put(&layout, &target, "elsewhere");
+    node.refuses(&name("elsewhere"), PullErrorKind::BadContent, "need not hand out layers of the kind").await;
     let mut layout = Layout::new();
     let target = layered(&mut layout, "s390x", &[bottom()]);
     registry.put(&layout, &target, "other");
@@ -307,6 +328,39 @@ async fn a_broken_pull_goes_on_where_it_broke_off() {
     let ranges: Vec<String> = registry.asked().into_iter().filter(|asked| asked.starts_with(&path)).collect();
     assert_eq!(ranges, [format!("{path} bytes=2097152-")]);
     runs(&lab, &runtime.runtime, &name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_registry_may_die_in_the_middle_and_come_back() {
+    let lab = Lab::start().await;
+    let runtime = lab.connect().await;
+    let mut registry = Registry::open();
+    let (packed, unpacked) = layer(1 << 20, 96 << 20);
+    let mut layout = Layout::new();
+    let target = layered(&mut layout, here(), &[bottom(), (GZIP, packed, unpacked)]);
+    layout.name(target.clone(), image::REF_NAME, "large");
+    registry.push(&layout.archive(), "large:1");
+    let image: ImageRef = format!("{}/large:1", registry.address).parse().unwrap();
+    let node = node(&runtime, Settings::default(), nobody());
+    let mut pulling = node.pulls.begin(&image).unwrap();
+    // More than nothing has come, and not all.
+    let middle = pulling.wait_for(|status| {
+        let layer = status.progress.layers.get(1);
+        status.end.is_some() || layer.is_some_and(|layer| layer.done_bytes > 4 << 20)
+    });
+    let middle = tokio::time::timeout(Duration::from_secs(30), middle).await.unwrap().unwrap().clone();
+    registry.kill();
+    assert!(middle.end.is_none() && middle.progress.layers[1].state == LayerState::Downloading, "{middle:?}");
+    registry.restart();
+    assert_eq!(node.pull(image.as_str()).await.unwrap().digest, target["digest"].as_str().unwrap());
+    runs(&lab, &runtime.runtime, image.as_str()).await;
+
+    // One that stays away is told of as such, and what has come waits for it.
+    assert!(runtime.runtime.remove_image(&image).await.unwrap());
+    registry.kill();
+    node.refuses(image.as_str(), PullErrorKind::Unreachable, "cannot be reached").await;
+    registry.restart();
+    node.pull(image.as_str()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,7 @@ fn start_with(more: &str) -> Appliance {
 }
 
 /// Does `work` in the network of a container.
-fn inside<T: Send + 'static>(instance: &Value, work: impl FnOnce(SocketAddr) -> T + Send + 'static) -> T {
+pub fn inside<T: Send + 'static>(instance: &Value, work: impl FnOnce(SocketAddr) -> T + Send + 'static) -> T {
     let pid = instance["pid"].as_u64().unwrap();
     let network = File::open(format!("/proc/{pid}/ns/net")).unwrap();
     let IpAddr::V4(address) = instance["address"].as_str().unwrap().parse().unwrap() else { panic!("{instance}") };
@@ -55,7 +55,7 @@ fn inside<T: Send + 'static>(instance: &Value, work: impl FnOnce(SocketAddr) -> 
     worker.join().unwrap()
 }
 
-fn question(name: &str, kind: RecordType) -> Vec<u8> {
+pub fn question(name: &str, kind: RecordType) -> Vec<u8> {
     let mut message = Message::query();
     message.metadata.recursion_desired = true;
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
@@ -73,7 +73,7 @@ fn over_udp(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-fn over_tcp(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+pub fn over_tcp(server: SocketAddr, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&[&(bytes.len() as u16).to_be_bytes(), bytes].concat())?;
@@ -92,7 +92,7 @@ fn ask(instance: &Value, name: &str, kind: RecordType) -> Message {
 }
 
 /// The addresses it is answered, or the kind of nothing.
-fn found(instance: &Value, name: &str) -> String {
+pub fn found(instance: &Value, name: &str) -> String {
     let answer = ask(instance, name, RecordType::A);
     let addresses: BTreeSet<String> = answer.answers.iter().map(|record| record.data.to_string()).collect();
     match answer.metadata.response_code {

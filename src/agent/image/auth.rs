@@ -203,7 +203,8 @@ fn parameters(text: &str) -> std::collections::BTreeMap<String, String> {
     found
 }
 
-fn encoded(text: &str) -> String {
+/// A text as part of an address.
+pub(super) fn encoded(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

@@ -1,6 +1,6 @@
 //! Why an image could not be pulled.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use toft_model::image::ImageRef;
 
@@ -65,6 +65,12 @@ impl Trouble {
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Says which disk it was.
+    pub(crate) fn on_disk_of(mut self, directory: &Path) -> Self {
+        self.reason = format!("{}, on the disk of `{}`", self.reason, directory.display());
         self
     }
 

@@ -1,4 +1,5 @@
-//! GET over HTTP/1.1, with TLS or without: bounded heads, bounded redirects, no credentials to a second host.
+//! GET over HTTP/1.1, with TLS or without, through proxies or straight: bounded heads, bounded redirects, no credentials
+//! to a second host.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -7,16 +8,22 @@ use http_body_util::Empty;
 use hyper::{
     HeaderMap, Request, Response, StatusCode, Uri,
     body::Incoming,
-    header::{AUTHORIZATION, HOST, HeaderValue, LOCATION, USER_AGENT},
+    header::{AUTHORIZATION, HOST, HeaderValue, LOCATION, PROXY_AUTHORIZATION, USER_AGENT},
 };
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::{
+        legacy::{Client, connect::HttpConnector},
+        proxy::matcher::Matcher,
+    },
     rt::TokioExecutor,
 };
 use rustls::{ClientConfig, RootCertStore};
 
-use super::error::{PullErrorKind, Trouble, shown};
+use super::{
+    error::{PullErrorKind, Trouble, shown},
+    proxy::{self, Connector, NoWayThrough, ProxySettings},
+};
 
 const CONNECT: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(30);
@@ -27,14 +34,16 @@ const MOST_REDIRECTS: usize = 5;
 /// An HTTP client.
 #[derive(Debug, Clone)]
 pub(super) struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Empty<Bytes>>,
+    proxies: Arc<Matcher>,
     /// Longest wait for the head of an answer.
     silence: Duration,
 }
 
 impl Http {
-    /// One that trusts the system's certificates and those of `ca_file`.
-    pub(super) fn new(ca_file: Option<&Path>, silence: Duration) -> Result<Self, Trouble> {
+    /// One that trusts the system's certificates and those of `ca_file`. Blocks.
+    pub(super) fn new(ca_file: Option<&Path>, proxies: &ProxySettings, silence: Duration) -> Result<Self, Trouble> {
+        let proxies = Arc::new(proxies.matcher()?);
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(path) = ca_file {
@@ -50,14 +59,15 @@ impl Http {
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT));
         tcp.set_nodelay(true);
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let https = || HttpsConnectorBuilder::new().with_tls_config(tls.clone()).https_or_http().enable_http1();
+        let to_proxy = https().wrap_connector(tcp.clone());
+        let connector = https().wrap_connector(Connector { tcp, to_proxy, proxies: Arc::clone(&proxies) });
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(hyper_util::rt::TokioTimer::new())
             .http1_max_buf_size(BUFFER_BYTES)
             .build(connector);
-        Ok(Self { client, silence })
+        Ok(Self { client, proxies, silence })
     }
 
     /// Longest wait for an answer.
@@ -74,6 +84,9 @@ impl Http {
             let mut request = Request::new(Empty::new());
             *request.uri_mut() = uri.clone();
             *request.headers_mut() = headers.clone();
+            if let Some(login) = proxy::authorization(&self.proxies, &uri) {
+                request.headers_mut().insert(PROXY_AUTHORIZATION, login);
+            }
             let answer = match tokio::time::timeout(self.silence, self.client.request(request)).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(error)) => return Err(unreachable(&uri, &error)),
@@ -82,6 +95,11 @@ impl Http {
                     return Err(Trouble::new(PullErrorKind::Unreachable, reason));
                 }
             };
+            if answer.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED
+                && let Some(proxy) = self.proxies.intercept(&uri)
+            {
+                return Err(proxy_wants_login(&host(proxy.uri())));
+            }
             if !is_redirect(answer.status()) {
                 return Ok(answer);
             }
@@ -152,13 +170,18 @@ fn redirected(from: &Uri, location: Option<&HeaderValue>) -> Result<Uri, Trouble
 fn unreachable(uri: &Uri, error: &hyper_util::client::legacy::Error) -> Trouble {
     let mut deepest: &dyn std::error::Error = error;
     let mut texts = vec![error.to_string()];
+    let mut proxy = None;
     while let Some(cause) = deepest.source() {
         texts.push(cause.to_string());
+        proxy = proxy.or(cause.downcast_ref::<NoWayThrough>());
         deepest = cause;
     }
     let all = texts.join(": ");
     let host = host(uri);
     let why = shown(texts.last().map_or("", String::as_str));
+    if let Some(NoWayThrough { proxy, .. }) = proxy {
+        return stopped_by_proxy(proxy, &host, &why);
+    }
     let trouble = Trouble::new(PullErrorKind::Unreachable, format!("`{host}` cannot be reached: {why}"));
     if all.contains("UnknownIssuer") || all.contains("CaUsedAsEndEntity") {
         let reason = format!("`{host}` has a certificate that nobody here trusts");
@@ -178,6 +201,23 @@ fn unreachable(uri: &Uri, error: &hyper_util::client::legacy::Error) -> Trouble 
         return Trouble::new(PullErrorKind::BadAnswer, format!("`{host}` answers something else than HTTP: {why}"));
     }
     trouble.hint(format!("look whether `{host}` is up, and whether this machine reaches it"))
+}
+
+fn proxy_wants_login(proxy: &str) -> Trouble {
+    let hint = "name one in the configuration: [images] proxy_username = \"...\", proxy_password_file = \"...\"";
+    Trouble::new(PullErrorKind::Denied, format!("the proxy `{proxy}` wants a login, or another one")).hint(hint)
+}
+
+/// What a proxy failed with, and what to do about it.
+fn stopped_by_proxy(proxy: &str, host: &str, why: &str) -> Trouble {
+    if why.contains("proxy authorization required") {
+        return proxy_wants_login(proxy);
+    }
+    // The library tells no more of an answer that is no success.
+    let why = if why == "tunnel error: unsuccessful" { "it lets nobody through, or does not reach it" } else { why };
+    let reason = format!("`{host}` cannot be reached through the proxy `{proxy}`: {why}");
+    Trouble::new(PullErrorKind::Unreachable, reason)
+        .hint(format!("look whether the proxy is up; if `{host}` is near, name it in [images] no_proxy"))
 }
 
 #[cfg(test)]

@@ -11,13 +11,13 @@ use std::{
 
 use async_trait::async_trait;
 use toft_model::image::ImageRef;
-use tokio::io::AsyncReadExt;
-use zeroize::Zeroizing;
 
 mod auth;
 mod endpoint;
 mod error;
 mod http;
+mod password;
+mod proxy;
 mod puller;
 mod repository;
 mod settings;
@@ -26,14 +26,12 @@ pub use auth::Login;
 pub(crate) use error::Trouble;
 pub use error::{PullError, PullErrorKind};
 pub use puller::{FailedPull, PullReporter, PullStatus, Puller, Pulls};
+pub use proxy::{Proxy, ProxySettings};
 pub use repository::Repository;
 pub(crate) use repository::{Document, MAX_DOCUMENT_BYTES};
 pub use settings::{Patience, RegistrySettings, Settings};
 
 use self::{endpoint::Endpoint, http::Http};
-
-/// Longest password.
-const MOST_PASSWORD_BYTES: u64 = 64 << 10;
 
 /// Who knows the logins.
 #[async_trait]
@@ -54,14 +52,9 @@ impl Logins for LoginFiles {
         let failed =
             |why: String| format!("the password for `{registry}` cannot be had from `{}`: {why}", path.display());
         // Read anew each time, so that a changed password needs no restart.
-        let file = tokio::fs::File::open(path).await.map_err(|e| failed(e.to_string()))?;
-        let mut password = Zeroizing::new(String::new());
-        let read = file.take(MOST_PASSWORD_BYTES).read_to_string(&mut password).await;
-        read.map_err(|e| failed(e.to_string()))?;
-        let password = Zeroizing::new(password.trim_end_matches(['\r', '\n']).to_owned());
-        if password.is_empty() {
-            return Err(failed("it is empty".to_owned()));
-        }
+        let file = path.clone();
+        let read = tokio::task::spawn_blocking(move || password::read(&file)).await;
+        let password = read.map_err(|e| failed(e.to_string()))?.map_err(failed)?;
         Ok(Some(Login { username: username.clone(), password }))
     }
 }
@@ -102,7 +95,8 @@ impl Registries {
             return Ok(client.clone());
         }
         let (path, silence) = (ca_file.clone(), self.settings.patience.silence);
-        let made = tokio::task::spawn_blocking(move || Http::new(path.as_deref(), silence)).await;
+        let proxies = self.settings.proxies.clone();
+        let made = tokio::task::spawn_blocking(move || Http::new(path.as_deref(), &proxies, silence)).await;
         let client = made.map_err(|e| Trouble::new(PullErrorKind::Unreachable, e.to_string()))??;
         known().insert(ca_file, client.clone());
         Ok(client)

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
+use super::proxy::ProxySettings;
+
 /// What the configuration says of one registry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RegistrySettings {
@@ -48,6 +50,8 @@ impl Default for Patience {
 pub struct Settings {
     /// By registry, `HOST[:PORT]`.
     pub registries: BTreeMap<String, RegistrySettings>,
+    /// The way there.
+    pub proxies: ProxySettings,
     /// How long trouble is sat out.
     pub patience: Patience,
 }

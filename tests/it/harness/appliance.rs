@@ -54,6 +54,7 @@ pub struct Appliance {
     pub data: PathBuf,
     daemon: Option<Child>,
     flags: Vec<String>,
+    variables: Vec<(String, String)>,
     programs: Option<PathBuf>,
 }
 
@@ -74,12 +75,20 @@ impl Appliance {
     pub fn prepare(machine: &Arc<Machine>, name: &str) -> Self {
         let data = machine.dir.join(name);
         fs::create_dir_all(&data).unwrap();
-        Self { machine: Arc::clone(machine), data, daemon: None, flags: Vec::new(), programs: None }
+        Self {
+            machine: Arc::clone(machine),
+            data,
+            daemon: None,
+            flags: Vec::new(),
+            variables: Vec::new(),
+            programs: None,
+        }
     }
 
     fn program(&self) -> Command {
         let mut command = self.machine.command(PROGRAM);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TOFT_")) {
+        let matters = |name: &str| name.starts_with("TOFT_") || name.to_ascii_lowercase().ends_with("_proxy");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| matters(&name.to_string_lossy())) {
             command.env_remove(name);
         }
         command.env("HOME", &self.machine.dir).env_remove("RUST_LOG").stdin(Stdio::null());
@@ -89,7 +98,7 @@ impl Appliance {
     /// `toft up`, ready to be started or changed.
     pub fn up_command(&self) -> Command {
         let mut command = self.program();
-        command.args(["up", "--data-dir"]).arg(&self.data).args(&self.flags);
+        command.args(["up", "--data-dir"]).arg(&self.data).args(&self.flags).envs(self.variables.iter().cloned());
         if let Some(programs) = &self.programs {
             let path = std::env::var_os("PATH").unwrap_or_default();
             let places = std::iter::once(programs.clone()).chain(std::env::split_paths(&path));
@@ -101,6 +110,11 @@ impl Appliance {
     /// Further arguments for `toft up`.
     pub fn set_flags(&mut self, flags: &[&str]) {
         self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
+    /// Environment variables for `toft up`.
+    pub fn set_variables(&mut self, variables: &[(&str, &str)]) {
+        self.variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     }
 
     /// A folder whose programs it finds before all others.

@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod appliance;
 pub mod browser;
+pub mod census;
 pub mod containerd;
 pub mod dice;
 pub mod http;
 pub mod image;
 pub mod machine;
 pub mod prober;
+pub mod proxy;
 pub mod registry;
 pub mod terminal;
 pub mod trio;

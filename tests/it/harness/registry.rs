@@ -36,6 +36,7 @@ pub struct Registry {
     pub address: SocketAddr,
     dir: tempfile::TempDir,
     process: Child,
+    command: Command,
     secure: bool,
     password: bool,
 }
@@ -72,7 +73,9 @@ impl Registry {
             .stdout(Stdio::null())
             .stderr(Stdio::null());
         if secure {
-            let key = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned(), "localhost".to_owned()]).unwrap();
+            let key =
+                rcgen::generate_simple_self_signed(["127.0.0.1", "localhost", "registry.test"].map(str::to_owned))
+                    .unwrap();
             fs::write(dir.path().join("cert.pem"), key.cert.pem()).unwrap();
             fs::write(dir.path().join("key.pem"), key.signing_key.serialize_pem()).unwrap();
             command
@@ -88,18 +91,39 @@ impl Registry {
                 .env("REGISTRY_AUTH_HTPASSWD_PATH", file);
         }
         let process = command.spawn().expect("docker-registry is installed");
-        let registry = Self { address, dir, process, secure, password };
+        let registry = Self { address, dir, process, command, secure, password };
+        registry.listens();
+        registry
+    }
+
+    fn listens(&self) {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(address).is_err() {
+        while TcpStream::connect(self.address).is_err() {
             assert!(Instant::now() < deadline, "the registry listens");
             std::thread::sleep(Duration::from_millis(20));
         }
-        registry
+    }
+
+    /// Ends it at once.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Starts it again where it was, with all it had.
+    pub fn restart(&mut self) {
+        self.process = self.command.spawn().unwrap();
+        self.listens();
     }
 
     /// The certificate it shows.
     pub fn certificate(&self) -> PathBuf {
         self.dir.path().join("cert.pem")
+    }
+
+    /// The key that goes with it.
+    pub fn key(&self) -> PathBuf {
+        self.dir.path().join("key.pem")
     }
 
     /// Pushes the image of an archive as `name` (`busybox:1`).

@@ -17,13 +17,24 @@ pub(super) const DOCKER_LAYER_TAR: &str = "application/vnd.docker.image.rootfs.d
 pub(super) const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 pub(super) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-/// The kinds of layers that containerd unpacks.
-pub(super) const LAYERS: [&str; 5] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd",
-    DOCKER_LAYER_TAR,
-    DOCKER_LAYER_GZIP,
+const OCI_LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+
+/// The kinds of layers there are, each with the kind that means the same to every containerd.
+const LAYERS: [(&str, &str); 12] = [
+    (OCI_LAYER_TAR, OCI_LAYER_TAR),
+    (OCI_LAYER_GZIP, OCI_LAYER_GZIP),
+    (OCI_LAYER_ZSTD, OCI_LAYER_ZSTD),
+    (DOCKER_LAYER_TAR, OCI_LAYER_TAR),
+    (DOCKER_LAYER_GZIP, OCI_LAYER_GZIP),
+    ("application/vnd.docker.image.rootfs.diff.tar.zstd", OCI_LAYER_ZSTD),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", OCI_LAYER_TAR),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip", OCI_LAYER_GZIP),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar.zstd", OCI_LAYER_ZSTD),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", OCI_LAYER_TAR),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", OCI_LAYER_GZIP),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", OCI_LAYER_ZSTD),
 ];
 
 /// A blob: what it is, its digest and its size.
@@ -54,6 +65,24 @@ impl Descriptor {
     /// A builder's note about another manifest (provenance, list of parts), not an image.
     pub(super) fn is_attestation(&self) -> bool {
         self.annotations.contains_key("vnd.docker.reference.type")
+    }
+
+    /// Whether it is a layer of a kind that can be unpacked.
+    pub(super) fn is_layer(&self) -> bool {
+        LAYERS.iter().any(|(kind, _)| *kind == self.media_type)
+    }
+
+    /// Whether it is a layer that its maker asks registries not to hand out; many do all the same.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.is_layer() && (self.media_type.contains(".foreign.") || self.media_type.contains(".nondistributable."))
+    }
+
+    /// A layer in containerd's own words, of a kind that every containerd unpacks.
+    pub(super) fn to_diff(&self) -> containerd_client::types::Descriptor {
+        let plain = LAYERS.iter().find(|(kind, _)| *kind == self.media_type).map(|(_, plain)| (*plain).to_owned());
+        let mut diff = self.to_containerd();
+        diff.media_type = plain.unwrap_or(diff.media_type);
+        diff
     }
 
     /// The same in containerd's own words.
@@ -198,6 +227,28 @@ mod tests {
         assert_eq!(config.config.env, ["A=b"]);
         assert_eq!(config.platform.to_string(), "linux/amd64");
         assert!(config.rootfs.diff_ids.is_empty());
+    }
+
+    #[test]
+    fn layers_of_every_kind_are_known() {
+        let descriptor = |kind: &str| Descriptor {
+            media_type: kind.to_owned(),
+            digest: digest_of(b""),
+            size: 0,
+            annotations: BTreeMap::new(),
+            platform: None,
+        };
+        let foreign = LAYERS.iter().filter(|(kind, _)| descriptor(kind).is_foreign()).count();
+        assert_eq!(foreign, 6);
+        for (kind, plain) in LAYERS {
+            assert!(descriptor(kind).is_layer(), "{kind}");
+            assert_eq!(descriptor(kind).to_diff().media_type, plain);
+            let ending = |kind: &str| kind.rsplit(['.', '+']).next().map(str::to_owned);
+            assert_eq!(ending(kind), ending(plain), "{kind}");
+        }
+        for kind in ["", "application/vnd.docker.image.rootfs.foreign.diff.tar.xz", OCI_CONFIG, OCI_MANIFEST] {
+            assert!(!descriptor(kind).is_layer() && !descriptor(kind).is_foreign(), "{kind}");
+        }
     }
 
     #[test]

@@ -98,7 +98,11 @@ pub(super) async fn run(shared: &Shared, repository: &Repository, reporter: &Pul
         // The lease expires by itself, and all goes with it.
         tracing::warn!(image = %image, error = %error, "what a pull had used could not be released");
     }
-    result.map_err(|trouble| trouble.of(image))
+    let on_disk = |trouble: Trouble| match &session.root {
+        Some(root) if trouble.kind == PullErrorKind::DiskFull => trouble.on_disk_of(root),
+        _ => trouble,
+    };
+    result.map_err(|trouble| on_disk(trouble).of(image))
 }
 
 struct Pull<'a> {
@@ -285,7 +289,7 @@ impl Pull<'_> {
                         writer.write(gathered.freeze()).await?;
                         writer.settle().await?;
                     }
-                    return Err(trouble);
+                    return Err(if layer.is_foreign() { not_handed_out(layer, trouble) } else { trouble });
                 }
             };
             let ended = piece.is_none();
@@ -378,22 +382,28 @@ fn check(media_type: &str, manifest: &Manifest) -> Result<(), Trouble> {
         return Err(no_digest(&bad.digest));
     }
     for layer in &manifest.layers {
-        let kind = layer.media_type.as_str();
-        if kind.contains("nondistributable") || kind.contains("foreign") {
-            let kind = shown(kind);
-            return refuse(format!(
-                "its layer `{}` is of the kind `{kind}`, which registries do not hand out",
-                layer.digest
-            ));
-        }
-        if !media::LAYERS.contains(&kind) {
-            return refuse(format!("its layer `{}` is of the unknown kind `{}`", layer.digest, shown(kind)));
+        if !layer.is_layer() {
+            let kind = shown(&layer.media_type);
+            return refuse(format!("its layer `{}` is of the unknown kind `{kind}`", layer.digest));
         }
         if layer.size > MAX_LAYER_BYTES {
             return refuse(format!("its layer `{}` would be larger than 1 TiB", layer.digest));
         }
     }
     Ok(())
+}
+
+/// What may be behind trouble with a layer that registries need not have. Where else it might be had its manifest may
+/// say; such addresses come from strangers and are not asked.
+fn not_handed_out(layer: &Descriptor, trouble: Trouble) -> Trouble {
+    match trouble.kind {
+        PullErrorKind::BadContent => {
+            let kind = &layer.media_type;
+            trouble
+                .hint(format!("registries need not hand out layers of the kind `{kind}`; use one that has all of it"))
+        }
+        _ => trouble,
+    }
 }
 
 fn no_digest(digest: &str) -> Trouble {

@@ -117,7 +117,7 @@ impl Snapshots<'_> {
     ) -> Result<(), Unusable> {
         let client = self.client;
         let message =
-            ApplyRequest { diff: Some(layer.to_containerd()), mounts, payloads: Default::default(), sync_fs: false };
+            ApplyRequest { diff: Some(layer.to_diff()), mounts, payloads: Default::default(), sync_fs: false };
         let applied = call(UNPACKING, UNPACK, client.diff().apply(client.leased(message, self.lease)))
             .await
             .map_err(|refusal| layer_trouble(layer, refusal))?;
