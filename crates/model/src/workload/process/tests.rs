@@ -121,3 +121,13 @@ fn texts_are_read_as_docker_reads_them() {
     let mount: TmpfsMount = "/tmp:rw,noexec,size=1m,uid=5".parse().unwrap();
     assert_eq!(mount.options(), ["nosuid", "nodev", "noexec", "mode=1777", "size=1048576", "uid=5"]);
 }
+
+#[test]
+fn only_what_can_be_attached_to_runs_in_the_foreground() {
+    let alone = ProcessSpec { foreground: true, ..ProcessSpec::default() };
+    assert_eq!(alone.validate(NetworkMode::None).unwrap_err().field, "foreground");
+    for spec in [ProcessSpec { tty: true, ..alone.clone() }, ProcessSpec { stdin: true, ..alone }] {
+        spec.validate(NetworkMode::None).unwrap();
+    }
+    ProcessSpec { tty: true, ..ProcessSpec::default() }.validate(NetworkMode::None).unwrap();
+}
