@@ -107,7 +107,11 @@ impl Taps {
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.taps.len() < MOST_TAPS && stream.set_nonblocking(true).is_ok() {
-                self.taps.push(Tap { stream, wish: Wish::Unsaid, pending: Vec::new(), since: None });
+                let mut tap = Tap { stream, wish: Wish::Unsaid, pending: Vec::new(), since: None };
+                // What it has said already counts for what is read next.
+                if tap.serve(POLLIN) {
+                    self.taps.push(tap);
+                }
             }
         }
     }
@@ -130,8 +134,6 @@ impl Taps {
         self.accept();
         let end = frame(END, &[]);
         for tap in &mut self.taps {
-            // Who has just come may not have said a word.
-            tap.serve(POLLIN);
             make_room(&tap.stream);
             tap.give(&end);
         }

@@ -9,6 +9,7 @@ pub mod dice;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod person;
 pub mod prober;
 pub mod registry;
 pub mod terminal;

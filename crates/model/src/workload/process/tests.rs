@@ -27,6 +27,9 @@ fn everything_round_trips() {
         stop_signal: Some("SIGRTMIN+3".parse().unwrap()),
         devices: vec!["/dev/ttyUSB0:/dev/modem:rw".parse().unwrap()],
         privileged: true,
+        stdin: true,
+        tty: true,
+        foreground: true,
         isolation: Some("runsc".parse().unwrap()),
     };
     spec.validate(NetworkMode::Bridge).unwrap();
