@@ -10,16 +10,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::runtime::exec::{Exec, ExecProcess};
+use super::runtime::exec::{Exec, ProcessHandle};
 
 /// Most bytes carried at once.
-const PART: usize = 32 * 1024;
+pub(super) const PART: usize = 32 * 1024;
 /// Bytes of input that wait for a process that does not read. What comes after them waits, signals too.
-const WAITING: usize = 512 * 1024;
+pub(super) const WAITING: usize = 512 * 1024;
 /// How long an ended process's output may be silent before it counts as ended too: something it left running may hold it.
-const SILENCE: Duration = Duration::from_secs(2);
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
 /// What a terminal takes for the end of input.
-const END_OF_TRANSMISSION: u8 = 4;
+pub(super) const END_OF_TRANSMISSION: u8 = 4;
 
 /// The two ways between a process and who uses it.
 pub struct Ways {
@@ -58,7 +58,7 @@ pub async fn run(exec: Exec, mut ways: Ways, stop: CancellationToken) {
     let last = tokio::select! {
         exit = finished => Some(exit.map_or_else(|error| ExecOutput::Lost(error.to_string()), ExecOutput::Exited)),
         () = stop.cancelled() => Some(ExecOutput::Lost("toft is stopping on this node".to_owned())),
-        () = used => None,
+        _ = used => None,
         () = fed => None,
     };
     // Told first: removing may take a moment.
@@ -68,8 +68,21 @@ pub async fn run(exec: Exec, mut ways: Ways, stop: CancellationToken) {
     process.remove().await;
 }
 
+/// How somebody left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// They are gone.
+    Gone,
+    /// They said so.
+    Detached,
+}
+
 /// Does what it is told, until nobody is there.
-async fn obey(input: &mut mpsc::Receiver<ExecInput>, waiting: DuplexStream, process: &dyn ExecProcess) {
+pub(super) async fn obey(
+    input: &mut mpsc::Receiver<ExecInput>,
+    waiting: DuplexStream,
+    process: &dyn ProcessHandle,
+) -> Left {
     let mut waiting = Some(waiting);
     while let Some(next) = input.recv().await {
         let done = match next {
@@ -86,11 +99,13 @@ async fn obey(input: &mut mpsc::Receiver<ExecInput>, waiting: DuplexStream, proc
             }
             ExecInput::Resize(size) => process.resize(size).await,
             ExecInput::Signal(signal) => process.signal(signal).await,
+            ExecInput::Detach => return Left::Detached,
         };
         if let Err(error) = done {
             tracing::debug!(%error, "a process in a container could not be told");
         }
     }
+    Left::Gone
 }
 
 /// Gives the process its input, and then the end of it.
@@ -99,7 +114,7 @@ async fn feed(
     mut taken: DuplexStream,
     told: &mpsc::Sender<ExecOutput>,
     terminal: bool,
-    process: &dyn ExecProcess,
+    process: &dyn ProcessHandle,
 ) {
     let mut input = input;
     let mut part = vec![0; PART];
@@ -162,7 +177,9 @@ mod tests {
 
     use super::*;
     use crate::agent::runtime::{
-        ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, exec::ExecRuntime, fake::FakeRuntime,
+        ContainerSpec, LoggerCommand, NetworkNamespace, Runtime,
+        exec::{ExecProcess, ExecRuntime},
+        fake::FakeRuntime,
     };
 
     struct Used {

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    attach::Audience,
     dns::resolv_conf::{self, ResolvConf},
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
@@ -36,6 +37,8 @@ use crate::observe::chain;
 
 /// Wait for a killed process to be seen as ended.
 const AFTER_KILL: Duration = Duration::from_secs(10);
+/// Longest wait for somebody to attach to what runs in front of them.
+const FOR_THE_FIRST: Duration = Duration::from_secs(10);
 /// Where a container finds its first process, if it is to have one of ours.
 const INIT: &str = "/run/toft-init";
 
@@ -94,6 +97,8 @@ pub struct Executor {
     pub log_max_files: u32,
     /// Rung when an instance has gone, whose logs stay for a while.
     pub left: Arc<Notify>,
+    /// Who is attached to the containers.
+    pub audience: Audience,
     /// Secrets of containers, in memory.
     pub secrets: SecretFiles,
     /// Volumes, and folders of the node that containers may see.
@@ -136,6 +141,7 @@ impl Executor {
         ready: impl Future<Output = Result<(), String>> + Send,
     ) -> Result<u32, StartError> {
         let Start { assignment, existing, outcome, secrets, unwanted } = start;
+        let first_start = existing.is_none();
         let id = assignment.instance_id;
         let prepare = async {
             let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
@@ -180,6 +186,14 @@ impl Executor {
                 NetworkOrder::Host => {}
                 NetworkOrder::None => self.network.loopback(pid).await?,
                 NetworkOrder::Bridge { address, .. } => self.network.attach(pid, *address).await?,
+            }
+            let process = &assignment.container.process;
+            if process.is_interactive() {
+                self.audience.prepared();
+            }
+            if process.foreground && first_start {
+                let attached = unwanted.run_until_cancelled(self.audience.first(id, FOR_THE_FIRST)).await;
+                attached.ok_or_else(|| StartError::Other("another order came before anybody attached".to_owned()))?;
             }
             Ok(self.runtime.start_task(id).await?)
         };

@@ -5,6 +5,7 @@
 //! most one action an instance under way, and hands what it learns to [`report`]. It never asks the cluster anything: after a reboot without any other
 //! node the ledger alone starts the containers.
 
+pub mod attach;
 pub mod dns;
 pub mod exec;
 pub mod execute;

@@ -14,6 +14,7 @@ use toft_model::{
 };
 
 use super::{
+    attach_args::{ATTACH_HELP, AttachArgs, RunFrontArgs},
     backup_args::BackupCommand,
     cp_args::{CP_HELP, CpArgs},
     exec_args::{EXEC_HELP, ExecArgs},
@@ -79,12 +80,9 @@ pub(super) enum Command {
     /// Copy files out of containers and into them
     #[command(after_help = CP_HELP)]
     Cp(CpArgs),
-    /// Show what a workload writes from now on, and exit with its code; control-P control-Q detaches
-    Attach {
-        /// Workload
-        #[arg(value_parser = parsed::<Name>)]
-        name: Name,
-    },
+    /// Go to a workload's terminal or streams; of one without input and terminal, show what it writes
+    #[command(after_help = ATTACH_HELP)]
+    Attach(AttachArgs),
     /// Show what instances use: CPU, memory, network, disk, processes
     Stats(StatsArgs),
     /// List the processes of a workload's instances
@@ -164,9 +162,11 @@ pub(super) enum Command {
 
 const RUN_HELP: &str = "Examples:
   toft run -n web -p 18080:8080 toft/demo     keep the demo running, reachable on port 18080
-  toft run --rm busybox -- echo hello         run a command, show its output, pass on its exit code
+  toft run --rm busybox echo hello            run a command, show its output, pass on its exit code
+  toft run -it --rm busybox sh                a shell in a container that goes when it ends
+  toft run -d -it -n shell busybox sh         the same in the background; `toft attach shell` goes to it
 
-With --rm the command stays in the foreground and exits as Docker does: 125 when toft failed, 126 or 127 when the
+With --rm, -i or -t, unless -d is there, the command stays in the foreground and exits as Docker does: 125 when toft failed, 126 or 127 when the
 command could not be executed, else the command's own code.";
 
 #[derive(Debug, Subcommand)]
@@ -313,11 +313,13 @@ pub(super) struct RunArgs {
     pub(super) health: HealthArgs,
     #[command(flatten)]
     pub(super) process: ProcessArgs,
+    #[command(flatten)]
+    pub(super) front: RunFrontArgs,
     /// Image to run
     #[arg(value_parser = parsed::<ImageRef>)]
     pub(super) image: ImageRef,
-    /// Command instead of the image's
-    #[arg(last = true, value_name = "CMD")]
+    /// Command instead of the image's; flags after the image are the command's
+    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(super) command: Vec<String>,
 }
 

@@ -6,9 +6,9 @@ use toft_model::name::Name;
 use super::args::parsed;
 
 pub(super) const EXEC_HELP: &str = "Examples:
-  toft exec -it web -- sh                     a shell in the first running instance of `web`
-  toft exec web-1 -- cat /etc/hosts           a command in one instance
-  toft exec -i web -- tar -x -C /srv <a.tar   a command that reads a file of this machine
+  toft exec -it web sh                        a shell in the first running instance of `web`
+  toft exec web-1 cat /etc/hosts              a command in one instance
+  toft exec -i web tar -x -C /srv <a.tar      a command that reads a file of this machine
 
 The exit code is the command's: 126 or 127 when it cannot be executed, 125 when toft failed.";
 
@@ -36,6 +36,6 @@ pub(super) struct ExecArgs {
     #[arg(value_parser = parsed::<Name>)]
     pub(super) name: Name,
     /// Command to run
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(required = true, value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
     pub(super) command: Vec<String>,
 }

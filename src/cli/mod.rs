@@ -2,6 +2,7 @@
 
 mod args;
 mod attach;
+mod attach_args;
 mod backup_args;
 mod backups;
 mod client;
@@ -10,6 +11,7 @@ mod context;
 mod cp;
 mod cp_args;
 mod daemon;
+mod detach_keys;
 mod doctor;
 mod exec;
 mod exec_args;
@@ -32,6 +34,7 @@ mod restore;
 mod run;
 mod secret_args;
 mod secrets;
+mod session;
 mod stats;
 mod stats_args;
 mod terminal;
@@ -104,7 +107,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Inspect { name } => inspect::inspect(client, &name).await,
         Command::Exec(args) => exec::exec(client, args).await,
         Command::Cp(args) => cp::cp(client, args).await,
-        Command::Attach { name } => attach::attach(client, &name).await,
+        Command::Attach(args) => attach::attach(client, args).await,
         Command::Logs(args) => logs::logs(client, args).await,
         Command::Stats(args) => stats::stats(client, args).await,
         Command::Top(args) => stats::top(client, args).await,

@@ -11,9 +11,13 @@ use uuid::Uuid;
 use super::{
     Failure,
     args::RunArgs,
+    attach::Front,
+    attach_args::RunFrontArgs,
     client::Client,
     logs::{self, Shown},
     output,
+    session::{BROKEN, Ended},
+    terminal,
     workloads::{trouble, wait},
 };
 use crate::api::types::Workload;
@@ -23,9 +27,13 @@ pub(super) const TOFT_FAILED: i32 = 125;
 
 pub(super) async fn run(client: &Client, args: RunArgs) -> Result<i32, Failure> {
     let (foreground, no_wait, json) = (args.rm, args.no_wait, args.json);
+    let front = front(&args)?;
     let spec = spec(args)?;
     let failed = |failure: Failure| failure.with_code(TOFT_FAILED);
     let workload: Workload = client.post("/api/v1/workloads", &spec).await.map_err(failed)?;
+    if let Some(front) = front {
+        return run_in_front(client, &spec.name, front, foreground).await;
+    }
     if foreground {
         return run_once(client, &workload.name).await;
     }
@@ -49,6 +57,68 @@ pub(super) async fn run(client: &Client, args: RunArgs) -> Result<i32, Failure> 
     Ok(0)
 }
 
+/// How this command stands in front of the process, if it does.
+fn front(args: &RunArgs) -> Result<Option<Front>, Failure> {
+    if !args.front.in_front() {
+        return Ok(None);
+    }
+    let RunFrontArgs { interactive, tty, .. } = args.front;
+    if interactive && tty && !terminal::has_keys() {
+        return Err(Failure::of(2, "the input is no terminal").hint("leave out -t to pass it on as it is"));
+    }
+    let refuse =
+        |what: &str, hint: &str| Err(Failure::of(2, format!("{what} and -i or -t do not go together")).hint(hint));
+    if args.replicas != 1 {
+        return refuse("--replicas", "use -d to have them in the background, and `toft attach --index`");
+    }
+    if args.no_wait || args.json {
+        return refuse("--no-wait, --json", "use -d to have it in the background");
+    }
+    // What is piped on shall miss nothing.
+    let args = args.front.front.clone();
+    Ok(Some(Front { tty, stdin: interactive, lossless: true, args }))
+}
+
+/// Runs it with this command's terminal or streams and gives its exit code; then removes it, if that was asked for.
+async fn run_in_front(client: &Client, name: &Name, front: Front, remove_it: bool) -> Result<i32, Failure> {
+    let failed = |failure: Failure| failure.with_code(TOFT_FAILED);
+    let attached = async {
+        let placed = tokio::select! {
+            placed = wait(client, name.as_str(), "placed") => placed.map_err(failed)?,
+            number = interrupted() => return Ok(Ended::Signalled(number)),
+        };
+        if let Some(trouble) = placed.filter(|workload| workload.pending.is_some()).as_ref().and_then(trouble) {
+            return Err(failed(trouble));
+        }
+        match front.attach(client, name, &format!("{name}-0")).await {
+            // It may have begun and ended all the same, and then it is known how.
+            Err(failure) if failure.is("conflict") => {
+                match client.get::<Workload>(&format!("/api/v1/workloads/{name}")).await {
+                    Ok(workload) if ["finished", "back_off"].contains(&workload.status.as_str()) => {
+                        verdict(&workload).map(Ended::Exited)
+                    }
+                    _ => Err(failed(failure)),
+                }
+            }
+            other => other.map_err(failed),
+        }
+    };
+    let ended = attached.await;
+    // It goes on, and somebody may want to go back to it.
+    let left = match &ended {
+        Ok(ended) => *ended == Ended::Detached,
+        Err(failure) => failure.is(BROKEN) || failure.is("unavailable"),
+    };
+    if left {
+        eprintln!("`toft attach {name}` goes back to it, `toft rm {name}` removes it");
+        return ended.map(Ended::code);
+    }
+    if remove_it {
+        remove(client, name.as_str()).await.map_err(failed)?;
+    }
+    ended.map(Ended::code)
+}
+
 fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     let name = match args.name {
         Some(name) => name,
@@ -61,11 +131,12 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
         }
     };
     let mut spec = WorkloadSpec::new(name, args.image);
-    if args.rm {
+    let once = args.rm || args.front.in_front();
+    if once {
         spec.kind = WorkloadKind::Job;
     }
     spec.pull_policy = args.pull;
-    spec.restart = args.restart.or(args.rm.then_some(RestartPolicy::No));
+    spec.restart = args.restart.or(once.then_some(RestartPolicy::No));
     spec.entrypoint = args.entrypoint.map(|program| vec![program]);
     spec.command = args.command;
     spec.env = pairs(args.env, true)?;
@@ -76,6 +147,9 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.resources = args.resources.spec();
     spec.health = args.health.spec();
     spec.process = args.process.spec()?;
+    spec.process.stdin = args.front.interactive;
+    spec.process.tty = args.front.tty;
+    spec.process.foreground = args.front.in_front();
     let (mounts, tmpfs) = args.mounts.spec();
     spec.mounts = mounts;
     spec.process.tmpfs.extend(tmpfs);
@@ -135,6 +209,11 @@ async fn run_once(client: &Client, name: &str) -> Result<i32, Failure> {
     let Some(workload) = workload else {
         return Err(Failure::of(TOFT_FAILED, "the workload was removed while it ran"));
     };
+    verdict(&workload)
+}
+
+/// The exit code of a workload that has ended; says why when there is more to say.
+fn verdict(workload: &Workload) -> Result<i32, Failure> {
     let exits = workload.instances.iter().filter_map(|instance| instance.last_exit.as_ref());
     match exits.map(|exit| exit.code.unwrap_or(TOFT_FAILED)).max_by_key(|code| (*code != 0, *code)) {
         Some(code) => {
@@ -143,7 +222,7 @@ async fn run_once(client: &Client, name: &str) -> Result<i32, Failure> {
             }
             Ok(code)
         }
-        None => Err(trouble(&workload)
+        None => Err(trouble(workload)
             .unwrap_or_else(|| Failure::of(TOFT_FAILED, "the workload did not run"))
             .with_code(TOFT_FAILED)),
     }

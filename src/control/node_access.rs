@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ControlError;
 
+pub mod attach;
 pub mod exec;
 pub mod files;
 pub mod usage;
@@ -62,7 +63,7 @@ pub type ArchiveReader = Box<dyn tokio::io::AsyncRead + Send + Unpin>;
 /// A node that can be asked.
 #[async_trait]
 pub trait NodeAccess:
-    exec::NodeExec + files::NodeFiles + usage::NodeUsage + volumes::NodeVolumes + Send + Sync + 'static
+    attach::NodeAttach + exec::NodeExec + files::NodeFiles + usage::NodeUsage + volumes::NodeVolumes + Send + Sync + 'static
 {
     /// Why `port` cannot be published on this node, if a process outside toft holds it.
     fn port_taken_outside(&self, port: PortSpec) -> Option<String>;

@@ -118,6 +118,11 @@ impl Directories {
         self.run.join("execs")
     }
 
+    /// Where the pipes of containers with input or a terminal are.
+    pub(super) fn attach(&self) -> PathBuf {
+        self.run.join("attach")
+    }
+
     pub(super) fn programs(&self) -> PathBuf {
         self.data.join("programs")
     }

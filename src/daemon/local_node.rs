@@ -19,15 +19,18 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
+mod attach;
 mod exec;
 mod files;
 mod usage;
 mod volumes;
 
+pub(super) use attach::Attached;
 pub(super) use exec::Execs;
 
 use crate::{
     agent::{
+        attach::Audience,
         facts, host,
         image::{FailedPull, PullError, PullErrorKind, Pulls},
         logs::{self, Reading, Wanted},
@@ -59,6 +62,7 @@ pub(super) struct LocalNode {
     volumes: Volumes,
     cancel: CancellationToken,
     execs: Execs,
+    attached: Attached,
     meter: Meter,
     copies: files::Copies,
 }
@@ -83,12 +87,18 @@ impl LocalNode {
             volumes,
             cancel,
             execs: Execs::default(),
+            attached: Attached::default(),
         }
     }
 
     /// The processes run inside its containers.
     pub(super) fn execs(&self) -> Execs {
         self.execs.clone()
+    }
+
+    /// Who is attached to its containers.
+    pub(super) fn audience(&self) -> Audience {
+        self.attached.audience.clone()
     }
 
     /// The way this node's reports take.
@@ -286,7 +296,9 @@ fn refused(error: RuntimeError) -> ControlError {
         RuntimeError::NotRunning { .. } => {
             ControlError::new(ErrorKind::Conflict, message).hint("`toft ps` shows what runs")
         }
-        RuntimeError::Exists { .. } => ControlError::new(ErrorKind::Conflict, message),
+        RuntimeError::Exists { .. } | RuntimeError::NotInteractive { .. } => {
+            ControlError::new(ErrorKind::Conflict, message)
+        }
         RuntimeError::StartFailed { .. } | RuntimeError::Failed { .. } => {
             ControlError::new(ErrorKind::Internal, message)
         }

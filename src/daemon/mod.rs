@@ -204,6 +204,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         log_max_bytes: config.logs.max_bytes,
         log_max_files: config.logs.max_files,
         left: Arc::clone(&left),
+        audience: node.audience(),
         secrets,
         volumes: volumes.clone(),
         pulls,

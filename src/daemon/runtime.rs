@@ -40,6 +40,7 @@ pub(super) async fn find(config: &Config, directories: &Directories) -> anyhow::
     let mut containerd = ContainerdConfig::at(address);
     containerd.cgroup_parent = directories.cgroup_parent();
     containerd.execs = directories.execs();
+    containerd.attach = directories.attach();
     Ok(Found { config: containerd, supervisor })
 }
 

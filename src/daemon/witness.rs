@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use toft_model::{
-    exec::ExecOrder,
+    exec::{AttachOrder, ExecOrder},
     files::{FileStat, FilesWritten},
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
@@ -28,6 +28,7 @@ use crate::{
         ControlError, ErrorKind,
         node_access::{
             ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
+            attach::NodeAttach,
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             usage::{NodeUsage, RunningInstance},
@@ -68,6 +69,13 @@ impl Readiness for Witness {
 fn nothing_here<T>() -> Result<T, ControlError> {
     Err(ControlError::new(ErrorKind::Conflict, "this node is a witness: it has no containers and no images")
         .hint("ask a node that runs workloads; `toft node ls` shows them"))
+}
+
+#[async_trait]
+impl NodeAttach for Witness {
+    async fn attach(&self, _: InstanceId, _: AttachOrder) -> Result<ExecSession, ControlError> {
+        nothing_here()
+    }
 }
 
 #[async_trait]

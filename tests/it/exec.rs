@@ -1,26 +1,18 @@
 //! `toft exec`: commands in containers, with streams, terminals, and users who vanish.
 
-use std::{
-    fs::{self, File},
-    io::{Read, Write},
-    os::unix::net::UnixStream,
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-};
+use std::{fs, io::Write, os::unix::net::UnixStream, process::Stdio};
 
 use nix::{
-    libc,
-    pty::{OpenptyResult, openpty},
     sys::{
         signal::{Signal, kill},
-        termios::{LocalFlags, Termios, tcgetattr},
+        termios::{LocalFlags, tcgetattr},
     },
     unistd::Pid,
 };
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use crate::harness::{appliance::Appliance, machine::wait_until};
+use crate::harness::{appliance::Appliance, machine::wait_until, person::Person};
 
 /// One with a container that runs.
 fn with_web() -> Appliance {
@@ -128,70 +120,6 @@ fn signals_are_passed_on() {
     follower.signal(Signal::SIGTERM);
     assert_eq!(follower.end().0, 9);
     gone(&toft, "nothing");
-}
-
-/// A person at a terminal.
-struct Person {
-    child: Child,
-    keys: File,
-    shown: mpsc::Receiver<Vec<u8>>,
-    screen: String,
-    terminal: File,
-}
-
-impl Person {
-    fn at(mut command: Command, rows: u16, columns: u16) -> (Self, Termios) {
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        let OpenptyResult { master, slave } = openpty(Some(&size), None).unwrap();
-        let before = tcgetattr(&slave).unwrap();
-        let end = || File::from(slave.try_clone().unwrap());
-        let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
-        let mut screen = File::from(master.try_clone().unwrap());
-        let (sender, shown) = mpsc::channel();
-        std::thread::spawn(move || {
-            let mut part = [0; 4096];
-            while let Ok(length @ 1..) = screen.read(&mut part) {
-                if sender.send(part[..length].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        let person = Self { child, keys: master.into(), shown, screen: String::new(), terminal: slave.into() };
-        (person, before)
-    }
-
-    fn types(&mut self, text: &str) {
-        self.keys.write_all(text.as_bytes()).unwrap();
-    }
-
-    fn sees(&mut self, words: &str) {
-        wait_until(&format!("`{words}` is shown"), || {
-            self.shown.try_iter().for_each(|part| self.screen.push_str(&String::from_utf8_lossy(&part)));
-            self.screen.contains(words).then_some(())
-        });
-        let end = self.screen.find(words).unwrap() + words.len();
-        self.screen.drain(..end);
-    }
-
-    fn resizes(&mut self, rows: u16, columns: u16) {
-        use std::os::fd::AsRawFd;
-        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        // SAFETY: the call reads the structure it is given.
-        assert_eq!(unsafe { libc::ioctl(self.keys.as_raw_fd(), libc::TIOCSWINSZ, &size) }, 0);
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGWINCH).unwrap();
-    }
-
-    fn ends(&mut self) -> i32 {
-        let status = wait_until("the command ends", || self.child.try_wait().unwrap());
-        status.code().unwrap_or(-1)
-    }
-}
-
-impl Drop for Person {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }
 
 #[test]

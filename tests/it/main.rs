@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
 mod addresses;
+mod attach;
 mod backup;
 mod bad_input;
 mod browser;
@@ -40,6 +41,7 @@ mod registries;
 mod rest_api;
 mod restarts;
 mod run_command;
+mod runtime_attach;
 mod runtime_conformance;
 mod runtime_containerd;
 mod runtime_exec;

@@ -10,18 +10,21 @@
 //! many), and leaves only when both pipes are at their end: the shim's SIGTERM is ignored, or
 //! the container's last words would be lost.
 //!
-//! The same program is the first process of containers that ask for one ([`init`]).
+//! The same program is the first process of containers that ask for one ([`init`]), and the logger of those with input or
+//! a terminal, which it reads through named pipes and passes on to whoever listens ([`beside`]).
 
+mod beside;
 mod config;
 mod init;
 mod journal;
 mod lines;
 mod stamp;
+mod taps;
 
 use std::ffi::{c_int, c_short, c_ulong};
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -50,9 +53,21 @@ struct PollFd {
 }
 
 unsafe extern "C" {
-    fn poll(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
+    #[link_name = "poll"]
+    fn poll_raw(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
     fn close(fd: c_int) -> c_int;
+}
+
+/// Waits until one of them is ready, or for so long; negative for ever.
+fn poll(entries: &mut [PollFd], timeout_ms: c_int) {
+    // SAFETY: the slice is alive and as long as we say.
+    unsafe { poll_raw(entries.as_mut_ptr(), entries.len() as c_ulong, timeout_ms) };
+}
+
+/// Something to read, to be polled for; a negative descriptor is passed over.
+fn wait(fd: c_int) -> PollFd {
+    PollFd { fd, events: POLLIN, revents: 0 }
 }
 
 /// One of the container's two output pipes.
@@ -66,19 +81,35 @@ impl Pipe {
     /// Takes over an inherited descriptor.
     fn new(source: Source, fd: c_int) -> Self {
         // SAFETY: by containerd's contract the descriptor is ours alone, and nothing else here opens it.
-        let file = unsafe { File::from_raw_fd(fd) };
+        Self::of(source, unsafe { File::from_raw_fd(fd) })
+    }
+
+    fn of(source: Source, file: File) -> Self {
         Self { source, file: Some(file), lines: Lines::new() }
     }
 
-    /// Reads once and hands every finished piece to `journal`. At the end of the pipe the
+    fn is_open(&self) -> bool {
+        self.file.is_some()
+    }
+
+    fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Reads once, shows the bytes to `see`, and hands every finished piece to `journal`. At the end of the pipe the
     /// unfinished last line goes too, and the pipe closes.
-    fn read_into(&mut self, journal: &mut Journal) {
+    fn read_into(&mut self, journal: &mut Journal, terminal: bool, see: impl FnOnce(&[u8])) {
         let Some(file) = self.file.as_mut() else { return };
-        let outcome = file.read(self.lines.free());
+        let space = self.lines.free();
+        let outcome = file.read(space);
+        if let Ok(count @ 1..) = outcome {
+            see(&space[..count]);
+        }
         // Records of one read are one nanosecond apart, so no two of one logger share a time.
         let mut time = since_epoch();
         let mut push = |piece: lines::Piece<'_>| {
-            journal.push(self.source, piece, time);
+            let bare = piece.text.strip_suffix(b"\r").filter(|_| terminal && piece.last);
+            journal.push(self.source, lines::Piece { text: bare.unwrap_or(piece.text), ..piece }, time);
             time += Duration::from_nanos(1);
         };
         match outcome {
@@ -96,9 +127,8 @@ impl Pipe {
         }
     }
 
-    /// What to poll: a closed pipe has a negative descriptor, which poll passes over.
-    fn poll_entry(&self, fd: c_int) -> PollFd {
-        PollFd { fd: if self.file.is_some() { fd } else { -1 }, events: POLLIN, revents: 0 }
+    fn poll_entry(&self) -> PollFd {
+        wait(self.file.as_ref().map_or(-1, File::as_raw_fd))
     }
 }
 
@@ -106,6 +136,12 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == "init").is_some() {
         return init::run(arguments);
+    }
+    if arguments.next_if(|first| first == "beside").is_some() {
+        return beside::start(arguments);
+    }
+    if arguments.next_if(|first| first == "pipes").is_some() {
+        return beside::run(arguments);
     }
     let config = match Config::from_pairs(arguments) {
         Ok(config) => config,
@@ -126,15 +162,13 @@ fn main() -> ExitCode {
 fn drain(journal: &mut Journal) {
     let mut stdout = Pipe::new(Source::Stdout, STDOUT_FD);
     let mut stderr = Pipe::new(Source::Stderr, STDERR_FD);
-    while stdout.file.is_some() || stderr.file.is_some() {
-        let mut entries = [stdout.poll_entry(STDOUT_FD), stderr.poll_entry(STDERR_FD)];
-        // SAFETY: the array is alive and as long as we say.
-        unsafe { poll(entries.as_mut_ptr(), entries.len() as c_ulong, journal.poll_timeout_ms()) };
-        if entries[0].revents != 0 {
-            stdout.read_into(journal);
-        }
-        if entries[1].revents != 0 {
-            stderr.read_into(journal);
+    while stdout.is_open() || stderr.is_open() {
+        let mut entries = [stdout.poll_entry(), stderr.poll_entry()];
+        poll(&mut entries, journal.poll_timeout_ms());
+        for (pipe, entry) in [&mut stdout, &mut stderr].into_iter().zip(entries) {
+            if entry.revents != 0 {
+                pipe.read_into(journal, false, |_| {});
+            }
         }
         journal.flush();
     }

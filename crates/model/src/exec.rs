@@ -82,15 +82,40 @@ impl ExecOrder {
         if dir.is_some_and(|dir| !dir.starts_with('/') || dir.len() > LONGEST_PATH || zero(dir)) {
             return Err(refuse("dir", "the directory is no absolute path", "write it like `/srv/data`"));
         }
-        if self.terminal.is_some_and(|size| size.columns == 0 || size.rows == 0) {
-            return Err(refuse("terminal", "a terminal has at least one character", "send its real size"));
-        }
-        Ok(())
+        validate_size(self.terminal)
     }
 }
 
 fn refuse(field: &str, message: impl Into<String>, hint: &str) -> Invalid {
     Invalid::value(message, hint).at(field)
+}
+
+/// What somebody wants who attaches to a container's own process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttachOrder {
+    /// Whether input will be sent.
+    pub stdin: bool,
+    /// Hold the container up while this client does not read, so that it misses nothing. Without, a client that has not taken
+    /// what came for 5 seconds is cut off.
+    pub lossless: bool,
+    /// Size for the container's terminal, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+}
+
+impl AttachOrder {
+    /// Refuses what makes no sense.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        validate_size(self.terminal)
+    }
+}
+
+fn validate_size(size: Option<TerminalSize>) -> Result<(), Invalid> {
+    if size.is_some_and(|size| size.columns == 0 || size.rows == 0) {
+        return Err(refuse("terminal", "a terminal has at least one character", "send its real size"));
+    }
+    Ok(())
 }
 
 /// What goes to the process.
@@ -104,6 +129,8 @@ pub enum ExecInput {
     Resize(TerminalSize),
     /// A signal, by number.
     Signal(i32),
+    /// Leave what was attached to as it is. A process of `exec` ends with its user all the same.
+    Detach,
 }
 
 /// What comes from the process.
@@ -153,6 +180,13 @@ mod tests {
         refused("dir", &|order| order.dir = Some("srv".into()));
         refused("dir", &|order| order.dir = Some(format!("/{}", "x".repeat(LONGEST_PATH))));
         refused("terminal", &|order| order.terminal = Some(TerminalSize { columns: 0, rows: 1 }));
+    }
+
+    #[test]
+    fn a_terminal_without_a_size_cannot_be_attached() {
+        AttachOrder::default().validate().unwrap();
+        let terminal = Some(TerminalSize { columns: 3, rows: 0 });
+        assert_eq!(AttachOrder { terminal, ..AttachOrder::default() }.validate().unwrap_err().field, "terminal");
     }
 
     #[test]

@@ -95,6 +95,7 @@ impl From<RuntimeError> for Trouble {
             | RuntimeError::NotFound { .. }
             | RuntimeError::Exists { .. }
             | RuntimeError::NotRunning { .. }
+            | RuntimeError::NotInteractive { .. }
             | RuntimeError::StartFailed { .. }
             | RuntimeError::Failed { .. } => PullErrorKind::Runtime,
         };

@@ -25,7 +25,7 @@ pub struct Exec {
 
 /// What can be done with a process while it runs.
 #[async_trait]
-pub trait ExecProcess: Send + Sync {
+pub trait ProcessHandle: Send + Sync {
     /// Gives its terminal another size.
     async fn resize(&self, size: TerminalSize) -> Result<(), RuntimeError>;
 
@@ -37,7 +37,11 @@ pub trait ExecProcess: Send + Sync {
 
     /// Waits for its end and gives its exit code: 128 and the signal's number if a signal ended it.
     async fn wait(&self) -> Result<i32, RuntimeError>;
+}
 
+/// A process beside a container's own.
+#[async_trait]
+pub trait ExecProcess: ProcessHandle {
     /// Kills it with everything it started, unless it has ended by itself, and removes every trace of it.
     async fn remove(&self);
 }

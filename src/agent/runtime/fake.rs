@@ -26,6 +26,7 @@ use super::{
 };
 use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
 
+mod attach;
 mod exec;
 mod root;
 mod script;
@@ -73,6 +74,8 @@ pub enum Call {
     Room,
     /// [`super::exec::ExecRuntime::exec`]
     Exec,
+    /// [`super::attach::AttachRuntime::attach`]
+    Attach,
     /// [`super::root::RootRuntime::root`]
     Root,
     /// [`super::usage::UsageRuntime::usage`]
@@ -90,6 +93,7 @@ struct FakeContainer {
     task_number: u64,
     started: Option<tokio::time::Instant>,
     root: Option<Arc<root::FakeRoot>>,
+    console: Option<Arc<attach::Console>>,
 }
 
 #[derive(Debug, Default)]
@@ -156,6 +160,9 @@ impl FakeRuntime {
         for container in self.state().containers.values_mut() {
             container.task = TaskState::None;
             container.task_number += 1;
+            if let Some(console) = container.console.take() {
+                console.end(128 + SIGKILL);
+            }
         }
     }
 
@@ -225,6 +232,9 @@ impl Inner {
                 return;
             }
             container.task = TaskState::Ended(exit);
+            if let Some(console) = &container.console {
+                console.end(code.unwrap_or(128 + SIGKILL));
+            }
         }
         self.tell(RuntimeEvent::TaskEnded { id, exit });
     }
@@ -274,8 +284,8 @@ impl Runtime for FakeRuntime {
         if state.containers.contains_key(&spec.id) {
             return Err(RuntimeError::Exists { id: spec.id });
         }
-        let (task, task_number, started, root) = (TaskState::None, 0, None, None);
-        let container = FakeContainer { spec: spec.clone(), stop_signal, task, task_number, started, root };
+        let (task, task_number, started, root, console) = (TaskState::None, 0, None, None, None);
+        let container = FakeContainer { spec: spec.clone(), stop_signal, task, task_number, started, root, console };
         state.containers.insert(spec.id, container);
         Ok(())
     }
@@ -306,6 +316,7 @@ impl Runtime for FakeRuntime {
             reason: format!("the command `{command}` is not in the image"),
             exit_code: 127,
         })?;
+        container.console = attach::Console::of(&container.spec.process)?;
         container.task = TaskState::Created { pid };
         container.task_number += 1;
         Ok(pid)
@@ -317,7 +328,11 @@ impl Runtime for FakeRuntime {
         let TaskState::Created { pid } = container.task else { return Err(RuntimeError::NotFound { id }) };
         container.task = TaskState::Running { pid };
         container.started = Some(tokio::time::Instant::now());
-        if let Ok(Script { ends: Some((after, code)), .. }) = Script::of(&container.spec) {
+        if let Some(console) = container.console.clone() {
+            let words: Vec<String> =
+                container.spec.entrypoint.iter().flatten().chain(&container.spec.command).cloned().collect();
+            self.run_console(id, container.task_number, console, exec::script(&words));
+        } else if let Ok(Script { ends: Some((after, code)), .. }) = Script::of(&container.spec) {
             tokio::spawn(end_later(Arc::downgrade(&self.inner), id, container.task_number, after, code));
         }
         Ok(())
@@ -362,6 +377,7 @@ impl Runtime for FakeRuntime {
             TaskState::Ended(exit) => exit,
         };
         container.task = TaskState::None;
+        container.console = None;
         Ok(Some(exit))
     }
 

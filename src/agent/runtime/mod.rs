@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::image::{PullError, PullReporter, Repository};
 
+pub mod attach;
 pub mod containerd;
 pub mod exec;
 pub mod fake;
@@ -197,6 +198,12 @@ pub enum RuntimeError {
         /// The container.
         id: InstanceId,
     },
+    /// The container has neither input nor a terminal.
+    #[error("container `{id}` has neither input nor a terminal")]
+    NotInteractive {
+        /// The container.
+        id: InstanceId,
+    },
     /// The disk is full.
     #[error("no space is left on the device while {doing}")]
     DiskFull {
@@ -245,7 +252,9 @@ pub struct RanInside {
 
 /// A container runtime.
 #[async_trait]
-pub trait Runtime: exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime + Send + Sync + 'static {
+pub trait Runtime:
+    attach::AttachRuntime + exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime + Send + Sync + 'static
+{
     /// Whether it answers; changes as it dies and comes back.
     fn availability(&self) -> watch::Receiver<Availability>;
 

@@ -14,7 +14,7 @@ use axum::{
 };
 use futures_util::{SinkExt, StreamExt, stream::SplitSink};
 use toft_model::{
-    exec::{ExecInput, ExecOrder, ExecOutput},
+    exec::{ExecInput, ExecOutput},
     ids::InstanceId,
 };
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -30,12 +30,12 @@ use crate::{
 };
 
 /// Most bytes of a message from a client: an order, or input.
-const MAX_MESSAGE_BYTES: usize = 1 << 20;
+pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Longest wait for the order.
-const ORDER: Duration = Duration::from_secs(10);
+pub(super) const ORDER: Duration = Duration::from_secs(10);
 /// The client is asked for a sign of life this often, and is gone after that long without one.
-const ASKED: Duration = Duration::from_secs(15);
-const GONE: Duration = Duration::from_secs(45);
+pub(super) const ASKED: Duration = Duration::from_secs(15);
+pub(super) const GONE: Duration = Duration::from_secs(45);
 /// Longest wait for the client to close after the last word.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// First bytes of binary messages.
@@ -51,18 +51,34 @@ pub async fn exec(
     name: Result<Path<String>, PathRejection>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let Path(name) = name.map_err(|_| ControlError::new(ErrorKind::Invalid, "the path is malformed"))?;
-    let upgrade = upgrade.map_err(|_| {
-        ControlError::new(ErrorKind::Invalid, "this resource answers WebSocket connections only")
-            .hint("send an upgrade to WebSocket, version 13, over HTTP/1.1; `toft exec` does")
-    })?;
+    let name = named(name)?;
+    let upgrade = upgraded(upgrade, "toft exec")?;
     let target = api.ops.exec_target(&name).await?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(move |socket| serve(socket, api.ops, target)))
 }
 
+pub(super) fn named(name: Result<Path<String>, PathRejection>) -> Result<String, ControlError> {
+    let Path(name) = name.map_err(|_| ControlError::new(ErrorKind::Invalid, "the path is malformed"))?;
+    Ok(name)
+}
+
+pub(super) fn upgraded(
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+    command: &str,
+) -> Result<WebSocketUpgrade, ControlError> {
+    upgrade.map_err(|_| {
+        ControlError::new(ErrorKind::Invalid, "this resource answers WebSocket connections only")
+            .hint(format!("send an upgrade to WebSocket, version 13, over HTTP/1.1; `{command}` does"))
+    })
+}
+
 async fn serve(mut socket: WebSocket, ops: Ops, target: InstanceId) {
-    let started = match timeout(ORDER, first(&mut socket)).await {
+    let order = |command| match command {
+        ExecCommand::Start { order } => Some(order),
+        _ => None,
+    };
+    let started = match timeout(ORDER, first(&mut socket, order)).await {
         Ok(Some(Ok(order))) => ops.exec(target, order).await,
         Ok(Some(Err(error))) => Err(error.into()),
         // Nobody is there, or they say nothing.
@@ -79,18 +95,19 @@ async fn serve(mut socket: WebSocket, ops: Ops, target: InstanceId) {
 }
 
 /// The order, or what is wrong with it; nothing when the client is gone.
-async fn first(socket: &mut WebSocket) -> Option<Result<ExecOrder, ControlError>> {
+pub(super) async fn first<T>(
+    socket: &mut WebSocket,
+    order: impl Fn(ExecCommand) -> Option<T>,
+) -> Option<Result<T, ControlError>> {
+    let none = || ControlError::new(ErrorKind::Invalid, "the first message is no order");
     loop {
         match socket.recv().await?.ok()? {
             Message::Text(text) => {
-                return Some(match command(&text) {
-                    Ok(ExecCommand::Start { order }) => Ok(order),
-                    Ok(_) => Err(ControlError::new(ErrorKind::Invalid, "the first message is no order").field("type")),
-                    Err(error) => Err(error),
-                });
+                let order = command(&text).map(&order);
+                return Some(order.and_then(|order| order.ok_or_else(|| none().field("type"))));
             }
             Message::Binary(_) => {
-                return Some(Err(ControlError::new(ErrorKind::Invalid, "the first message is no order")));
+                return Some(Err(none()));
             }
             Message::Close(_) => return None,
             Message::Ping(_) | Message::Pong(_) => {}
@@ -106,7 +123,7 @@ fn command(text: &str) -> Result<ExecCommand, ControlError> {
     })
 }
 
-async fn relay(socket: WebSocket, session: ExecSession) {
+pub(super) async fn relay(socket: WebSocket, session: ExecSession) {
     let ExecSession { input, mut output } = session;
     let (mut sink, mut stream) = socket.split();
     let up = async {
@@ -117,6 +134,7 @@ async fn relay(socket: WebSocket, session: ExecSession) {
                     Ok(ExecCommand::Resize { size }) if size.columns > 0 && size.rows > 0 => ExecInput::Resize(size),
                     Ok(ExecCommand::Signal { number: number @ 1..=64 }) => ExecInput::Signal(number),
                     Ok(ExecCommand::EndOfInput) => ExecInput::End,
+                    Ok(ExecCommand::Detach) => ExecInput::Detach,
                     Ok(_) => return Some(ControlError::new(ErrorKind::Invalid, "the message makes no sense here")),
                     Err(error) => return Some(error),
                 },
@@ -167,7 +185,7 @@ async fn send(sink: &mut SplitSink<WebSocket, Message>, message: Message) -> Res
 
 /// Closes, and reads on until the client has closed too: a connection that is cut with something unread in it would lose
 /// what was said last.
-async fn farewell(mut socket: WebSocket) {
+pub(super) async fn farewell(mut socket: WebSocket) {
     let closing = async {
         if socket.send(Message::Close(None)).await.is_ok() {
             while let Some(Ok(_)) = socket.recv().await {}
@@ -192,11 +210,11 @@ fn told(output: ExecOutput) -> Message {
     }
 }
 
-fn failed(error: ControlError, exit_code: Option<i32>) -> ExecNews {
+pub(super) fn failed(error: ControlError, exit_code: Option<i32>) -> ExecNews {
     let ControlError { kind, message, hint, field } = error;
     ExecNews::Failed { error: ErrorBody { code: kind.code().into(), message, hint, field }, exit_code }
 }
 
-fn news(news: &ExecNews) -> Message {
+pub(super) fn news(news: &ExecNews) -> Message {
     Message::Text(serde_json::to_string(news).expect("news are plain data").into())
 }

@@ -2,6 +2,7 @@
 //!
 //! The same routes answer under `/api/v1` and `/v1`.
 
+mod attach;
 mod backups;
 mod cluster;
 mod consistency;
@@ -100,6 +101,7 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(images::prune))
         .routes(routes!(images::remove))
         .routes(routes!(exec::exec))
+        .routes(routes!(attach::attach))
         .routes(routes!(registries::list))
         .routes(routes!(registries::put, registries::remove))
         .routes(routes!(nodes::facts))

@@ -150,6 +150,8 @@ pub async fn restart(Changes(ops): Changes, Parsed(name): Parsed<Name>) -> Resul
 pub enum WaitFor {
     /// Every instance runs or has finished, or it is clear that one cannot for now.
     Settled,
+    /// Every instance has its node, or it is clear that one has none for now.
+    Placed,
     /// No instance runs any more and none will by itself; or one cannot start.
     Ended,
     /// Every process is down as the user wanted.
@@ -179,6 +181,7 @@ pub async fn wait(
 ) -> Result<Json<Waited>, ApiError> {
     let milestone = match query.milestone {
         WaitFor::Settled => Milestone::Settled,
+        WaitFor::Placed => Milestone::Placed,
         WaitFor::Ended => Milestone::Ended,
         WaitFor::Stopped => Milestone::Stopped,
         WaitFor::Gone => Milestone::Gone,

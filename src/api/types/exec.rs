@@ -1,12 +1,12 @@
 //! What is said over the WebSocket of a process in a container, besides its streams.
 
 use serde::{Deserialize, Serialize};
-use toft_model::exec::{ExecOrder, TerminalSize};
+use toft_model::exec::{AttachOrder, ExecOrder, TerminalSize};
 use utoipa::ToSchema;
 
 use super::ErrorBody;
 
-/// What a client says, one JSON text message each. Binary messages are input for the process.
+/// What a client of `exec` or `attach` says, one JSON text message each. Binary messages are input for the process.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ExecCommand {
@@ -27,6 +27,13 @@ pub enum ExecCommand {
     },
     /// There will be no more input.
     EndOfInput,
+    /// The first message to attach: how.
+    Attach {
+        /// The order.
+        order: AttachOrder,
+    },
+    /// Leave: what the client is attached to goes on, and its input stays open.
+    Detach,
 }
 
 /// What the node says, one JSON text message each. Binary messages are output: the first byte is 1 for standard output

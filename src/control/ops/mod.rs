@@ -2,6 +2,7 @@
 //!
 //! Each validates, mints ids and time, and proposes. Nothing has run yet when it returns.
 
+mod attach;
 pub mod backups;
 pub mod cluster;
 mod exec;

@@ -17,6 +17,8 @@ use crate::control::ControlError;
 pub enum Milestone {
     /// Every instance runs or has finished, or it is clear that one cannot for now.
     Settled,
+    /// Every instance has its node, or it is clear that one has none for now.
+    Placed,
     /// No instance runs any more, and none will by itself; or it is clear that one cannot start.
     Ended,
     /// Every process is down as the user wanted.
@@ -50,6 +52,7 @@ impl Milestone {
                 };
                 stuck || (all_there && states.iter().all(|(i, state)| current(i) && settled(state)))
             }
+            Self::Placed => workload.row.pending.is_some() || all_there,
             Self::Ended => {
                 let never_ran = |i: &InstanceView| {
                     serves(i) && i.row.report.as_ref().is_some_and(|report| report.last_exit.is_none())

@@ -9,8 +9,8 @@ use toft_model::{
     name::Name,
     schedule::{Snapshot, why_nowhere},
     state::{
-        Command, PowerAction, PutMode, Reply, WorkloadView, query_snapshot, query_workload, query_workload_page,
-        query_workloads,
+        Command, NodeRow, PowerAction, PutMode, Reply, WorkloadView, query_snapshot, query_workload,
+        query_workload_page, query_workloads,
     },
     workload::{Protocol, WorkloadSpec},
 };
@@ -27,8 +27,21 @@ impl Ops {
         let name = spec.name.clone();
         let workload_id = WorkloadId(Uuid::now_v7());
         let asked = self.asked(&("put", &spec, mode))?;
+        let spec = self.in_front(spec).await?;
         let command = Command::PutWorkload { workload_id, spec: Box::new(spec), mode, at_ms: now_ms() };
         self.propose_workload(name, command, asked).await
+    }
+
+    /// What somebody runs in front of them runs on the node they asked: only there can they attach to it.
+    async fn in_front(&self, mut spec: WorkloadSpec) -> Result<WorkloadSpec, ControlError> {
+        if spec.process.foreground
+            && spec.node.is_none()
+            && let Some(id) = self.node.node_id()
+        {
+            let nodes = self.state.read(NodeRow::all).await?;
+            spec.node = nodes.into_iter().find(|node| node.id == id).map(|node| node.name);
+        }
+        Ok(spec)
     }
 
     /// Sets labels, and removes those whose value is `None`; nothing that runs changes. Gives the generation.

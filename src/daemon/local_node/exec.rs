@@ -25,7 +25,7 @@ use crate::{
 /// Processes that may run in containers at once.
 const AT_ONCE: usize = 64;
 /// Messages that wait on each way.
-const WAITING: usize = 16;
+pub(super) const WAITING: usize = 16;
 
 /// The processes that run now.
 #[derive(Clone)]
@@ -41,6 +41,11 @@ impl Default for Execs {
 }
 
 impl Execs {
+    /// Runs something that is to end with the daemon.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
+    }
+
     /// Waits until the last has ended after `cancel`.
     pub(in crate::daemon) async fn until_the_end(self, cancel: CancellationToken) {
         cancel.cancelled().await;

@@ -15,7 +15,7 @@ use axum::{
 use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use toft_model::{
-    exec::ExecOrder,
+    exec::{AttachOrder, ExecOrder},
     files::{FileStat, FilesWritten},
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
@@ -43,6 +43,7 @@ use crate::{
         loops::schedule,
         node_access::{
             ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
+            attach::NodeAttach,
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             usage::{NodeUsage, RunningInstance},
@@ -104,6 +105,13 @@ impl FakeNode {
             created_at_ms: now_ms() - 3 * 3_600_000,
             platform: "linux/amd64".into(),
         });
+    }
+}
+
+#[async_trait]
+impl NodeAttach for FakeNode {
+    async fn attach(&self, _: InstanceId, _: AttachOrder) -> Result<ExecSession, ControlError> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
     }
 }
 

@@ -91,6 +91,7 @@ impl Lab {
             cgroup_parent: self.name.clone(),
             namespace: self.name.clone(),
             execs: self.dir.join("execs"),
+            attach: self.dir.join("attach"),
             ..ContainerdConfig::at(self.supervisor.address())
         }
     }

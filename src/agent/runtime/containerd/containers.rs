@@ -15,21 +15,20 @@ use prost_types::Any;
 use toft_model::ids::InstanceId;
 
 use super::{
-    Shared,
+    OWN_LABELS, Shared,
     client::{Mounts, QUICK, SLOW, call},
     connection::Session,
     errors::Refusal,
     events::exit_of,
     images, isolation, signals,
     spec::{self, Parts, devices},
+    stdio::{Kind, Stdio},
     unpack::Snapshots,
     users,
 };
 use crate::agent::runtime::{Container, ContainerSpec, RuntimeError, TaskState};
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
-/// Our own notes among a container's labels.
-const OWN_LABELS: &str = "toft.runtime/";
 const STOP_SIGNAL_LABEL: &str = "toft.runtime/stop-signal";
 const CREATING: &str = "creating a container";
 const REMOVING: &str = "removing a container";
@@ -51,7 +50,12 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
         host: &shared.host,
         devices: &devices,
     };
+    let kind = Kind::of(&order.process);
     let spec = spec::build(&parts)
+        .map(|mut spec| {
+            spec.set_hooks(kind.map(|_| Stdio::of(&shared.config.attach, order.id).hooks()));
+            spec
+        })
         .map_err(|reason| RuntimeError::ImageUnusable { image: name.to_owned(), reason })
         .and_then(|spec| serde_json::to_vec(&spec).map_err(|e| failed(CREATING, e.to_string())))?;
     let id = order.id.to_string();
@@ -78,6 +82,7 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
     };
     let mut labels: HashMap<String, String> = order.labels.clone().into_iter().collect();
     labels.insert(STOP_SIGNAL_LABEL.to_owned(), stop_signal.to_string());
+    labels.extend(kind.map(Kind::label));
     let record = Record {
         id: id.clone(),
         labels,
@@ -97,6 +102,7 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
         return Err(refusal.into());
     }
     shared.mounts().insert(order.id, mounts);
+    shared.kinds().insert(order.id, kind);
     Ok(())
 }
 
@@ -204,6 +210,9 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<(), Runtim
         Err(refusal) => return Err(refusal.into()),
     }
     shared.mounts().remove(&id);
+    shared.kinds().remove(&id);
+    shared.inputs().remove(&id);
+    Stdio::of(&shared.config.attach, id).remove();
     let snapshots = snapshots(shared, &session);
     match delete_both(shared, snapshots, &key).await {
         // containerd takes note of a removal on what may be the same full disk, so there must be room first.

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::agent::image::{PullError, PullReporter, Repository};
 
+mod attach;
 mod client;
 mod connection;
 mod containers;
@@ -45,6 +46,7 @@ mod root;
 mod shims;
 mod signals;
 mod spec;
+mod stdio;
 mod tasks;
 mod unpack;
 mod usage;
@@ -72,6 +74,9 @@ pub struct ContainerdConfig {
     pub cgroup_parent: String,
     /// Directory for the pipes of processes run inside containers; nobody else may use it.
     pub execs: PathBuf,
+    /// Directory for the pipes of containers with input or a terminal; nobody else may use it, and it stays where it is as
+    /// long as there are such containers.
+    pub attach: PathBuf,
 }
 
 impl ContainerdConfig {
@@ -82,6 +87,7 @@ impl ContainerdConfig {
             namespace: "toft".to_owned(),
             cgroup_parent: "toft".to_owned(),
             execs: "/run/toft/execs".into(),
+            attach: "/run/toft/attach".into(),
         }
     }
 }
@@ -102,7 +108,14 @@ struct Shared {
     /// Containers that ran out of memory since their process was prepared.
     starved: Mutex<HashSet<InstanceId>>,
     uses: root::Uses,
+    /// What containers have of their own, as far as known.
+    kinds: Mutex<HashMap<InstanceId, Option<stdio::Kind>>>,
+    /// Cancelled when the input of a container's process was ended.
+    inputs: Mutex<HashMap<InstanceId, CancellationToken>>,
 }
+
+/// Our own notes among a container's labels.
+const OWN_LABELS: &str = "toft.runtime/";
 
 impl Shared {
     fn session(&self) -> Result<Arc<Session>, RuntimeError> {
@@ -111,6 +124,14 @@ impl Shared {
 
     fn starved(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
         self.starved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kinds(&self) -> MutexGuard<'_, HashMap<InstanceId, Option<stdio::Kind>>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inputs(&self) -> MutexGuard<'_, HashMap<InstanceId, CancellationToken>> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mounts(&self) -> MutexGuard<'_, HashMap<InstanceId, Mounts>> {
@@ -145,6 +166,8 @@ impl ContainerdRuntime {
             mounts: Default::default(),
             starved: Default::default(),
             uses: Default::default(),
+            kinds: Default::default(),
+            inputs: Default::default(),
         });
         let left = exec::left_behind(&shared.config.execs);
         let (connected, tidied) =

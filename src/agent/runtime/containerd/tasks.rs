@@ -16,6 +16,7 @@ use super::{
     oom, root,
     shims::{self, Which},
     signals,
+    stdio::{self, Paths, Stdio},
 };
 use crate::agent::runtime::{LoggerCommand, RuntimeError};
 
@@ -27,20 +28,42 @@ pub(super) async fn create(shared: &Shared, id: InstanceId, logger: &LoggerComma
     let _starting = root::Starting::begin(shared, id)?;
     let client = &shared.client;
     let rootfs = containers::mounts(shared, id).await?.ok_or(RuntimeError::NotFound { id })?;
-    let output = logger_uri(logger)?;
+    let kind = stdio::kind(shared, id).await?;
+    let pipes = Stdio::of(&shared.config.attach, id);
+    let paths = match kind {
+        None => {
+            let output = logger_uri(logger)?;
+            Paths { stdin: String::new(), stdout: output.clone(), stderr: output }
+        }
+        // Those of a process that is there stay as they are.
+        Some(_) if get(shared, id).await?.is_some() => return Err(RuntimeError::Exists { id }),
+        Some(kind) => pipes.make(kind, logger).map_err(|error| RuntimeError::Failed {
+            doing: PREPARING,
+            reason: format!("its pipes could not be made: {error}"),
+        })?,
+    };
     shared.starved().remove(&id);
+    shared.inputs().remove(&id);
     let request = client.request(CreateTaskRequest {
         container_id: id.to_string(),
         rootfs,
-        stdout: output.clone(),
-        stderr: output,
+        terminal: kind.is_some_and(|kind| kind.tty),
+        stdin: paths.stdin,
+        stdout: paths.stdout,
+        stderr: paths.stderr,
         ..Default::default()
     });
-    match call(PREPARING, SLOW, client.tasks().create(request)).await {
-        Ok(answer) => Ok(answer.pid),
-        Err(refusal) if refusal.exists() => Err(RuntimeError::Exists { id }),
-        Err(refusal) if refusal.not_found() => Err(RuntimeError::NotFound { id }),
-        Err(refusal) => Err(refusal.as_start_failure().unwrap_or_else(|| refusal.into())),
+    let refusal = match call(PREPARING, SLOW, client.tasks().create(request)).await {
+        Ok(answer) => return Ok(answer.pid),
+        Err(refusal) if refusal.exists() => return Err(RuntimeError::Exists { id }),
+        Err(refusal) => refusal,
+    };
+    if kind.is_some() {
+        pipes.abandon();
+    }
+    match refusal.not_found() {
+        true => Err(RuntimeError::NotFound { id }),
+        false => Err(refusal.as_start_failure().unwrap_or_else(|| refusal.into())),
     }
 }
 
@@ -95,10 +118,28 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exi
         }
     }
     let out_of_memory = oom::killed(shared, id);
+    let pipes = Stdio::of(&shared.config.attach, id);
+    if status.is_some() {
+        pipes.written(id).await;
+    }
+    let deleted = delete_ended(shared, id, status.is_some(), out_of_memory).await;
+    if deleted.is_ok() {
+        pipes.remove();
+    }
+    deleted
+}
+
+/// `known`: whether containerd shows the process.
+async fn delete_ended(
+    shared: &Shared,
+    id: InstanceId,
+    known: bool,
+    out_of_memory: bool,
+) -> Result<Option<Exit>, RuntimeError> {
     let client = &shared.client;
     let request = client.request(DeleteTaskRequest { container_id: id.to_string() });
     match call(REMOVING, SLOW, client.tasks().delete(request)).await {
-        Ok(_) if status.is_none() => Ok(None),
+        Ok(_) if !known => Ok(None),
         Ok(answer) => {
             let exit = exit_of(answer.exit_status, answer.exited_at);
             // A program that ends well has coped with the loss of a helper.
@@ -106,7 +147,7 @@ pub(super) async fn delete(shared: &Shared, id: InstanceId) -> Result<Option<Exi
         }
         Err(refusal) if refusal.not_found() => {
             // It may hang all the same, unknown to containerd; unless containerd is still about to clean up.
-            if status.is_none() {
+            if !known {
                 end_hung_shim(shared, id, Which::GivenUp).await;
             }
             Ok(None)

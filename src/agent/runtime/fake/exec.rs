@@ -9,14 +9,14 @@ use toft_model::{
     ids::InstanceId,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
     sync::watch,
 };
 
 use super::{Call, FakeRuntime, SIGKILL};
 use crate::agent::runtime::{
     RuntimeError, TaskState,
-    exec::{Exec, ExecProcess, ExecRuntime},
+    exec::{Exec, ExecProcess, ExecRuntime, ProcessHandle},
 };
 
 /// Bytes a pipe holds.
@@ -44,7 +44,8 @@ impl ExecRuntime for FakeRuntime {
         let (errors, complaints) = order.terminal.is_none().then(|| duplex(PIPE)).unzip();
         let process = Arc::new(FakeProcess { code: watch::Sender::new(None) });
         let mut code = process.code.subscribe();
-        let streams = Streams { input: keyboard, output: screen, errors: complaints };
+        let streams =
+            Streams { input: keyboard.map(|keyboard| Box::new(keyboard) as _), output: screen, errors: complaints };
         let script = script(&order.command);
         let running = Arc::clone(&process);
         tokio::spawn(async move {
@@ -62,22 +63,22 @@ impl ExecRuntime for FakeRuntime {
     }
 }
 
-fn script(command: &[String]) -> String {
+pub(super) fn script(command: &[String]) -> String {
     match command {
         [shell, flag, script] if shell == "sh" && flag == "-c" => script.clone(),
         words => words.join(" "),
     }
 }
 
-struct Streams {
-    input: Option<DuplexStream>,
-    output: DuplexStream,
+pub(super) struct Streams {
+    pub(super) input: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    pub(super) output: DuplexStream,
     /// None with a terminal, which shows both.
-    errors: Option<DuplexStream>,
+    pub(super) errors: Option<DuplexStream>,
 }
 
 impl Streams {
-    async fn run(mut self, script: &str) -> i32 {
+    pub(super) async fn run(mut self, script: &str) -> i32 {
         for step in script.split(';').map(str::trim) {
             let (word, rest) = step.split_once(' ').unwrap_or((step, ""));
             match word {
@@ -119,7 +120,7 @@ impl FakeProcess {
 }
 
 #[async_trait]
-impl ExecProcess for FakeProcess {
+impl ProcessHandle for FakeProcess {
     async fn resize(&self, _: TerminalSize) -> Result<(), RuntimeError> {
         Ok(())
     }
@@ -139,7 +140,10 @@ impl ExecProcess for FakeProcess {
         let ended = code.wait_for(Option::is_some).await.map(|code| code.unwrap_or_default());
         Ok(ended.unwrap_or_default())
     }
+}
 
+#[async_trait]
+impl ExecProcess for FakeProcess {
     async fn remove(&self) {
         self.end(128 + SIGKILL);
     }

@@ -101,6 +101,16 @@ pub struct ProcessSpec {
     /// Every right and every device of the node: it is as good as root outside.
     #[serde(skip_serializing_if = "is_default")]
     pub privileged: bool,
+    /// Whether its input stays open, so that somebody can attach and type. Without, it reads an end at once.
+    #[serde(skip_serializing_if = "is_default")]
+    pub stdin: bool,
+    /// Whether it has a terminal. Its output and its errors then come as one.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tty: bool,
+    /// Whether somebody runs it in front of them: it is first started when they have attached, after 10 seconds in any
+    /// case, and its input ends when they end it or leave. Needs `stdin` or `tty`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub foreground: bool,
     /// What separates it from the node: `runc` (the default), `crun`, `kata`, `runsc` or another runtime that the node
     /// has.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,6 +130,11 @@ impl ProcessSpec {
     pub const MOST_HOSTS: usize = 256;
     /// Least and largest `/dev/shm` in bytes.
     pub const SHM_BYTES: std::ops::RangeInclusive<u64> = 4096..=1 << 44;
+
+    /// Whether somebody can attach to the process itself.
+    pub fn is_interactive(&self) -> bool {
+        self.stdin || self.tty
+    }
 
     /// Checks every rule that the types alone cannot hold. The first breach is told with its field.
     pub fn validate(&self, network: NetworkMode) -> Result<(), Invalid> {
@@ -156,6 +171,10 @@ impl ProcessSpec {
         }
         for (name, limit) in &self.ulimits {
             limit.validate().map_err(|e| e.at(&format!("ulimits.{name}")))?;
+        }
+        if self.foreground && !self.is_interactive() {
+            let message = "only what has input or a terminal runs in the foreground";
+            return Err(Invalid::value(message, "set `stdin` or `tty` too").at("foreground"));
         }
         TmpfsMount::validate_all(&self.tmpfs)?;
         DeviceMapping::validate_all(&self.devices)

@@ -27,6 +27,9 @@ fn everything_round_trips() {
         stop_signal: Some("SIGRTMIN+3".parse().unwrap()),
         devices: vec!["/dev/ttyUSB0:/dev/modem:rw".parse().unwrap()],
         privileged: true,
+        stdin: true,
+        tty: true,
+        foreground: true,
         isolation: Some("runsc".parse().unwrap()),
     };
     spec.validate(NetworkMode::Bridge).unwrap();
@@ -120,4 +123,14 @@ fn texts_are_read_as_docker_reads_them() {
     assert_eq!((device.inside(), device.access()), ("/dev/fuse", "r"));
     let mount: TmpfsMount = "/tmp:rw,noexec,size=1m,uid=5".parse().unwrap();
     assert_eq!(mount.options(), ["nosuid", "nodev", "noexec", "mode=1777", "size=1048576", "uid=5"]);
+}
+
+#[test]
+fn only_what_can_be_attached_to_runs_in_the_foreground() {
+    let alone = ProcessSpec { foreground: true, ..ProcessSpec::default() };
+    assert_eq!(alone.validate(NetworkMode::None).unwrap_err().field, "foreground");
+    for spec in [ProcessSpec { tty: true, ..alone.clone() }, ProcessSpec { stdin: true, ..alone }] {
+        spec.validate(NetworkMode::None).unwrap();
+    }
+    ProcessSpec { tty: true, ..ProcessSpec::default() }.validate(NetworkMode::None).unwrap();
 }

@@ -2,17 +2,15 @@
 //! pipes. A process outlives the daemon as its container does, so each has a directory with its pipes that names it, and
 //! what a daemon that was killed left behind is ended by the next one.
 
+mod handle;
 mod pipes;
 mod process;
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use containerd_client::{
-    services::v1::{
-        CloseIoRequest, DeleteProcessRequest, ExecProcessRequest, GetRequest, KillRequest, ResizePtyRequest,
-        StartRequest, WaitRequest,
-    },
+    services::v1::{DeleteProcessRequest, ExecProcessRequest, GetRequest, StartRequest},
     types::v1::Status,
 };
 use nix::{
@@ -27,6 +25,7 @@ use toft_model::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub(super) use self::handle::Handle;
 use self::pipes::Pipes;
 use super::{
     ContainerdRuntime, Shared,
@@ -37,7 +36,7 @@ use super::{
 };
 use crate::agent::runtime::{
     Availability, RuntimeError,
-    exec::{Exec, ExecProcess, ExecRuntime},
+    exec::{Exec, ExecProcess, ExecRuntime, ProcessHandle},
 };
 
 const STARTING: &str = "starting a process in a container";
@@ -50,9 +49,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// A process inside a container.
 struct Inside {
-    shared: Arc<Shared>,
-    id: InstanceId,
-    exec_id: String,
+    handle: Handle,
     pipes: Pipes,
 }
 
@@ -79,11 +76,12 @@ impl ExecRuntime for ContainerdRuntime {
             exec_id: exec_id.clone(),
         });
         // From here on it is removed whatever happens.
-        let process = Arc::new(Inside { shared: Arc::clone(shared), id, exec_id, pipes });
+        let process = Arc::new(Inside { handle: Handle { shared: Arc::clone(shared), id, exec_id }, pipes });
         let started = async {
-            call(STARTING, SLOW, client.tasks().exec(request)).await.map_err(|refusal| process.told(refusal))?;
-            let start = client.request(StartRequest { container_id: id.to_string(), exec_id: process.exec_id.clone() });
-            call(STARTING, SLOW, client.tasks().start(start)).await.map_err(|refusal| process.told(refusal))?;
+            call(STARTING, SLOW, client.tasks().exec(request)).await.map_err(|refusal| process.handle.told(refusal))?;
+            let start =
+                client.request(StartRequest { container_id: id.to_string(), exec_id: process.handle.exec_id.clone() });
+            call(STARTING, SLOW, client.tasks().start(start)).await.map_err(|refusal| process.handle.told(refusal))?;
             if let Some(size) = order.terminal {
                 process.resize(size).await?;
             }
@@ -109,42 +107,15 @@ impl ExecRuntime for ContainerdRuntime {
 }
 
 impl Inside {
-    fn told(&self, refusal: Refusal) -> RuntimeError {
-        if let Some(error) = refusal.as_start_failure() {
-            return error;
-        }
-        let ended = refusal.not_found() || refusal.text().contains("stopped") || refusal.text().contains("not running");
-        if ended { RuntimeError::NotRunning { id: self.id } } else { refusal.into() }
-    }
-
-    /// Asks again for as long as containerd is away, but not for ever.
-    async fn insist<T, F>(&self, ask: impl Fn() -> F) -> Result<T, Refusal>
-    where
-        F: Future<Output = Result<T, Refusal>>,
-    {
-        let mut since = None;
-        loop {
-            match ask().await {
-                Err(refusal) if refusal.unreached() => {
-                    if since.get_or_insert_with(tokio::time::Instant::now).elapsed() > AWAY {
-                        return Err(refusal);
-                    }
-                    tokio::time::sleep(PAUSE).await;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
     /// Its pid on the host while it runs.
     async fn pid(&self) -> Result<Option<u32>, Refusal> {
-        let client = &self.shared.client;
+        let client = &self.handle.shared.client;
         let ask = || {
-            let message = GetRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone() };
+            let message = GetRequest { container_id: self.handle.id.to_string(), exec_id: self.handle.exec_id.clone() };
             let request = client.request(message);
             async move { call("looking at a process in a container", QUICK, client.tasks().get(request)).await }
         };
-        match self.insist(ask).await {
+        match self.handle.insist(ask).await {
             Ok(answer) => Ok(answer.process.filter(|found| found.status() != Status::Stopped).map(|found| found.pid)),
             Err(refusal) if refusal.not_found() => Ok(None),
             Err(refusal) => Err(refusal),
@@ -157,7 +128,7 @@ impl Inside {
         // Looked up before: once it has ended, nobody can tell any more whose children they were.
         let started = if pid > 0 { shims::descendants(pid) } else { Vec::new() };
         if let Err(error) = self.signal(signals::KILL).await {
-            tracing::warn!(instance.id = %self.id, %error, "a process in a container could not be killed");
+            tracing::warn!(instance.id = %self.handle.id, %error, "a process in a container could not be killed");
         }
         for pid in started.into_iter().filter(|pid| shims::is_contained(*pid)) {
             // One that has ended by now is no trouble.
@@ -170,13 +141,14 @@ impl Inside {
         if let Some(pid) = self.pid().await? {
             self.kill(pid).await;
         }
-        let client = &self.shared.client;
+        let client = &self.handle.shared.client;
         let ask = || {
-            let message = DeleteProcessRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone() };
+            let message =
+                DeleteProcessRequest { container_id: self.handle.id.to_string(), exec_id: self.handle.exec_id.clone() };
             let request = client.request(message);
             async move { call(REMOVING, SLOW, client.tasks().delete_process(request)).await }
         };
-        match self.insist(ask).await {
+        match self.handle.insist(ask).await {
             Err(refusal) if !refusal.not_found() => Err(refusal),
             _ => Ok(()),
         }
@@ -184,72 +156,33 @@ impl Inside {
 }
 
 #[async_trait]
-impl ExecProcess for Inside {
+impl ProcessHandle for Inside {
     async fn resize(&self, size: TerminalSize) -> Result<(), RuntimeError> {
-        let client = &self.shared.client;
-        let request = client.request(ResizePtyRequest {
-            container_id: self.id.to_string(),
-            exec_id: self.exec_id.clone(),
-            width: size.columns.into(),
-            height: size.rows.into(),
-        });
-        match call("giving a terminal its size", SLOW, client.tasks().resize_pty(request)).await {
-            Ok(()) => Ok(()),
-            // It may have ended already.
-            Err(refusal) if !refusal.unreached() => Ok(()),
-            Err(refusal) => Err(refusal.into()),
-        }
+        self.handle.resize(size).await
     }
 
     async fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
-        const SIGNALLING: &str = "signalling a process in a container";
-        let client = &self.shared.client;
-        let number = u32::try_from(signal).map_err(|_| failed(SIGNALLING, format!("{signal} is no signal")))?;
-        let request = client.request(KillRequest {
-            container_id: self.id.to_string(),
-            exec_id: self.exec_id.clone(),
-            signal: number,
-            all: false,
-        });
-        match call(SIGNALLING, SLOW, client.tasks().kill(request)).await {
-            Ok(()) => Ok(()),
-            Err(refusal) if refusal.not_found() || refusal.text().contains("already finished") => Ok(()),
-            Err(refusal) => Err(refusal.into()),
-        }
+        self.handle.signal(signal).await
     }
 
     async fn close_input(&self) -> Result<(), RuntimeError> {
-        let client = &self.shared.client;
-        let request = client.request(CloseIoRequest {
-            container_id: self.id.to_string(),
-            exec_id: self.exec_id.clone(),
-            stdin: true,
-        });
-        match call("closing the input of a process", SLOW, client.tasks().close_io(request)).await {
-            Err(refusal) if !refusal.not_found() => Err(refusal.into()),
-            _ => Ok(()),
-        }
+        self.handle.close_input().await
     }
 
     async fn wait(&self) -> Result<i32, RuntimeError> {
-        let client = &self.shared.client;
-        let ask = || {
-            let message = WaitRequest { container_id: self.id.to_string(), exec_id: self.exec_id.clone() };
-            let request = client.request(message);
-            // However long it runs: who waits gives up by dropping this.
-            async move { client.tasks().wait(request).await.map_err(|status| Refusal::new(WAITING, &status)) }
-        };
-        let answer = self.insist(ask).await?.into_inner();
-        i32::try_from(answer.exit_status).map_err(|_| failed(WAITING, "its exit code makes no sense".to_owned()))
+        self.handle.wait().await
     }
+}
 
+#[async_trait]
+impl ExecProcess for Inside {
     async fn remove(&self) {
         match self.delete().await {
             Ok(()) => self.pipes.remove(),
             // Its directory stays, by which the next daemon finds it.
             Err(refusal) => {
                 let error = RuntimeError::from(refusal);
-                tracing::warn!(instance.id = %self.id, %error, "a process in a container could not be removed");
+                tracing::warn!(instance.id = %self.handle.id, %error, "a process in a container could not be removed");
             }
         }
     }
@@ -276,7 +209,8 @@ pub(super) async fn tidy(shared: Arc<Shared>, left: Vec<(InstanceId, String)>, s
         for (id, exec_id) in left {
             tracing::info!(instance.id = %id, "ending a process in a container that an earlier daemon left behind");
             let pipes = Pipes::of(&shared.config.execs, id, &exec_id);
-            Inside { shared: Arc::clone(&shared), id, exec_id, pipes }.remove().await;
+            let handle = Handle { shared: Arc::clone(&shared), id, exec_id };
+            Inside { handle, pipes }.remove().await;
         }
     };
     stop.run_until_cancelled(work).await;

@@ -10,6 +10,8 @@ use super::{Parts, capabilities};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Open files a process begins with, and up to how many it may ask for.
 const OPEN_FILES: (u64, u64) = (1024, 1_048_576);
+/// What programs take the terminal for unless told otherwise, as with Docker.
+const TERM: &str = "xterm";
 /// What the logger is told so that it is a container's first process.
 const INIT_WORD: &str = "init";
 
@@ -17,7 +19,7 @@ pub(super) fn build(parts: &Parts<'_>) -> Result<Process, String> {
     let order = &parts.order.process;
     let mut process = Process::default();
     process
-        .set_terminal(None)
+        .set_terminal(order.tty.then_some(true))
         .set_console_size(None)
         .set_user(user(parts))
         .set_args(Some(arguments(parts)?))
@@ -52,6 +54,7 @@ fn arguments(parts: &Parts<'_>) -> Result<Vec<String>, String> {
 fn environment(parts: &Parts<'_>) -> Vec<String> {
     let mut pairs: Vec<(String, String)> =
         vec![("PATH".into(), DEFAULT_PATH.into()), ("HOSTNAME".into(), parts.order.hostname.clone())];
+    pairs.extend(parts.order.process.tty.then(|| ("TERM".into(), TERM.into())));
     let image = parts.image.config.env.iter().map(|entry| entry.split_once('=').unwrap_or((entry, "")));
     let order = parts.order.env.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     for (key, value) in image.chain(order) {
