@@ -11,8 +11,9 @@ usage: tests/run.sh [--full]
 Installs what tests/packages.txt names, then: format, lint, cargo tests, Debian package, and the package and
 the bootstrap in whole machines.
 
-  --full   also check licences and dependencies, prove the bootstrap from a checkout with a release build in a
-           bare machine, and run the proofs ten times longer (TOFT_TEST_FULL=1)
+  --full   also run the tests' core on a kernel of its own with cgroup v2, check licences and dependencies, prove
+           the bootstrap from a checkout with a release build in a bare machine, and run the proofs ten times
+           longer (TOFT_TEST_FULL=1)
 EOF
 }
 
@@ -66,6 +67,7 @@ build_package() {
 # The package that the phase before built: the last line it printed.
 prove_package() { tests/lab/package.sh "$(tail -n 1 "$deb_path")"; }
 prove_bootstrap() { tests/lab/bootstrap.sh "$(tail -n 1 "$deb_path")"; }
+prove_vm() { tests/lab/vm.sh "$(tail -n 1 "$deb_path")"; }
 prove_build() { tests/lab/bootstrap.sh --build; }
 
 check_dependencies() {
@@ -115,6 +117,7 @@ main() {
     if phase deb build_package; then
       phase package prove_package || true
       phase bootstrap prove_bootstrap || true
+      [[ $full == no ]] || phase vm prove_vm || true
     fi
     if [[ $full == yes ]]; then
       phase checkout prove_build || true

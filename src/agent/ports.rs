@@ -20,7 +20,7 @@ use crate::observe::chain;
 /// Wait after a configuration that could not be applied.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// Longest wait of a start for its configuration.
-const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
 struct Wanted {

@@ -18,6 +18,7 @@ use crate::{
     harness::{
         containerd::{Lab, wait_up},
         image::{self, FULL_NAME, Layout, REF_NAME},
+        slowness,
     },
     runtime_conformance::{next_end, spec, state},
 };
@@ -118,7 +119,7 @@ async fn limits_and_control_groups_are_in_force() {
     assert!(groups.iter().any(|group| group.join(order.id.to_string()).is_dir()), "{groups:?}");
     runtime.start_task(order.id).await.unwrap();
     let oom = async { while events.recv().await.unwrap() != (RuntimeEvent::OutOfMemory { id: order.id }) {} };
-    tokio::time::timeout(Duration::from_secs(20), oom).await.expect("the kill is told");
+    tokio::time::timeout(Duration::from_secs(20) * slowness(), oom).await.expect("the kill is told");
     let mut events = runtime.events();
     runtime.signal_task(order.id, SIGKILL).await.unwrap();
     next_end(&mut events, order.id).await;

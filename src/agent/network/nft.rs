@@ -6,8 +6,9 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::NetworkError;
 
-/// How long one run may take. It waits for other users of nftables, and needs milliseconds by itself.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one run may take. It waits for other users of nftables, the first one for modules of the kernel too, and needs
+/// milliseconds by itself.
+const TIMEOUT: Duration = Duration::from_secs(25);
 
 /// What is said to be going on when it fails.
 const DOING: &str = "applying the packet rules";

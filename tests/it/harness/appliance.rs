@@ -20,6 +20,7 @@ use super::{
     http::{Answer, PATIENCE, exchange},
     image,
     machine::{Machine, wait_until},
+    slowness,
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_toft");
@@ -358,7 +359,7 @@ pub struct Follower {
 impl Follower {
     /// The next line.
     pub fn line(&self) -> String {
-        self.lines.recv_timeout(COMMAND).expect("another line")
+        self.lines.recv_timeout(COMMAND * slowness()).expect("another line")
     }
 
     /// Waits for the end; gives the exit code and the lines that were left.
@@ -391,7 +392,7 @@ fn output(mut command: Command) -> Ran {
     };
     let out = read(Box::new(child.stdout.take().unwrap()));
     let err = read(Box::new(child.stderr.take().unwrap()));
-    let deadline = Instant::now() + COMMAND;
+    let deadline = Instant::now() + COMMAND * slowness();
     let status = loop {
         match child.try_wait().unwrap() {
             Some(status) => break Some(status),

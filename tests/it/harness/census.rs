@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{appliance::Appliance, machine::wait_until};
+use super::{appliance::Appliance, machine::wait_until, slowness};
 
 /// Longest wait until everything is as before: containerd collects its garbage in its own time.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -76,7 +76,7 @@ impl Census {
 
     /// Waits until everything is as it was when `self` was counted.
     pub fn wait_until_again(&self, toft: &Appliance) {
-        let deadline = Instant::now() + SETTLING;
+        let deadline = Instant::now() + SETTLING * slowness();
         loop {
             let differences = self.differences(&Self::of(toft));
             if differences.is_empty() {

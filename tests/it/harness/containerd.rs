@@ -154,7 +154,7 @@ impl Lab {
 pub async fn wait_up(runtime: &dyn Runtime) {
     let mut availability = runtime.availability();
     let up = availability.wait_for(|now| matches!(now, Availability::Up(_)));
-    tokio::time::timeout(Duration::from_secs(20), up).await.expect("containerd answers").unwrap();
+    tokio::time::timeout(Duration::from_secs(20) * super::slowness(), up).await.expect("containerd answers").unwrap();
 }
 
 /// Processes with `text` in their command line.

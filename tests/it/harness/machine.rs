@@ -24,7 +24,10 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-use super::http::{Answer, PATIENCE, exchange};
+use super::{
+    http::{Answer, PATIENCE, exchange},
+    slowness,
+};
 
 /// Machines that may be there at once: each has a containerd.
 const AT_ONCE: u32 = 3;
@@ -233,14 +236,18 @@ pub fn end(pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
 }
 
+fn deadline() -> Duration {
+    DEADLINE * slowness()
+}
+
 /// Waits until `probe` gives something.
 pub fn wait_until<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
-    waited(probe).unwrap_or_else(|| panic!("{what}: not within {} s", DEADLINE.as_secs()))
+    waited(probe).unwrap_or_else(|| panic!("{what}: not within {} s", deadline().as_secs()))
 }
 
 /// The same without a complaint: what cleans up must not panic.
 fn waited<T>(mut probe: impl FnMut() -> Option<T>) -> Option<T> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     loop {
         match probe() {
             None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),

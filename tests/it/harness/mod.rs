@@ -22,6 +22,11 @@ pub fn full() -> bool {
     std::env::var("TOFT_TEST_FULL").is_ok_and(|full| full == "1")
 }
 
+/// How many times slower than others this machine is: what must have come by some time may come so much later.
+pub fn slowness() -> u32 {
+    std::env::var("TOFT_TEST_SLOWNESS").map_or(1, |times| times.parse().expect("TOFT_TEST_SLOWNESS is a number"))
+}
+
 /// Sets a flag at the end of its scope, also when the test fails in there: whoever waits for it can end.
 pub struct SetAtTheEnd<'a>(pub &'a AtomicBool);
 

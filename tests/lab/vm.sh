@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# Runs the core of the tests on a kernel of its own that has control groups version 2 only: a Debian machine
+# under qemu, with nothing emulated but its processor.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=tests/lab/machine.sh
+source "$here/machine.sh"
+# shellcheck source=tests/lab/checks.sh
+source "$here/checks.sh"
+
+LAB_PACKAGES=systemd,systemd-sysv,dbus,iproute2,kmod,containerd,runc,nftables,busybox-static,procps,initramfs-tools
+LAB_PACKAGES+=,linux-image-cloud-$(dpkg --print-architecture)
+VM_ACCELERATOR=${TOFT_LAB_ACCELERATOR:-tcg,thread=multi,tb-size=1024}
+VM_SECONDS=2400
+# An emulated processor is slower than a real one, and two more so on a busy machine.
+VM_SLOWNESS=5
+VM_DISK=8G
+
+# What the machine is asked to prove: limits, kills for want of memory, usage, processes in containers, volumes,
+# networking with published ports, names, health, and that nothing is left behind.
+CORE=(
+  runtime_containerd::limits_and_control_groups_are_in_force
+  process::counts_and_reservations_are_those_of_the_control_group
+  process::want_of_memory_is_told_apart_from_other_ends
+  stats::what_is_used_is_what_the_processes_do
+  stats::traffic_is_counted_for_who_has_a_network_of_its_own
+  stats::processes_are_told_with_what_they_are
+  exec::a_command_gives_its_output_its_errors_and_its_code
+  exec::a_shell_on_a_terminal_feels_like_one
+  volumes::data_outlives_containers_and_goes_when_it_is_asked_for
+  volumes::mounts_are_as_asked_and_lead_nowhere_else
+  network::a_published_port_answers_from_everywhere
+  network::a_container_goes_out_under_the_hosts_address
+  names::containers_find_and_reach_those_they_share_a_network_with
+  health::every_kind_of_check_finds_out_whether_a_container_works
+  lifecycle::restarting_replaces_the_process_and_keeps_the_instance
+  lifecycle::removing_leaves_nothing_behind
+)
+
+usage() {
+  cat <<EOF
+usage: vm.sh [DEB] [TEST...]
+
+Boots a Debian machine with cgroup v2 under qemu and runs integration tests in it, by default the core:
+limits, memory, usage, exec, volumes, networking, names, health. They run the toft of DEB; without DEB, a
+package is built with profile ci. The test program itself is built with profile dev.
+
+TOFT_LAB_ACCELERATOR (now $VM_ACCELERATOR) is qemu's -accel; kvm where it works.
+EOF
+}
+
+# What the machine needs beyond its packages: it runs what lies on its second disk and ends.
+prepare_root() {
+  local root=$1
+  cat >"$root/etc/systemd/system/lab-payload.service" <<'EOF'
+[Unit]
+Description=What the machine is started for
+After=multi-user.target
+
+[Service]
+Type=oneshot
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+LimitNOFILE=65536
+ExecStart=/bin/sh -c 'mount -o ro /dev/vdb /srv; /srv/run; echo "lab: the payload ended with $?"; systemctl poweroff --no-block'
+
+[Install]
+WantedBy=graphical.target
+EOF
+  mkdir -p "$root/etc/systemd/system/graphical.target.wants"
+  ln -s ../lab-payload.service "$root/etc/systemd/system/graphical.target.wants/"
+  ln -s /dev/null "$root/etc/systemd/system/serial-getty@ttyS0.service"
+  # Tests start a containerd of their own, as where none runs.
+  rm -f "$root/etc/systemd/system/multi-user.target.wants/containerd.service"
+  echo vm >"$root/etc/hostname"
+  printf '127.0.0.1 localhost vm\n::1 localhost\n' >"$root/etc/hosts"
+}
+
+# Prints the path of a disk with the root file system ROOT, making it first if it is missing.
+vm_disk() {
+  local root=$1
+  (
+    flock 9
+    [[ ! -e $root.img ]] || exit 0
+    lab_say "making the disk $root.img"
+    rm -f "$root.img.partial"
+    truncate --size "$VM_DISK" "$root.img.partial"
+    mke2fs -q -t ext4 -d "$root" "$root.img.partial" && mv "$root.img.partial" "$root.img"
+  ) 9>"$LAB_CACHE/lock" || return 1
+  echo "$root.img"
+}
+
+# Builds the integration tests and prints where they are.
+test_program() {
+  cargo test --test it --no-run --locked --message-format=json |
+    sed -n 's/.*"name":"it".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+}
+
+# Where the test program looks for toft.
+toft_path() {
+  echo "$(cargo metadata --format-version 1 --no-deps --locked |
+    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/debug/toft"
+}
+
+# Makes the disk with what is to be run: make_payload DIR DEB TEST...
+make_payload() {
+  local dir=$1 deb=$2 program path
+  shift 2
+  program=$(test_program)
+  path=$(toft_path)
+  [[ -x $program ]] || { echo "the tests could not be built" >&2; return 1; }
+  mkdir -p "$dir/payload" "$dir/deb"
+  dpkg-deb --extract "$deb" "$dir/deb"
+  cp "$dir/deb/usr/bin/toft" "$dir/payload/toft"
+  objcopy --strip-debug "$program" "$dir/payload/it"
+  cat >"$dir/payload/run" <<EOF
+#!/bin/sh
+set -eu
+[ "\$(stat --file-system --format %T /sys/fs/cgroup)" = cgroup2fs ]
+mkdir -p '${path%/*}'
+ln -s /srv/toft '$path'
+cd /tmp
+exec env HOME=/root RUST_BACKTRACE=0 TOFT_TEST_SLOWNESS=$VM_SLOWNESS /srv/it --color=never --nocapture --test-threads=1 $*
+EOF
+  chmod 0755 "$dir/payload/run"
+  truncate --size 512M "$dir/payload.img"
+  mke2fs -q -t ext4 -d "$dir/payload" "$dir/payload.img"
+}
+
+# Boots the machine and waits for its end; what it says goes to standard output: run_vm ROOT DISK PAYLOAD
+run_vm() {
+  local root=$1 kernel initrd
+  kernel=$(find "$root/boot" -name 'vmlinuz-*' | sort | tail -n 1)
+  initrd=$(find "$root/boot" -name 'initrd.img-*' | sort | tail -n 1)
+  timeout --kill-after=10 "$VM_SECONDS" qemu-system-x86_64 -M q35 -accel "$VM_ACCELERATOR" -cpu max -smp 2 -m 3072 \
+    -kernel "$kernel" -initrd "$initrd" -append "root=/dev/vda rw console=ttyS0 quiet panic=-1" \
+    -drive "file=$2,format=raw,if=virtio,snapshot=on" -drive "file=$3,format=raw,if=virtio,readonly=on" \
+    -nodefaults -nographic -serial stdio -no-reboot </dev/null |
+    stdbuf -oL tr -d '\r'
+}
+
+succeeded() { grep --quiet --line-regexp 'lab: the payload ended with 0' "$1"; }
+
+# Whether at least so many tests passed: many_passed LOG COUNT
+many_passed() {
+  local passed
+  passed=$(sed -n 's/^test result: .*\. \([0-9]*\) passed.*/\1/p' "$1")
+  ((${passed:-0} >= $2))
+}
+
+main() {
+  local deb='' root disk dir
+  case "${1-}" in
+    -h | --help) usage; return ;;
+    -*) usage >&2; exit 2 ;;
+    *.deb) deb=$1; shift ;;
+  esac
+  [[ $EUID -eq 0 ]] || { echo "run as root" >&2; exit 1; }
+  [[ $(uname -m) == x86_64 ]] || { echo "the machine is one for x86-64" >&2; exit 1; }
+  (($# == 0)) || CORE=("$@")
+  [[ -z $deb ]] || deb=$(realpath "$deb")
+  cd "$here/../.."
+  [[ -n $deb ]] || deb=$(packaging/build-deb.sh ci | tail -n 1)
+  dir=$(mktemp --directory --tmpdir toft-vm.XXXXXX)
+  # shellcheck disable=SC2064 # the directory of now is meant
+  trap "rm -rf '$dir'" EXIT
+  root=$(machine_cache)
+  disk=$(vm_disk "$root")
+  make_payload "$dir" "$deb" "${CORE[@]}"
+  run_vm "$root" "$disk" "$dir/payload.img" | tee "$dir/log" || true
+  check "the core of the tests passes on cgroup v2" succeeded "$dir/log"
+  check "each of them ran" many_passed "$dir/log" "${#CORE[@]}"
+  checks_finish
+}
+
+main "$@"
