@@ -62,6 +62,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 pub(super) struct FakeNode {
     pub(super) trouble: Mutex<Option<String>>,
     pub(super) images: Mutex<Vec<NodeImage>>,
+    gone: Mutex<Vec<GoneInstance>>,
     written: Mutex<BTreeMap<InstanceId, Output>>,
     id: OnceLock<NodeId>,
 }
@@ -84,6 +85,14 @@ impl FakeNode {
         if let Some(followers) = followers {
             drop(followers.send(line));
         }
+    }
+
+    /// An instance that wrote a line and went so many milliseconds ago.
+    pub(super) fn let_go(&self, instance: &str, workload: &str, ago_ms: i64, text: &str) {
+        let (id, workload) = (InstanceId(Uuid::new_v4()), workload.parse().unwrap());
+        self.write(id, LogStream::Stdout, text);
+        let name = instance.to_owned();
+        self.gone.lock().unwrap().push(GoneInstance { id, name, workload, gone_at_ms: now_ms() - ago_ms, bytes: 4096 });
     }
 
     pub(super) fn add_image(&self, name: &str, size_bytes: u64) {
@@ -199,8 +208,9 @@ impl NodeAccess for FakeNode {
         Ok(past.chain(next.boxed().take_until(ended.cancelled_owned())).boxed())
     }
 
-    async fn gone_logs(&self, _: &Name) -> Result<Vec<GoneInstance>, ControlError> {
-        Ok(Vec::new())
+    async fn gone_logs(&self, workload: Option<&Name>) -> Result<Vec<GoneInstance>, ControlError> {
+        let gone = self.gone.lock().unwrap();
+        Ok(gone.iter().filter(|gone| workload.is_none_or(|name| gone.workload == *name)).cloned().collect())
     }
 
     async fn facts(&self) -> Result<NodeFacts, ControlError> {
@@ -226,7 +236,8 @@ impl NodeAccess for FakeNode {
             runtime: "containerd 2.1.4".into(),
             isolation: vec!["runc 1.2.6".into()],
             version: "0.1.0".into(),
-            booted_at_ms: now_ms() - 3 * 86_400_000,
+            // Whoever looks may have looked at the clock a moment before.
+            booted_at_ms: now_ms() - 3 * 86_400_000 - 3_600_000,
         })
     }
 
