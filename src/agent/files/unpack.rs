@@ -35,7 +35,7 @@ impl Unpack {
         };
         let mut tree = Tree::new(into, policy)?;
         let mut members = Members::new(archive);
-        while let Some(member) = members.next()? {
+        while let Some(member) = members.next_member()? {
             let path = self.inside(&member.name)?;
             if path.as_os_str().is_empty() {
                 // The directory itself, which is there.

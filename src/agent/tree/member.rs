@@ -80,7 +80,7 @@ impl<R: Read> Members<R> {
     }
 
     /// The next member; what is left of the one before is skipped.
-    pub fn next(&mut self) -> Result<Option<Member>, Fault> {
+    pub fn next_member(&mut self) -> Result<Option<Member>, Fault> {
         let mut extended = Extended::default();
         loop {
             self.skip()?;
@@ -287,9 +287,12 @@ fn device(header: &Header) -> Result<(u32, u32), Fault> {
     Ok((of(header.device_major(), &bytes[329..337])?, of(header.device_minor(), &bytes[337..345])?))
 }
 
-/// Key and value of a PAX header, and what follows them: `LENGTH KEY=VALUE`. A value may hold any byte, ends of lines too,
+/// Key and value of a PAX header.
+type Record<'a> = (&'a str, &'a [u8]);
+
+/// The first record of a PAX header, and what follows it: `LENGTH KEY=VALUE`. A value may hold any byte, ends of lines too,
 /// so the length counts.
-fn first_record(bytes: &[u8]) -> Option<((&str, &[u8]), &[u8])> {
+fn first_record(bytes: &[u8]) -> Option<(Record<'_>, &[u8])> {
     let blank = bytes.iter().take(20).position(|byte| *byte == b' ')?;
     let length: usize = std::str::from_utf8(&bytes[..blank]).ok()?.parse().ok()?;
     let (record, rest) = bytes.split_at_checked(length)?;

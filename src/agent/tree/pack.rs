@@ -87,7 +87,7 @@ pub struct Packer<W: Write> {
     how: Packing,
     packed: Packed,
     /// Where a file with several names was met first, and how many names of it are to come.
-    links: HashMap<(u64, u64), (Vec<u8>, u64)>,
+    links: HashMap<(u64, u64), (Vec<u8>, usize)>,
     remembered: usize,
 }
 
@@ -269,9 +269,10 @@ impl<W: Write> Packer<W> {
             FileType::from_raw_mode(told.st_mode),
             FileType::CharacterDevice | FileType::BlockDevice | FileType::Socket
         );
+        let names = usize::try_from(told.st_nlink).unwrap_or(usize::MAX);
         if packed && self.remembered + name.len() <= MOST_REMEMBERED {
             self.remembered += name.len();
-            self.links.insert(id, (name.to_vec(), u64::from(told.st_nlink) - 1));
+            self.links.insert(id, (name.to_vec(), names - 1));
         }
         Ok(false)
     }

@@ -31,7 +31,7 @@ fn opened(dir: &Path) -> OwnedFd {
 fn unpack(archive: &[u8], into: &Path, policy: Policy) -> Result<(), Fault> {
     let mut tree = Tree::new(opened(into).as_fd(), policy)?;
     let mut members = Members::new(archive);
-    while let Some(member) = members.next()? {
+    while let Some(member) = members.next_member()? {
         let path = strict(&member.name)?;
         let target = (member.kind == EntryType::Link).then(|| strict(&member.link)).transpose()?;
         match path.as_os_str().is_empty() {

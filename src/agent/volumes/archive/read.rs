@@ -35,7 +35,7 @@ fn of_a_backup(name: &str) -> Attribute {
 pub fn read(root: BorrowedFd<'_>, input: impl Read) -> Result<Summary, ArchiveError> {
     let mut members = Members::new(input);
     let mut reader = Reader { tree: Tree::new(root, POLICY)?, begun: false, ended: false };
-    while let Some(member) = members.next().map_err(|fault| reader.unreadable(fault))? {
+    while let Some(member) = members.next_member().map_err(|fault| reader.unreadable(fault))? {
         reader.take(&member, &mut members)?;
     }
     if !reader.ended {

@@ -107,7 +107,7 @@ struct Layer {
 
 impl Layer {
     fn take<R: Read>(&mut self, members: &mut Members<R>) -> Result<(), Fault> {
-        while let Some(member) = members.next()? {
+        while let Some(member) = members.next_member()? {
             self.add(&member, members)?;
         }
         Ok(())
