@@ -162,6 +162,7 @@
 
   localise(document);
   setInterval(() => countDown(document), 1000);
-  if (log) follow();
+  if (log?.dataset.follow) follow();
+  else if (log) log.scrollTop = log.scrollHeight;
   if (measured) measure();
 })();

@@ -177,7 +177,7 @@ mod tests {
 
     use super::*;
     use crate::agent::runtime::{
-        ContainerSpec, LoggerCommand, NetworkNamespace, Runtime,
+        ContainerSpec, LoggerCommand, Runtime,
         exec::{ExecProcess, ExecRuntime},
         fake::FakeRuntime,
     };
@@ -195,21 +195,7 @@ mod tests {
         let id = InstanceId(Uuid::new_v4());
         let image = "busybox".parse().unwrap();
         runtime.add_image(&image);
-        let spec = ContainerSpec {
-            id,
-            image,
-            entrypoint: None,
-            command: vec!["serve".into()],
-            env: BTreeMap::new(),
-            hostname: "box".into(),
-            network: NetworkNamespace::New,
-            resources: Default::default(),
-            labels: BTreeMap::new(),
-            files: BTreeMap::new(),
-            mounts: Vec::new(),
-            process: Default::default(),
-            init: None,
-        };
+        let spec = ContainerSpec::plain(id, image, &["serve"]);
         runtime.create_container(&spec).await.unwrap();
         runtime.create_task(id, &LoggerCommand { program: "/bin/logger".into(), args: Vec::new() }).await.unwrap();
         runtime.start_task(id).await.unwrap();

@@ -29,7 +29,9 @@ use super::{
     ledger::{Ledger, Outcome},
     network::Network,
     retention,
-    runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState},
+    runtime::{
+        ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState, root::Root,
+    },
     secrets::{SecretError, SecretFiles},
     volumes::{Prepared, VolumeError, Volumes},
 };
@@ -239,8 +241,10 @@ impl Executor {
         if empty.is_empty() {
             return Ok(());
         }
-        let root = self.runtime.open_root(id).await?;
-        Ok(self.volumes.fill(empty, root).await?)
+        let Root { directory, held } = self.runtime.root(id).await?;
+        let filled = self.volumes.fill(empty, directory).await;
+        drop(held);
+        Ok(filled?)
     }
 
     async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken) -> Result<(), StartError> {

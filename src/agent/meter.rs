@@ -111,34 +111,19 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use uuid::Uuid;
 
     use super::*;
     use crate::agent::runtime::{
-        ContainerSpec, LoggerCommand, NetworkNamespace, Runtime,
+        ContainerSpec, LoggerCommand, Runtime,
         fake::{Call, FakeRuntime},
     };
 
     async fn running(runtime: &FakeRuntime) -> RunningTask {
         let (id, image) = (InstanceId(Uuid::new_v4()), "busybox".parse().unwrap());
         runtime.add_image(&image);
-        let spec = ContainerSpec {
-            id,
-            image,
-            entrypoint: None,
-            command: vec!["serve".into()],
-            env: BTreeMap::new(),
-            hostname: "box".into(),
-            network: NetworkNamespace::New,
-            resources: Default::default(),
-            labels: BTreeMap::new(),
-            files: BTreeMap::new(),
-            mounts: Vec::new(),
-            process: Default::default(),
-            init: None,
-        };
+        let spec = ContainerSpec::plain(id, image, &["serve"]);
         runtime.create_container(&spec).await.unwrap();
         let logger = LoggerCommand { program: "/bin/logger".into(), args: Vec::new() };
         let pid = runtime.create_task(id, &logger).await.unwrap();

@@ -24,6 +24,7 @@ pub mod report;
 pub mod retention;
 pub mod runtime;
 pub mod secrets;
+pub mod tree;
 pub mod volumes;
 
 mod ports;

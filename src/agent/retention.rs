@@ -42,8 +42,12 @@ pub struct Gone {
     pub id: InstanceId,
     /// What people called it.
     pub instance: String,
+    /// Whose instance it was.
+    pub workload: Name,
     /// When it went, in milliseconds since 1970.
     pub gone_at_ms: i64,
+    /// Bytes of its logs.
+    pub bytes: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,13 +76,14 @@ pub fn let_go(dir: &Path, now_ms: i64) -> io::Result<()> {
     if kept { Ok(()) } else { remove(dir) }
 }
 
-/// The instances of a workload that are gone and whose logs are kept, oldest first.
-pub fn gone(logs: &Path, workload: &Name) -> io::Result<Vec<Gone>> {
+/// The instances of a workload, or of all, that are gone and whose logs are kept, oldest first.
+pub fn gone(logs: &Path, workload: Option<&Name>) -> io::Result<Vec<Gone>> {
     let mut found = Vec::new();
     for dir in folders(logs)? {
         let (Some(gone_at_ms), Some(id)) = (gone_at_ms(&dir), id_of(&dir)) else { continue };
-        if let Some(about) = about(&dir).filter(|about| about.workload == *workload) {
-            found.push(Gone { id, instance: about.instance, gone_at_ms });
+        if let Some(about) = about(&dir).filter(|about| workload.is_none_or(|wanted| about.workload == *wanted)) {
+            let About { workload, instance } = about;
+            found.push(Gone { id, instance, workload, gone_at_ms, bytes: bytes_in(&dir) });
         }
     }
     found.sort_by_key(|gone| gone.gone_at_ms);
@@ -222,10 +227,13 @@ mod tests {
         let lives = shelf.0.path().join(Uuid::new_v4().to_string());
         note(&lives, &"web".parse().unwrap(), "web-2").unwrap();
         fs::write(lives.join("current.log"), "x").unwrap();
-        let found = gone(shelf.0.path(), &"web".parse().unwrap()).unwrap();
+        let found = gone(shelf.0.path(), Some(&"web".parse().unwrap())).unwrap();
         let told: Vec<_> = found.iter().map(|gone| (gone.id, gone.instance.as_str(), gone.gone_at_ms)).collect();
         assert_eq!(told, [(id_of(&earlier).unwrap(), "web-0", 100), (id_of(&later).unwrap(), "web-1", 200)]);
-        assert_eq!(gone(shelf.0.path(), &"none".parse().unwrap()).unwrap(), []);
+        assert_eq!(gone(shelf.0.path(), Some(&"none".parse().unwrap())).unwrap(), []);
+        let all = gone(shelf.0.path(), None).unwrap();
+        assert_eq!(all.iter().filter(|gone| gone.workload.as_str() == "db").count(), 1);
+        assert!(all.len() == 3 && all.iter().all(|gone| gone.bytes > 0), "{all:?}");
     }
 
     #[test]

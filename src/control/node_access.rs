@@ -55,6 +55,12 @@ pub struct GoneInstance {
     pub id: InstanceId,
     /// What people called it.
     pub name: String,
+    /// Whose instance it was.
+    pub workload: Name,
+    /// When it went, in milliseconds since 1970.
+    pub gone_at_ms: i64,
+    /// Bytes of its logs.
+    pub bytes: u64,
 }
 
 /// Bytes of an archive as they arrive.
@@ -80,8 +86,8 @@ pub trait NodeAccess:
         ended: CancellationToken,
     ) -> Result<LogLines, ControlError>;
 
-    /// The instances of a workload that are gone from this node and whose logs are kept, oldest first.
-    async fn gone_logs(&self, workload: &Name) -> Result<Vec<GoneInstance>, ControlError>;
+    /// The instances of a workload, or of all, that are gone from this node and whose logs are kept, oldest first.
+    async fn gone_logs(&self, workload: Option<&Name>) -> Result<Vec<GoneInstance>, ControlError>;
 
     /// What the node's machine is and has now.
     async fn facts(&self) -> Result<NodeFacts, ControlError>;

@@ -165,13 +165,17 @@ impl NodeAccess for LocalNode {
         Ok(stream::select(lines, reader).boxed())
     }
 
-    async fn gone_logs(&self, workload: &Name) -> Result<Vec<GoneInstance>, ControlError> {
-        let (dir, workload) = (self.logs_dir.clone(), workload.clone());
-        let found = tokio::task::spawn_blocking(move || retention::gone(&dir, &workload)).await;
+    async fn gone_logs(&self, workload: Option<&Name>) -> Result<Vec<GoneInstance>, ControlError> {
+        let (dir, workload) = (self.logs_dir.clone(), workload.cloned());
+        let found = tokio::task::spawn_blocking(move || retention::gone(&dir, workload.as_ref())).await;
         let found = found.map_err(std::io::Error::other).flatten().map_err(|error| {
             ControlError::new(ErrorKind::Internal, format!("the logs that are kept could not be looked up: {error}"))
         })?;
-        Ok(found.into_iter().map(|gone| GoneInstance { id: gone.id, name: gone.instance }).collect())
+        let told = |gone: retention::Gone| {
+            let retention::Gone { id, instance, workload, gone_at_ms, bytes } = gone;
+            GoneInstance { id, name: instance, workload, gone_at_ms, bytes }
+        };
+        Ok(found.into_iter().map(told).collect())
     }
 
     async fn facts(&self) -> Result<NodeFacts, ControlError> {

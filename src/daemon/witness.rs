@@ -148,7 +148,7 @@ impl NodeAccess for Witness {
         nothing_here()
     }
 
-    async fn gone_logs(&self, _: &Name) -> Result<Vec<GoneInstance>, ControlError> {
+    async fn gone_logs(&self, _: Option<&Name>) -> Result<Vec<GoneInstance>, ControlError> {
         nothing_here()
     }
 

@@ -24,12 +24,12 @@ use crate::control::{
     ControlError,
     ops::{
         Ops,
-        logs::{NamedLine, merged},
+        logs::{InstanceLogs, NamedLine, merged},
     },
 };
 
 /// Lines on a page when nobody asked for another number.
-const LINES: usize = 200;
+pub(super) const LINES: usize = 200;
 /// Numbers of lines the page offers; the last is the most.
 const LINES_OFFERED: [usize; 4] = [LINES, 500, 1_000, 5_000];
 /// Longest wait for the lines of a page.
@@ -45,9 +45,16 @@ const PACE: Duration = Duration::from_millis(100);
 pub(super) struct Asked {
     lines: Option<usize>,
     /// Only this instance's, when not empty.
-    instance: String,
+    pub(super) instance: String,
     /// Only those at or after, in nanoseconds since 1970.
     since: Option<i64>,
+}
+
+impl Asked {
+    /// How many lines.
+    pub(super) fn most(&self) -> usize {
+        self.lines.unwrap_or(LINES).clamp(1, LINES_OFFERED[LINES_OFFERED.len() - 1])
+    }
 }
 
 #[derive(Template)]
@@ -69,16 +76,16 @@ struct Fragment {
     lines: Vec<Line>,
 }
 
-struct Line {
-    at: Moment,
-    error: bool,
-    instance: String,
-    text: String,
-    partial: bool,
+pub(super) struct Line {
+    pub(super) at: Moment,
+    pub(super) error: bool,
+    pub(super) instance: String,
+    pub(super) text: String,
+    pub(super) partial: bool,
 }
 
 impl Line {
-    fn of(instance: String, line: LogLine) -> Self {
+    pub(super) fn of(instance: String, line: LogLine) -> Self {
         Self {
             at: Moment::clock(line.at_ns / 1_000_000),
             error: line.stream == LogStream::Stderr,
@@ -95,21 +102,14 @@ pub(super) async fn page(
     Query(asked): Query<Asked>,
 ) -> Result<Response, PageError> {
     let workload = dashboard.ops.workload(&named(&name)?).await?;
-    let most = asked.lines.unwrap_or(LINES).clamp(1, LINES_OFFERED[LINES_OFFERED.len() - 1]);
+    let most = asked.most();
     let names: Vec<String> = workload.instances.iter().map(|instance| instance.name()).collect();
     let instance = names.iter().find(|name| **name == asked.instance);
     let read = newest(&dashboard.ops, &workload.row.spec.name, instance, most);
-    let (lines, trouble) = match tokio::time::timeout(READ_TIMEOUT, read).await {
-        Ok(Ok(lines)) => (lines, None),
-        Ok(Err(error)) => (Vec::new(), Some(error.message)),
-        Err(_) => (Vec::new(), Some(format!("no answer came within {} seconds", READ_TIMEOUT.as_secs()))),
-    };
+    let (lines, trouble) = in_time(read).await;
     let since = lines.iter().map(|(_, line)| line.at_ns + 1).max().unwrap_or(0);
     let instance = instance.map(String::as_str).unwrap_or_default();
-    let mut counts: Vec<(usize, bool)> = LINES_OFFERED.iter().map(|count| (*count, *count == most)).collect();
-    if !LINES_OFFERED.contains(&most) {
-        counts.insert(0, (most, true));
-    }
+    let counts = counts(most);
     show(&Page {
         frame: Frame::at("workloads"),
         follow: format!("/live/workloads/{name}/logs?instance={instance}&since={since}"),
@@ -129,8 +129,38 @@ async fn newest(
     most: usize,
 ) -> Result<Vec<(String, LogLine)>, ControlError> {
     let query = LogQuery { tail: Some(most), ..LogQuery::default() };
+    newest_of(ops.workload_logs(name, query).await?, only, most).await
+}
+
+/// The numbers of lines a page offers, with the one it has.
+pub(super) fn counts(most: usize) -> Vec<(usize, bool)> {
+    let mut counts: Vec<(usize, bool)> = LINES_OFFERED.iter().map(|count| (*count, *count == most)).collect();
+    if !LINES_OFFERED.contains(&most) {
+        counts.insert(0, (most, true));
+    }
+    counts
+}
+
+/// Lines with the instance that wrote each; or why there are none.
+pub(super) type Read = (Vec<(String, LogLine)>, Option<String>);
+
+/// The lines of a page, or what is in the way.
+pub(super) async fn in_time(read: impl Future<Output = Result<Vec<(String, LogLine)>, ControlError>>) -> Read {
+    match tokio::time::timeout(READ_TIMEOUT, read).await {
+        Ok(Ok(lines)) => (lines, None),
+        Ok(Err(error)) => (Vec::new(), Some(error.message)),
+        Err(_) => (Vec::new(), Some(format!("no answer came within {} seconds", READ_TIMEOUT.as_secs()))),
+    }
+}
+
+/// The newest `most` lines of those who wrote, or of one, oldest first.
+pub(super) async fn newest_of(
+    logs: Vec<InstanceLogs>,
+    only: Option<&String>,
+    most: usize,
+) -> Result<Vec<(String, LogLine)>, ControlError> {
     let mut newest = Vec::new();
-    for mut output in ops.workload_logs(name, query).await? {
+    for mut output in logs {
         if only.is_some_and(|only| *only != output.instance) {
             continue;
         }

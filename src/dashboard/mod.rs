@@ -10,6 +10,7 @@ mod error;
 mod forms;
 pub mod guard;
 mod images;
+mod kept;
 mod live;
 mod logs;
 mod node;
@@ -72,6 +73,8 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/restart", post(workloads::restart))
         .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
         .route("/workloads/{name}/logs", get(logs::page))
+        .route("/logs", get(kept::page))
+        .route("/logs/{name}", get(kept::one))
         .route("/nodes/{name}", get(node::page))
         .route("/images", get(images::page).post(images::pull))
         .route("/images/remove", get(images::confirm_removal).post(images::remove))

@@ -53,6 +53,13 @@ fn the_dashboard_runs_stops_and_removes_a_workload_live() {
         browser.click(&format!("{}//a[normalize-space()='Remove']", row("shown")));
         browser.click("//dialog//button[contains(., 'Remove shown')]");
         browser.wait_for_absence(&row("shown"));
+
+        // What it wrote is kept, and found.
+        browser.click("//a[normalize-space()='Kept logs']");
+        browser.wait_for_text("//table", "shown");
+        browser.click("//a[normalize-space()='shown']");
+        browser.wait_for_text("//*[@id='log']", "listening on");
+        assert!(browser.url().ends_with("/logs/shown"), "{}", browser.url());
         assert_eq!(browser.complaints(), Vec::<String>::new());
     });
     assert_eq!(appliance.json("ls --json"), serde_json::json!([]));

@@ -147,6 +147,59 @@ fn owners_links_and_times_are_kept_as_asked() {
     assert_eq!(desk.sh("busybox readlink /tmp/as-link; cat /tmp/as-file"), "changed\nchanged");
 }
 
+fn attribute(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = vec![0; 100];
+    let length = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
+    value.truncate(length);
+    Some(value)
+}
+
+#[test]
+fn attributes_hard_links_and_holes_go_in_and_come_out() {
+    let desk = Desk::new("");
+    let tree = desk.here.join("tree");
+    fs::create_dir_all(tree.join("dir")).unwrap();
+    fs::write(tree.join("one"), "content").unwrap();
+    fs::hard_link(tree.join("one"), tree.join("dir/two")).unwrap();
+    fs::File::create(tree.join("holes")).unwrap().set_len(64 << 20).unwrap();
+    let set = |name: &str, attribute: &str, value: &[u8]| {
+        rustix::fs::setxattr(tree.join(name), attribute, value, rustix::fs::XattrFlags::empty()).unwrap();
+    };
+    let capability = [1, 0, 0, 2, 10, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    set("one", "user.note", b"line\nanother\0");
+    set("dir", "user.folder", b"yes");
+    set("one", "security.capability", &capability);
+    desk.cp(&tree.display().to_string(), "web:/srv1");
+    desk.toft.good(&format!("cp -a {} web:/srv2", tree.display()));
+    for copy in ["srv1", "srv2"] {
+        let told = desk.sh(&format!("busybox stat -c '%i %h' /{copy}/one /{copy}/dir/two"));
+        let lines: Vec<&str> = told.lines().collect();
+        assert!(lines.len() == 2 && lines[0] == lines[1] && lines[0].ends_with(" 2"), "{told}");
+        let told = desk.sh(&format!("busybox stat -c '%s %b' /{copy}/holes"));
+        let (size, blocks) = told.trim().split_once(' ').unwrap();
+        assert!(size == "67108864" && blocks.parse::<u64>().unwrap() < 1000, "{told}");
+    }
+    desk.sh("busybox ln /srv1/one /srv1/three");
+    for (flags, name, rights) in [("", "plain", None), (" -a", "whole", Some(capability.to_vec()))] {
+        desk.toft.good(&format!("cp{flags} web:/srv1 {}", desk.path(name)));
+        let at = |inside: &str| desk.here.join(name).join(inside);
+        assert_eq!(attribute(&at("one"), "user.note").unwrap(), b"line\nanother\0");
+        assert_eq!(attribute(&at("dir"), "user.folder").unwrap(), b"yes");
+        assert_eq!(attribute(&at("one"), "security.capability"), rights, "rights come with the owner only");
+        let told = |name: &str| fs::metadata(at(name)).unwrap();
+        assert_eq!(
+            (told("one").nlink(), told("one").ino(), told("one").ino()),
+            (3, told("three").ino(), told("dir/two").ino())
+        );
+        assert_eq!(told("holes").len(), 64 << 20);
+        assert!(told("holes").blocks() < 1000, "{}", told("holes").blocks());
+    }
+    // Again over what is there, from a container that is stopped.
+    desk.toft.good("stop web");
+    desk.cp("web:/srv1/.", &desk.path("plain"));
+    assert_eq!(fs::metadata(desk.here.join("plain/one")).unwrap().nlink(), 3);
+}
+
 #[test]
 fn links_of_a_container_never_lead_out_of_it() {
     let desk = Desk::new("");

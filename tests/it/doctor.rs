@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{appliance::Appliance, machine::Machine};
+use crate::harness::{
+    appliance::Appliance,
+    machine::{Machine, wait_until},
+};
 
 /// A machine without an appliance, and a data directory.
 struct Patient {
@@ -105,6 +108,47 @@ fn what_is_wrong_with_the_network_is_found() {
     let (_, checks) = patient.examined();
     says(&checks, "firewall", "ok", "", "");
     says(&checks, "api port", "ok", "is free", "");
+}
+
+#[test]
+fn a_firewall_that_drops_names_or_published_ports_is_found_and_mended() {
+    let toft = Appliance::start();
+    toft.import_busybox();
+    toft.good("run -n web -p 18081:80 busybox -- busybox httpd -f -p 80 -h /etc");
+    let own = || {
+        let ran = toft.own(&["doctor", "--json"]);
+        serde_json::from_str::<Value>(&ran.out).unwrap_or_else(|e| panic!("{e}: {ran:?}"))
+    };
+    let asks = || toft.toft(&["exec", "web", "--", "busybox", "nslookup", "web.toft.internal"]).code == 0;
+    let nft = |script: &str| drop(toft.machine.run("nft", &[script]));
+    let mend = |checks: &Value, name: &str| {
+        let fix = check(checks, name)["fix"].as_str().unwrap().replace("sudo ", "");
+        toft.machine.run("sh", &["-c", &fix]);
+    };
+    wait_until("names are answered", || asks().then_some(()));
+    let checks = own();
+    says(&checks, "firewall", "ok", "", "");
+    says(&checks, "firewall for names", "ok", "", "");
+    for closed in [
+        "policy drop; }; add rule inet fw in iif lo accept",
+        "}; add rule inet fw in iif lo accept; add rule inet fw in counter drop",
+    ] {
+        nft(&format!("add table inet fw; add chain inet fw in {{ type filter hook input priority 0; {closed}"));
+        assert!(!asks(), "the firewall is in force");
+        let checks = own();
+        says(&checks, "firewall for names", "failure", "`inet fw in` drops", "th dport 10053 accept");
+        says(&checks, "firewall", "ok", "", "");
+        mend(&checks, "firewall for names");
+        wait_until("names are answered again", || asks().then_some(()));
+        says(&own(), "firewall for names", "ok", "", "");
+        nft("delete table inet fw");
+    }
+    nft("add table inet fw; add chain inet fw through { type filter hook forward priority 0; policy drop; }; \
+        add rule inet fw through iifname \"toft*\" accept");
+    let checks = own();
+    says(&checks, "firewall", "failure", "drops packets to published ports", "oifname \"toft*\" accept");
+    mend(&checks, "firewall");
+    says(&own(), "firewall", "ok", "", "");
 }
 
 #[test]

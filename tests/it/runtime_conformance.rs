@@ -4,14 +4,10 @@ use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use serde_json::json;
 use toft::agent::runtime::{
-    Container, ContainerSpec, HostMount, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent,
-    TaskState, fake::FakeRuntime,
+    Container, ContainerSpec, HostMount, LoggerCommand, Runtime, RuntimeError, RuntimeEvent, TaskState,
+    fake::FakeRuntime,
 };
-use toft_model::{
-    ids::InstanceId,
-    instance::Exit,
-    workload::{ProcessSpec, Resources},
-};
+use toft_model::{ids::InstanceId, instance::Exit};
 use tokio::sync::broadcast;
 use uuid::Uuid;
 
@@ -30,19 +26,8 @@ struct Subject {
 
 pub fn spec(command: &[&str]) -> ContainerSpec {
     ContainerSpec {
-        id: InstanceId(Uuid::now_v7()),
-        image: "busybox".parse().unwrap(),
-        entrypoint: None,
-        command: command.iter().map(|word| (*word).to_owned()).collect(),
-        env: BTreeMap::new(),
-        hostname: "box".to_owned(),
-        network: NetworkNamespace::New,
-        resources: Resources::default(),
-        process: ProcessSpec::default(),
-        init: None,
         labels: BTreeMap::from([("toft/epoch".to_owned(), "3".to_owned())]),
-        files: BTreeMap::new(),
-        mounts: Vec::new(),
+        ..ContainerSpec::plain(InstanceId(Uuid::now_v7()), "busybox".parse().unwrap(), command)
     }
 }
 
@@ -295,13 +280,13 @@ async fn what_is_mounted_is_written_to_unless_it_is_read_only(s: Subject) {
 async fn the_files_of_a_container_can_be_opened_before_it_runs(s: Subject) {
     s.import().await;
     let order = spec(&["true"]);
-    let absent = s.runtime.open_root(order.id).await.unwrap_err();
+    let absent = s.runtime.root(order.id).await.map(drop).unwrap_err();
     assert!(matches!(absent, RuntimeError::NotFound { .. }), "{absent}");
     s.runtime.create_container(&order).await.unwrap();
     let mounts = || std::fs::read_to_string("/proc/self/mounts").unwrap().lines().count();
     let before = mounts();
-    let root = s.runtime.open_root(order.id).await.unwrap();
-    let path = format!("/proc/self/fd/{}/etc/passwd", std::os::fd::AsRawFd::as_raw_fd(&root));
+    let root = s.runtime.root(order.id).await.unwrap();
+    let path = format!("/proc/self/fd/{}/etc/passwd", std::os::fd::AsRawFd::as_raw_fd(&root.directory));
     assert!(std::fs::read_to_string(path).unwrap().starts_with("root:"));
     assert!(mounts() <= before, "nothing is left mounted");
     drop(root);
@@ -312,7 +297,6 @@ async fn on_fake<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) {
     let runtime = Arc::new(FakeRuntime::new());
     let archive = FakeRuntime::archive("busybox", "SIGQUIT");
     let logger = LoggerCommand { program: "/bin/logger".into(), args: Vec::new() };
-    runtime.set_root("/".into());
     test(Subject { runtime, logger, archive }).await;
 }
 

@@ -2,9 +2,9 @@
 //! of this machine that an archive from elsewhere is unpacked into.
 //!
 //! Nothing here leaves the tree. The kernel resolves every path below a descriptor of its root (`openat2`), and what is
-//! found is used through its descriptor, so that a path that changes in between changes nothing. Everything blocks.
+//! found is used through its descriptor, so that a path that changes in between changes nothing. Archives are read and
+//! written by [`super::tree`]. Everything blocks.
 
-mod member;
 mod pack;
 mod parts;
 mod path;
@@ -19,7 +19,10 @@ use rustix::io::Errno;
 
 pub use pack::Source;
 pub use path::{open_dir, stat};
-pub use unpack::{Owner, Unpack};
+pub use unpack::Unpack;
+
+pub use super::tree::Owner;
+use super::tree::{Fault, Why};
 
 /// Why files could not be copied.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +103,17 @@ impl FileError {
         match error.raw_os_error() {
             Some(errno) => Self::at(path, Errno::from_raw_os_error(errno)),
             None => Self::Io { path: path.into(), source: error },
+        }
+    }
+}
+
+impl From<Fault> for FileError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Disk { path, source } => Self::io(path, source),
+            Fault::Unwritable(source) => Self::Io { path: "the archive".to_owned(), source },
+            Fault::Refused { path, why: Why::InTheWay(reason) } => Self::InTheWay { path, reason },
+            other => Self::refused(other.to_string()),
         }
     }
 }

@@ -16,7 +16,10 @@ use rustix::fs::{Mode, OFlags, open};
 use tar::{Builder, EntryType, Header};
 use toft_model::files::FileKind;
 
-use super::*;
+use super::{
+    super::tree::hostile::{Door, attack},
+    *,
+};
 
 fn opened(dir: &Path) -> OwnedFd {
     open(dir, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap()
@@ -230,9 +233,10 @@ fn archives_made_to_do_harm_are_refused_and_write_nothing_outside() {
     });
     refused("a hard link outside", "leads out", &|b| entry(b, EntryType::Link, b"hard", b"../victim", b""));
     refused("a hard link by a full path", "absolute path", &|b| entry(b, EntryType::Link, b"hard", victim, b""));
-    refused("a hard link to a link", "not in it", &|b| {
-        entry(b, EntryType::Symlink, b"soft", b"../victim", b"");
+    refused("a hard link to a link, then through it", "goes through a symbolic link", &|b| {
+        entry(b, EntryType::Symlink, b"soft", b"..", b"");
         entry(b, EntryType::Link, b"hard", b"soft", b"");
+        entry(b, EntryType::Regular, b"hard/victim", b"", b"evil");
     });
     refused("a hard link through a link", "not in it", &|b| {
         entry(b, EntryType::Symlink, b"out", b"..", b"");
@@ -241,12 +245,14 @@ fn archives_made_to_do_harm_are_refused_and_write_nothing_outside() {
     refused("a device", "is a device", &|b| entry(b, EntryType::Char, b"null", b"", b""));
     refused("a disk", "is a device", &|b| entry(b, EntryType::Block, b"sda", b"", b""));
     refused("an unknown kind", "unknown kind", &|b| entry(b, EntryType::new(b'Z'), b"x", b"", b""));
-    refused("a sparse file", "sparse", &|b| entry(b, EntryType::GNUSparse, b"x", b"", b""));
+    refused("a sparse file whose map does not fit", "map of holes", &|b| {
+        entry(b, EntryType::GNUSparse, b"x", b"", b"more than the map says");
+    });
     refused("a name without end", "too long", &|b| {
         entry(b, EntryType::GNULongName, b"././@LongLink", b"", &vec![b'x'; 1 << 20]);
     });
-    refused("attributes without end", "too large", &|b| {
-        entry(b, EntryType::XHeader, b"pax", b"", &vec![b'x'; 1 << 20]);
+    refused("attributes without end", "more than 4 MiB", &|b| {
+        entry(b, EntryType::XHeader, b"pax", b"", &vec![b'x'; 5 << 20]);
     });
     refused("damaged attributes", "damaged", &|b| entry(b, EntryType::XHeader, b"pax", b"", b"nonsense\n"));
     refused("attributes that rename", "leads out", &|b| {
@@ -343,4 +349,11 @@ fn a_file_that_shrinks_or_grows_meanwhile_leaves_a_whole_archive() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn hostile_archives_write_nothing_outside() {
+    for owner in [Owner::AsArchived, Owner::Root, Owner::Caller] {
+        attack(Door::Files, |archive, root| unpack(root, owner, archive).map(drop));
+    }
 }

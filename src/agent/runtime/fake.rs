@@ -6,8 +6,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    os::fd::OwnedFd,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -46,8 +44,6 @@ pub enum Call {
     Containers,
     /// [`Runtime::create_container`]
     CreateContainer,
-    /// [`Runtime::open_root`]
-    OpenRoot,
     /// [`Runtime::create_task`]
     CreateTask,
     /// [`Runtime::start_task`]
@@ -103,8 +99,6 @@ struct State {
     failures: HashMap<Call, VecDeque<RuntimeError>>,
     calls: Vec<Call>,
     next_pid: u32,
-    /// What stands for the files of every container.
-    root: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -143,11 +137,6 @@ impl FakeRuntime {
     pub fn add_image(&self, image: &ImageRef) {
         let image = made_up_image(image.as_str());
         self.state().images.insert(image.name.clone(), (image, SIGTERM));
-    }
-
-    /// A folder that stands for the files of every container.
-    pub fn set_root(&self, folder: PathBuf) {
-        self.state().root = Some(folder);
     }
 
     /// Ends the process of a container that runs; tells the event unless the runtime is down.
@@ -288,15 +277,6 @@ impl Runtime for FakeRuntime {
         let container = FakeContainer { spec: spec.clone(), stop_signal, task, task_number, started, root, console };
         state.containers.insert(spec.id, container);
         Ok(())
-    }
-
-    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
-        let state = self.begin(Call::OpenRoot)?;
-        state.containers.get(&id).ok_or(RuntimeError::NotFound { id })?;
-        let root = state.root.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into());
-        let opened = root.and_then(|root| Ok(std::fs::File::open(root)?.into()));
-        let failed = |error: std::io::Error| error.to_string();
-        opened.map_err(|e| RuntimeError::Failed { doing: "opening the container's files", reason: failed(e) })
     }
 
     async fn create_task(&self, id: InstanceId, _logger: &LoggerCommand) -> Result<u32, RuntimeError> {

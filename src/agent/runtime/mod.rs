@@ -4,7 +4,7 @@
 //! A container here is a root filesystem plus a configuration, named by its instance id; a task is its running
 //! process. Containers outlive their tasks, and both outlive the daemon.
 
-use std::{collections::BTreeMap, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use toft_model::{
@@ -65,6 +65,28 @@ pub struct ContainerSpec {
     pub files: BTreeMap<PathBuf, PathBuf>,
     /// Volumes, and files and folders of the node. They must be there when a task is created.
     pub mounts: Vec<HostMount>,
+}
+
+impl ContainerSpec {
+    /// One that runs a command of an image and asks for nothing else: a network namespace of its own, no limits, nothing
+    /// mounted.
+    pub fn plain(id: InstanceId, image: ImageRef, command: &[&str]) -> Self {
+        Self {
+            id,
+            image,
+            entrypoint: None,
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            env: BTreeMap::new(),
+            hostname: "box".to_owned(),
+            network: NetworkNamespace::New,
+            resources: Resources::default(),
+            process: ProcessSpec::default(),
+            init: None,
+            labels: BTreeMap::new(),
+            files: BTreeMap::new(),
+            mounts: Vec::new(),
+        }
+    }
 }
 
 /// Something of the node that a container sees.
@@ -267,10 +289,6 @@ pub trait Runtime:
 
     /// Prepares root filesystem and configuration. The process does not exist yet.
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
-
-    /// Opens the container's files as the image and what it wrote make them, without its mounts, to be read only. It has
-    /// no process now; what is given must be dropped before it gets one.
-    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError>;
 
     /// Prepares the process up to, not including, its start, and gives its pid: its namespaces exist.
     /// An ended task of the same container must be deleted before.

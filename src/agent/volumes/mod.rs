@@ -8,6 +8,7 @@
 
 pub mod archive;
 mod error;
+mod exchange;
 mod filesystem;
 mod locks;
 mod mountinfo;
@@ -244,8 +245,10 @@ impl Inner {
     ) -> Result<PathBuf, VolumeError> {
         let data = self.store.data(name);
         let Some(kind) = order.options.kind else { return self.store.ensure(name, order.born) };
+        let finished = || exchange::finish(&data).map_err(VolumeError::files("ending the restore of", &data));
         // While it is mounted nothing in its folder is touched.
         if mountinfo::is_mounted(&data).map_err(VolumeError::files("looking at", &data))? {
+            finished()?;
             return Ok(data);
         }
         self.store.ensure(name, order.born)?;
@@ -260,6 +263,7 @@ impl Inner {
             filesystem::Wanted { name, node: &self.node, options: &order.options, password: password.as_ref() };
         wanted.mount(kind, &data, source)?;
         self.mounted.store(true, Ordering::SeqCst);
+        finished()?;
         Ok(data)
     }
 
@@ -292,8 +296,8 @@ impl Inner {
         };
         let filled = |source| VolumeError::Fill { volume: name.clone(), source };
         if mountinfo::is_mounted(&data).map_err(&reading)? {
-            let to = paths::folder(&data).map_err(&reading)?;
-            return archive::copy(from.as_fd(), to.as_fd()).map(drop).map_err(filled);
+            let copied = |to: OwnedFd| archive::copy(from.as_fd(), to.as_fd()).map_err(filled);
+            return exchanged(&data, copied).map(drop);
         }
         let place = self.store.begin(name, Half::Filling).map_err(&reading)?;
         let copied = match paths::folder(&place) {
@@ -305,6 +309,22 @@ impl Inner {
             return copied;
         }
         self.store.complete(name, Half::Filling).map_err(&reading)
+    }
+}
+
+/// Gives a volume that is a file system of its own the content that `fill` writes into a folder; if that fails, it is as it
+/// was.
+fn exchanged<T>(data: &Path, fill: impl FnOnce(OwnedFd) -> Result<T, VolumeError>) -> Result<T, VolumeError> {
+    let failed = VolumeError::files("exchanging the content of", data);
+    let (exchange, new) = exchange::Exchange::begin(data).map_err(&failed)?;
+    match fill(new) {
+        Ok(filled) => exchange.complete().map_err(&failed).map(|()| filled),
+        Err(error) => {
+            if let Err(error) = exchange.abandon() {
+                tracing::warn!(%error, "what was cut short in `{}` could not be removed", data.display());
+            }
+            Err(error)
+        }
     }
 }
 

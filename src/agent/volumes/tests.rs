@@ -344,5 +344,25 @@ async fn a_backup_comes_back_and_never_over_what_is_there_unasked() {
     lab.volumes.restore(&known, backup.as_slice(), false).unwrap();
     assert!(matches!(lab.volumes.restore(&known, backup.as_slice(), false), Err(VolumeError::NotEmpty(_))));
     lab.volumes.restore(&known, backup.as_slice(), true).unwrap();
-    assert_eq!(fs::read_to_string(lab.at("volumes/memory/_data/file")).unwrap(), "first");
+    let inside = lab.at("volumes/memory/_data");
+    assert_eq!(fs::read_to_string(inside.join("file")).unwrap(), "first");
+    fs::write(inside.join("later"), "second").unwrap();
+    for damaged in [&backup[..backup.len() / 2], &flipped] {
+        assert!(lab.volumes.restore(&known, damaged, true).is_err());
+        assert_eq!(fs::read_to_string(inside.join("later")).unwrap(), "second", "as it was");
+        assert_eq!(fs::read_dir(&inside).unwrap().count(), 2);
+    }
+    // There is no room for both.
+    fs::write(inside.join("later"), vec![1; 700 << 10]).unwrap();
+    let small = VolumeOrder { born: 5, options: options(&[("type", "tmpfs"), ("o", "size=1m")]) };
+    let full = name("full");
+    let full = Known { name: &full, order: &small, secrets: &secrets };
+    let mut large = Vec::new();
+    lab.volumes.back_up(&known, &mut large).unwrap();
+    lab.volumes.restore(&full, large.as_slice(), false).unwrap();
+    let error = lab.volumes.restore(&full, large.as_slice(), true).unwrap_err();
+    assert!(error.is_full(), "{error}");
+    assert_eq!(fs::metadata(lab.at("volumes/full/_data/later")).unwrap().len(), 700 << 10);
+    lab.volumes.restore(&known, backup.as_slice(), true).unwrap();
+    assert_eq!(fs::read_dir(&inside).unwrap().count(), 1, "nothing is left of before");
 }

@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::{BufReader, Read, Write},
-    os::fd::AsFd,
-    path::Path,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,9 +13,9 @@ use tokio::sync::watch;
 use zstd::stream::{read::Decoder, write::Encoder};
 
 use super::{
-    Half, Inner, VolumeError, Volumes,
+    Half, VolumeError, Volumes,
     archive::{self, ArchiveError, Manifest, Summary},
-    measure, mountinfo, paths, store,
+    exchanged, measure, mountinfo, paths, store,
 };
 
 /// Compression that keeps up with a disk.
@@ -167,7 +165,8 @@ impl Volumes {
         let zstd = Decoder::new(input).map_err(|error| VolumeError::Archive(ArchiveError::Damaged(error)))?;
         inner.sizes.forget(name);
         if mountinfo::is_mounted(&data).map_err(&failed)? {
-            return inner.restore_in_place(&data, zstd);
+            let read = |new: OwnedFd| archive::read(new.as_fd(), BufReader::new(zstd)).map_err(VolumeError::Archive);
+            return exchanged(&data, read);
         }
         let place = inner.store.begin(name, Half::Restoring).map_err(&failed)?;
         let read = match paths::folder(&place) {
@@ -184,20 +183,5 @@ impl Volumes {
                 Err(error)
             }
         }
-    }
-}
-
-impl Inner {
-    /// Into what is mounted: there is no second place on it that the volume could be exchanged with.
-    fn restore_in_place(&self, data: &Path, input: impl Read) -> Result<Summary, VolumeError> {
-        let failed = VolumeError::files("restoring", data);
-        for entry in fs::read_dir(data).map_err(&failed)? {
-            let entry = entry.map_err(&failed)?;
-            let is_folder = entry.file_type().map_err(&failed)?.is_dir();
-            let path = entry.path();
-            if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(&failed)?;
-        }
-        let folder = paths::folder(data).map_err(&failed)?;
-        archive::read(folder.as_fd(), BufReader::new(input)).map_err(VolumeError::Archive)
     }
 }

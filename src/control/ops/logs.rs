@@ -16,7 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::Ops;
 use crate::{
     consensus::Handle,
-    control::{ControlError, node_access::LogLines},
+    control::{
+        ControlError,
+        node_access::{GoneInstance, LogLines},
+    },
 };
 
 /// The lines of one instance.
@@ -56,11 +59,16 @@ impl Ops {
     pub async fn gone_logs(&self, name: &Name, query: LogQuery) -> Result<Vec<InstanceLogs>, ControlError> {
         let query = LogQuery { follow: false, ..query };
         let mut logs = Vec::new();
-        for gone in self.node.gone_logs(name).await? {
+        for gone in self.node.gone_logs(Some(name)).await? {
             let lines = self.node.logs(gone.id, query.clone(), CancellationToken::new()).await?;
             logs.push(InstanceLogs { instance: gone.name, lines });
         }
         Ok(logs)
+    }
+
+    /// The instances that are gone from this node and whose logs are kept, oldest first.
+    pub async fn kept_logs(&self) -> Result<Vec<GoneInstance>, ControlError> {
+        self.node.gone_logs(None).await
     }
 
     /// The workload once it has an instance, or a reason to have none.

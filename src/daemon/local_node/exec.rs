@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
     use crate::agent::image::{LoginFiles, Pulls, Registries, Settings};
-    use crate::agent::runtime::{ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, fake::FakeRuntime};
+    use crate::agent::runtime::{ContainerSpec, LoggerCommand, Runtime, fake::FakeRuntime};
     use crate::agent::volumes::{Volumes, VolumesConfig};
     use crate::seal::ClusterKey;
 
@@ -116,21 +116,7 @@ mod tests {
         let runtime = Arc::new(FakeRuntime::new());
         let (id, image) = (InstanceId(Uuid::new_v4()), "busybox".parse().unwrap());
         runtime.add_image(&image);
-        let spec = ContainerSpec {
-            id,
-            image,
-            entrypoint: None,
-            command: vec!["serve".into()],
-            env: BTreeMap::new(),
-            hostname: "box".into(),
-            network: NetworkNamespace::New,
-            resources: Default::default(),
-            labels: BTreeMap::new(),
-            files: BTreeMap::new(),
-            mounts: Vec::new(),
-            process: Default::default(),
-            init: None,
-        };
+        let spec = ContainerSpec::plain(id, image, &["serve"]);
         runtime.create_container(&spec).await.unwrap();
         runtime.create_task(id, &LoggerCommand { program: "/bin/logger".into(), args: Vec::new() }).await.unwrap();
         runtime.start_task(id).await.unwrap();

@@ -65,6 +65,7 @@ pub(super) struct FakeNode {
     pub(super) images: Mutex<Vec<NodeImage>>,
     pub(super) pulls: Mutex<Vec<ImagePull>>,
     pub(super) pulls_moved: watch::Sender<u64>,
+    gone: Mutex<Vec<GoneInstance>>,
     written: Mutex<BTreeMap<InstanceId, Output>>,
     id: OnceLock<NodeId>,
 }
@@ -95,6 +96,14 @@ impl FakeNode {
         pulls.retain(|other| other.progress.image != pull.progress.image);
         pulls.push(pull);
         self.pulls_moved.send_modify(|count| *count += 1);
+    }
+
+    /// An instance that wrote a line and went so many milliseconds ago.
+    pub(super) fn let_go(&self, instance: &str, workload: &str, ago_ms: i64, text: &str) {
+        let (id, workload) = (InstanceId(Uuid::new_v4()), workload.parse().unwrap());
+        self.write(id, LogStream::Stdout, text);
+        let name = instance.to_owned();
+        self.gone.lock().unwrap().push(GoneInstance { id, name, workload, gone_at_ms: now_ms() - ago_ms, bytes: 4096 });
     }
 
     pub(super) fn add_image(&self, name: &str, size_bytes: u64) {
@@ -217,8 +226,9 @@ impl NodeAccess for FakeNode {
         Ok(past.chain(next.boxed().take_until(ended.cancelled_owned())).boxed())
     }
 
-    async fn gone_logs(&self, _: &Name) -> Result<Vec<GoneInstance>, ControlError> {
-        Ok(Vec::new())
+    async fn gone_logs(&self, workload: Option<&Name>) -> Result<Vec<GoneInstance>, ControlError> {
+        let gone = self.gone.lock().unwrap();
+        Ok(gone.iter().filter(|gone| workload.is_none_or(|name| gone.workload == *name)).cloned().collect())
     }
 
     async fn facts(&self) -> Result<NodeFacts, ControlError> {
@@ -244,7 +254,8 @@ impl NodeAccess for FakeNode {
             runtime: "containerd 2.1.4".into(),
             isolation: vec!["runc 1.2.6".into()],
             version: "0.1.0".into(),
-            booted_at_ms: now_ms() - 3 * 86_400_000 - 60_000,
+            // Whoever looks may have looked at the clock a moment before.
+            booted_at_ms: now_ms() - 3 * 86_400_000 - 3_600_000,
         })
     }
 

@@ -62,6 +62,13 @@ async fn furnish(house: &House) {
     ] {
         house.ops.put_secret(name.parse().unwrap(), value.into_bytes().into(), PutMode::Create).await.unwrap();
     }
+    for (instance, workload, hours) in
+        [("demo-0", "demo", 2), ("old-blog-0", "old-blog", 30), ("old-blog-1", "old-blog", 31)]
+    {
+        for line in ["listening on 0.0.0.0:8080", "GET / 200 in 3 ms", "asked to stop; goodbye"] {
+            house.node.let_go(instance, workload, hours * 3_600_000, line);
+        }
+    }
     let demo = house.run_up("demo", |spec| spec.ports = vec!["18080:8080".parse().unwrap()]).await;
     let web = house
         .run_up("web", |spec| {

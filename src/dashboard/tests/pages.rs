@@ -120,6 +120,27 @@ async fn logs_show_the_last_lines_of_all_or_one() {
 }
 
 #[tokio::test]
+async fn logs_of_what_is_gone_are_listed_and_shown() {
+    let house = House::new().await;
+    house.get("/logs").await.shows("Nothing is kept yet");
+    house.run_up("web", |_| {}).await;
+    house.node.let_go("web-0", "web", 3_600_000, "before the change");
+    for i in 0..3 {
+        house.node.let_go("old-0", "old", 7_200_000 + i, &format!("<b>life {i}</b>\u{1b}[31m"));
+    }
+    house.node.let_go("old-1", "old", 7_300_000, "another's");
+    let list = house.get("/logs").await;
+    list.shows("href=\"/logs/old\"").shows("href=\"/logs/web\"").shows("href=\"/workloads/web\"").shows("16 KiB");
+    assert!(list.text.find("/logs/web") < list.text.find("/logs/old"), "what went last comes first");
+    let old = house.get("/logs/old").await;
+    old.shows("&#60;b&#62;life 0").shows("life 2").shows("another&#39;s").shows("old-1").hides("before the change");
+    house.get("/logs/old?lines=1&instance=old-1").await.shows("another&#39;s").hides("life 2");
+    house.get("/logs/web").await.shows("before the change").shows("Logs of what runs now");
+    house.get("/logs/none").await.shows("Nothing is kept of what none wrote");
+    assert_eq!(house.get("/logs/No%20Name").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn secrets_are_written_and_never_shown() {
     let house = House::new().await;
     house.get("/secrets").await.shows("No secrets yet").shows("href=\"/secrets/new\"");

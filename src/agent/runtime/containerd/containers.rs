@@ -1,10 +1,7 @@
 //! Containers: a record that names image, specification and snapshot, and the writable snapshot itself. The snapshot
 //! is made first, under the session's lease, so that a record always has one.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    os::fd::OwnedFd,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use containerd_client::services::v1::{
     Container as Record, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, GetRequest,
@@ -24,7 +21,6 @@ use super::{
     spec::{self, Parts, devices},
     stdio::{Kind, Stdio},
     unpack::Snapshots,
-    users,
 };
 use crate::agent::runtime::{Container, ContainerSpec, RuntimeError, TaskState};
 
@@ -184,18 +180,6 @@ pub(super) async fn mounts(shared: &Shared, id: InstanceId) -> Result<Option<Mou
         Err(refusal) if refusal.not_found() => Ok(None),
         Err(refusal) => Err(refusal.into()),
     }
-}
-
-/// Opens the root filesystem, to be read only.
-pub(super) async fn open_root(shared: &Shared, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
-    const OPENING: &str = "opening the container's files";
-    let mounts = mounts(shared, id).await?.ok_or(RuntimeError::NotFound { id })?;
-    let opened = tokio::task::spawn_blocking(move || match mounts.first() {
-        Some(mount) => users::open_root(mount),
-        None => Err(std::io::ErrorKind::NotFound.into()),
-    });
-    let opened = opened.await.map_err(|error| failed(OPENING, error.to_string()))?;
-    opened.map_err(|error| failed(OPENING, error.to_string()))
 }
 
 /// Removes record and snapshot.

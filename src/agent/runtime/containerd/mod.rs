@@ -8,7 +8,6 @@
 use std::{
     collections::{HashMap, HashSet},
     future::Future,
-    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -195,10 +194,6 @@ impl Runtime for ContainerdRuntime {
 
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         containers::create(&self.shared, spec).await
-    }
-
-    async fn open_root(&self, id: InstanceId) -> Result<OwnedFd, RuntimeError> {
-        containers::open_root(&self.shared, id).await
     }
 
     async fn create_task(&self, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {

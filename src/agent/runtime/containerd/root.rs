@@ -129,7 +129,7 @@ async fn running(shared: &Shared, id: InstanceId) -> Result<Option<u32>, Runtime
 
 /// Mounts a snapshot in a mount namespace that ends with the thread that made it. The directory stays usable for as long
 /// as it is open, and when it is closed, whatever closes it, nothing is left.
-fn mount_apart(mounts: Mounts) -> io::Result<OwnedFd> {
+pub(super) fn mount_apart(mounts: Mounts) -> io::Result<OwnedFd> {
     let worker = std::thread::Builder::new().name("snapshot".to_owned()).spawn(move || {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;

@@ -6,16 +6,11 @@ use std::{
     fs::File,
     io::Read,
     os::fd::{AsFd, OwnedFd},
-    path::Path,
     sync::{Mutex, PoisonError},
 };
 
 use containerd_client::{services::v1::snapshots::ViewSnapshotRequest, types::Mount};
-use nix::{
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::Mode,
-};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use uuid::Uuid;
 
 use super::{
@@ -152,42 +147,15 @@ async fn read_databases(snapshots: Snapshots<'_>, image: &ResolvedImage) -> Resu
     let client = snapshots.client;
     let request = client.leased(message, snapshots.lease);
     let mounts = call(LOOKING, SLOW, client.snapshots().view(request)).await.map_err(RuntimeError::from)?.mounts;
-    let read = tokio::task::spawn_blocking(move || read_mounted(&mounts)).await;
+    let read = tokio::task::spawn_blocking(move || read_mounted(mounts)).await;
     snapshots.remove(&key).await?;
     let failed = |reason: String| Unusable::Runtime(RuntimeError::Failed { doing: LOOKING, reason });
     read.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
-fn read_mounted(mounts: &[Mount]) -> std::io::Result<(String, String)> {
-    let Some(view) = mounts.first() else { return Ok(Default::default()) };
-    let root = open_root(view)?;
+fn read_mounted(mounts: Vec<Mount>) -> std::io::Result<(String, String)> {
+    let root = super::root::mount_apart(mounts)?;
     Ok((read_inside(&root, "etc/passwd")?, read_inside(&root, "etc/group")?))
-}
-
-/// Mounts, opens the root and unmounts at once: the open root keeps the tree alive, and nothing is left behind.
-pub(super) fn open_root(view: &Mount) -> std::io::Result<OwnedFd> {
-    let place = std::env::temp_dir().join(format!("toft-root-{}", Uuid::new_v4()));
-    std::fs::create_dir(&place)?;
-    let root = open_mounted(view, &place);
-    std::fs::remove_dir(&place)?;
-    root
-}
-
-fn open_mounted(view: &Mount, place: &Path) -> std::io::Result<OwnedFd> {
-    let mut flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let mut data = Vec::new();
-    for option in &view.options {
-        match option.as_str() {
-            "ro" | "rw" => {}
-            "bind" => flags |= MsFlags::MS_BIND,
-            "rbind" => flags |= MsFlags::MS_BIND | MsFlags::MS_REC,
-            other => data.push(other),
-        }
-    }
-    mount(Some(view.source.as_str()), place, Some(view.r#type.as_str()), flags, Some(data.join(",").as_str()))?;
-    let root = open(place, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
-    umount2(place, MntFlags::MNT_DETACH)?;
-    Ok(root?)
 }
 
 fn read_inside(root: &OwnedFd, path: &str) -> std::io::Result<String> {

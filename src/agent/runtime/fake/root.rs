@@ -1,4 +1,4 @@
-//! The files of the fake's containers: a directory of this machine each, empty but for `etc` and `tmp`.
+//! The files of the fake's containers: a directory of this machine each, empty but for `etc/passwd` and `tmp`.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -23,6 +23,7 @@ impl FakeRoot {
         for dir in ["etc", "tmp"] {
             std::fs::create_dir_all(root.0.join(dir))?;
         }
+        std::fs::write(root.0.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
         Ok(root)
     }
 }

@@ -25,11 +25,9 @@ const TREE: &str = "data";
 const END: &str = "toft-volume-end.json";
 /// Version of the format.
 const FORMAT: u32 = 1;
-/// How extended attributes are called in PAX headers, as tar programs do.
-const XATTR: &str = "SCHILY.xattr.";
 /// Longest path inside a tree, in bytes; the kernel's own limit.
 const MAX_PATH: usize = 4095;
-/// Most bytes of attributes and names of one file.
+/// Most bytes of the first and the last entry.
 const MAX_HEADERS: u64 = 1 << 20;
 
 /// What an archive says of itself.
@@ -90,7 +88,7 @@ pub enum ArchiveError {
         /// The entry.
         path: String,
         /// What is wrong with it.
-        why: &'static str,
+        why: String,
     },
     /// The tree could not be written.
     #[error("`{path}` could not be written")]

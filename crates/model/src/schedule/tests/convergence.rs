@@ -1,6 +1,6 @@
 //! Whatever users, nodes and late plans did: once they pause, the cluster comes to rest in what was asked for.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 
@@ -9,14 +9,17 @@ use crate::{
     node::Inventory,
     schedule::Plan,
     state::{
-        Command, InstanceRow, NodeRow, PowerAction, PutMode, WorkloadRow, query_snapshot,
+        Command, InstanceRow, NodeRow, PowerAction, PutMode, VolumeRow, WorkloadRow, query_snapshot,
         tests::cluster::{Cluster, Outcome, inventory, node_id, spec},
     },
-    workload::{NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
+    volume::VolumeOptions,
+    workload::{Mount, NetworkMode, PortSpec, Protocol, Resources, TmpfsMount, WorkloadSpec},
 };
 
 const NODES: [&str; 3] = ["one", "two", "six"];
 const NAMES: [&str; 4] = ["aaa", "bbb", "ccc", "ddd"];
+/// Volumes; whoever makes the last one by hand says that it lies on a server.
+const VOLUMES: [&str; 4] = ["data", "logs", "site", "nas"];
 
 /// Something that can happen to a cluster.
 #[derive(Debug, Clone)]
@@ -25,6 +28,9 @@ enum Happening {
     Put(Box<WorkloadSpec>, PutMode),
     Power(&'static str, PowerAction),
     Remove(&'static str),
+    /// A user makes a volume, for a node or for whoever uses it first.
+    MakeVolume(&'static str, Option<&'static str>),
+    RemoveVolume(&'static str),
     /// The scheduler looks at the state, and commits later.
     Think,
     /// The oldest thought is committed.
@@ -55,6 +61,42 @@ fn a_port() -> impl Strategy<Value = PortSpec> {
     (host, 1u16..3, protocol).prop_map(|(host, container, protocol)| PortSpec { host, container, protocol })
 }
 
+/// Something that a container sees of a volume or of the node, or a file system in memory.
+#[derive(Debug, Clone)]
+enum Seen {
+    Volume(&'static str, bool),
+    Folder(&'static str),
+    Memory,
+}
+
+fn a_mount() -> impl Strategy<Value = Seen> {
+    prop_oneof![
+        6 => (prop::sample::select(&VOLUMES[..]), any::<bool>()).prop_map(|(name, whole)| Seen::Volume(name, whole)),
+        1 => prop::sample::select(&["/srv/media", "/srv/media:ro"][..]).prop_map(Seen::Folder),
+        1 => Just(Seen::Memory),
+    ]
+}
+
+fn mount(spec: &mut WorkloadSpec, number: usize, seen: Seen) {
+    match seen {
+        Seen::Volume(name, whole) => {
+            let mount: Mount = format!("{name}:/m{number}").parse().unwrap();
+            let Mount::Volume(mut volume) = mount else { panic!("`{name}` is a volume") };
+            volume.subpath = (!whole).then(|| "a/b".to_owned());
+            spec.mounts.push(Mount::Volume(volume));
+        }
+        Seen::Folder(path) => {
+            let (path, rest) =
+                path.split_once(':').map_or((path, String::new()), |(path, how)| (path, format!(":{how}")));
+            spec.mounts.push(format!("{path}:/m{number}{rest}").parse().unwrap());
+        }
+        Seen::Memory => {
+            let path = format!("/m{number}");
+            spec.process.tmpfs.push(TmpfsMount { path, ..TmpfsMount::default() });
+        }
+    }
+}
+
 fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
     let network =
         prop_oneof![6 => Just(NetworkMode::Bridge), 1 => Just(NetworkMode::Host), 1 => Just(NetworkMode::None)];
@@ -69,8 +111,9 @@ fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
         network,
         memory,
         node,
+        prop_oneof![3 => Just(Vec::new()), 2 => prop::collection::vec(a_mount(), 1..4)],
     )
-        .prop_map(|(name, image, replicas, ports, network, memory_bytes, node)| {
+        .prop_map(|(name, image, replicas, ports, network, memory_bytes, node, mounts)| {
             let mut spec = WorkloadSpec {
                 replicas,
                 network,
@@ -78,6 +121,9 @@ fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
                 node: node.map(|node| node.parse().unwrap()),
                 ..spec(name, image)
             };
+            for (number, seen) in mounts.into_iter().enumerate() {
+                mount(&mut spec, number, seen);
+            }
             // Only what a door would let pass.
             if network == NetworkMode::Bridge {
                 let mut seen = HashSet::new();
@@ -103,6 +149,11 @@ fn happening() -> impl Strategy<Value = Happening> {
         5 => (a_spec(), mode).prop_map(|(spec, mode)| Happening::Put(Box::new(spec), mode)),
         2 => (name(), action).prop_map(|(name, action)| Happening::Power(name, action)),
         1 => name().prop_map(Happening::Remove),
+        1 => (prop::sample::select(&VOLUMES[..]), prop_oneof![
+            2 => Just(None),
+            1 => prop::sample::select(&NODES[..]).prop_map(Some),
+        ]).prop_map(|(volume, node)| Happening::MakeVolume(volume, node)),
+        1 => prop::sample::select(&VOLUMES[..]).prop_map(Happening::RemoveVolume),
         4 => Just(Happening::Think),
         4 => Just(Happening::Commit),
         4 => (prop::sample::select(&NODES[..]), outcome, any::<u8>())
@@ -125,6 +176,19 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
         Happening::Remove(name) => {
             drop(cluster.try_apply(Command::RemoveWorkload { name: name.parse().unwrap(), at_ms }));
         }
+        Happening::MakeVolume(name, node) => {
+            let server = BTreeMap::from(
+                [("type", "nfs"), ("device", "nas.lan:/export"), ("o", "vers=4.2")].map(|(k, v)| (k.into(), v.into())),
+            );
+            let remote = name == VOLUMES[VOLUMES.len() - 1];
+            let options = if remote { VolumeOptions::from_pairs(&server).unwrap() } else { VolumeOptions::default() };
+            let node_id = node.filter(|_| !remote).map(node_id);
+            let (name, labels) = (name.parse().unwrap(), BTreeMap::new());
+            drop(cluster.try_apply(Command::CreateVolume { name, node_id, options, labels, at_ms }));
+        }
+        Happening::RemoveVolume(name) => {
+            drop(cluster.try_apply(Command::RemoveVolume { name: name.parse().unwrap(), at_ms }));
+        }
         Happening::Think => thoughts.push(cluster.think()),
         Happening::Commit if thoughts.is_empty() => {}
         Happening::Commit => drop(cluster.commit(thoughts.remove(0))),
@@ -138,7 +202,12 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
 }
 
 /// Says for itself, by the words of the problem, whether `node` could take one more copy.
-fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) -> bool {
+fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow], volumes: &[VolumeRow]) -> bool {
+    let used = spec.mounts.iter().filter_map(Mount::volume);
+    let mut homes = used.filter_map(|used| volumes.iter().find(|volume| volume.name == used.name)?.node_id);
+    if homes.any(|home| home != node.id) {
+        return false;
+    }
     let own = instances.iter().filter(|instance| instance.node_id == node.id);
     let held: u64 = own.filter_map(|instance| instance.container.resources.memory_reserved_bytes).sum();
     if spec.resources.memory_reserved_bytes.is_some_and(|wanted| held + wanted > node.inventory.memory_bytes) {
@@ -174,6 +243,7 @@ fn assert_as_wanted(cluster: &Cluster) {
             assert!(instance.epoch >= workload.epoch, "an instance stays behind");
             assert!(instance.ordinal < workload.spec.replicas);
             assert_made_of(instance, workload, &snapshot.nodes);
+            assert_sees(instance, workload, &snapshot.volumes);
             let report = instance.report.as_ref().expect("its node told of it");
             assert_eq!(report.epoch, instance.epoch);
             let word = report.state.as_ref().map_or("gone", |state| state.as_str());
@@ -192,10 +262,28 @@ fn assert_as_wanted(cluster: &Cluster) {
             (Some(reason), Desired::Running) => {
                 assert!(missing > 0, "nothing is missing, and yet: {reason}");
                 for node in &snapshot.nodes {
-                    assert!(!could_take(node, &workload.spec, &snapshot.instances), "untrue: {reason}");
+                    assert!(
+                        !could_take(node, &workload.spec, &snapshot.instances, &snapshot.volumes),
+                        "untrue: {reason}"
+                    );
                     assert!(reason.contains(&format!("{}: ", node.name)), "{} is not in: {reason}", node.name);
                 }
             }
+        }
+    }
+}
+
+/// It mounts what was asked for, and lies where its data does.
+fn assert_sees(instance: &InstanceRow, workload: &WorkloadRow, volumes: &[VolumeRow]) {
+    assert_eq!(instance.container.mounts, workload.spec.mounts);
+    assert_eq!(instance.container.process.tmpfs, workload.spec.process.tmpfs);
+    for used in workload.spec.mounts.iter().filter_map(Mount::volume) {
+        let volume = volumes.iter().find(|volume| volume.name == used.name);
+        let volume = volume.unwrap_or_else(|| panic!("volume `{}` was never made", used.name));
+        if volume.options.is_remote() {
+            assert_eq!(volume.node_id, None, "a server's volume lies on no node");
+        } else {
+            assert_eq!(volume.node_id, Some(instance.node_id), "it runs away from its data");
         }
     }
 }

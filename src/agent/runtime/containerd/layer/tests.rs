@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use tar::{Builder, EntryType, Header};
 
 use super::*;
+use crate::agent::tree::hostile::{Door, attack};
 
 /// A directory of its own for each test.
 struct Scratch(PathBuf);
@@ -204,19 +205,19 @@ fn what_follows_the_last_file_belongs_to_the_digest() {
 
 #[test]
 fn nothing_leaves_the_root() {
-    let outside = "leads out of the image";
+    let outside = "leads out of the root";
     for (layer, expected) in [
         (Layer::new().file("../outside", "stolen"), outside),
         (Layer::new().file("a/../../outside", "stolen"), outside),
         (Layer::new().link("a", "../outside"), outside),
         (Layer::new().file("../.wh.outside", ""), outside),
-        (Layer::new().link("a", "outside"), "not in the layer"),
-        (Layer::new().symlink("up", "..").link("a", "up/outside"), "not in the layer"),
+        (Layer::new().link("a", "outside"), "not in it"),
+        (Layer::new().symlink("up", "..").link("a", "up/outside"), "not in it"),
         (Layer::new().file("a/.wh...", ""), "hides nothing"),
         (Layer::new().file("a/.wh.", ""), "hides nothing"),
         (Layer::new().file("a", "").file("a/b", ""), "a"),
         (Layer::new().symlink("a", "b").symlink("b", "a").file("a/c", ""), "a"),
-        (Layer::new().symlink(".", "/etc"), "place of the whole image"),
+        (Layer::new().symlink(".", "/etc"), "place of the root"),
         (Layer::new().add(EntryType::new(b'Z'), "a", 0, "", b""), "unknown kind"),
     ] {
         let scratch = Scratch::new();
@@ -409,4 +410,13 @@ fn a_layer_may_hide_all_that_is_below_it() {
         assert_eq!(names, ["both", "new"]);
         assert_eq!(fs::read_dir(shown.join("both")).unwrap().count(), 1);
     });
+}
+
+#[test]
+fn hostile_archives_write_nothing_outside() {
+    for place in [Place::Lowest, Place::Above] {
+        attack(Door::Layer, |archive, root| {
+            unpack(archive, root, place).map(drop).map_err(|fault| format!("{fault:?}"))
+        });
+    }
 }

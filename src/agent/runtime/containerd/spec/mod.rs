@@ -147,20 +147,13 @@ mod tests {
     use super::*;
 
     fn order() -> ContainerSpec {
+        let id = "0192f0c0-0000-7000-8000-000000000001".parse().unwrap();
         ContainerSpec {
-            id: "0192f0c0-0000-7000-8000-000000000001".parse().unwrap(),
-            image: "busybox".parse().unwrap(),
-            entrypoint: None,
-            command: vec!["sleep".into(), "9".into()],
             env: BTreeMap::from([("A".into(), "order".into())]),
             hostname: "web-1".into(),
-            network: NetworkNamespace::New,
-            process: toft_model::workload::ProcessSpec::default(),
-            init: None,
             resources: Resources { cpu_millis: Some(1500), memory_bytes: Some(64 << 20), ..Resources::default() },
-            labels: BTreeMap::new(),
             files: BTreeMap::from([("/etc/hosts".into(), "/var/lib/toft/hosts".into())]),
-            mounts: Vec::new(),
+            ..ContainerSpec::plain(id, "busybox".parse().unwrap(), &["sleep", "9"])
         }
     }
 
