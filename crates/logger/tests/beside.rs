@@ -91,7 +91,9 @@ impl Beside {
 
     fn log(&self) -> Vec<String> {
         let text = fs::read_to_string(self.dir.join("logs/current.log")).unwrap_or_default();
-        text.split_terminator('\n').map(|line| line.splitn(2, ' ').nth(1).unwrap_or_default().to_owned()).collect()
+        text.split_terminator('\n')
+            .map(|line| line.split_once(' ').map_or(String::new(), |(_, rest)| rest.to_owned()))
+            .collect()
     }
 }
 
