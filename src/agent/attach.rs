@@ -1,7 +1,14 @@
 //! Sees to somebody who is attached to a container's own process: carries input and output, and leaves the process as it
 //! is when they go, unless it runs in front of them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use toft_model::{exec::ExecOutput, ids::InstanceId};
 use tokio::{
@@ -19,6 +26,8 @@ use super::{
     },
 };
 
+/// How long the last input of one who left may take to reach the process.
+const LAST_INPUT: Duration = Duration::from_secs(1);
 const CUT_OFF: &str = "the output came faster than it was read, and the container does not wait for that";
 
 /// Who is attached to which container, and who waits for whom.
@@ -81,22 +90,31 @@ pub async fn run(attachment: Attachment, mut ways: Ways, stop: CancellationToken
     let sends = input.is_some();
     let (waiting, taken) = duplex(WAITING);
     let told = &ways.output;
+    let leaves_open = AtomicBool::new(!foreground);
     let used = obey(&mut ways.input, waiting, process);
-    let fed = async {
-        feed(input, taken, told, Fed { process, terminal, foreground, ended: &input_ended }).await;
-        std::future::pending::<()>().await;
-    };
-    let last = tokio::select! {
-        last = watch_over(&mut *output, process, told) => Some(last),
-        () = stop.cancelled() => Some(ExecOutput::Lost("toft is stopping on this node".to_owned())),
-        left = used => {
-            // The end of the daemon is not theirs.
-            if left == Left::Gone && sends && foreground && !stop.is_cancelled() {
-                close(process).await;
+    let fed = feed(input, taken, told, Fed { process, terminal, leaves_open: &leaves_open, ended: &input_ended });
+    let watched = watch_over(&mut *output, process, told);
+    tokio::pin!(used, fed, watched);
+    let mut feeding = true;
+    let last = loop {
+        tokio::select! {
+            last = &mut watched => break Some(last),
+            () = stop.cancelled() => break Some(ExecOutput::Lost("toft is stopping on this node".to_owned())),
+            () = &mut fed, if feeding => feeding = false,
+            left = &mut used => {
+                // The end of the daemon is not theirs.
+                let hangs_up = left == Left::Gone && sends && foreground && !stop.is_cancelled();
+                leaves_open.fetch_or(!hangs_up, Ordering::Relaxed);
+                if feeding {
+                    // What they sent last is still on its way.
+                    let _ = timeout(LAST_INPUT, &mut fed).await;
+                }
+                if hangs_up {
+                    close(process).await;
+                }
+                break None;
             }
-            None
         }
-        () = fed => None,
     };
     if let Some(last) = last {
         let _ = timeout(SILENCE, told.send(last)).await;
@@ -167,7 +185,8 @@ async fn silent(ended: &CancellationToken) {
 struct Fed<'a> {
     process: &'a dyn ProcessHandle,
     terminal: bool,
-    foreground: bool,
+    /// Whether the end of what is sent is none of the input.
+    leaves_open: &'a AtomicBool,
     /// Cancelled when somebody has ended the input.
     ended: &'a CancellationToken,
 }
@@ -177,7 +196,7 @@ async fn feed(
     input: Option<Box<dyn AsyncWrite + Send + Unpin>>,
     mut taken: DuplexStream,
     told: &mpsc::Sender<ExecOutput>,
-    Fed { process, terminal, foreground, ended }: Fed<'_>,
+    Fed { process, terminal, leaves_open, ended }: Fed<'_>,
 ) {
     let mut input = input;
     let mut part = vec![0; PART];
@@ -203,11 +222,10 @@ async fn feed(
                 input = None;
             }
         }
-        if told.send(ExecOutput::Taken(length as u64)).await.is_err() {
-            return;
-        }
+        // Whoever sent it may have left.
+        let _ = told.send(ExecOutput::Taken(length as u64)).await;
     }
-    let Some(mut open) = input.filter(|_| foreground) else { return };
+    let Some(mut open) = input.filter(|_| !leaves_open.load(Ordering::Relaxed)) else { return };
     if terminal {
         // What a person types to end the input; a terminal that is closed hangs up.
         let _ = open.write_all(&[END_OF_TRANSMISSION]).await;

@@ -117,7 +117,9 @@ async fn watch(client: &Client, workload: &Workload, keys: DetachKeys) -> Result
     let mut signals = Signals::listen().map_err(|error| Failure::of(1, format!("no signals are heard: {error}")))?;
     let kept = if std::io::stdin().is_terminal() { Some(Raw::keys()?) } else { None };
     if kept.is_some() && std::io::stderr().is_terminal() {
-        eprintln!("`{name}` takes no input: this is its output; control-C or the detach keys leave it, and it goes on");
+        eprintln!(
+            "`{name}` takes no input: this is what it writes; the detach keys and control-C leave it, and it goes on"
+        );
     }
     let shown = Shown { timestamps: false, json: false, instance_names: workload.instances.len() > 1 };
     let path = format!("/api/v1/workloads/{name}/logs?follow=true&tail=0");

@@ -15,7 +15,10 @@ use nix::sys::{
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 
-use crate::harness::{appliance::Appliance, http::PATIENCE, machine::wait_until, person::Person};
+use crate::{
+    exec::inside,
+    harness::{appliance::Appliance, http::PATIENCE, machine::wait_until, person::Person},
+};
 
 fn with_busybox() -> Appliance {
     let toft = Appliance::start();
@@ -52,9 +55,9 @@ fn piped(toft: &Appliance, arguments: &[&str], input: Vec<u8>) -> (Option<i32>, 
 #[test]
 fn a_shell_run_in_front_feels_like_one_and_nothing_is_left_of_it() {
     let toft = with_busybox();
-    let (mut person, before) = Person::at(toft.client(&["run", "-it", "--rm", "-n", "shell", "busybox", "sh"]), 31, 93);
+    let (mut person, before) = Person::at(toft.client(&["run", "-it", "--rm", "-n", "front", "busybox", "sh"]), 31, 93);
     let first = person.sees("#");
-    assert!(!first.contains("shell") && !first.contains("toft"), "nothing but the session: {first:?}");
+    assert!(!first.contains("front") && !first.contains("toft"), "nothing but the session: {first:?}");
     assert!(!tcgetattr(&person.terminal).unwrap().local_flags.contains(LocalFlags::ECHO), "keys are handed over");
     person.types("busybox stty size; busybox tty\n");
     person.sees("31 93");
@@ -62,7 +65,9 @@ fn a_shell_run_in_front_feels_like_one_and_nothing_is_left_of_it() {
     person.resizes(40, 120);
     person.types("while [ \"$(busybox stty size)\" != '40 120' ]; do busybox sleep 0.1; done; echo re''sized\n");
     person.sees("resized");
-    person.types("busybox sleep 1111\n");
+    person.types("echo sl''eeps; busybox sleep 1111\n");
+    person.sees("sleeps");
+    wait_until("it sleeps", || (!inside(&toft, "busybox sleep 1111").is_empty()).then_some(()));
     person.types("\x03");
     person.types("echo interr''upted; exit 5\n");
     person.sees("interrupted");
@@ -158,9 +163,9 @@ fn several_sit_at_one_terminal_and_leave_it_as_it_is() {
         });
     };
     together(&mut first, &mut second);
-    second.types("X=kept; echo second's; hostname\n");
-    first.sees("second's");
-    assert!((0..1000).any(|_| watcher.line().contains("second's")));
+    second.types("X=kept; echo sec''ond\n");
+    first.sees("second");
+    assert!((0..1000).any(|_| watcher.line().contains("second")));
     second.types("\x1dx\x1d\x1dq");
     second.sees("detached");
     assert_eq!(second.ends(), 0);
@@ -184,7 +189,7 @@ fn a_terminal_outlives_the_daemon_whether_it_is_killed_or_stopped() {
     let mut toft = with_busybox();
     let (mut person, before) = Person::at(toft.client(&["run", "-it", "-n", "shell", "busybox", "sh"]), 24, 80);
     person.sees("#");
-    let pid = toft.instance("shell")["pid"].clone();
+    let pid = toft.instance_until("shell", "runs", |instance| instance["state"] == "running")["pid"].clone();
     person.types("X=kept; echo re''ady\n");
     person.sees("ready");
     let script = "read a; echo got $a; sleep 1000";
@@ -224,7 +229,7 @@ fn who_vanishes_from_the_foreground_hangs_up_and_who_detaches_does_not() {
     person.types("\x10\x11");
     assert_eq!(person.ends(), 0);
     person.sees("`toft attach shell`");
-    assert_eq!(toft.instance("shell")["state"], "running");
+    toft.instance_until("shell", "runs", |instance| instance["state"] == "running");
     let (mut person, _) = Person::at(toft.client(&["attach", "shell"]), 24, 80);
     person.types("\n");
     person.sees("#");
@@ -288,8 +293,16 @@ fn attached(toft: &Appliance, instance: &str) -> WebSocket<UnixStream> {
     let mut socket = connect(toft, instance);
     let order = json!({"type": "attach", "order": {"stdin": true}}).to_string();
     socket.send(Message::Text(order.into())).unwrap();
-    assert_eq!(socket.read().unwrap().into_text().unwrap().as_str(), r#"{"type":"started"}"#);
-    socket
+    loop {
+        match socket.read().unwrap() {
+            Message::Text(text) => {
+                assert_eq!(text.as_str(), r#"{"type":"started"}"#);
+                return socket;
+            }
+            Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 /// What is said in the end.

@@ -126,7 +126,15 @@ async fn what_it_uses_is_counted_while_it_runs(s: Subject) {
         async || s.runtime.containers().await.unwrap().into_iter().find(|container| container.id == s.id).unwrap();
     let TaskState::Running { pid } = find().await.task else { panic!("it runs") };
     let task = RunningTask { id: s.id, pid };
-    let first = s.runtime.usage(vec![task], false).await.unwrap().remove(0).1;
+    let mut first = s.runtime.usage(vec![task], false).await.unwrap().remove(0).1;
+    for _ in 0..1000 {
+        if first.pids == 1 {
+            break;
+        }
+        // The runtime's own threads have yet to become the process.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        first = s.runtime.usage(vec![task], false).await.unwrap().remove(0).1;
+    }
     assert!(first.memory_bytes > 0 && first.pids == 1 && first.memory_pss_bytes.is_none(), "{first:?}");
     let busy = s.runtime.exec(s.id, &order(&["sh", "-c", "while :; do :; done"])).await.unwrap();
     let mut more = first.cpu_ns;

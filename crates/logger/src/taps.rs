@@ -161,7 +161,8 @@ impl Tap {
             };
         }
         let expired = self.wish == Wish::Output && self.since.is_some_and(|since| since.elapsed() >= PATIENCE);
-        (events & POLLOUT == 0 || self.take()) && !(expired && !self.pending.is_empty())
+        let there = events & POLLOUT == 0 || self.take();
+        there && (!expired || self.pending.is_empty())
     }
 
     /// Hands over a frame, or keeps what is not taken; `false` when nobody is there.

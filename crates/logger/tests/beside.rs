@@ -81,6 +81,8 @@ impl Beside {
             std::thread::yield_now();
         }
         stream.set_nonblocking(false).expect("it can be set");
+        let length = u32::from_be_bytes([first[1], first[2], first[3], first[4]]);
+        stream.read_exact(&mut vec![0; length as usize]).expect("a frame is whole");
         stream
     }
 
@@ -91,7 +93,9 @@ impl Beside {
 
     fn log(&self) -> Vec<String> {
         let text = fs::read_to_string(self.dir.join("logs/current.log")).unwrap_or_default();
-        text.split_terminator('\n').map(|line| line.splitn(2, ' ').nth(1).unwrap_or_default().to_owned()).collect()
+        text.split_terminator('\n')
+            .map(|line| line.split_once(' ').map_or(String::new(), |(_, rest)| rest.to_owned()))
+            .collect()
     }
 }
 
@@ -119,16 +123,10 @@ fn all(stream: &mut UnixStream) -> (Vec<u8>, Vec<u8>, bool) {
     (out, err, end)
 }
 
-/// The rest of a first frame whose header [`Beside::listening`] has read.
-fn skip(stream: &mut UnixStream) {
-    stream.read_exact(&mut [0; 2]).expect("two bytes");
-}
-
 #[test]
 fn listeners_get_the_bytes_as_they_come_and_the_log_gets_lines() {
     let mut beside = Beside::start(false);
     let mut first = beside.listening(b"o");
-    skip(&mut first);
     let mut waiting = beside.listen(b"e");
     beside.say(b"prompt> ");
     let mut header = [0; 5];
@@ -165,7 +163,6 @@ fn a_listener_that_takes_nothing_is_cut_off_and_the_others_miss_nothing() {
     let mut beside = Beside::start(false);
     let mut deaf = beside.listening(b"o");
     let mut attentive = beside.listening(b"o");
-    skip(&mut attentive);
     let reading = std::thread::spawn(move || all(&mut attentive));
     let line = [b'x'; 1023].into_iter().chain([b'\n']).collect::<Vec<u8>>();
     let begun = Instant::now();
@@ -176,7 +173,6 @@ fn a_listener_that_takes_nothing_is_cut_off_and_the_others_miss_nothing() {
     beside.close();
     let (out, _, end) = reading.join().expect("it reads");
     assert_eq!((out.iter().filter(|byte| **byte == b'x').count(), end), (8_000 * 1023, true));
-    skip(&mut deaf);
     let mut rest = Vec::new();
     deaf.read_to_end(&mut rest).expect("what was sent is there");
     assert!(rest.len() < 8_000 * 1024, "it was cut off");
@@ -187,7 +183,6 @@ fn a_listener_that_takes_nothing_is_cut_off_and_the_others_miss_nothing() {
 fn who_wants_no_loss_holds_the_container_up() {
     let mut beside = Beside::start(false);
     let mut slow = beside.listening(b"O");
-    skip(&mut slow);
     let written = std::sync::Arc::new(AtomicU32::new(0));
     let (mut stdout, counted) = (beside.stdout.take().expect("it is open"), written.clone());
     let writing = std::thread::spawn(move || {
@@ -214,7 +209,6 @@ fn strangers_do_no_harm() {
     let crowd: Vec<UnixStream> = (0..100).map(|_| beside.listen(b"")).collect();
     drop(crowd);
     let mut listener = beside.listening(b"o");
-    skip(&mut listener);
     beside.close();
     assert!(all(&mut listener).2);
 }

@@ -136,9 +136,14 @@ async fn in_the_foreground_the_end_of_the_input_is_the_containers() {
 async fn who_vanishes_from_the_foreground_ends_its_input_and_who_detaches_or_is_cut_off_by_the_daemon_does_not() {
     let house = House::running("cat; exit 3", foreground()).await;
     house.start().await;
+    let mut watcher = house.attach().await;
     let person = house.attach().await;
+    person.types("last").await;
     person.input.send(ExecInput::Detach).await.unwrap();
     person.done.await.unwrap();
+    watcher.sees("last").await;
+    watcher.input.send(ExecInput::Detach).await.unwrap();
+    watcher.done.await.unwrap();
     let mut person = house.attach().await;
     person.stop.cancel();
     assert!(matches!(person.last_word().await, Some(ExecOutput::Lost(why)) if why.contains("stopping")));
