@@ -294,6 +294,11 @@ impl Keeper {
             let observed = self.observed.get(&id).copied();
             let memory = self.memory.entry(id).or_default();
             let grace_ms = order.as_ref().map_or(GRACE_MS, |order| order.container.stop_grace_ms);
+            // It was started again by an order that the ledger could not take: the one that stops it is the older.
+            let outdated = |order: &Assignment| order.desired == Desired::Stopped && order.epoch < memory.epoch;
+            if !self.heard && order.as_ref().is_some_and(outdated) {
+                return;
+            }
             match next_step(order.as_ref(), observed, memory, now_ms) {
                 Step::Remove if order.is_none() && !self.heard => return,
                 Step::Rest => return self.tell_what_finished(id, now_ms),

@@ -113,6 +113,33 @@ fn what_nobody_ordered_stays_until_the_cluster_is_heard() {
 }
 
 #[test]
+fn an_older_order_to_stop_ends_nothing_that_was_started_since() {
+    for task in [TaskState::Running { pid: 7 }, TaskState::Ended(EXIT)] {
+        // It was started in epoch 2; the ledger still holds the order that stopped epoch 1.
+        let outcome = Outcome { epoch: 2, ..Outcome::default() };
+        let mut keeper = started(Some(set(5, Desired::Stopped, 1)), Some(outcome), Some(task));
+        assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0], "{task:?}");
+        keeper.take_orders(set(6, Desired::Running, 2), true, 20);
+        let effects = keeper.take_effects();
+        if let TaskState::Ended(exit) = task {
+            assert_eq!(works(&effects), [&Work::Reap]);
+            let outcome = Outcome { last_exit: Some(exit), finished: Some(exit), ..outcome };
+            assert!(effects.contains(&Effect::Note { id: ID, outcome }), "{effects:?}");
+            keeper.done(ID, Done::Ended { exit: Some(exit) }, 30);
+            assert_eq!(reported(&keeper.take_effects()), [Some("finished")]);
+        } else {
+            assert_eq!(reported(&effects), [Some("running")]);
+        }
+    }
+    // Heard again, it stands.
+    let outcome = Outcome { epoch: 2, ..Outcome::default() };
+    let mut keeper = started(Some(set(5, Desired::Stopped, 1)), Some(outcome), Some(TaskState::Running { pid: 7 }));
+    keeper.take_effects();
+    keeper.take_orders(set(6, Desired::Stopped, 2), true, 20);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Stop { .. }]));
+}
+
+#[test]
 fn an_order_that_the_ledger_could_not_take_does_not_run_twice() {
     // The process was started in epoch 2 and ended; the ledger still holds the order of epoch 1.
     let outcome = Outcome { epoch: 2, ..Outcome::default() };
