@@ -32,10 +32,10 @@ impl Nfs {
     }
 
     fn up(&self) {
-        // Clients of an earlier life may reclaim their files for so many seconds, in which nobody else gets any.
+        // Clients of an earlier life may reclaim their files for a while, in which nobody else gets any. There are none.
         let script = "mount -t nfsd nfsd /proc/fs/nfsd
-            echo 2 >/proc/fs/nfsd/nfsv4leasetime
-            echo 2 >/proc/fs/nfsd/nfsv4gracetime
+            echo 10 >/proc/fs/nfsd/nfsv4leasetime
+            echo 10 >/proc/fs/nfsd/nfsv4gracetime
             exportfs -o rw,no_root_squash,insecure,no_subtree_check,fsid=0 127.0.0.1:\"$1\"
             rpc.mountd --no-nfs-version 3
             rpc.nfsd --no-nfs-version 3 --no-udp --port 2049 2";
@@ -86,7 +86,8 @@ impl Smb {
         writes.stdin.take().unwrap().write_all(twice.as_bytes()).unwrap();
         assert!(writes.wait().unwrap().success());
         let mut server = machine.command("smbd");
-        let server = server.args(["--foreground", "--no-process-group", "--configfile"]).arg(&config).spawn().unwrap();
+        let server = server.args(["--foreground", "--no-process-group", "--debug-stdout", "--configfile"]).arg(&config);
+        let server = server.stdin(Stdio::null()).spawn().unwrap();
         wait_until("the SMB server listens", || {
             machine.run("ss", &["-Hltn", "sport = 445"]).contains(":445").then_some(())
         });

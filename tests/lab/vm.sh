@@ -10,15 +10,15 @@ source "$here/machine.sh"
 source "$here/checks.sh"
 
 LAB_PACKAGES=systemd,systemd-sysv,dbus,iproute2,kmod,containerd,runc,nftables,busybox-static,procps,initramfs-tools
-LAB_PACKAGES+=,linux-image-cloud-$(dpkg --print-architecture)
+LAB_PACKAGES+=,linux-image-cloud-$(dpkg --print-architecture),nfs-kernel-server,samba
 VM_ACCELERATOR=${TOFT_LAB_ACCELERATOR:-tcg,thread=multi,tb-size=1024}
 VM_SECONDS=2400
 # An emulated processor is slower than a real one, and two more so on a busy machine.
 VM_SLOWNESS=5
 VM_DISK=8G
 
-# What the machine is asked to prove: limits, kills for want of memory, usage, processes in containers, volumes,
-# networking with published ports, names, health, and that nothing is left behind.
+# What the machine is asked to prove: limits, kills for want of memory, usage, processes in containers, volumes, also
+# those on servers, which the kernel here has clients for, networking with published ports, names, health, and that nothing is left behind.
 CORE=(
   runtime_containerd::limits_and_control_groups_are_in_force
   process::counts_and_reservations_are_those_of_the_control_group
@@ -30,6 +30,9 @@ CORE=(
   exec::a_shell_on_a_terminal_feels_like_one
   volumes::data_outlives_containers_and_goes_when_it_is_asked_for
   volumes::mounts_are_as_asked_and_lead_nowhere_else
+  volumes_served::nfs_is_shared_by_workloads_and_outlives_them_and_toft
+  volumes_served::a_server_that_is_away_keeps_only_those_waiting_who_need_it
+  volumes_served::smb_takes_its_password_from_a_secret_and_tells_it_nobody
   network::a_published_port_answers_from_everywhere
   network::a_container_goes_out_under_the_hosts_address
   names::containers_find_and_reach_those_they_share_a_network_with
@@ -52,7 +55,7 @@ EOF
 
 # What the machine needs beyond its packages: it runs what lies on its second disk and ends.
 prepare_root() {
-  local root=$1
+  local root=$1 service
   cat >"$root/etc/systemd/system/lab-payload.service" <<'EOF'
 [Unit]
 Description=What the machine is started for
@@ -72,8 +75,11 @@ EOF
   mkdir -p "$root/etc/systemd/system/graphical.target.wants"
   ln -s ../lab-payload.service "$root/etc/systemd/system/graphical.target.wants/"
   ln -s /dev/null "$root/etc/systemd/system/serial-getty@ttyS0.service"
-  # Tests start a containerd of their own, as where none runs.
+  # Tests start a containerd of their own, as where none runs, and their own servers of volumes.
   rm -f "$root/etc/systemd/system/multi-user.target.wants/containerd.service"
+  for service in nfs-server.service rpcbind.service rpcbind.socket smbd.service nmbd.service samba-ad-dc.service; do
+    ln -sf /dev/null "$root/etc/systemd/system/$service"
+  done
   echo vm >"$root/etc/hostname"
   printf '127.0.0.1 localhost vm\n::1 localhost\n' >"$root/etc/hosts"
 }
@@ -122,7 +128,7 @@ set -eu
 mkdir -p '${path%/*}'
 ln -s /srv/toft '$path'
 cd /tmp
-exec env HOME=/root RUST_BACKTRACE=0 TOFT_TEST_SLOWNESS=$VM_SLOWNESS /srv/it --color=never --nocapture --test-threads=1 $*
+exec env HOME=/root RUST_BACKTRACE=0 TOFT_TEST_SLOWNESS=$VM_SLOWNESS /srv/it --color=never --include-ignored --nocapture --test-threads=1 $*
 EOF
   chmod 0755 "$dir/payload/run"
   truncate --size 512M "$dir/payload.img"

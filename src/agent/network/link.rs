@@ -5,12 +5,13 @@ use std::{
     fs::File,
     net::{IpAddr, Ipv4Addr},
     os::fd::AsRawFd,
+    time::Duration,
 };
 
 use rtnetlink::{
     Handle, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
     packet_route::{
-        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage},
+        link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage, State},
         neighbour::NeighbourState,
     },
 };
@@ -29,6 +30,10 @@ const INSIDE: &str = "eth0";
 
 /// Index of the loopback interface, the first of every namespace.
 const LOOPBACK: u32 = 1;
+
+/// How often it is looked whether a link carries packets, and the time between two looks.
+const CARRY_LOOKS: u32 = 200;
+const CARRY_PAUSE: Duration = Duration::from_millis(1);
 
 /// Where a container gets connected.
 #[derive(Debug, Clone, Copy)]
@@ -106,7 +111,11 @@ pub(super) async fn attach(pid: u32, place: Place<'_>) -> Result<(), NetworkErro
                     LinkAttribute::Address(address) => Some(address.as_slice()),
                     _ => None,
                 });
-                configure(&inside, place, bridge).await
+                configure(&inside, place, bridge).await?;
+                for name in [&outside(place.address), place.bridge] {
+                    carry(&host, name).await?;
+                }
+                carry(&inside, INSIDE).await
             })
             .await
         })
@@ -173,6 +182,19 @@ async fn introduce(
         .execute()
         .await
         .map_err(failed(DOING))
+}
+
+/// Waits until a link carries packets. The kernel drops them until one of its own threads has seen that the other end is up,
+/// which is soon unless the machine is busy; what comes later than that is waited for by nobody.
+async fn carry(handle: &Handle, name: &str) -> Result<(), NetworkError> {
+    for _ in 0..CARRY_LOOKS {
+        let link = find(handle, name).await.map_err(failed(DOING))?.ok_or_else(|| gone(name))?;
+        if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
+            break;
+        }
+        tokio::time::sleep(CARRY_PAUSE).await;
+    }
+    Ok(())
 }
 
 fn gone(what: &str) -> NetworkError {

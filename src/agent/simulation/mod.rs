@@ -74,7 +74,9 @@ fn every_story_ends_in_what_was_asked_for() {
         println!("{}\nseed {seed}: {result:?}", world.trace().join("\n"));
         return assert_eq!(result, Ok(()));
     }
-    let (seeds, next) = (seeds(), AtomicU64::new(0));
+    // A sweep that was interrupted goes on where it was.
+    let first = std::env::var("TOFT_SIM_FROM").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let (seeds, next) = (seeds(), AtomicU64::new(first));
     let one_thread = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
