@@ -70,7 +70,8 @@ impl Smb {
             fs::create_dir(made).unwrap();
         }
         let config = dir.join("smb.conf");
-        let places = ["private dir", "state directory", "cache directory", "lock directory", "pid directory"];
+        let places =
+            ["ncalrpc dir", "private dir", "state directory", "cache directory", "lock directory", "pid directory"];
         let places: String = places.iter().map(|place| format!("{place} = {}\n", dir.display())).collect();
         let text = format!(
             "[global]\nserver role = standalone server\nsmb ports = 445\ndisable netbios = yes\nload printers = no\n\
