@@ -33,6 +33,7 @@ use super::{
         ContainerSpec, LoggerCommand, NetworkNamespace, Runtime, RuntimeError, RuntimeEvent, TaskState, root::Root,
     },
     secrets::{SecretError, SecretFiles},
+    turns::{Turn, Turns},
     volumes::{Prepared, VolumeError, Volumes},
 };
 use crate::observe::chain;
@@ -107,6 +108,8 @@ pub struct Executor {
     pub volumes: Volumes,
     /// Fetches images from registries.
     pub pulls: Pulls,
+    /// Who may keep the machine busy with a start.
+    pub turns: Turns,
     /// Images the appliance brings along, by complete reference.
     pub builtin_image: fn(&str) -> Option<&'static [u8]>,
 }
@@ -145,14 +148,20 @@ impl Executor {
         let Start { assignment, existing, outcome, secrets, unwanted } = start;
         let first_start = existing.is_none();
         let id = assignment.instance_id;
+        let mut turn = self.turns.someone();
         let prepare = async {
             let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
+            turn.take().await;
             match existing {
-                None => self.create_container(&assignment, &prepared, &unwanted).await?,
+                None => self.create_container(&assignment, &prepared, &unwanted, &mut turn).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
             }
-            self.fill_volumes(id, &mut prepared).await?;
+            if !prepared.empty.is_empty() {
+                turn.pause();
+                self.fill_volumes(id, &mut prepared).await?;
+                turn.take().await;
+            }
             // After the container, so that there is always one whose removal takes the files away.
             self.write_secrets(id, &assignment.container.secrets, secrets).await?;
             Ok(prepared)
@@ -194,6 +203,7 @@ impl Executor {
                 self.audience.prepared();
             }
             if process.foreground && first_start {
+                turn.pause();
                 let attached = unwanted.run_until_cancelled(self.audience.first(id, FOR_THE_FIRST)).await;
                 attached.ok_or_else(|| StartError::Other("another order came before anybody attached".to_owned()))?;
             }
@@ -214,19 +224,20 @@ impl Executor {
         assignment: &Assignment,
         prepared: &Prepared,
         unwanted: &CancellationToken,
+        turn: &mut Turn,
     ) -> Result<(), StartError> {
         let spec = ContainerSpec { mounts: prepared.mounts.clone(), ..self.spec_of(assignment).await? };
         let policy = assignment.container.pull_policy;
         let builtin = (self.builtin_image)(spec.image.as_str());
         if policy == PullPolicy::Always && builtin.is_none() {
-            self.pull(&spec.image, unwanted).await?;
+            self.pull(&spec.image, unwanted, turn).await?;
         }
         match self.runtime.create_container(&spec).await {
             Err(RuntimeError::ImageMissing { image }) => {
                 match builtin {
                     Some(archive) => drop(self.runtime.import_image(Box::new(archive), None).await?),
                     None if policy == PullPolicy::Never => return Err(RuntimeError::ImageMissing { image }.into()),
-                    None => self.pull(&spec.image, unwanted).await?,
+                    None => self.pull(&spec.image, unwanted, turn).await?,
                 }
                 Ok(self.runtime.create_container(&spec).await?)
             }
@@ -238,17 +249,17 @@ impl Executor {
     /// Gives volumes that are still empty what the image has.
     async fn fill_volumes(&self, id: InstanceId, prepared: &mut Prepared) -> Result<(), StartError> {
         let empty = std::mem::take(&mut prepared.empty);
-        if empty.is_empty() {
-            return Ok(());
-        }
         let Root { directory, held } = self.runtime.root(id).await?;
         let filled = self.volumes.fill(empty, directory).await;
         drop(held);
         Ok(filled?)
     }
 
-    async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken) -> Result<(), StartError> {
-        match unwanted.run_until_cancelled(self.pulls.pull(image)).await {
+    async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken, turn: &mut Turn) -> Result<(), StartError> {
+        turn.pause();
+        let pulled = unwanted.run_until_cancelled(self.pulls.pull(image)).await;
+        turn.take().await;
+        match pulled {
             Some(pulled) => pulled.map(drop).map_err(|error| StartError::Other(advice(&error))),
             None => Err(StartError::Other("another order came while its image was pulled".to_owned())),
         }

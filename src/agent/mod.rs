@@ -25,6 +25,7 @@ pub mod retention;
 pub mod runtime;
 pub mod secrets;
 pub mod tree;
+pub mod turns;
 pub mod volumes;
 
 mod ports;

@@ -50,6 +50,7 @@ use crate::{
         retention,
         runtime::{Availability, Runtime, containerd::isolation},
         secrets::SecretFiles,
+        turns::Turns,
         volumes::{Volumes, VolumesConfig},
     },
     api::http::{ApiState, KeptPage, Readiness},
@@ -208,6 +209,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         secrets,
         volumes: volumes.clone(),
         pulls,
+        turns: Turns::default(),
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     let (feed, assignments) = watch::channel(None);

@@ -52,7 +52,7 @@ impl Census {
             ("processes", processes(toft, &[daemon, containerd])),
             ("control groups", control_groups(toft)),
             ("links", links(toft)),
-            ("routes", lines(&toft.machine.run("ip", &["route", "show", "table", "all"]))),
+            ("routes", lines(&routes(toft))),
             ("packet rules", lines(&toft.machine.run("nft", &["--stateless", "list", "ruleset"]))),
             ("listening sockets", listening(daemon)),
             ("files", files(&toft.data)),
@@ -107,6 +107,12 @@ impl Census {
         }
         told
     }
+}
+
+/// The routes, without those to a link's own addresses: the kernel makes them a second or two after the link.
+fn routes(toft: &Appliance) -> String {
+    let all = toft.machine.run("ip", &["route", "show", "table", "all"]);
+    all.lines().filter(|line| !line.contains("fe80::")).collect::<Vec<_>>().join("\n")
 }
 
 fn lines(text: &str) -> Vec<String> {
