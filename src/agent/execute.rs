@@ -257,12 +257,12 @@ impl Executor {
 
     async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken, turn: &mut Turn) -> Result<(), StartError> {
         turn.pause();
-        let pulled = unwanted.run_until_cancelled(self.pulls.pull(image)).await;
+        match unwanted.run_until_cancelled(self.pulls.pull(image)).await {
+            Some(pulled) => pulled.map_err(|error| StartError::Other(advice(&error)))?,
+            None => return Err(StartError::Other("another order came while its image was pulled".to_owned())),
+        };
         turn.take().await;
-        match pulled {
-            Some(pulled) => pulled.map(drop).map_err(|error| StartError::Other(advice(&error))),
-            None => Err(StartError::Other("another order came while its image was pulled".to_owned())),
-        }
+        Ok(())
     }
 
     async fn spec_of(&self, assignment: &Assignment) -> Result<ContainerSpec, StartError> {

@@ -17,7 +17,12 @@ use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 
 use crate::{
     exec::inside,
-    harness::{appliance::Appliance, http::PATIENCE, machine::wait_until, person::Person},
+    harness::{
+        appliance::Appliance,
+        machine::wait_until,
+        person::Person,
+        socket::{connect, last_word},
+    },
 };
 
 fn with_busybox() -> Appliance {
@@ -283,14 +288,8 @@ fn those_attached_see_the_end_when_somebody_else_ends_it() {
     nothing_is_left(&toft);
 }
 
-fn connect(toft: &Appliance, instance: &str) -> WebSocket<UnixStream> {
-    let stream = UnixStream::connect(toft.data.join("toft.sock")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    client(format!("ws://localhost/api/v1/instances/{instance}/attach"), stream).unwrap().0
-}
-
 fn attached(toft: &Appliance, instance: &str) -> WebSocket<UnixStream> {
-    let mut socket = connect(toft, instance);
+    let mut socket = connect(toft, instance, "attach");
     let order = json!({"type": "attach", "order": {"stdin": true}}).to_string();
     socket.send(Message::Text(order.into())).unwrap();
     loop {
@@ -303,17 +302,6 @@ fn attached(toft: &Appliance, instance: &str) -> WebSocket<UnixStream> {
             other => panic!("{other:?}"),
         }
     }
-}
-
-/// What is said in the end.
-fn last_word(mut socket: WebSocket<UnixStream>) -> Value {
-    let mut last = Value::Null;
-    while let Ok(message) = socket.read() {
-        if let Message::Text(text) = message {
-            last = serde_json::from_str(&text).unwrap();
-        }
-    }
-    last
 }
 
 /// Kilobytes of memory of the daemon itself.
@@ -411,7 +399,7 @@ fn hostile_messages_are_refused_and_change_nothing() {
         order(json!({"terminal": {"columns": 0, "rows": 7}})),
         order(json!({"terminal": {"columns": 70_000, "rows": 7}})),
     ] {
-        let mut socket = connect(&toft, "cat-0");
+        let mut socket = connect(&toft, "cat-0", "attach");
         socket.send(Message::Text(first.clone().into())).unwrap();
         let last = last_word(socket);
         let shown: String = first.chars().take(80).collect();
@@ -426,7 +414,7 @@ fn hostile_messages_are_refused_and_change_nothing() {
     confused.send(Message::Text(json!({"type": "signal", "number": -9}).to_string().into())).unwrap();
     assert_eq!(last_word(confused)["error"]["code"], "invalid");
     let mut crowd: Vec<_> = (0..64).map(|_| attached(&toft, "cat-0")).collect();
-    let mut surplus = connect(&toft, "cat-0");
+    let mut surplus = connect(&toft, "cat-0", "attach");
     surplus.send(Message::Text(order(json!({})).into())).unwrap();
     let refused = last_word(surplus);
     assert_eq!(refused["error"]["code"], "unavailable", "{refused}");

@@ -1,6 +1,6 @@
 //! `toft exec`: commands in containers, with streams, terminals, and users who vanish.
 
-use std::{fs, io::Write, os::unix::net::UnixStream, process::Stdio};
+use std::{fs, io::Write, process::Stdio};
 
 use nix::{
     sys::{
@@ -10,9 +10,14 @@ use nix::{
     unistd::Pid,
 };
 use serde_json::{Value, json};
-use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{appliance::Appliance, machine::wait_until, person::Person};
+use crate::harness::{
+    appliance::Appliance,
+    machine::wait_until,
+    person::Person,
+    socket::{connect, last_word},
+};
 
 /// One with a container that runs.
 fn with_web() -> Appliance {
@@ -211,23 +216,6 @@ fn who_attaches_sees_what_is_written_from_then_on_and_detaches_without_harm() {
     assert!(toft.toft(&["attach", "nobody"]).bad(1).contains("there is no workload `nobody`"));
 }
 
-fn connect(toft: &Appliance) -> WebSocket<UnixStream> {
-    let stream = UnixStream::connect(toft.data.join("toft.sock")).unwrap();
-    stream.set_read_timeout(Some(crate::harness::http::PATIENCE)).unwrap();
-    client("ws://localhost/api/v1/instances/web-0/exec", stream).unwrap().0
-}
-
-/// What is said in the end.
-fn last_word(mut socket: WebSocket<UnixStream>) -> Value {
-    let mut last = Value::Null;
-    while let Ok(message) = socket.read() {
-        if let Message::Text(text) = message {
-            last = serde_json::from_str(&text).unwrap();
-        }
-    }
-    last
-}
-
 #[test]
 fn hostile_messages_are_refused_and_start_nothing() {
     let toft = with_web();
@@ -251,18 +239,18 @@ fn hostile_messages_are_refused_and_start_nothing() {
         order(json!({"command": ["true"], "dir": "../etc"})),
         order(json!({"command": ["true"], "terminal": {"columns": 0, "rows": -1}})),
     ] {
-        let mut socket = connect(&toft);
+        let mut socket = connect(&toft, "web-0", "exec");
         socket.send(Message::Text(first.clone().into())).unwrap();
         let last = last_word(socket);
         let shown: String = first.chars().take(80).collect();
         assert_eq!((&last["type"], &last["error"]["code"]), (&json!("failed"), &json!("invalid")), "{shown}: {last}");
         assert!(last.to_string().len() < 2_000 && !last.to_string().contains("hunter2"), "{shown}");
     }
-    let mut huge = connect(&toft);
+    let mut huge = connect(&toft, "web-0", "exec");
     // It may be cut off while it is still being sent.
     drop(huge.send(Message::Text("x".repeat(4 << 20).into())));
     assert_eq!(last_word(huge), Value::Null);
-    let mut confused = connect(&toft);
+    let mut confused = connect(&toft, "web-0", "exec");
     confused.send(Message::Text(order(json!({"command": ["sleep", "4000"], "stdin": true})).into())).unwrap();
     assert_eq!(confused.read().unwrap().into_text().unwrap().as_str(), r#"{"type":"started"}"#);
     confused.send(Message::Text(json!({"type": "signal", "number": 1_000_000}).to_string().into())).unwrap();

@@ -336,24 +336,7 @@ async fn until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-macro_rules! conformance {
-    ($($test:ident),* $(,)?) => {
-        mod fake {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_fake(super::$test).await;
-            })*
-        }
-        mod containerd {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_containerd(super::$test).await;
-            })*
-        }
-    };
-}
-
-conformance!(
+crate::harness::conformance!(
     all_see_what_is_written_and_each_can_type,
     the_first_words_and_the_code_are_told,
     the_end_of_the_input_is_told_to_the_process_whoever_else_is_attached,

@@ -307,24 +307,7 @@ async fn on_containerd<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) 
     test(Subject { runtime: connected.runtime.clone(), logger: lab.logger(), archive }).await;
 }
 
-macro_rules! conformance {
-    ($($test:ident),* $(,)?) => {
-        mod fake {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_fake(super::$test).await;
-            })*
-        }
-        mod containerd {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_containerd(super::$test).await;
-            })*
-        }
-    };
-}
-
-conformance!(
+crate::harness::conformance!(
     images_come_and_go,
     a_damaged_archive_changes_nothing,
     a_container_lives_and_lives_again,

@@ -196,24 +196,7 @@ async fn on_containerd<F: Future<Output = ()>>(test: impl FnOnce(Subject) -> F) 
     assert!(left.is_empty(), "pipes are left: {left:?}");
 }
 
-macro_rules! conformance {
-    ($($test:ident),* $(,)?) => {
-        mod fake {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_fake(super::$test).await;
-            })*
-        }
-        mod containerd {
-            $(#[tokio::test(flavor = "multi_thread")]
-            async fn $test() {
-                super::on_containerd(super::$test).await;
-            })*
-        }
-    };
-}
-
-conformance!(
+crate::harness::conformance!(
     output_errors_and_code_come_apart,
     input_reaches_the_process_to_its_end,
     without_input_its_end_is_read_at_once,

@@ -14,6 +14,7 @@ pub mod person;
 pub mod prober;
 pub mod proxy;
 pub mod registry;
+pub mod socket;
 pub mod terminal;
 pub mod trio;
 
@@ -35,3 +36,22 @@ impl Drop for SetAtTheEnd<'_> {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+/// Runs tests against the fake and against containerd: by functions `on_fake` and `on_containerd` of the module that asks.
+macro_rules! conformance {
+    ($($test:ident),* $(,)?) => {
+        mod fake {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::on_fake(super::$test).await;
+            })*
+        }
+        mod containerd {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::on_containerd(super::$test).await;
+            })*
+        }
+    };
+}
+pub(crate) use conformance;
