@@ -355,6 +355,8 @@ fn a_flood_of_input_is_slowed_down_and_a_client_that_does_not_read_is_left_behin
     let (mut keys, mut out) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut listening = attached(&toft, "loud-0");
     listening.send(Message::Binary(b"go\n".to_vec().into())).unwrap();
+    // What is still under way when a client vanishes may be lost with it.
+    wait_until("it has begun", || (!toft.logs("loud").is_empty()).then_some(()));
     drop(listening);
     let begun = Instant::now();
     let reading = std::thread::spawn(move || {

@@ -131,11 +131,12 @@ impl Stdio {
 
     /// Lets go of a logger whose pipes the shim did not open, and removes them.
     pub(super) fn abandon(&self) {
-        for name in ["stdout", "stderr"] {
-            // Who waits for a writer gets one, and then the end. There may be no logger, and no pipe.
-            drop(File::options().write(true).custom_flags(O_NONBLOCK).open(self.dir.join(name)));
-        }
+        // Who waits for a writer gets one, and then the end. It opens one after the other and may not have begun, so both
+        // are held until their names are gone. There may be no pipe.
+        let open = |name| File::options().read(true).write(true).custom_flags(O_NONBLOCK).open(self.dir.join(name));
+        let held = ["stdout", "stderr"].map(open);
         self.remove();
+        drop(held);
     }
 
     /// Connects to the logger; `wish` is what it is asked for.
