@@ -22,6 +22,7 @@ pub fn inventory(
         subnet,
         subnet6,
         isolation,
+        gpus: Vec::new(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use toft_model::{
+    gpu::GpuRequest,
     image::ImageRef,
     invalid::Invalid,
     name::Name,
@@ -283,6 +284,9 @@ pub(super) struct RunArgs {
     /// What happens when the process ends: always, on-failure[:N], no [default: always; with --rm no]
     #[arg(long, value_name = "POLICY", value_parser = parsed::<RestartPolicy>)]
     pub(super) restart: Option<RestartPolicy>,
+    /// GPUs of each instance: `1`, `nvidia:1`, `rtx4090:2`, `24GB..:1`, `vram=8GiB` (a share of one card) or `all`
+    #[arg(long, value_name = "SPEC", value_parser = parsed::<GpuRequest>)]
+    pub(super) gpus: Option<GpuRequest>,
     /// Run on this node only
     #[arg(long, value_parser = parsed::<Name>)]
     pub(super) node: Option<Name>,

@@ -153,6 +153,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     let (mounts, tmpfs) = args.mounts.spec();
     spec.mounts = mounts;
     spec.process.tmpfs.extend(tmpfs);
+    spec.gpus = args.gpus;
     spec.node = args.node;
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
     args.network.write_to(&mut spec)?;

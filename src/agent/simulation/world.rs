@@ -519,5 +519,6 @@ fn inventory(number: u8) -> Inventory {
         subnet: Some(subnet.parse().unwrap()),
         subnet6: None,
         isolation: Vec::new(),
+        gpus: Vec::new(),
     }
 }

@@ -360,6 +360,7 @@ impl House {
             subnet: Some("10.210.0.0/24".parse().unwrap()),
             subnet6: None,
             isolation: Vec::new(),
+            gpus: Vec::new(),
         };
         ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();
         Self { ops, app, node, shutdown, node_id, _dir: dir }

@@ -9,6 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    gpu::GpuHold,
     ids::{InstanceId, NodeId, WorkloadId},
     image::ImageRef,
     name::Name,
@@ -112,10 +113,13 @@ pub struct ContainerOrder {
     /// How it is found out whether it works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,
+    /// GPUs it holds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuHold>,
 }
 
 impl ContainerOrder {
-    /// The order that `spec` asks for with the network the scheduler decided.
+    /// The order that `spec` asks for with the network the scheduler decided, and without GPUs.
     pub fn of(spec: &WorkloadSpec, network: NetworkOrder) -> Self {
         Self {
             image: spec.image.clone(),
@@ -133,6 +137,7 @@ impl ContainerOrder {
             mounts: spec.mounts.clone(),
             process: spec.process.clone(),
             health: spec.health.clone(),
+            gpus: Vec::new(),
         }
     }
 }

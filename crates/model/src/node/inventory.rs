@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Subnet, Subnet6};
+use crate::gpu::Gpu;
 
 /// What a node has and is, as it told when it last registered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -31,4 +32,7 @@ pub struct Inventory {
     /// Names of the container runtimes that `isolation` can ask for; empty when the node does not tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub isolation: Vec<String>,
+    /// Its GPUs, in the order in which people count them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<Gpu>,
 }

@@ -5,7 +5,9 @@ use std::{
     net::Ipv4Addr,
 };
 
+use super::gpus::{self, GpuClaims};
 use crate::{
+    gpu::GpuHold,
     ids::NodeId,
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     name::Name,
@@ -25,12 +27,14 @@ pub(crate) struct Claims {
     ports: HashSet<(u16, Protocol)>,
     cpu_millis: u64,
     memory_bytes: u64,
+    gpus: GpuClaims,
 }
 
 impl Claims {
     /// What an instance with these holds is held from now on.
-    pub(crate) fn add(&mut self, network: &NetworkOrder, resources: &Resources) {
+    pub(crate) fn add(&mut self, network: &NetworkOrder, resources: &Resources, gpus: &[GpuHold]) {
         self.instances += 1;
+        self.gpus.add(gpus);
         self.cpu_millis += resources.cpu_reserved_millis.map_or(0, u64::from);
         self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_reserved_bytes.unwrap_or(0));
         if let NetworkOrder::Bridge { address, ports, .. } = network {
@@ -41,7 +45,7 @@ impl Claims {
 
     /// Whether `order` claims something that `node` has no more.
     pub(crate) fn conflict(&self, order: &ContainerOrder, node: &NodeRow) -> bool {
-        if self.reserve(&order.resources, node).is_err() {
+        if self.reserve(&order.resources, node).is_err() || !self.gpus.allow(&order.gpus, &node.inventory.gpus) {
             return true;
         }
         let NetworkOrder::Bridge { address, ports, .. } = &order.network else { return false };
@@ -136,12 +140,16 @@ pub(super) fn fit(
         let has = if has.is_empty() { Isolation::USUAL } else { &has };
         return Err(format!("it has no runtime `{isolation}` (it has {has})"));
     }
+    let gpus = match &spec.gpus {
+        Some(wanted) => claims.gpus.choose(wanted, &node.inventory.gpus)?,
+        None => Vec::new(),
+    };
     let network = match spec.network {
         NetworkMode::Host => NetworkOrder::Host,
         NetworkMode::None => NetworkOrder::None,
         NetworkMode::Bridge => bridge(spec, node, claims)?,
     };
-    Ok(ContainerOrder::of(spec, network))
+    Ok(ContainerOrder { gpus, ..ContainerOrder::of(spec, network) })
 }
 
 fn has_isolation(node: &NodeRow, wanted: &Isolation) -> bool {
@@ -200,6 +208,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         mounts,
         process,
         health,
+        gpus,
     } = order;
     pinned_to(spec, node)
         && network_serves(network, spec, node)
@@ -217,6 +226,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         && *stop_grace_ms == spec.stop_grace_ms
         && *process == spec.process
         && *health == spec.health
+        && gpus::serve(gpus, spec.gpus.as_ref(), &node.inventory.gpus)
 }
 
 fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {

@@ -1,6 +1,7 @@
 //! Decides what should run where. Pure: a [`Snapshot`] goes in, a plan comes out. `README.md` states the problem.
 
 mod feasible;
+mod gpus;
 mod plan;
 mod rank;
 mod snapshot;

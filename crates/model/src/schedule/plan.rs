@@ -50,7 +50,7 @@ pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
             match choose(&workload.spec, &snapshot.nodes, &claims, &homes) {
                 Ok((node_id, container)) => {
                     homes.settle(&workload.spec, node_id);
-                    claims.entry(node_id).or_default().add(&container.network, &container.resources);
+                    claims.entry(node_id).or_default().add(&container.network, &container.resources, &container.gpus);
                     plan.placements.push(Placement {
                         instance_id: mint(),
                         workload_id: workload.id,
@@ -83,7 +83,7 @@ fn claims(snapshot: &Snapshot) -> HashMap<NodeId, Claims> {
     let mut claims: HashMap<NodeId, Claims> = HashMap::new();
     for instance in &snapshot.instances {
         let order = &instance.container;
-        claims.entry(instance.node_id).or_default().add(&order.network, &order.resources);
+        claims.entry(instance.node_id).or_default().add(&order.network, &order.resources, &order.gpus);
     }
     claims
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     ids::{NodeId, WorkloadId},
-    instance::Desired,
+    instance::{ContainerOrder, Desired},
     schedule::{Claims, serves},
 };
 
@@ -69,7 +69,8 @@ impl<'a> PlanCommit<'a> {
             return Ok(false);
         }
         volumes::settle(connection, self.index, &placement.container, node, self.at_ms)?;
-        claims.add(&placement.container.network, &placement.container.resources);
+        let ContainerOrder { network, resources, gpus, .. } = &placement.container;
+        claims.add(network, resources, gpus);
         self.touched.insert(placement.node_id);
         let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
         EventRow::add(connection, self.at_ms, EventLevel::Info, &subject, &format!("placed on node {}", node.name))?;
@@ -116,8 +117,8 @@ impl<'a> PlanCommit<'a> {
 fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeRow, Claims)>> {
     let Some(node) = NodeRow::by_id(connection, id)? else { return Ok(None) };
     let mut claims = Claims::default();
-    for (network, resources) in InstanceRow::holdings_of_node(connection, id)? {
-        claims.add(&network, &resources);
+    for (network, resources, gpus) in InstanceRow::holdings_of_node(connection, id)? {
+        claims.add(&network, &resources, &gpus);
     }
     Ok(Some((node, claims)))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
-use crate::{image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
+use crate::{gpu::GpuRequest, image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
@@ -161,6 +161,11 @@ pub struct WorkloadSpec {
     /// How it is found out whether a container that runs also works.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthCheck>,
+    /// GPUs of each instance: a count, a vendor, a model, a range of memory or a share of a card's memory, such as `1`,
+    /// `nvidia:1`, `rtx4090:2`, `24GB..:1`, `vram=8GiB` or `all`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "rtx4090:2")]
+    pub gpus: Option<GpuRequest>,
 }
 
 fn one() -> u32 {
@@ -206,6 +211,7 @@ impl WorkloadSpec {
             stop_grace_ms: ten_seconds(),
             process: ProcessSpec::default(),
             health: None,
+            gpus: None,
         }
     }
 

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{from_json, to_json};
 use crate::{
+    gpu::GpuHold,
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport, NetworkOrder},
     workload::Resources,
@@ -93,18 +94,24 @@ impl InstanceRow {
             .exists(params![id, ordinal])
     }
 
-    /// The networks and resources of the instances placed on one node.
-    pub fn holdings_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<(NetworkOrder, Resources)>> {
+    /// The networks, resources and GPUs of the instances placed on one node.
+    pub fn holdings_of_node(
+        connection: &Connection,
+        id: NodeId,
+    ) -> rusqlite::Result<Vec<(NetworkOrder, Resources, Vec<GpuHold>)>> {
         /// The part of a [`ContainerOrder`] that is worth reading here.
         #[derive(serde::Deserialize)]
         struct Holding {
             network: NetworkOrder,
             resources: Resources,
+            #[serde(default)]
+            gpus: Vec<GpuHold>,
         }
         connection
             .prepare_cached("SELECT container FROM instances WHERE node_id = ?1")?
             .query_map([id], |row| {
-                from_json::<Holding>(row.get_ref(0)?.as_str()?).map(|order| (order.network, order.resources))
+                from_json::<Holding>(row.get_ref(0)?.as_str()?)
+                    .map(|order| (order.network, order.resources, order.gpus))
             })?
             .collect()
     }

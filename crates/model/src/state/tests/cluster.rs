@@ -50,6 +50,7 @@ pub(crate) fn inventory(subnet: Option<&str>) -> Inventory {
         subnet: subnet.map(|subnet| subnet.parse().unwrap()),
         subnet6: None,
         isolation: Vec::new(),
+        gpus: Vec::new(),
     }
 }
 

@@ -1,0 +1,203 @@
+//! Which GPUs of a node an instance can have.
+
+use std::collections::HashMap;
+
+use crate::{
+    gpu::{Gpu, GpuAmount, GpuHold, GpuId, GpuRequest},
+    units::format_bytes,
+};
+
+/// What the instances of one node hold of its GPUs.
+#[derive(Debug, Default)]
+pub(super) struct GpuClaims(HashMap<GpuId, Held>);
+
+/// Of one card.
+#[derive(Debug, Default, Clone, Copy)]
+struct Held {
+    whole: bool,
+    shared_mib: u64,
+}
+
+impl GpuClaims {
+    /// An instance has these from now on.
+    pub(super) fn add(&mut self, holds: &[GpuHold]) {
+        for GpuHold { gpu, vram_mib } in holds {
+            let held = self.0.entry(gpu.clone()).or_default();
+            match vram_mib {
+                None => held.whole = true,
+                Some(mib) => held.shared_mib += u64::from(*mib),
+            }
+        }
+    }
+
+    /// Whether every one of `holds` is there and free among `cards`.
+    pub(super) fn allow(&self, holds: &[GpuHold], cards: &[Gpu]) -> bool {
+        holds.iter().enumerate().all(|(i, hold)| {
+            let twice = holds[..i].iter().any(|other| other.gpu == hold.gpu);
+            let card = cards.iter().find(|card| card.id == hold.gpu);
+            !twice && card.is_some_and(|card| self.room(card, hold.vram_mib, cards).is_ok())
+        })
+    }
+
+    /// Those among `cards` that `wanted` gets, in their order; else why it gets none.
+    pub(super) fn choose(&self, wanted: &GpuRequest, cards: &[Gpu]) -> Result<Vec<GpuHold>, String> {
+        let share = match wanted.amount {
+            GpuAmount::Share(mib) => Some(mib),
+            GpuAmount::Cards(_) | GpuAmount::All => None,
+        };
+        let (mut free, mut why) = (Vec::new(), Vec::new());
+        let mut allowed = 0;
+        for (place, card) in cards.iter().enumerate() {
+            let refused = |reason: String| format!("GPU {place}: {reason}");
+            if let Err(reason) = wanted.allows(card, place) {
+                why.push(refused(reason));
+                continue;
+            }
+            allowed += 1;
+            match self.room(card, share, cards) {
+                Ok(left) => free.push((left, card)),
+                Err(reason) => why.push(refused(reason)),
+            }
+        }
+        let count = match wanted.amount {
+            GpuAmount::Share(_) => 1,
+            GpuAmount::Cards(count) => count as usize,
+            GpuAmount::All => allowed.max(1),
+        };
+        if cards.is_empty() {
+            return Err("it has no GPU".into());
+        }
+        if free.len() < count {
+            let begin = format!("`{wanted}` is wanted and {} of {} GPUs can be given", free.len(), cards.len());
+            return Err(if why.is_empty() { begin } else { format!("{begin} ({})", why.join(", ")) });
+        }
+        if share.is_some() {
+            // The fullest, so that others stay whole.
+            free.sort_by_key(|(left, _)| *left);
+        }
+        Ok(free[..count].iter().map(|(_, card)| GpuHold { gpu: card.id.clone(), vram_mib: share }).collect())
+    }
+
+    /// The memory in MiB that is left on `card`, one of `cards`, for who wants `share` of it or all; else why it has none.
+    fn room(&self, card: &Gpu, share: Option<u32>, cards: &[Gpu]) -> Result<u64, String> {
+        if let Some(sick) = &card.sick {
+            return Err(format!("it takes no work: {sick}"));
+        }
+        if cards.iter().any(|part| part.parent.as_ref() == Some(&card.id)) {
+            return Err("only its MIG devices are given".into());
+        }
+        let held = self.0.get(&card.id).copied().unwrap_or_default();
+        if held.whole {
+            return Err("it is held whole".into());
+        }
+        let (memory, outside) = (u64::from(card.memory_mib), u64::from(card.outside_mib));
+        let left = memory.saturating_sub(outside).saturating_sub(held.shared_mib);
+        let amount = |mib: u64| format_bytes(mib << 20);
+        match share {
+            Some(wanted) if u64::from(wanted) > left => Err(match outside {
+                0 => format!("{} are left", amount(left)),
+                outside => format!("{} are left, {} are used outside toft", amount(left), amount(outside)),
+            }),
+            None if held.shared_mib > 0 => Err("it is shared".into()),
+            None if outside > (memory / 10).max(WHOLE_THOUGH_MIB) => {
+                Err(format!("{} are used outside toft", amount(outside)))
+            }
+            Some(_) | None => Ok(left),
+        }
+    }
+}
+
+/// A card counts as whole although so much of it, in MiB, or a tenth is used outside toft: a desktop takes some.
+const WHOLE_THOUGH_MIB: u64 = 1_024;
+
+/// Whether an instance that has `holds` of a node's `cards` has what `wanted` asks for. It has not when a card is gone or sick.
+pub(super) fn serve(holds: &[GpuHold], wanted: Option<&GpuRequest>, cards: &[Gpu]) -> bool {
+    let Some(wanted) = wanted else { return holds.is_empty() };
+    let well = |hold: &GpuHold| {
+        let found = cards.iter().enumerate().find(|(_, card)| card.id == hold.gpu);
+        found.is_some_and(|(place, card)| card.sick.is_none() && wanted.allows(card, place).is_ok())
+    };
+    let amount = match wanted.amount {
+        GpuAmount::Share(mib) => holds.len() == 1 && holds[0].vram_mib == Some(mib),
+        GpuAmount::Cards(count) => holds.len() == count as usize && holds.iter().all(|hold| hold.vram_mib.is_none()),
+        GpuAmount::All => !holds.is_empty() && holds.iter().all(|hold| hold.vram_mib.is_none()),
+    };
+    amount && holds.iter().all(well)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::GpuVendor;
+
+    fn card(place: u32) -> Gpu {
+        Gpu {
+            id: format!("GPU-{place}").parse().unwrap(),
+            vendor: GpuVendor::Nvidia,
+            model: "NVIDIA GeForce RTX 4090".into(),
+            memory_mib: 24_564,
+            outside_mib: 0,
+            parent: None,
+            sick: None,
+        }
+    }
+
+    fn chosen(claims: &GpuClaims, wanted: &str, cards: &[Gpu]) -> Result<String, String> {
+        let holds = claims.choose(&wanted.parse().unwrap(), cards)?;
+        assert!(claims.allow(&holds, cards) && serve(&holds, Some(&wanted.parse().unwrap()), cards));
+        let show =
+            |hold: &GpuHold| format!("{}{}", hold.gpu, hold.vram_mib.map(|mib| format!("={mib}")).unwrap_or_default());
+        Ok(holds.iter().map(show).collect::<Vec<_>>().join(" "))
+    }
+
+    fn hold(place: u32, vram_mib: Option<u32>) -> GpuHold {
+        GpuHold { gpu: format!("GPU-{place}").parse().unwrap(), vram_mib }
+    }
+
+    #[test]
+    fn whole_cards_and_shares_are_kept_apart() {
+        let cards = [card(0), card(1), card(2)];
+        let mut claims = GpuClaims::default();
+        assert_eq!(chosen(&claims, "2", &cards), Ok("GPU-0 GPU-1".into()));
+        claims.add(&[hold(0, None)]);
+        assert_eq!(chosen(&claims, "vram=8GiB", &cards), Ok("GPU-1=8192".into()));
+        claims.add(&[hold(2, Some(20_000))]);
+        assert_eq!(chosen(&claims, "vram=4GiB", &cards), Ok("GPU-2=4096".into()), "the fullest");
+        assert_eq!(chosen(&claims, "vram=8GiB", &cards), Ok("GPU-1=8192".into()));
+        assert_eq!(
+            chosen(&claims, "2", &cards),
+            Err("`2` is wanted and 1 of 3 GPUs can be given (GPU 0: it is held whole, GPU 2: it is shared)".into())
+        );
+        assert_eq!(chosen(&claims, "device=1", &cards), Ok("GPU-1".into()));
+        assert_eq!(chosen(&claims, "1", &[]), Err("it has no GPU".into()));
+        assert!(!claims.allow(&[hold(0, Some(1))], &cards) && !claims.allow(&[hold(7, None)], &cards));
+        assert!(!claims.allow(&[hold(1, None), hold(1, None)], &cards), "one card twice");
+    }
+
+    #[test]
+    fn what_is_used_outside_counts() {
+        let mut cards = [card(0)];
+        let claims = GpuClaims::default();
+        cards[0].outside_mib = 2_048;
+        assert_eq!(chosen(&claims, "1", &cards), Ok("GPU-0".into()), "a desktop takes some");
+        cards[0].outside_mib = 8_192;
+        let why = chosen(&claims, "1", &cards).unwrap_err();
+        assert!(why.ends_with("(GPU 0: 8 GiB are used outside toft)"), "{why}");
+        assert_eq!(chosen(&claims, "vram=15GiB", &cards), Ok("GPU-0=15360".into()));
+        assert!(chosen(&claims, "vram=16GiB", &cards).is_err());
+    }
+
+    #[test]
+    fn sick_cards_and_cards_in_parts_are_not_given() {
+        let mut cards = [card(0), card(1), card(2)];
+        cards[0].sick = Some("Xid 79: it has fallen off the bus".into());
+        cards[2].parent = Some("GPU-1".parse().unwrap());
+        let claims = GpuClaims::default();
+        assert_eq!(chosen(&claims, "1", &cards), Ok("GPU-2".into()));
+        assert_eq!(chosen(&claims, "all", &cards).unwrap_err().matches("GPU").count(), 4);
+        assert!(!serve(&[hold(0, None)], Some(&GpuRequest::cards(1)), &cards), "it fell ill");
+        assert!(!serve(&[hold(9, None)], Some(&GpuRequest::cards(1)), &cards), "it is gone");
+        assert!(serve(&[hold(2, None)], Some(&GpuRequest::cards(1)), &cards));
+        assert!(!serve(&[hold(2, None)], None, &cards) && serve(&[], None, &[]));
+    }
+}
