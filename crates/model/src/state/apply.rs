@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
-    registries,
+    registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -18,7 +18,7 @@ use crate::{
     instance::{Desired, InstanceReport, InstanceState},
     invalid::Invalid,
     name::Name,
-    workload::WorkloadSpec,
+    workload::{VersionCause, WorkloadSpec},
 };
 
 /// What became of a command. A refusal changed nothing.
@@ -40,14 +40,17 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             register_node(connection, &row)?
         }
         Command::PutWorkload { workload_id, spec, mode, at_ms } => {
-            put_workload(connection, *workload_id, spec, *mode, *at_ms)?
+            put_workload(connection, *workload_id, spec, *mode, &VersionCause::User, *at_ms)?
         }
         Command::PowerWorkload { name, action, at_ms } => power_workload(connection, index, name, *action, *at_ms)?,
         Command::RemoveWorkload { name, at_ms } => remove_workload(connection, name, *at_ms)?,
         Command::LabelWorkload { name, labels, if_generation, at_ms } => {
             label_workload(connection, name, labels, *if_generation, *at_ms)?
         }
-        Command::CommitPlan { placements, changes, pending, at_ms } => {
+        Command::RollBackWorkload { name, to, if_generation, at_ms } => {
+            rollouts::roll_back(connection, name, *to, *if_generation, *at_ms)?
+        }
+        Command::CommitPlan { placements, changes, pending, rollouts, at_ms } => {
             let mut commit = PlanCommit::new(connection, index, *at_ms);
             let mut placed = 0;
             for placement in placements {
@@ -60,6 +63,9 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 commit.note_pending(*workload_id, reason.as_deref())?;
             }
             commit.finish()?;
+            for change in rollouts {
+                rollouts::finish(connection, change, *at_ms)?;
+            }
             Ok(Reply::Plan { placed, dropped: placements.len() - placed })
         }
         Command::ReportInstances { node_id, reports, at_ms } => {
@@ -114,7 +120,7 @@ fn register_node(connection: &Connection, row: &NodeRow) -> rusqlite::Result<App
     Ok(Ok(Reply::Done))
 }
 
-fn not_found(name: &Name) -> Refusal {
+pub(super) fn not_found(name: &Name) -> Refusal {
     Refusal {
         kind: RefusalKind::NotFound,
         message: format!("there is no workload `{name}`"),
@@ -142,11 +148,12 @@ fn tell(connection: &Connection, at_ms: i64, name: &Name, message: &str) -> rusq
     EventRow::add(connection, at_ms, EventLevel::Info, &format!("workload/{name}"), message)
 }
 
-fn put_workload(
+pub(super) fn put_workload(
     connection: &Connection,
     id: WorkloadId,
     spec: &WorkloadSpec,
     mode: PutMode,
+    cause: &VersionCause,
     at_ms: i64,
 ) -> rusqlite::Result<Applied> {
     let name = &spec.name;
@@ -169,10 +176,12 @@ fn put_workload(
             return Ok(Err(stale(&row, seen)));
         }
         (None, PutMode::Replace { if_generation: Some(_) }) => return Ok(Err(not_found(name))),
-        (Some(row), PutMode::Replace { .. }) if row.spec == *spec => row,
+        (Some(row), PutMode::Replace { .. }) if row.spec == *spec => return Ok(Ok(Reply::Workload(Box::new(row)))),
         (Some(row), PutMode::Replace { .. }) => {
-            tell(connection, at_ms, name, &format!("changed to generation {}", row.generation + 1))?;
-            WorkloadRow { generation: row.generation + 1, spec: spec.clone(), updated_at_ms: at_ms, ..row }
+            let generation = row.generation + 1;
+            tell(connection, at_ms, name, &format!("changed to generation {generation}"))?;
+            let rollout = rollouts::begun(spec);
+            WorkloadRow { generation, spec: spec.clone(), updated_at_ms: at_ms, rollout, ..row }
         }
         (None, _) if WorkloadRow::order_of(connection, id)?.is_some() => {
             return Ok(Err(Refusal {
@@ -192,10 +201,12 @@ fn put_workload(
                 pending: None,
                 created_at_ms: at_ms,
                 updated_at_ms: at_ms,
+                rollout: rollouts::begun(spec),
             }
         }
     };
     row.save(connection)?;
+    rollouts::note(connection, &row, cause)?;
     Ok(Ok(Reply::Workload(Box::new(row))))
 }
 

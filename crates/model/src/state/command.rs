@@ -13,7 +13,7 @@ use crate::{
     registry::RegistryName,
     secret::SealedSecret,
     volume::VolumeOptions,
-    workload::WorkloadSpec,
+    workload::{Rollout, WorkloadSpec},
 };
 
 /// A change of the state. Times are milliseconds since 1970, taken by the proposer.
@@ -68,6 +68,9 @@ pub enum Command {
         changes: Vec<InstanceChange>,
         /// Workloads that wait, with the reason; `None` clears it.
         pending: Vec<(WorkloadId, Option<String>)>,
+        /// Rollouts that ended.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        rollouts: Vec<RolloutChange>,
         /// When.
         at_ms: i64,
     },
@@ -178,6 +181,17 @@ pub enum Command {
         /// Names, each with what tells it from others of the same name.
         gone: Vec<(Name, u64)>,
     },
+    /// A user wants an earlier specification of a workload again.
+    RollBackWorkload {
+        /// Its name.
+        name: Name,
+        /// Generation of that version; the newest before the present one that worked when absent.
+        to: Option<u64>,
+        /// Generation the user saw, if the workload must still have it.
+        if_generation: Option<u64>,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -192,6 +206,7 @@ impl Command {
             | Self::ForgetVolumes { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
+            | Self::RollBackWorkload { .. }
             | Self::PowerWorkload { .. }
             | Self::RemoveWorkload { .. }
             | Self::CommitPlan { .. }
@@ -255,6 +270,17 @@ pub struct InstanceChange {
     pub desired: Desired,
     /// Epoch of the order.
     pub epoch: u64,
+}
+
+/// A rollout that ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolloutChange {
+    /// The workload.
+    pub workload_id: WorkloadId,
+    /// Generation of the specification that was rolled out.
+    pub generation: u64,
+    /// How it ended.
+    pub rollout: Rollout,
 }
 
 /// What an applied command answers.

@@ -10,6 +10,7 @@ mod names;
 mod query;
 mod registries;
 mod request;
+mod rollouts;
 mod secrets;
 mod subnets;
 mod tables;
@@ -18,17 +19,19 @@ pub(crate) mod tests;
 mod volumes;
 
 pub use apply::{Applied, apply};
-pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
+pub use command::{
+    Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply, RolloutChange,
+};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
-    query_instances, query_snapshot, query_workload, query_workload_page, query_workloads,
+    query_instances, query_snapshot, query_versions, query_workload, query_workload_page, query_workloads,
 };
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VolumeRow, WorkloadRow,
-    applied_index,
+    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow, VolumeRow,
+    WorkloadRow, applied_index,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

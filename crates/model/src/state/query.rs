@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
-    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VolumeRow, WorkloadRow},
+    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VersionRow, VolumeRow, WorkloadRow},
     volumes,
 };
 use crate::{
@@ -118,6 +118,14 @@ pub fn query_workload(connection: &Connection, name: &Name) -> rusqlite::Result<
     let Some(row) = WorkloadRow::named(connection, name)? else { return Ok(None) };
     let instances = InstanceRow::of_workload(connection, row.id)?;
     Ok(Some(view(row, instances, &NodeRow::all(connection)?)))
+}
+
+/// The specifications that a workload has had, the newest first; `None` when it is not there.
+pub fn query_versions(connection: &Connection, name: &Name) -> rusqlite::Result<Option<Vec<VersionRow>>> {
+    match WorkloadRow::named(connection, name)? {
+        Some(row) => VersionRow::of_workload(connection, row.id).map(Some),
+        None => Ok(None),
+    }
 }
 
 fn view(row: WorkloadRow, instances: Vec<InstanceRow>, nodes: &[NodeRow]) -> WorkloadView {

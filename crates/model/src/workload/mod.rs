@@ -6,7 +6,9 @@ mod network;
 mod port;
 mod process;
 mod restart;
+mod rollout;
 mod spec;
+mod update;
 
 pub use health::{Health, HealthCheck, HealthTest};
 pub use mount::{AnyMount, BindMount, Mount, VolumeMount};
@@ -18,4 +20,6 @@ pub use process::{
     StopSignal, TmpfsMount, Ulimit, UlimitName, UserName,
 };
 pub use restart::RestartPolicy;
+pub use rollout::{Rollout, VersionCause};
 pub use spec::{NetworkMode, Resources, WorkloadKind, WorkloadSpec};
+pub use update::{UpdateFailure, UpdateOrder, UpdateSpec};

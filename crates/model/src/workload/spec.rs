@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
+use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, UpdateSpec, is_default};
 use crate::{gpu::GpuRequest, image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -166,6 +166,9 @@ pub struct WorkloadSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "rtx4090:2")]
     pub gpus: Option<GpuRequest>,
+    /// How instances are replaced when the specification changes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub update: UpdateSpec,
 }
 
 fn one() -> u32 {
@@ -212,6 +215,7 @@ impl WorkloadSpec {
             process: ProcessSpec::default(),
             health: None,
             gpus: None,
+            update: UpdateSpec::default(),
         }
     }
 
@@ -240,6 +244,7 @@ impl WorkloadSpec {
         self.resources.validate().map_err(|e| e.at("resources"))?;
         self.process.validate(self.network).map_err(|e| e.at("process"))?;
         self.health.as_ref().map_or(Ok(()), HealthCheck::validate).map_err(|e| e.at("health"))?;
+        self.update.validate().map_err(|e| e.at("update"))?;
         self.validate_texts()?;
         SecretMount::validate_all(&self.secrets)?;
         self.validate_networks().map_err(|e| e.at("networks"))?;
@@ -401,6 +406,7 @@ mod tests {
             s.ports = vec!["80:1".parse().unwrap()];
             s.network = NetworkMode::Host;
         });
+        check("update.parallel", &|s| s.update.parallel = 0);
         check("networks", &|s| s.networks = BTreeSet::from(["host".parse().unwrap()]));
         check("networks", &|s| s.networks = (0..17).map(|i| format!("n{i}").parse().unwrap()).collect());
         check("networks", &|s| {

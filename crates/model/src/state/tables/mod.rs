@@ -8,6 +8,7 @@ mod registries;
 mod requests;
 mod secrets;
 mod subnets;
+mod versions;
 mod volumes;
 mod workloads;
 
@@ -19,6 +20,7 @@ pub use registries::RegistryRow;
 pub use requests::RequestRow;
 pub use secrets::SecretRow;
 pub use subnets::SubnetRow;
+pub use versions::VersionRow;
 pub use volumes::VolumeRow;
 pub use workloads::WorkloadRow;
 

@@ -4,7 +4,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
 use super::{from_json, name, to_json};
-use crate::{ids::WorkloadId, instance::Desired, name::Name, workload::WorkloadSpec};
+use crate::{
+    ids::WorkloadId,
+    instance::Desired,
+    name::Name,
+    workload::{Rollout, WorkloadSpec},
+};
 
 /// One row of `workloads`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +30,12 @@ pub struct WorkloadRow {
     pub created_at_ms: i64,
     /// When it was last changed by a user.
     pub updated_at_ms: i64,
+    /// How far the specification has reached the instances.
+    #[serde(default)]
+    pub rollout: Rollout,
 }
 
-const COLUMNS: &str = "id, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms";
+const COLUMNS: &str = "id, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms, rollout";
 
 impl WorkloadRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -40,6 +48,7 @@ impl WorkloadRow {
             pending: row.get(5)?,
             created_at_ms: row.get(6)?,
             updated_at_ms: row.get(7)?,
+            rollout: from_json(row.get_ref(8)?.as_str()?)?,
         })
     }
 
@@ -95,10 +104,10 @@ impl WorkloadRow {
     pub fn save(&self, connection: &Connection) -> rusqlite::Result<()> {
         connection
             .prepare_cached(
-                "INSERT INTO workloads (id, name, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
+                "INSERT INTO workloads (id, name, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms, rollout)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
                  ON CONFLICT (id) DO UPDATE SET generation = ?3, spec = ?4, desired = ?5, epoch = ?6, pending = ?7,
-                     updated_at_ms = ?9",
+                     updated_at_ms = ?9, rollout = ?10",
             )?
             .execute(params![
                 self.id,
@@ -109,7 +118,8 @@ impl WorkloadRow {
                 self.epoch,
                 self.pending,
                 self.created_at_ms,
-                self.updated_at_ms
+                self.updated_at_ms,
+                to_json(&self.rollout)?
             ])?;
         Ok(())
     }
@@ -122,8 +132,9 @@ impl WorkloadRow {
         Ok(changed > 0)
     }
 
-    /// Deletes the row.
+    /// Deletes the row, and its versions.
     pub fn delete(connection: &Connection, id: WorkloadId) -> rusqlite::Result<()> {
+        super::VersionRow::forget(connection, id)?;
         connection.prepare_cached("DELETE FROM workloads WHERE id = ?1")?.execute([id])?;
         Ok(())
     }

@@ -27,6 +27,9 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::PutWorkload { spec, .. }, Reply::Workload(row)) => assert_eq!(row.spec, **spec),
             (Command::LabelWorkload { .. }, Reply::Generation { generation: 2 }) => {}
             (Command::PowerWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.epoch, 2),
+            (Command::RollBackWorkload { .. }, Reply::Workload(row)) => {
+                assert_eq!(row.generation, 2, "it is as it was")
+            }
             (Command::RemoveWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.desired, Desired::Removed),
             (Command::CommitPlan { .. }, Reply::Plan { placed: 1, dropped: 0 }) => {}
             (Command::PutSecret { name, .. }, Reply::Secret(row)) => assert_eq!((&row.name, row.version), (name, 1)),

@@ -159,7 +159,7 @@ impl Cluster {
     pub(crate) fn commit(&mut self, decided: Plan) -> (usize, usize) {
         let Plan { placements, changes, pending } = decided;
         let at_ms = self.now_ms();
-        match self.apply(Command::CommitPlan { placements, changes, pending, at_ms }) {
+        match self.apply(Command::CommitPlan { placements, changes, pending, rollouts: Vec::new(), at_ms }) {
             Reply::Plan { placed, dropped } => (placed, dropped),
             other => panic!("a plan was answered with {other:?}"),
         }

@@ -6,7 +6,7 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 16] = [
+const STORY: [&str; 17] = [
     "claim_subnet",
     "register_node",
     "put_secret",
@@ -18,6 +18,7 @@ const STORY: [&str; 16] = [
     "report_instances",
     "label_workload",
     "power_workload",
+    "roll_back_workload",
     "remove_workload",
     "remove_secret",
     "remove_registry",

@@ -6,6 +6,7 @@ mod fixtures;
 mod registries;
 mod replay;
 mod reports;
+mod rollouts;
 mod secrets;
 mod subnets;
 mod volumes;
