@@ -6,6 +6,7 @@ mod images;
 mod registries;
 mod secrets;
 mod usage;
+mod versions;
 mod volumes;
 
 use std::{
@@ -21,7 +22,7 @@ use toft_model::{
     log::LogStream,
     node::Inventory,
     state::{EventRow, InstanceView, NodeRow, WorkloadView},
-    workload::{Health, WorkloadSpec},
+    workload::{Health, Rollout, WorkloadSpec},
 };
 use utoipa::ToSchema;
 
@@ -31,6 +32,7 @@ pub use images::{Pull, PullLine, PullRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
 pub use usage::{InstanceStats, Stats};
+pub use versions::{RollbackRequest, Version};
 pub use volumes::{Volume, VolumeRequest, VolumeRestored};
 
 /// A failed request.
@@ -77,6 +79,9 @@ pub struct Workload {
     pub created_at: String,
     /// When it was last changed by a user.
     pub updated_at: String,
+    /// How far the specification has reached the instances.
+    #[serde(default)]
+    pub rollout: Rollout,
     /// Its instances.
     pub instances: Vec<Instance>,
 }
@@ -334,6 +339,7 @@ impl From<WorkloadView> for Workload {
             updated_at: time(view.row.updated_at_ms),
             instances: view.instances.iter().map(Instance::from).collect(),
             pending: view.row.pending,
+            rollout: view.row.rollout,
             spec: view.row.spec,
         }
     }

@@ -26,6 +26,7 @@ use super::{
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
     stats_args::{StatsArgs, TopArgs},
+    update_args::{HistoryArgs, RollbackArgs, UPDATE_HELP, UpdateArgs, UpdateFlags},
     volume_args::{MountArgs, VolumeCommand},
 };
 use crate::config::Flags;
@@ -94,6 +95,13 @@ pub(super) enum Command {
     Stop(NamesArgs),
     /// End and start workloads' processes
     Restart(NamesArgs),
+    /// Change a workload; its instances are replaced one after the other
+    #[command(after_help = UPDATE_HELP)]
+    Update(Box<UpdateArgs>),
+    /// Go back to an earlier version of a workload
+    Rollback(RollbackArgs),
+    /// Show the versions of a workload
+    History(HistoryArgs),
     /// Set how many instances a workload has
     Scale {
         /// NAME=COUNT
@@ -291,6 +299,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_parser = parsed::<Name>)]
     pub(super) node: Option<Name>,
     #[command(flatten)]
+    pub(super) update: UpdateFlags,
+    #[command(flatten)]
     pub(super) network: NetworkArgs,
     /// Label the workload
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
@@ -423,7 +433,7 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(told)
 }
 
-fn parse_label(text: &str) -> Result<(String, Option<String>), String> {
+pub(super) fn parse_label(text: &str) -> Result<(String, Option<String>), String> {
     match (text.split_once('='), text.strip_suffix('-')) {
         (Some((key, value)), _) => Ok((key.to_owned(), Some(value.to_owned()))),
         (None, Some(key)) => Ok((key.to_owned(), None)),

@@ -38,6 +38,8 @@ mod session;
 mod stats;
 mod stats_args;
 mod terminal;
+mod update_args;
+mod versions;
 mod volume_args;
 mod volumes;
 mod workloads;
@@ -114,6 +116,9 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Start(names) => workloads::power(client, names, "start").await,
         Command::Stop(names) => workloads::power(client, names, "stop").await,
         Command::Restart(names) => workloads::power(client, names, "restart").await,
+        Command::Update(args) => versions::update(client, *args).await,
+        Command::Rollback(args) => versions::roll_back(client, args).await,
+        Command::History(args) => versions::history(client, args).await,
         Command::Scale { changes, no_wait } => workloads::scale(client, changes, no_wait).await,
         Command::Label { name, changes } => workloads::label(client, &name, changes).await,
         Command::Rm(names) => workloads::rm(client, names).await,

@@ -78,6 +78,7 @@ fn grows(command: &Command) -> bool {
     match command {
         Command::LabelWorkload { .. }
         | Command::PutWorkload { .. }
+        | Command::RollBackWorkload { .. }
         | Command::PutSecret { .. }
         | Command::PutRegistry { .. }
         | Command::CreateVolume { .. } => true,

@@ -65,6 +65,9 @@ impl Cluster {
         let applied = apply(&self.connection, index, &command).map_err(|error| format!("apply failed: {error}"))?;
         if applied.is_ok() {
             self.note_wish(&command);
+            if matches!(command, Command::CommitPlan { .. } | Command::RollBackWorkload { .. }) {
+                self.note_versions()?;
+            }
             let plan = matches!(command, Command::CommitPlan { .. });
             self.log.push(command);
             if plan {
@@ -72,6 +75,16 @@ impl Cluster {
             }
         }
         Ok(applied)
+    }
+
+    /// An earlier specification may have been written again.
+    fn note_versions(&mut self) -> Result<(), String> {
+        for row in WorkloadRow::all(&self.connection).map_err(|error| error.to_string())? {
+            if let Some(asked) = self.asked.get_mut(&row.spec.name) {
+                asked.spec = row.spec;
+            }
+        }
+        Ok(())
     }
 
     fn note_wish(&mut self, command: &Command) {
@@ -100,6 +113,7 @@ impl Cluster {
             Command::RemoveWorkload { name, .. } => (name, Desired::Removed),
             Command::RegisterNode { .. }
             | Command::CommitPlan { .. }
+            | Command::RollBackWorkload { .. }
             | Command::ReportInstances { .. }
             | Command::PutSecret { .. }
             | Command::CreateVolume { .. }

@@ -21,6 +21,7 @@ mod registries;
 mod secrets;
 pub mod serve;
 mod stats;
+mod versions;
 mod volumes;
 mod workloads;
 
@@ -81,6 +82,8 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::start))
         .routes(routes!(workloads::stop))
         .routes(routes!(workloads::restart))
+        .routes(routes!(versions::list))
+        .routes(routes!(versions::roll_back))
         .routes(routes!(workloads::wait))
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))

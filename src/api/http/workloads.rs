@@ -156,6 +156,8 @@ pub enum WaitFor {
     Ended,
     /// Every process is down as the user wanted.
     Stopped,
+    /// The rollout of its specification has ended, or it is clear that it cannot for now.
+    Updated,
     /// Nothing of it is left.
     Gone,
 }
@@ -184,6 +186,7 @@ pub async fn wait(
         WaitFor::Placed => Milestone::Placed,
         WaitFor::Ended => Milestone::Ended,
         WaitFor::Stopped => Milestone::Stopped,
+        WaitFor::Updated => Milestone::Updated,
         WaitFor::Gone => Milestone::Gone,
     };
     let timeout = Duration::from_millis(query.timeout_ms.unwrap_or(30_000).min(60_000));
@@ -274,7 +277,7 @@ fn encode((instance, line): NamedLine) -> Result<String, std::io::Error> {
     Ok(text)
 }
 
-fn tagged(workload: WorkloadView) -> Response {
+pub(super) fn tagged(workload: WorkloadView) -> Response {
     ([(header::ETAG, etag(workload.row.generation))], Json(Workload::from(workload))).into_response()
 }
 

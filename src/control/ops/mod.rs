@@ -13,6 +13,7 @@ mod nodes;
 pub mod registries;
 mod secrets;
 pub mod usage;
+mod versions;
 mod volumes;
 pub mod wait;
 mod workloads;

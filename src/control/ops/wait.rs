@@ -7,6 +7,7 @@ use toft_model::{
     name::Name,
     schedule::serves,
     state::{InstanceView, NodeRow, WorkloadView, query_workload},
+    workload::Rollout,
 };
 
 use super::Ops;
@@ -23,6 +24,8 @@ pub enum Milestone {
     Ended,
     /// Every process is down as the user wanted.
     Stopped,
+    /// The rollout of its specification has ended, or it is clear that it cannot for now.
+    Updated,
     /// Nothing of it is left.
     Gone,
 }
@@ -65,6 +68,10 @@ impl Milestone {
                 blocked || (all_there && states.iter().all(|(_, state)| over(state)))
             }
             Self::Stopped => workload.row.desired != Desired::Stopped || workload.status() == "stopped",
+            Self::Updated => {
+                let row = &workload.row;
+                row.rollout != Rollout::Rolling || row.pending.is_some() || row.desired != Desired::Running
+            }
             Self::Gone => false,
         }
     }

@@ -112,7 +112,7 @@ impl Ops {
         })
     }
 
-    async fn propose_workload(
+    pub(super) async fn propose_workload(
         &self,
         name: Name,
         command: Command,
