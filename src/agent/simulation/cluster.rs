@@ -109,7 +109,9 @@ impl Cluster {
             | Command::PutRegistry { .. }
             | Command::RemoveRegistry { .. }
             | Command::RemoveSecret { .. }
-            | Command::ClaimSubnet { .. } => return,
+            | Command::ClaimSubnet { .. }
+            | Command::ConfigureNode { .. }
+            | Command::ConfigurePlacement { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;
@@ -174,7 +176,7 @@ impl Cluster {
 /// Every cell of every row, one after the other.
 fn digest(connection: &Connection) -> Vec<u8> {
     let mut out = Vec::new();
-    for table in ["cluster", "nodes", "workloads", "instances", "events"] {
+    for table in ["cluster", "nodes", "node_settings", "placement", "workloads", "instances", "events"] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table} ORDER BY rowid")).unwrap();
         let width = statement.column_count();
         let mut rows = statement.query([]).unwrap();

@@ -9,8 +9,9 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
-    node::{Inventory, Subnet},
+    node::{Inventory, NodeChanges, Subnet},
     registry::RegistryName,
+    schedule::PlacementChanges,
     secret::SealedSecret,
     volume::VolumeOptions,
     workload::WorkloadSpec,
@@ -68,6 +69,9 @@ pub enum Command {
         changes: Vec<InstanceChange>,
         /// Workloads that wait, with the reason; `None` clears it.
         pending: Vec<(WorkloadId, Option<String>)>,
+        /// Instances that make room for more important ones.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        preemptions: Vec<Preemption>,
         /// When.
         at_ms: i64,
     },
@@ -178,6 +182,22 @@ pub enum Command {
         /// Names, each with what tells it from others of the same name.
         gone: Vec<(Name, u64)>,
     },
+    /// A user says something of a node.
+    ConfigureNode {
+        /// Its name.
+        name: Name,
+        /// What is new.
+        changes: Box<NodeChanges>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user says something about where work goes in the whole cluster.
+    ConfigurePlacement {
+        /// What is new.
+        changes: Box<PlacementChanges>,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -199,7 +219,9 @@ impl Command {
             | Self::PutSecret { .. }
             | Self::CreateVolume { .. }
             | Self::BindVolume { .. }
-            | Self::RemoveVolume { .. } => true,
+            | Self::RemoveVolume { .. }
+            | Self::ConfigureNode { .. }
+            | Self::ConfigurePlacement { .. } => true,
         }
     }
 }
@@ -255,6 +277,17 @@ pub struct InstanceChange {
     pub desired: Desired,
     /// Epoch of the order.
     pub epoch: u64,
+}
+
+/// An instance that makes room for one of a workload with a higher priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preemption {
+    /// Who goes.
+    pub instance_id: InstanceId,
+    /// For which workload.
+    pub by: WorkloadId,
+    /// Generation of the specification that it was decided for.
+    pub generation: u64,
 }
 
 /// What an applied command answers.

@@ -32,6 +32,8 @@ pub(crate) struct Cluster {
     minted: u128,
     /// What each node told last of each instance.
     told: HashMap<InstanceId, InstanceReport>,
+    /// Whether users ever said something of a node: instances may then have successors beside them.
+    configured: bool,
 }
 
 pub(crate) fn spec(name: &str, image: &str) -> WorkloadSpec {
@@ -59,7 +61,7 @@ impl Cluster {
         let mut connection = Connection::open_in_memory().unwrap();
         connection.pragma_update(None, "foreign_keys", "ON").unwrap();
         crate::state::migrate(&mut connection).unwrap();
-        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new() }
+        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new(), configured: false }
     }
 
     /// A cluster with one node, `box`.
@@ -84,6 +86,7 @@ impl Cluster {
         let index = self.history.len() as u64 + 1;
         let before = self.connection.total_changes();
         let applied = apply(&self.connection, index, &command).unwrap();
+        self.configured |= matches!(command, Command::ConfigureNode { .. });
         match &applied {
             Ok(_) => {
                 crate::state::ClusterRow::advance(&self.connection, index, "here").unwrap();
@@ -117,6 +120,20 @@ impl Cluster {
         let at_ms = self.now_ms();
         self.apply(Command::RegisterNode { node_id, name, labels: BTreeMap::new(), inventory, at_ms });
         node_id
+    }
+
+    /// A user says something of a node, as the API would take it.
+    pub(crate) fn configure(&mut self, name: &str, changes: &str) {
+        let changes = serde_json::from_str(changes).unwrap();
+        let (name, at_ms) = (name.parse().unwrap(), self.now_ms());
+        self.apply(Command::ConfigureNode { name, changes, at_ms });
+    }
+
+    /// A user says something about where work goes, as the API would take it.
+    pub(crate) fn configure_placement(&mut self, changes: &str) {
+        let changes = serde_json::from_str(changes).unwrap();
+        let at_ms = self.now_ms();
+        self.apply(Command::ConfigurePlacement { changes, at_ms });
     }
 
     pub(crate) fn put_command(&mut self, spec: WorkloadSpec, mode: PutMode) -> Command {
@@ -157,9 +174,9 @@ impl Cluster {
 
     /// Commits `decided`; gives how many placements were made and dropped.
     pub(crate) fn commit(&mut self, decided: Plan) -> (usize, usize) {
-        let Plan { placements, changes, pending } = decided;
+        let Plan { placements, changes, pending, preemptions } = decided;
         let at_ms = self.now_ms();
-        match self.apply(Command::CommitPlan { placements, changes, pending, at_ms }) {
+        match self.apply(Command::CommitPlan { placements, changes, pending, preemptions, at_ms }) {
             Reply::Plan { placed, dropped } => (placed, dropped),
             other => panic!("a plan was answered with {other:?}"),
         }
@@ -239,10 +256,18 @@ impl Cluster {
         let workloads = WorkloadRow::all(&self.connection).unwrap();
         let mut claims = HashSet::new();
         let mut ordinals = HashSet::new();
+        let mut live = HashMap::<_, u32>::new();
         for instance in self.instances() {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
-            assert!(ordinals.insert((instance.workload_id, instance.ordinal)), "an ordinal exists twice");
+            let copy = (instance.workload_id, instance.ordinal);
+            let alone = ordinals.insert(copy);
+            assert!(alone || self.configured, "an ordinal exists twice");
+            if instance.desired != Desired::Removed {
+                let count = live.entry(copy).or_insert(0);
+                *count += 1;
+                assert!(*count <= 2, "an ordinal has more than one successor");
+            }
             let NetworkOrder::Bridge { address, ports, .. } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
             assert!(claims.insert(claim.clone()), "an address was given twice: {claim}");
