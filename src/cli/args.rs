@@ -22,6 +22,8 @@ use super::{
     health_args::HealthArgs,
     image_args::ImageCommand,
     network_args::NetworkArgs,
+    node_args::NodeCommand,
+    placement_args::{PlacementArgs, SET_HELP},
     process_args::{ProcessArgs, ResourceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
@@ -124,6 +126,15 @@ pub(super) enum Command {
     Rm(NamesArgs),
     /// Show what happened, newest last
     Events(EventsArgs),
+    /// Say why a workload's instances are where they are, why not elsewhere, and what would make one more fit
+    Explain {
+        /// Workload
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Nodes of the cluster
     Node {
         #[command(subcommand)]
@@ -188,6 +199,19 @@ pub(super) enum ClusterCommand {
     },
     /// Print the token that lets a machine join; keep it secret
     Token,
+    /// Show what the cluster says about where work goes
+    Get {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say where work goes: the policy, its weights, how far nodes are overbooked
+    #[command(after_help = SET_HELP)]
+    Set {
+        /// KEY=VALUE sets, KEY- goes back to what is usual
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        changes: Vec<String>,
+    },
     /// Go on alone with what this node has, when the majority of the members is gone for good
     Recover(RecoverArgs),
 }
@@ -301,6 +325,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     pub(super) update: UpdateFlags,
     #[command(flatten)]
+    pub(super) placement: PlacementArgs,
+    #[command(flatten)]
     pub(super) network: NetworkArgs,
     /// Label the workload
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
@@ -399,21 +425,6 @@ pub(super) struct EventsArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum NodeCommand {
-    /// List nodes
-    Ls(ListArgs),
-    /// Show what a node is and has: CPU, memory, disk, temperatures, versions
-    Inspect {
-        /// Node
-        #[arg(value_parser = parsed::<Name>)]
-        name: Name,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 /// Parses a value of the model; a refusal tells its remedy too.

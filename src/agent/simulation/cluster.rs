@@ -8,7 +8,7 @@ use toft_model::{
     ids::{InstanceId, NodeId},
     instance::{Desired, NetworkOrder},
     name::Name,
-    schedule::{Plan, plan},
+    schedule::{Plan, Snapshot, plan},
     state::{Applied, Command, InstanceRow, PowerAction, apply, assignments_generation, migrate, query_snapshot},
     workload::WorkloadSpec,
 };
@@ -123,7 +123,9 @@ impl Cluster {
             | Command::PutRegistry { .. }
             | Command::RemoveRegistry { .. }
             | Command::RemoveSecret { .. }
-            | Command::ClaimSubnet { .. } => return,
+            | Command::ClaimSubnet { .. }
+            | Command::ConfigureNode { .. }
+            | Command::ConfigurePlacement { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;
@@ -159,8 +161,8 @@ impl Cluster {
     }
 
     /// What the scheduler would do now.
-    pub(super) fn think(&mut self) -> Plan {
-        let snapshot = query_snapshot(&self.connection).unwrap();
+    pub(super) fn think(&mut self, now_ms: i64) -> Plan {
+        let snapshot = Snapshot { now_ms, ..query_snapshot(&self.connection).unwrap() };
         plan(&snapshot, &mut || InstanceId(self.mint()))
     }
 
@@ -188,7 +190,7 @@ impl Cluster {
 /// Every cell of every row, one after the other.
 fn digest(connection: &Connection) -> Vec<u8> {
     let mut out = Vec::new();
-    for table in ["cluster", "nodes", "workloads", "instances", "events"] {
+    for table in ["cluster", "nodes", "node_settings", "placement", "workloads", "instances", "events"] {
         let mut statement = connection.prepare(&format!("SELECT * FROM {table} ORDER BY rowid")).unwrap();
         let width = statement.column_count();
         let mut rows = statement.query([]).unwrap();

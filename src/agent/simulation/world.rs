@@ -68,6 +68,7 @@ pub(super) enum Event {
     Think,
     ThoughtLost(u64),
     PlanPeriod,
+    SchedulerWakes,
     Ask { machine: usize, life: u32, id: InstanceId, pid: u32 },
     Arrives { asker: Asker, command: Box<Command> },
     Answered { asker: Asker, accepted: bool },
@@ -237,6 +238,7 @@ impl World {
                 self.after(PLAN_PERIOD_MS, Event::PlanPeriod);
                 self.wake_scheduler();
             }
+            Event::SchedulerWakes => self.wake_scheduler(),
             Event::Ask { machine, life, id, pid } => return self.ask_health(machine, life, id, pid),
             Event::Arrives { asker, command } => return self.arrives(asker, *command),
             Event::Answered { asker, accepted } => self.answered(asker, accepted),
@@ -332,7 +334,10 @@ impl World {
 
     fn think(&mut self) {
         self.thinking = false;
-        let decided = self.cluster.think();
+        let decided = self.cluster.think(self.now);
+        if let Some(at_ms) = decided.wake_at_ms {
+            self.after((at_ms - self.now).max(1), Event::SchedulerWakes);
+        }
         if decided.is_empty() {
             return;
         }
@@ -343,7 +348,8 @@ impl World {
             placements: decided.placements,
             changes: decided.changes,
             pending: decided.pending,
-            rollouts: Vec::new(),
+            rollouts: decided.rollouts,
+            preemptions: decided.preemptions,
             at_ms: self.now,
         });
         self.send(None, Event::Arrives { asker: Asker::Scheduler { thought }, command });
@@ -475,8 +481,15 @@ impl World {
 
 /// Whether an event alone says nothing; what follows from it is traced.
 fn idle(event: &Event) -> bool {
-    let timer =
-        matches!(event, Event::Look { .. } | Event::PlanPeriod | Event::Think | Event::UserActs | Event::Feed(_));
+    let timer = matches!(
+        event,
+        Event::Look { .. }
+            | Event::PlanPeriod
+            | Event::SchedulerWakes
+            | Event::Think
+            | Event::UserActs
+            | Event::Feed(_)
+    );
     timer || matches!(event, Event::Wake { .. } | Event::Resync { .. } | Event::SendReports { .. } | Event::Trouble)
 }
 

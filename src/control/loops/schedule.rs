@@ -23,7 +23,7 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
     loop {
         moves.mark_unchanged();
         let wait = match round(&state).await {
-            Ok(()) => PERIOD,
+            Ok(wake_at_ms) => until(wake_at_ms),
             Err(error) => {
                 tracing::warn!(error, "planning failed and will be tried again");
                 AFTER_FAILURE
@@ -37,25 +37,35 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
     }
 }
 
-async fn round(state: &Handle) -> Result<(), String> {
+/// The wait until `at_ms`, at most [`PERIOD`].
+fn until(at_ms: Option<i64>) -> Duration {
+    let left = at_ms.map(|at_ms| u64::try_from(at_ms - now_ms()).unwrap_or(0));
+    left.map_or(PERIOD, |left| Duration::from_millis(left + 1).min(PERIOD))
+}
+
+/// Plans once; gives when to plan again although nothing happens.
+async fn round(state: &Handle) -> Result<Option<i64>, String> {
     if !state.leads() {
-        return Ok(());
+        return Ok(None);
     }
-    let snapshot = state.read(query_snapshot).await.map_err(|e| chain(&e))?;
+    let mut snapshot = state.read(query_snapshot).await.map_err(|e| chain(&e))?;
+    snapshot.now_ms = now_ms();
     let decided = plan(&snapshot, &mut || InstanceId(Uuid::now_v7()));
+    let wake_at_ms = decided.wake_at_ms;
     if decided.is_empty() {
-        return Ok(());
+        return Ok(wake_at_ms);
     }
     let command = Command::CommitPlan {
         placements: decided.placements,
         changes: decided.changes,
         pending: decided.pending,
-        rollouts: Vec::new(),
+        rollouts: decided.rollouts,
+        preemptions: decided.preemptions,
         at_ms: now_ms(),
     };
     let reply = state.propose(command).await.map_err(|e| chain(&e))?;
     if let Reply::Plan { dropped: dropped @ 1.., .. } = reply {
         tracing::info!(dropped, "some placements were stale and will be planned again");
     }
-    Ok(())
+    Ok(wake_at_ms)
 }

@@ -10,6 +10,7 @@ mod files;
 pub mod images;
 pub mod logs;
 mod nodes;
+mod placement;
 pub mod registries;
 mod secrets;
 pub mod usage;

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
-    registries, rollouts,
+    nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -18,6 +18,7 @@ use crate::{
     instance::{Desired, InstanceReport, InstanceState},
     invalid::Invalid,
     name::Name,
+    node::NodeSettings,
     workload::{VersionCause, WorkloadSpec},
 };
 
@@ -36,6 +37,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 inventory: inventory.clone(),
                 registered_at_ms: *at_ms,
                 assignments_generation: index,
+                settings: NodeSettings::default(),
             };
             register_node(connection, &row)?
         }
@@ -50,11 +52,14 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::RollBackWorkload { name, to, if_generation, at_ms } => {
             rollouts::roll_back(connection, name, *to, *if_generation, *at_ms)?
         }
-        Command::CommitPlan { placements, changes, pending, rollouts, at_ms } => {
-            let mut commit = PlanCommit::new(connection, index, *at_ms);
+        Command::CommitPlan { placements, changes, pending, rollouts, preemptions, at_ms } => {
+            let mut commit = PlanCommit::new(connection, index, *at_ms)?;
             let mut placed = 0;
-            for placement in placements {
-                placed += usize::from(commit.place(placement)?);
+            for of_workload in placements.chunk_by(|one, next| one.workload_id == next.workload_id) {
+                placed += commit.place_all(of_workload)?;
+            }
+            for preemption in preemptions {
+                commit.preempt(preemption)?;
             }
             for change in changes {
                 commit.change_order(*change)?;
@@ -99,6 +104,8 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             }
             Ok(Reply::Done)
         }
+        Command::ConfigureNode { name, changes, at_ms } => nodes::configure(connection, name, changes, *at_ms)?,
+        Command::ConfigurePlacement { changes, at_ms } => nodes::configure_placement(connection, changes, *at_ms)?,
     };
     Ok(applied)
 }
@@ -180,7 +187,7 @@ pub(super) fn put_workload(
         (Some(row), PutMode::Replace { .. }) => {
             let generation = row.generation + 1;
             tell(connection, at_ms, name, &format!("changed to generation {generation}"))?;
-            let rollout = rollouts::begun(spec);
+            let rollout = rollouts::begun(spec, Some(&row));
             WorkloadRow { generation, spec: spec.clone(), updated_at_ms: at_ms, rollout, ..row }
         }
         (None, _) if WorkloadRow::order_of(connection, id)?.is_some() => {
@@ -201,7 +208,7 @@ pub(super) fn put_workload(
                 pending: None,
                 created_at_ms: at_ms,
                 updated_at_ms: at_ms,
-                rollout: rollouts::begun(spec),
+                rollout: rollouts::begun(spec, None),
             }
         }
     };

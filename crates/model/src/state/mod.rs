@@ -7,6 +7,7 @@ mod command;
 mod commit_plan;
 mod migrate;
 mod names;
+mod nodes;
 mod query;
 mod registries;
 mod request;
@@ -20,7 +21,7 @@ mod volumes;
 
 pub use apply::{Applied, apply};
 pub use command::{
-    Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply, RolloutChange,
+    Command, InstanceChange, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply, RolloutChange,
 };
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use names::{NamedInstance, NamedWorkload, query_names};
@@ -32,6 +33,6 @@ pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
     ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow, VolumeRow,
-    WorkloadRow, applied_index,
+    WorkloadRow, applied_index, placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
-    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VersionRow, VolumeRow, WorkloadRow},
+    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VersionRow, VolumeRow, WorkloadRow, placement_settings},
     volumes,
 };
 use crate::{
@@ -178,13 +178,15 @@ pub fn query_assignments(connection: &Connection, node_id: NodeId) -> rusqlite::
     Ok(Some(AssignmentSet { node_id, generation: node.assignments_generation, assignments, secrets }))
 }
 
-/// All that the scheduler looks at.
+/// All that the scheduler looks at; who plans adds the time.
 pub fn query_snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
     Ok(Snapshot {
         nodes: NodeRow::all(connection)?,
         workloads: WorkloadRow::all(connection)?,
         instances: InstanceRow::all(connection)?,
         volumes: VolumeRow::all(connection)?,
+        placement: placement_settings(connection)?,
+        now_ms: 0,
     })
 }
 

@@ -13,12 +13,18 @@ use crate::{
     workload::{Rollout, UpdateFailure, VersionCause, WorkloadKind, WorkloadSpec},
 };
 
-/// How a specification that was just written stands.
-pub(super) fn begun(spec: &WorkloadSpec) -> Rollout {
-    match spec.kind {
-        WorkloadKind::Service => Rollout::Rolling,
+/// How a specification stands that is just written over `before`.
+pub(super) fn begun(spec: &WorkloadSpec, before: Option<&WorkloadRow>) -> Rollout {
+    let as_before = |row: &WorkloadRow| {
+        let WorkloadSpec { replicas, labels, update, .. } = row.spec.clone();
+        WorkloadSpec { replicas, labels, update, ..spec.clone() } == row.spec
+    };
+    match (before, spec.kind) {
+        // Nothing is replaced: there are more copies or fewer.
+        (Some(row), _) if row.rollout == Rollout::Done && as_before(row) => Rollout::Done,
+        (_, WorkloadKind::Service) => Rollout::Rolling,
         // A job is replaced at once.
-        WorkloadKind::Job => Rollout::Done,
+        (_, WorkloadKind::Job) => Rollout::Done,
     }
 }
 

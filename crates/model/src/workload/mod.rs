@@ -3,16 +3,19 @@
 mod health;
 mod mount;
 mod network;
+mod placement;
 mod port;
 mod process;
 mod restart;
 mod rollout;
+mod rule;
 mod spec;
 mod update;
 
 pub use health::{Health, HealthCheck, HealthTest};
 pub use mount::{AnyMount, BindMount, Mount, VolumeMount};
 pub use network::NetworkName;
+pub use placement::{Affinity, PlacementSpec, Spread};
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;
 pub use process::{
@@ -21,5 +24,7 @@ pub use process::{
 };
 pub use restart::RestartPolicy;
 pub use rollout::{Rollout, VersionCause};
+pub(crate) use rule::number;
+pub use rule::{Attribute, Order, Rule, Test};
 pub use spec::{NetworkMode, Resources, WorkloadKind, WorkloadSpec};
 pub use update::{UpdateFailure, UpdateOrder, UpdateSpec};

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, UpdateSpec, is_default};
+use super::{
+    HealthCheck, Mount, NetworkName, PlacementSpec, PortSpec, ProcessSpec, RestartPolicy, UpdateSpec, is_default,
+};
 use crate::{gpu::GpuRequest, image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -169,6 +171,9 @@ pub struct WorkloadSpec {
     /// How instances are replaced when the specification changes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub update: UpdateSpec,
+    /// Where instances may be, where they should be, and what they may push aside.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: PlacementSpec,
 }
 
 fn one() -> u32 {
@@ -216,6 +221,7 @@ impl WorkloadSpec {
             health: None,
             gpus: None,
             update: UpdateSpec::default(),
+            placement: PlacementSpec::default(),
         }
     }
 
@@ -242,6 +248,7 @@ impl WorkloadSpec {
             );
         }
         self.resources.validate().map_err(|e| e.at("resources"))?;
+        self.placement.validate().map_err(|e| e.at("placement"))?;
         self.process.validate(self.network).map_err(|e| e.at("process"))?;
         self.health.as_ref().map_or(Ok(()), HealthCheck::validate).map_err(|e| e.at("health"))?;
         self.update.validate().map_err(|e| e.at("update"))?;

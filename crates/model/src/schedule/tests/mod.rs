@@ -1,6 +1,10 @@
 //! Tests of the scheduler: what it decides (here), and that its decisions lead to rest (`convergence`).
 
 mod convergence;
+mod draining;
+mod placing;
+mod preempting;
+mod rolling;
 
 use crate::{
     instance::NetworkOrder,
@@ -39,6 +43,19 @@ fn decisions(cluster: &mut Cluster) -> Vec<String> {
     }
     for (id, reason) in &plan.pending {
         lines.push(format!("{} waits: {}", name_of(*id), reason.as_deref().unwrap_or("no more")));
+    }
+    for preemption in &plan.preemptions {
+        let instance = snapshot.instances.iter().find(|i| i.id == preemption.instance_id).unwrap();
+        let name = format!("{}-{}", name_of(instance.workload_id), instance.ordinal);
+        lines.push(format!("{name} makes room for {}", name_of(preemption.by)));
+    }
+    for change in &plan.rollouts {
+        lines.push(format!(
+            "{} generation {} {}",
+            name_of(change.workload_id),
+            change.generation,
+            change.rollout.as_str()
+        ));
     }
     lines
 }

@@ -9,12 +9,12 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{Assignment, Desired, Exit, InstanceReport, InstanceState, NetworkOrder},
     node::Inventory,
-    schedule::{Plan, plan},
+    schedule::{Plan, Snapshot, plan, starts_first},
     state::{
         Applied, Command, InstanceRow, NodeRow, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow, apply,
         query_assignments, query_snapshot,
     },
-    workload::WorkloadSpec,
+    workload::{UpdateOrder, WorkloadSpec},
 };
 
 /// How a node answers an order to run.
@@ -32,10 +32,17 @@ pub(crate) struct Cluster {
     minted: u128,
     /// What each node told last of each instance.
     told: HashMap<InstanceId, InstanceReport>,
+    /// Whether users ever said something of a node: instances may then have successors beside them.
+    configured: bool,
+    /// Time that passed without a command, in milliseconds.
+    pub(crate) waited_ms: i64,
 }
 
 pub(crate) fn spec(name: &str, image: &str) -> WorkloadSpec {
-    WorkloadSpec::new(name.parse().unwrap(), image.parse().unwrap())
+    let mut spec = WorkloadSpec::new(name.parse().unwrap(), image.parse().unwrap());
+    // Time stands nearly still here.
+    (spec.update.order, spec.update.healthy_ms) = (Some(UpdateOrder::StopFirst), 0);
+    spec
 }
 
 pub(crate) fn inventory(subnet: Option<&str>) -> Inventory {
@@ -59,7 +66,7 @@ impl Cluster {
         let mut connection = Connection::open_in_memory().unwrap();
         connection.pragma_update(None, "foreign_keys", "ON").unwrap();
         crate::state::migrate(&mut connection).unwrap();
-        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new() }
+        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new(), configured: false, waited_ms: 0 }
     }
 
     /// A cluster with one node, `box`.
@@ -70,7 +77,7 @@ impl Cluster {
     }
 
     pub(crate) fn now_ms(&self) -> i64 {
-        1_000 + self.history.len() as i64
+        1_000 + self.waited_ms + self.history.len() as i64
     }
 
     pub(crate) fn mint(&mut self) -> Uuid {
@@ -84,6 +91,7 @@ impl Cluster {
         let index = self.history.len() as u64 + 1;
         let before = self.connection.total_changes();
         let applied = apply(&self.connection, index, &command).unwrap();
+        self.configured |= matches!(command, Command::ConfigureNode { .. });
         match &applied {
             Ok(_) => {
                 crate::state::ClusterRow::advance(&self.connection, index, "here").unwrap();
@@ -119,6 +127,20 @@ impl Cluster {
         node_id
     }
 
+    /// A user says something of a node, as the API would take it.
+    pub(crate) fn configure(&mut self, name: &str, changes: &str) {
+        let changes = serde_json::from_str(changes).unwrap();
+        let (name, at_ms) = (name.parse().unwrap(), self.now_ms());
+        self.apply(Command::ConfigureNode { name, changes, at_ms });
+    }
+
+    /// A user says something about where work goes, as the API would take it.
+    pub(crate) fn configure_placement(&mut self, changes: &str) {
+        let changes = serde_json::from_str(changes).unwrap();
+        let at_ms = self.now_ms();
+        self.apply(Command::ConfigurePlacement { changes, at_ms });
+    }
+
     pub(crate) fn put_command(&mut self, spec: WorkloadSpec, mode: PutMode) -> Command {
         let workload_id = WorkloadId(self.mint());
         Command::PutWorkload { workload_id, spec: Box::new(spec), mode, at_ms: self.now_ms() }
@@ -146,7 +168,8 @@ impl Cluster {
 
     /// What the scheduler would do now.
     pub(crate) fn think(&mut self) -> Plan {
-        let snapshot = query_snapshot(&self.connection).unwrap();
+        let now_ms = self.now_ms();
+        let snapshot = Snapshot { now_ms, ..query_snapshot(&self.connection).unwrap() };
         let first = self.minted;
         let decided = plan(&snapshot, &mut || InstanceId(self.mint()));
         let last = std::mem::replace(&mut self.minted, first);
@@ -157,9 +180,9 @@ impl Cluster {
 
     /// Commits `decided`; gives how many placements were made and dropped.
     pub(crate) fn commit(&mut self, decided: Plan) -> (usize, usize) {
-        let Plan { placements, changes, pending } = decided;
+        let Plan { placements, changes, pending, rollouts, preemptions, .. } = decided;
         let at_ms = self.now_ms();
-        match self.apply(Command::CommitPlan { placements, changes, pending, rollouts: Vec::new(), at_ms }) {
+        match self.apply(Command::CommitPlan { placements, changes, pending, rollouts, preemptions, at_ms }) {
             Reply::Plan { placed, dropped } => (placed, dropped),
             other => panic!("a plan was answered with {other:?}"),
         }
@@ -239,10 +262,19 @@ impl Cluster {
         let workloads = WorkloadRow::all(&self.connection).unwrap();
         let mut claims = HashSet::new();
         let mut ordinals = HashSet::new();
+        let mut live = HashMap::<_, u32>::new();
         for instance in self.instances() {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
-            assert!(ordinals.insert((instance.workload_id, instance.ordinal)), "an ordinal exists twice");
+            let copy = (instance.workload_id, instance.ordinal);
+            let alone = ordinals.insert(copy);
+            let beside = workload.is_some_and(|workload| starts_first(&workload.spec));
+            assert!(alone || beside || self.configured, "an ordinal exists twice");
+            if instance.desired != Desired::Removed {
+                let count = live.entry(copy).or_insert(0);
+                *count += 1;
+                assert!(*count <= 2, "an ordinal has more than one successor");
+            }
             let NetworkOrder::Bridge { address, ports, .. } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
             assert!(claims.insert(claim.clone()), "an address was given twice: {claim}");

@@ -25,7 +25,14 @@ fn ended(cluster: &mut Cluster, generation: u64, rollout: Rollout) {
     let workload_id = cluster.workload("web").unwrap().id;
     let rollouts = vec![RolloutChange { workload_id, generation, rollout }];
     let at_ms = cluster.now_ms();
-    cluster.apply(Command::CommitPlan { placements: vec![], changes: vec![], pending: vec![], rollouts, at_ms });
+    cluster.apply(Command::CommitPlan {
+        placements: vec![],
+        changes: vec![],
+        pending: vec![],
+        rollouts,
+        preemptions: vec![],
+        at_ms,
+    });
 }
 
 fn failed(cluster: &mut Cluster, generation: u64) {

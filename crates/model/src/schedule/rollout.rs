@@ -1,0 +1,171 @@
+//! How a changed specification reaches the instances of a service: few at a time, and only as long as those before them work.
+
+use std::collections::BTreeMap;
+
+use super::{
+    feasible::outlives,
+    standing::{is_up, stops_first},
+};
+use crate::{
+    instance::{Desired, InstanceState},
+    state::{InstanceRow, NodeRow, WorkloadRow},
+    workload::{Health, Rollout, UpdateFailure, UpdateOrder, WorkloadKind, WorkloadSpec},
+};
+
+/// The instances of a workload by their ordinals: those made from its present specification, and those made from others.
+pub(super) struct Copies<'b, 'a> {
+    pub(super) fresh: &'b BTreeMap<u32, Vec<&'a InstanceRow>>,
+    pub(super) old: &'b BTreeMap<u32, Vec<&'a InstanceRow>>,
+    /// Ordinals of which something is on its way out and nothing else is there.
+    pub(super) vacant: usize,
+}
+
+/// How an instance gets its successor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Succession {
+    /// It goes when that works.
+    Beside,
+    /// The same, or it goes first where there is no room for both.
+    Either,
+    /// It goes first.
+    Instead,
+}
+
+/// What the rollout does next.
+#[derive(Debug, Default)]
+pub(super) struct Step<'a> {
+    /// Those that stay for now.
+    pub(super) stay: Vec<&'a InstanceRow>,
+    /// Those that go.
+    pub(super) go: Vec<&'a InstanceRow>,
+    /// Those of them that get a successor.
+    pub(super) replace: Vec<(&'a InstanceRow, Succession)>,
+    /// How it ended, when it did.
+    pub(super) ended: Option<Rollout>,
+    /// When time alone changes the answer, in milliseconds since 1970.
+    pub(super) wake_at_ms: Option<i64>,
+}
+
+/// Whether instances of the workload are replaced with care: what serves, and is to go on serving.
+pub(super) fn is_careful(workload: &WorkloadRow) -> bool {
+    workload.spec.kind == WorkloadKind::Service && workload.desired == Desired::Running
+}
+
+/// Whether an instance that is not what `workload` asks for can stay on `node` until its turn comes.
+pub(crate) fn waits_its_turn(workload: &WorkloadRow, instance: &InstanceRow, node: &NodeRow) -> bool {
+    is_careful(workload) && instance.desired == Desired::Running && outlives(&instance.container, node)
+}
+
+/// Whether a successor may start beside its predecessor: by the specification, whatever room there is.
+pub(crate) fn starts_first(spec: &WorkloadSpec) -> bool {
+    match spec.update.order {
+        Some(order) => order == UpdateOrder::StartFirst && !stops_first(spec),
+        None => !stops_first(spec) && spec.ports.iter().all(|port| port.host.is_none()),
+    }
+}
+
+/// Since when an instance has worked, by its node's clock.
+fn up_since_ms(spec: &WorkloadSpec, instance: &InstanceRow) -> Option<i64> {
+    match instance.report.as_ref()?.state.as_ref()? {
+        InstanceState::Running { since_ms, .. } if is_up(spec, instance) => Some(*since_ms),
+        _ => None,
+    }
+}
+
+/// Why an instance will not come to work, as far as it looks.
+fn failure(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Option<String> {
+    let report = instance.report.as_ref().filter(|report| report.epoch >= instance.epoch);
+    let named = |why: &str| Some(format!("{}-{}: {why}", workload.spec.name, instance.ordinal));
+    let ended = report.and_then(|report| report.last_exit).is_some();
+    match report.and_then(|report| report.state.as_ref()) {
+        // A registry may be away for a moment, and so may what a program needs at its start.
+        Some(InstanceState::BackOff { reason, .. })
+            if report.is_some_and(|report| report.restarts >= if ended { 1 } else { 3 }) =>
+        {
+            return named(reason);
+        }
+        Some(InstanceState::Finished { exit, .. }) if exit.code != Some(0) => return named(&exit.reason()),
+        Some(InstanceState::Running { .. })
+            if report.is_some_and(|report| report.health == Some(Health::Unhealthy)) =>
+        {
+            return named("it runs and is not healthy");
+        }
+        _ => {}
+    }
+    let late = instance.created_at_ms.saturating_add(workload.spec.update.deadline_ms.into()) <= now_ms;
+    let works = up_since_ms(&workload.spec, instance).is_some();
+    if late && !works {
+        return named("it did not come to work in time");
+    }
+    None
+}
+
+/// Decides the next step.
+pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: i64) -> Step<'a> {
+    let spec = &workload.spec;
+    let (fresh, old) = (copies.fresh, copies.old);
+    let mut step = Step::default();
+    let worked_at = |instance: &InstanceRow| Some(up_since_ms(spec, instance)? + i64::from(spec.update.healthy_ms));
+    let works = |instance: &&InstanceRow| worked_at(instance).is_some_and(|at| at <= now_ms);
+    let rolling = workload.rollout == Rollout::Rolling;
+    if rolling && is_careful(workload) {
+        let under_way = || fresh.values().flatten().filter(|instance| !works(instance));
+        let at = |instance: &&&InstanceRow| {
+            let deadline = instance.created_at_ms.saturating_add(spec.update.deadline_ms.into());
+            worked_at(instance).unwrap_or(deadline)
+        };
+        step.wake_at_ms = under_way().map(|instance| at(&instance)).filter(|at| *at > now_ms).min();
+        let first = workload.generation == 1;
+        let failed = under_way().find_map(|instance| failure(workload, instance, now_ms));
+        if let Some(reason) = failed.filter(|_| !first && spec.update.on_failure != UpdateFailure::Continue) {
+            step.ended = Some(Rollout::Failed { reason });
+        } else if old.is_empty()
+            && (0..spec.replicas).all(|ordinal| fresh.get(&ordinal).is_some_and(|of| of.iter().any(works)))
+        {
+            step.ended = Some(Rollout::Done);
+        }
+    }
+    // What failed goes no further until its user, or the version before it, says so.
+    let goes_on = step.ended.is_none() && !matches!(workload.rollout, Rollout::Failed { .. });
+    let is_in_progress = |of: &&Vec<&InstanceRow>| !of.iter().any(works);
+    let in_progress = fresh.values().filter(is_in_progress).count() + copies.vacant;
+    let mut budget = (spec.update.parallel as usize).saturating_sub(in_progress);
+    let up = |of: &[&InstanceRow]| of.iter().any(|instance| is_up(spec, instance));
+    let is_served = |ordinal: &u32| {
+        let any = |of: &BTreeMap<u32, Vec<&InstanceRow>>| of.get(ordinal).is_some_and(|of| up(of));
+        any(fresh) || any(old)
+    };
+    let missing = (0..spec.replicas).filter(|ordinal| !is_served(ordinal)).count();
+    let most_missing = spec.update.max_unavailable.unwrap_or(spec.update.parallel) as usize;
+    let mut may_miss = most_missing.saturating_sub(missing);
+    // What does not work is replaced first.
+    let mut order: Vec<(&u32, &Vec<&InstanceRow>)> = old.iter().collect();
+    order.sort_by_key(|(ordinal, of)| (up(of), **ordinal));
+    for (ordinal, of) in order {
+        if let Some(successors) = fresh.get(ordinal) {
+            let over = successors.iter().any(works) || !up(of);
+            if over { &mut step.go } else { &mut step.stay }.extend(of);
+            continue;
+        }
+        if !goes_on || budget == 0 {
+            step.stay.extend(of);
+            continue;
+        }
+        let serves = up(of);
+        if !serves {
+            step.go.extend(of);
+        } else {
+            step.stay.extend(of);
+            let succession = match (starts_first(spec), spec.update.order.is_none() && may_miss > 0) {
+                (true, true) => Succession::Either,
+                (true, false) => Succession::Beside,
+                (false, _) if may_miss > 0 => Succession::Instead,
+                (false, _) => continue,
+            };
+            may_miss -= usize::from(succession != Succession::Beside);
+            step.replace.extend(of.iter().map(|instance| (*instance, succession)));
+        }
+        budget -= 1;
+    }
+    step
+}
