@@ -9,7 +9,9 @@ use toft_model::{
     instance::{Desired, NetworkOrder},
     name::Name,
     schedule::{Plan, Snapshot, plan},
-    state::{Applied, Command, InstanceRow, PowerAction, apply, assignments_generation, migrate, query_snapshot},
+    state::{
+        Applied, Command, InstanceRow, PowerAction, WorkloadRow, apply, assignments_generation, migrate, query_snapshot,
+    },
     workload::WorkloadSpec,
 };
 use uuid::Uuid;
