@@ -65,6 +65,7 @@ struct Class {
 /// Nodes, under a policy and a target workload.
 #[derive(Debug)]
 pub struct Fleet {
+    mix: Mix,
     tables: Tables,
     scale: Scale,
     random: Random,
@@ -89,6 +90,7 @@ impl Fleet {
     pub fn new(policy: Policy, mix: &Mix, seed: u64) -> Self {
         let tables = Tables::new(mix);
         Self {
+            mix: mix.clone(),
             scale: Scale::new(policy, &tables),
             tables,
             random: Random::new(seed),
@@ -147,11 +149,13 @@ impl Fleet {
         let number = place.number();
         if let Some(old) = self.hosts[number].take() {
             self.count(&old, -1);
+            self.scale.balance.count(&old.node.cards, false);
         }
         if let Some(mut node) = node {
             node.cards.truncate(CardSet::LIMIT);
             let host = Host::new(node, &mut self.tables);
             self.count(&host, 1);
+            self.scale.balance.count(&host.node.cards, true);
             if self.scale.grow(&host) {
                 self.classes.clear();
             }
@@ -181,6 +185,9 @@ impl Fleet {
             return self.choose_any(ask, eligible);
         }
         let class = Ask { memory_bytes: if self.scale.policy.weighs_memory() { ask.memory_bytes } else { 0 }, ..*ask };
+        if self.scale.balance.refresh(&self.mix) && self.scale.policy == Policy::Balanced {
+            self.classes.clear();
+        }
         self.catch_up(&class);
         let hosts = &self.hosts;
         let may = |number: usize| {

@@ -5,6 +5,17 @@ use super::{
     mix::{Mark, Tables, WHOLE},
 };
 
+/// What a placement would do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fall {
+    /// The card, for a share.
+    pub(super) card: usize,
+    /// Thousandths of cards that are taken.
+    pub(super) taken: i64,
+    /// By how much the fragmentation falls, in thousandths times the weight of the mix.
+    pub(super) fragmentation: i64,
+}
+
 /// A node, and sums over its cards that every score needs.
 #[derive(Debug)]
 pub(super) struct Host {
@@ -68,18 +79,20 @@ impl Host {
         parts.map(|mark| i64::from(mark.thousandths) * row[usize::from(mark.level)]).sum()
     }
 
-    /// By how much the fragmentation falls when `ask`, which fits, is placed here: told for each card that a share can
+    /// What happens when `ask`, which fits, is placed here: told for each card that a share can
     /// have, and once with the lowest cards for everything else.
-    pub(super) fn falls(&self, ask: &Ask, tables: &Tables, mut tell: impl FnMut(usize, i64)) {
+    pub(super) fn falls(&self, ask: &Ask, tables: &Tables, mut tell: impl FnMut(Fall)) {
         let cpu = self.node.cpu_free - ask.cpu_millis;
         match ask.gpus {
-            Gpus::None => tell(0, self.usable_with(cpu, tables) - self.usable),
+            Gpus::None => {
+                tell(Fall { card: 0, taken: 0, fragmentation: self.usable_with(cpu, tables) - self.usable });
+            }
             Gpus::Share(units) if self.alike => self.falls_of_shares(ask, units, cpu, tables, tell),
             Gpus::Share(units) => {
                 for place in self.node.suiting(ask) {
                     let mut node = self.node.clone();
                     node.cards[place].free -= units;
-                    tell(place, self.fall(&node, cpu, tables));
+                    tell(self.fall(place, &node, cpu, tables));
                 }
             }
             Gpus::Whole(_) | Gpus::All => {
@@ -88,19 +101,20 @@ impl Host {
                     let Some(first) = self.marks.first() else { return };
                     let (shape, rank) = (tables.shape(first.shape), tables.rank(cpu));
                     let after = self.parts(shape.share_row(rank)) + shape.idle_worth(rank, self.idle - wanted);
-                    tell(0, tables.weight * WHOLE * wanted as i64 - self.usable + after);
+                    let taken = WHOLE * wanted as i64;
+                    tell(Fall { card: 0, taken, fragmentation: tables.weight * taken - self.usable + after });
                 } else {
                     let mut node = self.node.clone();
                     for place in self.node.suiting(ask).take(wanted) {
                         node.cards[place].free = 0;
                     }
-                    tell(0, self.fall(&node, cpu, tables));
+                    tell(self.fall(0, &node, cpu, tables));
                 }
             }
         }
     }
 
-    fn falls_of_shares(&self, ask: &Ask, units: u32, cpu: u32, tables: &Tables, mut tell: impl FnMut(usize, i64)) {
+    fn falls_of_shares(&self, ask: &Ask, units: u32, cpu: u32, tables: &Tables, mut tell: impl FnMut(Fall)) {
         let Some(first) = self.marks.first() else { return };
         let (shape, rank) = (tables.shape(first.shape), tables.rank(cpu));
         let row = shape.share_row(rank);
@@ -120,15 +134,18 @@ impl Host {
             } else {
                 parts + worth - i64::from(mark.thousandths) * row[usize::from(mark.level)] + idle
             };
-            tell(place, tables.weight * i64::from(mark.thousandths - left) - self.usable + after);
+            let taken = i64::from(mark.thousandths - left);
+            tell(Fall { card: place, taken, fragmentation: tables.weight * taken - self.usable + after });
         }
     }
 
     /// The fall when this becomes `node`, with so much CPU.
-    fn fall(&self, node: &Node, cpu: u32, tables: &Tables) -> i64 {
+    fn fall(&self, card: usize, node: &Node, cpu: u32, tables: &Tables) -> Fall {
         let marks: Vec<Mark> =
             node.cards.iter().zip(&self.marks).map(|(card, mark)| tables.mark(card, mark.shape)).collect();
         let thousandths: i64 = marks.iter().map(|mark| i64::from(mark.thousandths)).sum();
-        tables.weight * (self.thousandths - thousandths) - self.usable + tables.usable(cpu, node, &marks)
+        let taken = self.thousandths - thousandths;
+        let fragmentation = tables.weight * taken - self.usable + tables.usable(cpu, node, &marks);
+        Fall { card, taken, fragmentation }
     }
 }

@@ -10,6 +10,7 @@
 //! is cheaper to compute than to remember by state. The result is always that of a scan over all nodes.
 
 mod ask;
+mod balance;
 mod fleet;
 mod host;
 mod mix;

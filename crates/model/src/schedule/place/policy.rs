@@ -4,6 +4,7 @@ use std::{fmt, str::FromStr};
 
 use super::{
     Ask, CardSet, Gpus,
+    balance::Balance,
     host::Host,
     mix::{Tables, WHOLE},
 };
@@ -31,12 +32,22 @@ pub enum Policy {
     /// Fragmentation gradient descent (Weng et al., USENIX ATC 2023): `floor(100 / (1 + exp(-D)))` with `D` the fall of
     /// the fragmentation in cards.
     Fgd,
+    /// FGD that also keeps CPU and cards in balance and leaves rare kinds to who needs them; see [`Balance`].
+    Balanced,
 }
 
 impl Policy {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Random, Self::Spread, Self::Binpack, Self::BestFit, Self::DotProd, Self::GpuPacking, Self::Fgd];
+    pub const ALL: [Self; 8] = [
+        Self::Random,
+        Self::Spread,
+        Self::Binpack,
+        Self::BestFit,
+        Self::DotProd,
+        Self::GpuPacking,
+        Self::Fgd,
+        Self::Balanced,
+    ];
 
     /// Its name.
     pub fn as_str(self) -> &'static str {
@@ -48,6 +59,7 @@ impl Policy {
             Self::DotProd => "dot-prod",
             Self::GpuPacking => "gpu-packing",
             Self::Fgd => "fgd",
+            Self::Balanced => "fgd-balanced",
         }
     }
 
@@ -74,6 +86,9 @@ impl FromStr for Policy {
     }
 }
 
+/// Where scores begin that can be below 0.
+const MIDDLE: i64 = 1 << 30;
+
 /// What scores are measured against.
 #[derive(Debug)]
 pub(super) struct Scale {
@@ -84,6 +99,7 @@ pub(super) struct Scale {
     pub(super) cards: i64,
     /// The least fall, in thousandths times weight, for each FGD score from 1 on.
     steps: Vec<i64>,
+    pub(super) balance: Balance,
 }
 
 impl Scale {
@@ -93,7 +109,7 @@ impl Scale {
             let k = f64::from(k);
             ((k / (100.0 - k)).ln() * (WHOLE * tables.weight) as f64).ceil() as i64
         };
-        Self { policy, cpu: 1, cards: 1, steps: (1..100).map(least).collect() }
+        Self { policy, cpu: 1, cards: 1, steps: (1..100).map(least).collect(), balance: Balance::default() }
     }
 
     /// Learns of a node; whether scores change with it.
@@ -118,7 +134,7 @@ impl Scale {
             Policy::BestFit => self.best_fit(host, ask),
             Policy::DotProd => self.dot_prod(host, ask),
             Policy::GpuPacking => gpu_packing(host, ask),
-            Policy::Fgd => self.best_card(host, ask, tables).0,
+            Policy::Fgd | Policy::Balanced => self.best_card(host, ask, tables).0,
         }
     }
 
@@ -128,19 +144,25 @@ impl Scale {
             Gpus::None => CardSet::NONE,
             Gpus::Whole(_) | Gpus::All => host.node.suiting(ask).take(host.node.whole_wanted(ask)).collect(),
             Gpus::Share(_) => match self.policy {
-                Policy::Fgd => std::iter::once(self.best_card(host, ask, tables).1).collect(),
+                Policy::Fgd | Policy::Balanced => std::iter::once(self.best_card(host, ask, tables).1).collect(),
                 _ => tightest(host, ask).into_iter().collect(),
             },
         }
     }
 
-    /// FGD: the greatest step, and the lowest card that gives it.
+    /// The greatest score by what a placement leaves, and the lowest card that gives it.
     fn best_card(&self, host: &Host, ask: &Ask, tables: &Tables) -> (u32, usize) {
         let mut best = None;
-        host.falls(ask, tables, |card, fall| {
-            let step = self.step(fall);
-            if best.is_none_or(|(most, _)| step > most) {
-                best = Some((step, card));
+        host.falls(ask, tables, |fall| {
+            let score = match self.policy {
+                Policy::Balanced => {
+                    let score = self.balance.score(host, ask, &fall, tables.weight);
+                    (MIDDLE + score.clamp(-MIDDLE, MIDDLE)) as u32
+                }
+                _ => self.step(fall.fragmentation),
+            };
+            if best.is_none_or(|(most, _)| score > most) {
+                best = Some((score, fall.card));
             }
         });
         best.unwrap_or((0, 0))

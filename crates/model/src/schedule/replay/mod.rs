@@ -2,6 +2,8 @@
 //! the other in a random order until more is asked for than there is, none leaves, and one that fits nowhere is
 //! dropped but counts as arrived.
 
+#[cfg(test)]
+mod tests;
 mod trace;
 
 pub use trace::{Trace, TraceError, TraceNode, TracePod};

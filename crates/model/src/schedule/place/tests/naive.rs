@@ -1,5 +1,7 @@
 //! The same decisions by the definitions, without tables, rankings or memory.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 
 /// `W F_n(M)` in thousandths.
@@ -66,15 +68,76 @@ pub(super) fn fits(node: &Node, ask: &Ask) -> bool {
     room && !offers(node, ask).is_empty()
 }
 
-/// The largest node's CPU and thousandths of cards.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Largest {
+/// What scores know of all nodes together.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Whole {
+    /// CPU of the largest node there ever was.
     pub(super) cpu: f64,
+    /// Thousandths of cards of the node with most.
     pub(super) cards: f64,
+    /// All cards.
+    pub(super) supply: BTreeMap<(Kind, u32), u64>,
+}
+
+/// CPU in thousandths that the mix needs for each card, and for each kind its price in thousandths.
+fn market(mix: &Mix, fleet: &Whole) -> (i64, BTreeMap<Kind, i64>) {
+    let (mut cpu, mut wanted, mut load) = (0.0, 0.0, BTreeMap::new());
+    for (ask, weight) in mix.asks() {
+        let weight = f64::from(*weight);
+        let allowed: Vec<_> = fleet.supply.iter().filter(|((kind, _), _)| ask.kinds.allow(*kind)).collect();
+        let count: u64 = allowed.iter().map(|(_, count)| **count).sum();
+        if count == 0 || ask.gpus == Gpus::None {
+            continue;
+        }
+        let of_one = |((_, capacity), count): &(&(Kind, u32), &u64)| match ask.gpus {
+            Gpus::Share(units) => (f64::from(units) / f64::from(*capacity)).min(1.0) * **count as f64,
+            _ => **count as f64,
+        };
+        let each = match ask.gpus {
+            Gpus::Whole(cards) => f64::from(cards),
+            _ => allowed.iter().map(of_one).sum::<f64>() / count as f64,
+        };
+        cpu += weight * f64::from(ask.cpu_millis);
+        wanted += weight * each;
+        let kinds: BTreeSet<Kind> = allowed.iter().map(|((kind, _), _)| *kind).collect();
+        for kind in kinds {
+            *load.entry(kind).or_insert(0.0) += weight * each / count as f64;
+        }
+    }
+    if wanted == 0.0 {
+        return (0, BTreeMap::new());
+    }
+    let average = wanted / fleet.supply.values().sum::<u64>() as f64;
+    let price = |load: f64| (load / average * 1000.0).round() as i64;
+    ((cpu / wanted).round() as i64, load.into_iter().map(|(kind, load)| (kind, price(load))).collect())
+}
+
+fn balanced(node: &Node, ask: &Ask, mix: &Mix, offers: &[CardSet], fleet: &Whole) -> (f64, CardSet) {
+    let weight: i64 = mix.asks().iter().map(|(_, weight)| i64::from(*weight)).sum();
+    let (ratio, prices) = market(mix, fleet);
+    let idle = |node: &Node| node.cards.iter().map(|card| i64::from(card.thousandths())).sum::<i64>();
+    // In sixteenths of a thousandth of a card.
+    let imbalance = |node: &Node| match ratio {
+        0 => 0,
+        ratio => (16 * idle(node) - 16_000 * i64::from(node.cpu_free) / ratio).abs(),
+    };
+    let mut best = (f64::MIN, CardSet::NONE);
+    for cards in offers {
+        let left = after(node, ask, *cards);
+        let fall = 16 * (fragmentation(node, mix) - fragmentation(&left, mix));
+        let taken = |place: usize| i64::from(node.cards[place].thousandths() - left.cards[place].thousandths());
+        let price = |place: usize| prices.get(&node.cards[place].kind).copied().unwrap_or(0);
+        let cost: i64 = cards.iter().map(|place| taken(place) * price(place)).sum();
+        let score = fall.div_euclid(weight.max(1)) + imbalance(node) - imbalance(&left) - (16 * cost).div_euclid(2_000);
+        if score as f64 > best.0 {
+            best = (score as f64, *cards);
+        }
+    }
+    best
 }
 
 /// The score of a node that fits, and its cards.
-fn judge(policy: Policy, node: &Node, ask: &Ask, mix: &Mix, largest: Largest) -> (f64, CardSet) {
+fn judge(policy: Policy, node: &Node, ask: &Ask, mix: &Mix, fleet: &Whole) -> (f64, CardSet) {
     let idle = |node: &Node| f64::from(node.cards.iter().map(Card::thousandths).sum::<u32>());
     let offers = offers(node, ask);
     let tightest = |cards: &&CardSet| cards.iter().map(|place| node.cards[place].free).sum::<u32>();
@@ -97,15 +160,16 @@ fn judge(policy: Policy, node: &Node, ask: &Ask, mix: &Mix, largest: Largest) ->
         Policy::Random => 0.0,
         Policy::Spread => -fullness(),
         Policy::Binpack => fullness(),
-        Policy::BestFit => floor(100.0 * (1.0 - 0.5 * cpu.1 / largest.cpu - 0.5 * cards.1 / largest.cards)).max(0.0),
+        Policy::BestFit => floor(100.0 * (1.0 - 0.5 * cpu.1 / fleet.cpu - 0.5 * cards.1 / fleet.cards)).max(0.0),
         Policy::DotProd => {
             let part = |now: f64, then: f64, most: f64| (now / most) * ((now - then) / most);
-            (100.0 * (1.0 - (part(cpu.0, cpu.1, largest.cpu) + part(cards.0, cards.1, largest.cards)) / 2.0))
+            (100.0 * (1.0 - (part(cpu.0, cpu.1, fleet.cpu) + part(cards.0, cards.1, fleet.cards)) / 2.0))
                 .max(0.0)
                 .floor()
         }
         Policy::GpuPacking => gpu_packing(node, ask),
         Policy::Fgd => return gradient(node, ask, mix, &offers),
+        Policy::Balanced => return balanced(node, ask, mix, &offers, fleet),
     };
     (score, chosen)
 }
@@ -143,10 +207,10 @@ fn gradient(node: &Node, ask: &Ask, mix: &Mix, offers: &[CardSet]) -> (f64, Card
 }
 
 /// The best of the nodes, the first on a tie.
-pub(super) fn choose(policy: Policy, nodes: &[(Place, Node)], ask: &Ask, mix: &Mix, largest: Largest) -> Option<Spot> {
+pub(super) fn choose(policy: Policy, nodes: &[(Place, Node)], ask: &Ask, mix: &Mix, fleet: &Whole) -> Option<Spot> {
     let mut best: Option<(f64, Spot)> = None;
     for (place, node) in nodes.iter().filter(|(_, node)| fits(node, ask)) {
-        let (score, cards) = judge(policy, node, ask, mix, largest);
+        let (score, cards) = judge(policy, node, ask, mix, fleet);
         if best.is_none_or(|(most, _)| score > most) {
             best = Some((score, Spot { place: *place, cards }));
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{naive::Largest, *};
+use super::{naive::Whole, *};
 
 /// Sizes of cards: thousandths, and MiB of three real ones.
 const CAPACITIES: [u32; 4] = [1000, 11_264, 24_564, 81_559];
@@ -21,7 +21,7 @@ struct Case {
     /// What should be there.
     nodes: BTreeMap<usize, (Place, Node)>,
     held: Vec<(Ask, Spot)>,
-    largest: Largest,
+    whole: Whole,
     log: Vec<Option<Spot>>,
 }
 
@@ -61,7 +61,16 @@ impl Case {
         );
         let fleet = Fleet::new(policy, &mix, seed);
         let (nodes, held, log) = (BTreeMap::new(), Vec::new(), Vec::new());
-        let mut case = Self { random, policy, mix, fleet, nodes, held, largest: Largest { cpu: 1.0, cards: 1.0 }, log };
+        let mut case = Self {
+            random,
+            policy,
+            mix,
+            fleet,
+            nodes,
+            held,
+            whole: Whole { cpu: 1.0, cards: 1.0, ..Whole::default() },
+            log,
+        };
         for _ in 0..1 + case.random.below(12) {
             case.add();
         }
@@ -75,8 +84,8 @@ impl Case {
     }
 
     fn note(&mut self, place: Place, node: Node) {
-        self.largest.cpu = self.largest.cpu.max(node.cpu_millis.into());
-        self.largest.cards = self.largest.cards.max(node.cards.len() as f64 * 1000.0);
+        self.whole.cpu = self.whole.cpu.max(node.cpu_millis.into());
+        self.whole.cards = self.whole.cards.max(node.cards.len() as f64 * 1000.0);
         assert!(self.nodes.insert(place.number(), (place, node)).is_none(), "the place was taken");
     }
 
@@ -141,7 +150,11 @@ impl Case {
             nodes.retain(|_| self.random.below(2) == 0);
             eligible = Some(nodes.iter().map(|(place, _)| *place).collect::<PlaceSet>());
         }
-        let expected = naive::choose(self.policy, &nodes, &ask, &self.mix, self.largest);
+        self.whole.supply.clear();
+        for card in self.nodes.values().flat_map(|(_, node)| &node.cards) {
+            *self.whole.supply.entry((card.kind, card.capacity)).or_default() += 1;
+        }
+        let expected = naive::choose(self.policy, &nodes, &ask, &self.mix, &self.whole);
         let spot = self.fleet.place(&ask, eligible.as_ref());
         if self.policy == Policy::Random {
             assert_eq!(spot.is_some(), expected.is_some());
@@ -227,4 +240,9 @@ fn gpu_packing_is_its_definition() {
 #[test]
 fn fgd_is_its_definition() {
     check(Policy::Fgd);
+}
+
+#[test]
+fn fgd_balanced_is_its_definition() {
+    check(Policy::Balanced);
 }
