@@ -1,7 +1,8 @@
 //! Replays a recorded workload through the placement engine, by the protocol of the FGD paper: pods arrive one after
 //! the other in a random order until more is asked for than there is, none leaves, and one that fits nowhere is
-//! dropped but counts as arrived.
+//! dropped but counts as arrived. Migration, which the protocol has not, is an option.
 
+mod moves;
 #[cfg(test)]
 mod tests;
 mod trace;
@@ -9,6 +10,7 @@ mod trace;
 pub use trace::{Trace, TraceError, TraceNode, TracePod};
 
 use super::place::{Gpus, Policy, Random};
+use moves::Residents;
 use trace::gpu_millis;
 
 /// How a trace is replayed.
@@ -20,6 +22,8 @@ pub struct Replay {
     pub seed: u64,
     /// How much arrives, in hundredths of all GPUs.
     pub until_percent: u32,
+    /// How many instances may be moved for a pod with GPUs that fits nowhere.
+    pub moves: usize,
 }
 
 /// What was seen while so much had arrived: means over the arrivals that round to it.
@@ -40,6 +44,8 @@ pub struct Outcome {
     pub arrived: u64,
     /// Pods that found no place, without and with GPUs.
     pub dropped: (u64, u64),
+    /// Instances that were moved.
+    pub moves: u64,
 }
 
 impl Replay {
@@ -50,22 +56,33 @@ impl Replay {
         let mut fleet = trace.fleet(self.policy, &mut random);
         let all = trace.gpu_millis();
         let (mut arrived, mut held) = (0, 0);
-        let mut dropped = (0, 0);
+        let (mut dropped, mut moves, mut residents) = ((0, 0), 0, Residents::default());
         let mut meter = Meter::new(self.until_percent);
         for ask in &arrivals {
             let millis = gpu_millis(ask);
             arrived += millis;
-            match (fleet.place(ask, None), ask.gpus) {
-                (Some(_), _) => held += millis,
-                (None, Gpus::None) => dropped.0 += 1,
-                (None, _) => dropped.1 += 1,
+            match fleet.place(ask, None) {
+                Some(spot) => {
+                    held += millis;
+                    if self.moves > 0 {
+                        residents.add(*ask, spot);
+                    }
+                }
+                None if ask.gpus == Gpus::None => dropped.0 += 1,
+                None => match residents.make_room(&mut fleet, ask, self.moves) {
+                    Some(count) => {
+                        held += millis;
+                        moves += count as u64;
+                    }
+                    None => dropped.1 += 1,
+                },
             }
             let idle = fleet.idle_thousandths();
             let fragmentation = if idle == 0 { 0.0 } else { 100.0 * fleet.fragmentation() / idle as f64 };
             let allocation = 100.0 * held as f64 / all as f64;
             meter.note((200 * arrived + all) / (2 * all), Point { allocation, fragmentation });
         }
-        Outcome { points: meter.means(), arrived: arrivals.len() as u64, dropped }
+        Outcome { points: meter.means(), arrived: arrivals.len() as u64, dropped, moves }
     }
 }
 

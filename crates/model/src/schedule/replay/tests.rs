@@ -31,7 +31,7 @@ fn trace() -> Trace {
 }
 
 fn run(policy: Policy, seed: u64) -> Outcome {
-    Replay { policy, seed, until_percent: 130 }.run(&trace())
+    Replay { policy, seed, until_percent: 130, moves: 0 }.run(&trace())
 }
 
 #[test]
@@ -94,4 +94,17 @@ fn what_is_no_trace_is_refused() {
     assert_eq!(refused, TraceError::Gpus { pod: 1, gpus: 2, gpu_millis: 500 });
     let many = TracePod { models: (0..80).map(|i| i.to_string()).collect::<Vec<_>>().join("|"), ..pods[0].clone() };
     assert_eq!(Trace::new(&nodes, &[many]).unwrap_err(), TraceError::Models(83));
+}
+
+#[test]
+fn moves_make_room() {
+    let trace = trace();
+    let run = |moves| Replay { policy: Policy::BestFit, seed: 5, until_percent: 130, moves }.run(&trace);
+    let (without, with) = (run(0), run(2));
+    assert_eq!(without.moves, 0);
+    let gained = with.points[130].allocation - without.points[130].allocation;
+    assert!(with.moves > 0 && gained > 0.0, "{} moves gained {gained}", with.moves);
+    // What is moved is neither lost nor doubled.
+    assert!(with.points.iter().all(|point| point.allocation <= 100.0));
+    assert_eq!(with, run(2));
 }
