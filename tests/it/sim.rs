@@ -72,9 +72,11 @@ fn a_trace_is_replayed_under_every_policy() {
     assert_eq!(reports.iter().map(|report| report["policy"].as_str().unwrap()).collect::<Vec<_>>().join(","), all);
     for report in reports {
         assert_eq!(report["loads"].as_array().unwrap().len(), 131);
-        assert!((at(report, 50) - 50.0).abs() < 2.0 && at(report, 130) > 75.0, "{report}");
+        // Some models are asked for by name and run out before.
+        assert!((at(report, 20) - 20.0).abs() < 2.0 && at(report, 130) > 80.0, "{}", report["policy"]);
         assert!(report["decisions_per_second"]["mean"].as_f64().unwrap() > 0.0 && report.get("migration").is_none());
     }
+    assert!(at(&reports[6], 130) > at(&reports[0], 130) + 1.0, "FGD places more than chance");
     let svg = fs::read_to_string(svg).unwrap();
     assert_eq!(svg.matches("<polyline").count(), 16);
 }

@@ -152,3 +152,68 @@ impl Residents {
 fn held(ask: &Ask) -> u64 {
     super::trace::gpu_millis(ask)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schedule::place::{Card, Kind, Kinds, Mix, Policy};
+
+    fn ask(cpu_millis: u32, gpus: Gpus) -> Ask {
+        Ask { cpu_millis, memory_bytes: 0, gpus, kinds: Kinds::ANY }
+    }
+
+    /// Nodes with so many cards each, and what was placed there.
+    fn cluster(cards: &[usize], placed: &[(usize, Ask, usize)]) -> (Fleet, Residents) {
+        let mut fleet = Fleet::new(Policy::BestFit, &Mix::default(), 0);
+        let card = Card::idle(Kind::new(0).unwrap(), 1000);
+        let places: Vec<Place> =
+            cards.iter().map(|count| fleet.add(Node::idle(8_000, 1, 10, vec![card; *count]))).collect();
+        let mut residents = Residents::default();
+        for (node, ask, card) in placed {
+            let cards = if ask.gpus == Gpus::None { CardSet::NONE } else { CardSet::from_iter([*card]) };
+            let spot = Spot { place: places[*node], cards };
+            fleet.take(ask, spot).unwrap();
+            residents.add(*ask, spot);
+        }
+        (fleet, residents)
+    }
+
+    fn idle(fleet: &Fleet) -> u64 {
+        fleet.idle_thousandths()
+    }
+
+    #[test]
+    fn a_share_moves_to_another_for_a_whole_card() {
+        let share = ask(1_000, Gpus::Share(400));
+        let (mut fleet, mut residents) = cluster(&[1, 1], &[(0, share, 0), (1, share, 0)]);
+        let whole = ask(1_000, Gpus::Whole(1));
+        assert_eq!(residents.make_room(&mut fleet, &whole, 0), None, "none may be moved");
+        assert_eq!(residents.make_room(&mut fleet, &whole, 1), Some(1));
+        assert_eq!(idle(&fleet), 200);
+        assert_eq!(residents.0.iter().map(Vec::len).sum::<usize>(), 3);
+        assert_eq!(residents.make_room(&mut fleet, &whole, 9), None, "there is no room to make");
+        assert_eq!((idle(&fleet), residents.0.iter().map(Vec::len).sum::<usize>()), (200, 3), "all is as it was");
+    }
+
+    #[test]
+    fn who_has_no_card_leaves_its_cpu() {
+        let (mut fleet, mut residents) = cluster(&[1, 0], &[(0, ask(6_000, Gpus::None), 0)]);
+        assert_eq!(residents.make_room(&mut fleet, &ask(4_000, Gpus::Whole(1)), 1), Some(1));
+        assert_eq!(idle(&fleet), 0);
+        let free: Vec<u32> = fleet.places().filter_map(|place| fleet.node(place)).map(|node| node.cpu_free).collect();
+        assert_eq!(free, [4_000, 2_000]);
+    }
+
+    #[test]
+    fn only_so_many_are_moved() {
+        let share = ask(500, Gpus::Share(200));
+        let placed = [(0, share, 0), (0, share, 0), (0, share, 0), (1, ask(500, Gpus::Share(300)), 0)];
+        let whole = ask(500, Gpus::Whole(1));
+        let (mut fleet, mut residents) = cluster(&[1, 1], &placed);
+        assert_eq!(residents.make_room(&mut fleet, &whole, 1), Some(1), "the one beside the three");
+        let placed = [placed[0], placed[1], placed[2], (1, share, 0), (1, share, 0)];
+        let (mut fleet, mut residents) = cluster(&[1, 1], &placed);
+        assert_eq!(residents.make_room(&mut fleet, &whole, 1), None);
+        assert_eq!(residents.make_room(&mut fleet, &whole, 2), Some(2));
+    }
+}
