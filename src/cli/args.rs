@@ -25,6 +25,7 @@ use super::{
     process_args::{ProcessArgs, ResourceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
+    sim_args::{SIM_HELP, SimArgs},
     stats_args::{StatsArgs, TopArgs},
     volume_args::{MountArgs, VolumeCommand},
 };
@@ -154,6 +155,9 @@ pub(super) enum Command {
     /// Look whether this machine has what toft needs, and say for each failure what to do
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Replay a recorded workload through the scheduler
+    #[command(after_help = SIM_HELP)]
+    Sim(SimArgs),
     /// Print the completion script for a shell
     Completion {
         /// Shell

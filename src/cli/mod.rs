@@ -35,6 +35,8 @@ mod run;
 mod secret_args;
 mod secrets;
 mod session;
+mod sim;
+mod sim_args;
 mod stats;
 mod stats_args;
 mod terminal;
@@ -75,6 +77,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
         Command::Up(flags) => daemon::up(flags),
         Command::Down(flags) => daemon::down(flags),
         Command::Doctor(args) => doctor::doctor(args),
+        Command::Sim(args) => sim::sim(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
@@ -100,7 +103,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
 
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
-        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Completion { .. } => Ok(0),
+        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Sim(_) | Command::Completion { .. } => Ok(0),
         Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,

@@ -48,6 +48,7 @@ mod runtime_exec;
 mod secrets;
 mod security;
 mod side_by_side;
+mod sim;
 mod stats;
 mod tidy;
 mod volumes;

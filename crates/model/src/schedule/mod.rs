@@ -2,8 +2,10 @@
 
 mod feasible;
 mod gpus;
+pub mod place;
 mod plan;
 mod rank;
+pub mod replay;
 mod snapshot;
 #[cfg(test)]
 mod tests;
