@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
+    gpus::{self, Configure},
     registries,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
@@ -36,6 +37,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 inventory: inventory.clone(),
                 registered_at_ms: *at_ms,
                 assignments_generation: index,
+                gpus: Default::default(),
             };
             register_node(connection, &row)?
         }
@@ -92,6 +94,11 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 VolumeRow::forget(connection, *node_id, name, *born)?;
             }
             Ok(Reply::Done)
+        }
+        Command::ConfigureGpu { node_id, gpu, policy, cordoned, at_ms } => {
+            let change =
+                Configure { node_id: *node_id, gpu, policy: *policy, cordoned: *cordoned, at_ms: *at_ms };
+            gpus::configure(connection, &change)?
         }
     };
     Ok(applied)
@@ -371,7 +378,7 @@ fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
         InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),
         InstanceState::Finished { reason: Some(reason), .. } => Some((EventLevel::Warning, reason.clone())),
         InstanceState::Finished { exit, reason: None } => match exit.code {
-            _ if exit.out_of_memory => Some((EventLevel::Warning, exit.reason())),
+            _ if exit.out_of_memory || exit.gpu_out_of_memory => Some((EventLevel::Warning, exit.reason())),
             Some(0) => Some((EventLevel::Info, "finished with exit code 0".into())),
             Some(code) => Some((EventLevel::Warning, format!("ended with exit code {code}"))),
             None => Some((EventLevel::Warning, "its process vanished".into())),
