@@ -10,7 +10,7 @@ usage() {
 usage: bench/run.sh NAME [options]
        bench/run.sh --list
 
-  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 5, dns: 5, density: 3)
+  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 3, dns: 5, density: 3)
   --seconds N      idle: length of the watch (60); length of each point (state: 5, dns: 3)
   --million        state: also write a million times
   --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc;

@@ -15,6 +15,8 @@ class Engine:
     """What every engine has: a place on disk, a control group that counts its CPU time, and a name."""
 
     name = ""
+    # Kinds of packed layers.
+    unpacks = ("gzip", "zstd")
 
     def __init__(self, work, toft):
         self.work = work
@@ -219,6 +221,8 @@ class Ctr(Engine):
 
 class Docker(Engine):
     name = "docker"
+    # Debian's 20.10 takes zstd for a broken tar.
+    unpacks = ("gzip",)
     networking = ["--bridge=none", "--iptables=false", "--ip6tables=false"]
 
     def __init__(self, work, toft):

@@ -8,9 +8,8 @@ use crate::invalid::Invalid;
 
 /// Names one GPU for as long as it is in its machine: NVIDIA's UUID (`GPU-…`, or `MIG-…` for a part of a card), or
 /// `pci-` and the address on the bus for cards that have none.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, example = "GPU-5f3d1d2c-6f0a-4a53-8a7e-0d3f1f9b7c11")]
 pub struct GpuId(String);
 
 impl GpuId {
@@ -127,6 +126,7 @@ impl FromStr for GpuPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Gpu {
     /// Its name in requests and orders.
+    #[schema(value_type = String, example = "GPU-5f3d1d2c-6f0a-4a53-8a7e-0d3f1f9b7c11")]
     pub id: GpuId,
     /// Who makes it.
     pub vendor: GpuVendor,
@@ -180,6 +180,7 @@ impl Gpu {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GpuHold {
     /// Which.
+    #[schema(value_type = String)]
     pub gpu: GpuId,
     /// Memory in MiB when it shares the card; absent when it has the card to itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -32,9 +32,8 @@ pub struct GpuMemory {
 /// Written as words with commas between them, and `:COUNT` at the end: a vendor (`nvidia`), models of which any will do
 /// (`rtx4090`), a range of memory (`24GB`, `24GB..`, `..24GB`, `16GB..24GB`; as cards are sold, `GB` and `GiB` are the same), a share
 /// of memory (`vram=8GiB`), or names of cards (`device=0`, `device=GPU-…`). `2` and `count=2` are two cards, `all` all of a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, example = "rtx4090:2")]
 pub struct GpuRequest {
     /// How much of how many.
     pub amount: GpuAmount,
