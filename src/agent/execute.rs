@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     attach::Audience,
     dns::resolv_conf::{self, ResolvConf},
+    gpu::cdi::{InjectError, Injector},
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
@@ -108,6 +109,8 @@ pub struct Executor {
     pub volumes: Volumes,
     /// Fetches images from registries.
     pub pulls: Pulls,
+    /// Makes what containers need for their GPUs.
+    pub gpus: Injector,
     /// Who may keep the machine busy with a start.
     pub turns: Turns,
     /// Images the appliance brings along, by complete reference.
@@ -156,6 +159,11 @@ impl Executor {
                 None => self.create_container(&assignment, &prepared, &unwanted, &mut turn).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
+            }
+            if !first_start && !assignment.container.gpus.is_empty() {
+                // The driver may be another than when the container was made.
+                let edits = self.gpus.edits(&assignment.container.gpus).await?;
+                self.runtime.edit_container(id, &edits).await?;
             }
             if !prepared.empty.is_empty() {
                 turn.pause();
@@ -277,6 +285,7 @@ impl Executor {
         env.extend(container.env.clone());
         let host = container.network == NetworkOrder::Host;
         let files = self.files_of(assignment, &name).await.map_err(|e| StartError::Other(e.to_string()))?;
+        let edits = self.gpus.edits(&container.gpus).await?;
         Ok(ContainerSpec {
             id: *id,
             image,
@@ -294,6 +303,7 @@ impl Executor {
             ]),
             files,
             mounts: Vec::new(),
+            edits,
         })
     }
 
@@ -481,6 +491,8 @@ enum StartError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Gpu(#[from] InjectError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]

@@ -20,6 +20,7 @@ use super::{
 };
 
 mod effect;
+mod gpu;
 mod health;
 
 pub use effect::{Effect, Incoming, Work};
@@ -70,6 +71,8 @@ pub struct Keeper {
     due: BTreeSet<(i64, InstanceId)>,
     /// Processes that are asked whether they work.
     watched: BTreeMap<InstanceId, health::Watched>,
+    /// Instances whose process was ended for holding too much of a GPU.
+    over_share: BTreeSet<InstanceId>,
     effects: Vec<Effect>,
 }
 
@@ -190,6 +193,7 @@ impl Keeper {
         self.unwritten.remove(&id);
         self.noted.remove(&id);
         self.untold.remove(&id);
+        self.over_share.remove(&id);
         if self.watched.remove(&id).is_some() {
             self.effects.push(Effect::Unwatch(id));
         }
@@ -408,6 +412,7 @@ impl Keeper {
                 return self.effects.push(Effect::Compare(id));
             }
             Done::Ended { exit } => {
+                let exit = self.marked(id, exit, now_ms);
                 if let Some(exit) = exit {
                     self.reaped.insert(id, exit);
                 }

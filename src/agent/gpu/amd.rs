@@ -195,7 +195,10 @@ mod tests {
                 ("proc/nonsense/vram_38195", "1\n"),
             ],
         );
-        tree.files(&tree.share(), &[("libdrm/amdgpu.ids", "# list\n744C,\tC8,\tAMD Radeon RX 7900 XTX\n744C, CC, other\n")]);
+        tree.files(
+            &tree.share(),
+            &[("libdrm/amdgpu.ids", "# list\n744C,\tC8,\tAMD Radeon RX 7900 XTX\n744C, CC, other\n")],
+        );
         tree.client(4242, 9, "0000:03:00.0", "drm-memory-vram:\t1024 KiB");
         tree.client(77, 9, "0000:03:00.0", "drm-memory-vram:\t1024 KiB");
         tree.client(78, 10, "0000:03:00.0", "drm-memory-vram:\t2048 KiB");

@@ -262,7 +262,8 @@ mod tests {
     /// Processes 1 and 2 of two instances, 3 of a desktop.
     fn machine() -> (tempfile::TempDir, Assessor) {
         let dir = tempfile::tempdir().unwrap();
-        for (pid, group) in [(1, format!("/toft/{ONE}")), (2, format!("/toft/{TWO}/inner")), (3, "/user.slice".into())] {
+        for (pid, group) in [(1, format!("/toft/{ONE}")), (2, format!("/toft/{TWO}/inner")), (3, "/user.slice".into())]
+        {
             let process = dir.path().join(pid.to_string());
             fs::create_dir(&process).unwrap();
             fs::write(process.join("cgroup"), format!("0::{group}\n")).unwrap();
@@ -324,10 +325,8 @@ mod tests {
     fn what_no_instance_holds_by_right_is_outside() {
         let (_dir, mut assessor) = machine();
         let shares = shares(&[(ONE, "GPU-0", Some(4_096)), (TWO, "GPU-1", None)]);
-        let cards = vec![
-            used("GPU-0", 9_000, &[(1, 5_000), (2, 1_000), (3, 3_000)]),
-            used("GPU-1", 8_000, &[(2, 8_000)]),
-        ];
+        let cards =
+            vec![used("GPU-0", 9_000, &[(1, 5_000), (2, 1_000), (3, 3_000)]), used("GPU-1", 8_000, &[(2, 8_000)])];
         let (sight, _) = look(&mut assessor, cards, &shares, 0);
         let outside: Vec<u32> = sight.inventory().iter().map(|gpu| gpu.outside_mib).collect();
         // 9,000 less the 4,096 of the share: what is over it, another's, and the desktop's are there for nobody.

@@ -6,6 +6,7 @@
 
 pub mod amd;
 pub mod assess;
+pub mod cdi;
 pub mod fake;
 mod health;
 pub mod intel;

@@ -49,29 +49,25 @@ impl NvmlDriver {
     }
 
     /// Loads the library; `None` when there is none and never was.
-    fn load(&mut self) -> Result<Option<&mut Open>, DriverError> {
-        if self.open.is_none() {
-            match Nvml::builder().lib_path(self.library.as_os_str()).init() {
-                Ok(nvml) => self.open = Some(Open::of(nvml)),
-                // Most machines have none.
-                Err(NvmlError::LibloadingError(_)) if self.known.is_empty() => return Ok(None),
-                Err(error) => return Err(DriverError::Away(words(&error))),
-            }
+    fn load(&mut self) -> Result<Option<Open>, DriverError> {
+        if let Some(open) = self.open.take() {
+            return Ok(Some(open));
         }
-        Ok(self.open.as_mut())
+        match Nvml::builder().lib_path(self.library.as_os_str()).init() {
+            Ok(nvml) => Ok(Some(Open::of(nvml))),
+            // Most machines have none.
+            Err(NvmlError::LibloadingError(_)) if self.known.is_empty() => Ok(None),
+            Err(error) => Err(DriverError::Away(words(&error))),
+        }
     }
 
+    /// Looks once. The library is kept unless it is of no use any more.
     fn try_look(&mut self) -> Result<Vec<Card>, DriverError> {
-        let Some(open) = self.load()? else { return Ok(Vec::new()) };
+        let Some(mut open) = self.load()? else { return Ok(Vec::new()) };
+        let away = |error: &NvmlError| DriverError::Away(words(error));
         let nvml = Arc::clone(&open.nvml);
-        let count = match nvml.device_count() {
-            Ok(count) => count.min(MOST_CARDS as u32),
-            Err(error) => {
-                // Whatever is wrong with it: the next look begins with a fresh one.
-                self.open = None;
-                return Err(DriverError::Away(words(&error)));
-            }
-        };
+        // Whatever is wrong: the next look begins with a fresh one.
+        let count = nvml.device_count().map_err(|error| away(&error))?.min(MOST_CARDS as u32);
         let mut cards = Vec::new();
         for index in 0..count {
             let shown = nvml.device_by_index(index).and_then(|device| open.cards(index, &device));
@@ -80,10 +76,7 @@ impl NvmlDriver {
                     cards.extend(shown.iter().cloned());
                     self.known.insert(index, shown);
                 }
-                Err(error) if over(&error) => {
-                    self.open = None;
-                    return Err(DriverError::Away(words(&error)));
-                }
+                Err(error) if over(&error) => return Err(away(&error)),
                 // Who cannot be asked for a name is the one that was there before.
                 Err(error) => {
                     let known = self.known.get(&index).into_iter().flatten().cloned();
@@ -93,6 +86,7 @@ impl NvmlDriver {
         }
         self.known.retain(|index, _| *index < count);
         open.link(&nvml, &mut cards);
+        self.open = Some(open);
         Ok(cards)
     }
 }
@@ -106,7 +100,7 @@ impl Driver for NvmlDriver {
         let was_open = self.open.is_some();
         match self.try_look() {
             // A driver that was loaded anew in between.
-            Err(_) if was_open && self.open.is_none() => self.try_look(),
+            Err(_) if was_open => self.try_look(),
             shown => shown,
         }
     }

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use toft_model::{gpu::GpuVendor, instance::{AssignmentSet, Desired}};
+use toft_model::{
+    gpu::GpuVendor,
+    instance::{AssignmentSet, Desired},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},

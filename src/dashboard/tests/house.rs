@@ -17,6 +17,7 @@ use http_body_util::BodyExt;
 use toft_model::{
     exec::{AttachOrder, ExecOrder},
     files::{FileStat, FilesWritten},
+    gpu::GpuFacts,
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
@@ -258,6 +259,10 @@ impl NodeAccess for FakeNode {
             // Whoever looks may have looked at the clock a moment before.
             booted_at_ms: now_ms() - 3 * 86_400_000 - 3_600_000,
         })
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        Vec::new()
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {

@@ -92,6 +92,7 @@ pub struct GpuXid {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GpuLink {
     /// The other card.
+    #[schema(value_type = String)]
     pub to: GpuId,
     /// Which way, as `nvidia-smi topo -m` calls it: `NV4` (four NVLinks), `PIX`, `PXB`, `PHB`, `NODE` or `SYS`.
     pub way: String,

@@ -204,9 +204,8 @@ mod tests {
         );
         assert_eq!(chosen(&claims, "device=1", &cards), Ok("GPU-1".into()));
         assert_eq!(chosen(&claims, "1", &[]), Err("it has no GPU".into()));
-        let allowed = |holds: &[GpuHold]| {
-            claims.allow(holds, Cards { cards: &cards, settings: &GpuSettingsOf::default() })
-        };
+        let allowed =
+            |holds: &[GpuHold]| claims.allow(holds, Cards { cards: &cards, settings: &GpuSettingsOf::default() });
         assert!(!allowed(&[hold(0, Some(1))]) && !allowed(&[hold(7, None)]));
         assert!(!allowed(&[hold(1, None), hold(1, None)]), "one card twice");
     }

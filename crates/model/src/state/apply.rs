@@ -96,8 +96,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             Ok(Reply::Done)
         }
         Command::ConfigureGpu { node_id, gpu, policy, cordoned, at_ms } => {
-            let change =
-                Configure { node_id: *node_id, gpu, policy: *policy, cordoned: *cordoned, at_ms: *at_ms };
+            let change = Configure { node_id: *node_id, gpu, policy: *policy, cordoned: *cordoned, at_ms: *at_ms };
             gpus::configure(connection, &change)?
         }
     };

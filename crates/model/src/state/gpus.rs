@@ -35,8 +35,7 @@ pub(super) fn configure(connection: &Connection, change: &Configure<'_>) -> rusq
         }));
     };
     let before = node.gpus.of(gpu);
-    let after =
-        GpuSettings { policy: policy.unwrap_or(before.policy), cordoned: cordoned.unwrap_or(before.cordoned) };
+    let after = GpuSettings { policy: policy.unwrap_or(before.policy), cordoned: cordoned.unwrap_or(before.cordoned) };
     if after == before {
         return Ok(Ok(Reply::Done));
     }

@@ -16,7 +16,8 @@ pub(super) fn between(devices: &[(GpuId, Device<'_>)]) -> HashMap<GpuId, Vec<Gpu
         devices.iter().map(|(_, device)| device.pci_info().ok().and_then(|pci| address(&pci.bus_id))).collect();
     let ends: Vec<Vec<String>> = devices.iter().map(|(_, device)| ends(device)).collect();
     // What leads to no card leads to a switch, and through that to every card that has such a link too.
-    let to_switch = |of: usize| ends[of].iter().filter(|end| !places.iter().flatten().any(|place| place == *end)).count();
+    let to_switch =
+        |of: usize| ends[of].iter().filter(|end| !places.iter().flatten().any(|place| place == *end)).count();
     let link = |one: usize, other: usize| {
         let direct = places[other].as_ref().map_or(0, |place| ends[one].iter().filter(|end| *end == place).count());
         let way = match direct.max(to_switch(one).min(to_switch(other))) {
