@@ -526,6 +526,10 @@ impl Keeper {
     }
 
     fn report(&mut self, id: InstanceId, state: Option<InstanceState>, now_ms: i64) {
+        self.report_with(id, state, None, now_ms);
+    }
+
+    fn report_with(&mut self, id: InstanceId, state: Option<InstanceState>, warning: Option<String>, now_ms: i64) {
         let memory = self.memory.get(&id).cloned().unwrap_or_default();
         self.sequence += 1;
         self.effects.push(Effect::Report(InstanceReport {
@@ -535,6 +539,7 @@ impl Keeper {
             restarts: memory.restarts,
             last_exit: memory.last_exit,
             health: self.health(id),
+            warning,
             at_ms: now_ms,
             sequence: self.sequence,
         }));

@@ -182,6 +182,10 @@ impl Agent {
                 instance.id = %instance, %gpu, held_mib, share_mib,
                 "an instance holds more of a GPU than its share and will be stopped unless it gives back"
             );
+            let warning = format!(
+                "holds {held_mib} MiB of GPU {gpu} and may hold {share_mib}; it is stopped unless it gives back"
+            );
+            self.keeper().warn_of_share(*instance, warning, now_ms());
         } else if self.keeper().over_share(*instance) {
             tracing::warn!(
                 instance.id = %instance, %gpu, held_mib, share_mib,

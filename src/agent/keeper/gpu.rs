@@ -2,12 +2,20 @@
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Desired, Exit},
+    instance::{Desired, Exit, InstanceState},
 };
 
 use super::{Keeper, TaskState, Work};
 
 impl Keeper {
+    /// Tells the cluster that an instance holds more than its share, if it runs.
+    pub fn warn_of_share(&mut self, id: InstanceId, warning: String, now_ms: i64) {
+        let state = self.memory.get(&id).map(|memory| memory.state.clone());
+        if let Some(state @ InstanceState::Running { .. }) = state {
+            self.report_with(id, Some(state), Some(warning), now_ms);
+        }
+    }
+
     /// Has the process of an instance ended, which its restart policy then judges as a failure. `false` when it does not
     /// run, or a step is under way already: it is told again if it goes on.
     pub fn over_share(&mut self, id: InstanceId) -> bool {

@@ -439,6 +439,7 @@ impl House {
             restarts,
             last_exit: None,
             health: None,
+            warning: None,
             at_ms: now_ms(),
             sequence: 0,
         };

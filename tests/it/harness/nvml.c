@@ -104,7 +104,7 @@ static void look(void) {
 
 static int ready(void) {
     look();
-    if (!initialized || initialized_in != now.epoch) { initialized = 0; return UNINITIALIZED; }
+    if (!initialized || initialized_in != now.epoch) return UNINITIALIZED;
     return OK;
 }
 
@@ -126,8 +126,9 @@ static int find(void *h, struct device **d) {
 #define DONE pthread_mutex_unlock(&lock); return code; }
 #define OF struct device *d = NULL; if ((code = find(h, &d)) == OK)
 
-CALL(nvmlInit_v2, void) look(); code = now.init; if (!code) { initialized = 1; initialized_in = now.epoch; } DONE
-CALL(nvmlShutdown, void) code = initialized ? OK : UNINITIALIZED; initialized = 0; DONE
+/* As the real one, it counts: only the first of several looks for the driver. */
+CALL(nvmlInit_v2, void) look(); code = now.init; if (!code && !initialized++) initialized_in = now.epoch; DONE
+CALL(nvmlShutdown, void) code = initialized ? OK : UNINITIALIZED; if (initialized) initialized--; DONE
 CALL(nvmlSystemGetDriverVersion, char *text, unsigned size) if ((code = ready()) == OK) snprintf(text, size, "%s", now.driver); DONE
 CALL(nvmlSystemGetCudaDriverVersion_v2, int *v) if ((code = ready()) == OK) *v = now.cuda; DONE
 

@@ -22,6 +22,9 @@ use crate::{
     workload::WorkloadSpec,
 };
 
+/// Longest warning of a node that becomes an event, in characters.
+const LONGEST_WARNING: usize = 300;
+
 /// What became of a command. A refusal changed nothing.
 pub type Applied = Result<Reply, Refusal>;
 
@@ -113,6 +116,8 @@ fn register_node(connection: &Connection, row: &NodeRow) -> rusqlite::Result<App
     }
     let known = NodeRow::by_id(connection, row.id)?;
     row.save(connection)?;
+    let before = known.as_ref().map_or(&[][..], |known| &known.inventory.gpus);
+    gpus::tell_changes(connection, row, before, row.registered_at_ms)?;
     if known.is_none_or(|known| known.inventory.version != row.inventory.version) {
         let message = format!("runs toft {} on {}", row.inventory.version, row.inventory.os);
         EventRow::add(connection, row.registered_at_ms, EventLevel::Info, &format!("node/{}", row.name), &message)?;
@@ -350,6 +355,13 @@ fn take_report(
         }
         return Ok(());
     };
+    if let Some(warning) = report.warning.as_ref().filter(|_| report.sequence == 0 || report.sequence != known)
+        && let Some(workload) = WorkloadRow::name_of(connection, row.workload_id)?
+    {
+        let subject = format!("instance/{workload}-{}", row.ordinal);
+        let warning: String = warning.chars().take(LONGEST_WARNING).collect();
+        EventRow::add(connection, report.at_ms, EventLevel::Warning, &subject, &warning)?;
+    }
     let before = row.report.as_ref().and_then(|report| report.state.as_ref());
     if before.map(InstanceState::as_str) != Some(state.as_str())
         && let Some((level, message)) = story(state)

@@ -8,7 +8,7 @@ use super::{
     tables::{EventLevel, EventRow, GpuRow, NodeRow},
 };
 use crate::{
-    gpu::{GpuId, GpuPolicy, GpuSettings},
+    gpu::{Gpu, GpuId, GpuPolicy, GpuSettings},
     ids::NodeId,
 };
 
@@ -58,4 +58,29 @@ pub(super) fn configure(connection: &Connection, change: &Configure<'_>) -> rusq
     let subject = format!("node/{}", node.name);
     EventRow::add(connection, at_ms, EventLevel::Info, &subject, &told.join("; "))?;
     Ok(Ok(Reply::Done))
+}
+
+/// Tells what became of a node's cards between two registrations.
+pub(super) fn tell_changes(
+    connection: &Connection,
+    node: &NodeRow,
+    before: &[Gpu],
+    at_ms: i64,
+) -> rusqlite::Result<()> {
+    let subject = format!("node/{}", node.name);
+    let tell = |level, message: String| EventRow::add(connection, at_ms, level, &subject, &message);
+    for gpu in &node.inventory.gpus {
+        let known = before.iter().find(|known| known.id == gpu.id).map(|known| &known.sick);
+        let name = format!("GPU {} ({})", gpu.id, gpu.model);
+        match (known, &gpu.sick) {
+            (None, None) => tell(EventLevel::Info, format!("{name} is there"))?,
+            (None | Some(None), Some(reason)) => tell(EventLevel::Warning, format!("{name} takes no work: {reason}"))?,
+            (Some(Some(_)), None) => tell(EventLevel::Info, format!("{name} takes work again"))?,
+            (Some(_), _) => {}
+        }
+    }
+    for gone in before.iter().filter(|gone| !node.inventory.gpus.iter().any(|gpu| gpu.id == gone.id)) {
+        tell(EventLevel::Warning, format!("GPU {} ({}) is there no more", gone.id, gone.model))?;
+    }
+    Ok(())
 }

@@ -81,6 +81,8 @@ pub(super) fn common(root: &Path, version: &str) -> Result<Edits, String> {
         return Err(format!("the library libcuda.so.{version} of NVIDIA's driver is not on this node"));
     }
     let mut edits = Edits::default();
+    // Triton asks the linker's cache of the image, which knows nothing of what is mounted.
+    edits.set_env("TRITON_LIBCUDA_PATH", inside()[0]);
     for (name, host) in &libraries {
         let mount = |folder| EditMount::read_only(host.clone(), Path::new(folder).join(name));
         edits.mounts.extend(inside().map(mount));

@@ -26,6 +26,7 @@ type Newest = Arc<Mutex<HashMap<GpuId, GpuXid>>>;
 pub(super) struct Events {
     newest: Newest,
     over: Arc<AtomicBool>,
+    listening: Option<thread::JoinHandle<()>>,
 }
 
 impl Events {
@@ -38,10 +39,10 @@ impl Events {
                 tracing::debug!(%error, "faults of GPUs are not told by events");
             }
         });
-        if let Err(error) = listening {
+        if let Err(error) = &listening {
             tracing::warn!(%error, "faults of GPUs cannot be listened to");
         }
-        Self { newest, over }
+        Self { newest, over, listening: listening.ok() }
     }
 
     /// The newest fault of a card.
@@ -53,6 +54,10 @@ impl Events {
 impl Drop for Events {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
+        // The library counts who uses it, and forgets a driver that is gone only when nobody does.
+        if let Some(listening) = self.listening.take() {
+            let _ = listening.join();
+        }
     }
 }
 
