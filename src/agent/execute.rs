@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     attach::Audience,
     dns::resolv_conf::{self, ResolvConf},
-    gpu::cdi::{InjectError, Injector},
+    gpu::cdi::{Edits, InjectError, Injector},
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
@@ -153,16 +153,17 @@ impl Executor {
         let id = assignment.instance_id;
         let mut turn = self.turns.someone();
         let prepare = async {
+            // After a start of the machine the cards may have to be waited for.
+            let edits = self.gpus.edits(&assignment.container.gpus).await?;
             let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
             turn.take().await;
             match existing {
-                None => self.create_container(&assignment, &prepared, &unwanted, &mut turn).await?,
+                None => self.create_container(&assignment, (&prepared, &edits), &unwanted, &mut turn).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
             }
-            if !first_start && !assignment.container.gpus.is_empty() {
+            if !first_start && !edits.is_empty() {
                 // The driver may be another than when the container was made.
-                let edits = self.gpus.edits(&assignment.container.gpus).await?;
                 self.runtime.edit_container(id, &edits).await?;
             }
             if !prepared.empty.is_empty() {
@@ -230,11 +231,12 @@ impl Executor {
     async fn create_container(
         &self,
         assignment: &Assignment,
-        prepared: &Prepared,
+        (prepared, edits): (&Prepared, &Edits),
         unwanted: &CancellationToken,
         turn: &mut Turn,
     ) -> Result<(), StartError> {
-        let spec = ContainerSpec { mounts: prepared.mounts.clone(), ..self.spec_of(assignment).await? };
+        let (mounts, edits) = (prepared.mounts.clone(), edits.clone());
+        let spec = ContainerSpec { mounts, edits, ..self.spec_of(assignment).await? };
         let policy = assignment.container.pull_policy;
         let builtin = (self.builtin_image)(spec.image.as_str());
         if policy == PullPolicy::Always && builtin.is_none() {
@@ -285,7 +287,6 @@ impl Executor {
         env.extend(container.env.clone());
         let host = container.network == NetworkOrder::Host;
         let files = self.files_of(assignment, &name).await.map_err(|e| StartError::Other(e.to_string()))?;
-        let edits = self.gpus.edits(&container.gpus).await?;
         Ok(ContainerSpec {
             id: *id,
             image,
@@ -303,7 +304,7 @@ impl Executor {
             ]),
             files,
             mounts: Vec::new(),
-            edits,
+            edits: Edits::default(),
         })
     }
 

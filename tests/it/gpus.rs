@@ -224,6 +224,12 @@ fn cards_are_told_given_guarded_and_moved_away_from() {
     );
     assert!(it.toft.good("gpu top --no-stream").contains("RTX 3090"));
 
+    // The doctor's last word is a container with a card that is free.
+    let checks: Value = serde_json::from_str(&it.toft.own(&["doctor", "gpu", "--json"]).out).unwrap();
+    let tried = checks.as_array().unwrap().iter().find(|check| check["name"] == "container").unwrap();
+    assert!(tried["verdict"] == "ok" && tried["message"].as_str().unwrap().contains("RTX 4090"), "{checks}");
+    wait_until("its container is gone", || it.toft.json("ls --json").as_array().unwrap().is_empty().then_some(()));
+
     // A share of a card.
     let script = "echo $NVIDIA_VISIBLE_DEVICES; ls -d /dev/nvidia*; sleep 1000";
     it.toft.toft(&["run", "-n", "llm", "--gpus", "vram=1GiB", "busybox", "--", "sh", "-c", script]).good();

@@ -144,7 +144,7 @@ fn computing(sys: &Path) -> HashMap<String, BTreeMap<u32, u64>> {
     held
 }
 
-/// The name in libdrm's list of lines such as `744C,	C8,	AMD Radeon RX 7900 XTX`.
+/// The name in libdrm's list of lines such as `744C, C8, AMD Radeon RX 7900 XTX`, with tabs.
 fn marketing_name(list: &str, device: u32, revision: u32) -> Option<String> {
     list.lines().find_map(|line| {
         let mut parts = line.splitn(3, ',').map(str::trim);

@@ -32,6 +32,9 @@ pub struct NvmlDriver {
     known: BTreeMap<u32, Vec<Card>>,
 }
 
+/// The ways from each card.
+type Links = HashMap<GpuId, Vec<GpuLink>>;
+
 /// The library while it is loaded.
 struct Open {
     nvml: Arc<Nvml>,
@@ -39,7 +42,7 @@ struct Open {
     cuda: Option<String>,
     events: Events,
     /// Ways between cards, which do not change while the same ones are there.
-    links: Option<(Vec<GpuId>, HashMap<GpuId, Vec<GpuLink>>)>,
+    links: Option<(Vec<GpuId>, Links)>,
 }
 
 impl NvmlDriver {

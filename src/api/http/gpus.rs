@@ -23,8 +23,10 @@ pub async fn list(
     State(api): State<ApiState>,
     Asked(query): Asked<ListQuery>,
 ) -> Result<Json<Page<NodeGpu>>, ApiError> {
-    let gpus = api.ops.gpus().await?.into_iter().map(NodeGpu::from).collect();
-    Ok(Json(query.page(gpus, |gpu: &NodeGpu| format!("{}/{:05}", gpu.node, gpu.place))?))
+    let key = |gpu: &NodeGpu| format!("{}/{:05}", gpu.node, gpu.place);
+    let mut gpus: Vec<NodeGpu> = api.ops.gpus().await?.into_iter().map(NodeGpu::from).collect();
+    gpus.sort_by_key(key);
+    Ok(Json(query.page(gpus, key)?))
 }
 
 /// Changes how a GPU is given away. What runs on it runs on. A `/` in its name is written `%2F`.

@@ -1,17 +1,15 @@
 //! Ways between cards, as `nvidia-smi topo -m` calls them.
 
-use std::collections::HashMap;
-
 use nvml_wrapper::{Device, enum_wrappers::device::TopologyLevel};
 use toft_model::gpu::{GpuId, GpuLink};
 
-use super::address;
+use super::{Links, address};
 
 /// Most NVLinks of a card.
 const MOST_LINKS: u32 = 18;
 
 /// From each card to every other.
-pub(super) fn between(devices: &[(GpuId, Device<'_>)]) -> HashMap<GpuId, Vec<GpuLink>> {
+pub(super) fn between(devices: &[(GpuId, Device<'_>)]) -> Links {
     let places: Vec<Option<String>> =
         devices.iter().map(|(_, device)| device.pci_info().ok().and_then(|pci| address(&pci.bus_id))).collect();
     let ends: Vec<Vec<String>> = devices.iter().map(|(_, device)| ends(device)).collect();
