@@ -7,6 +7,7 @@
 
   // Times. The server writes UTC; people read their own clock.
   const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+  const dated = new Intl.DateTimeFormat(undefined, { dateStyle: "short", timeStyle: "medium" });
   const full = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "long" });
 
   const localise = (root) => {
@@ -15,6 +16,7 @@
       if (Number.isNaN(at.getTime())) continue;
       time.title = full.format(at);
       if ("clock" in time.dataset) time.textContent = clock.format(at);
+      if ("dated" in time.dataset) time.textContent = dated.format(at);
     }
     countDown(root);
   };

@@ -103,7 +103,7 @@ pub(super) async fn one(
         frame: Frame::at("workloads"),
         lives: dashboard.lives(&name).await?,
         name: name.into(),
-        lines: lines.into_iter().map(|(instance, line)| Line::of(instance, line)).collect(),
+        lines: lines.into_iter().map(|(instance, line)| Line::dated(instance, line)).collect(),
         trouble,
         counts: counts(most),
         instances: names.iter().map(|name| (name.clone(), name == instance)).collect(),

@@ -78,6 +78,8 @@ struct Fragment {
 
 pub(super) struct Line {
     pub(super) at: Moment,
+    /// Whether the time is told with its date.
+    pub(super) dated: bool,
     pub(super) error: bool,
     pub(super) instance: String,
     pub(super) text: String,
@@ -88,11 +90,17 @@ impl Line {
     pub(super) fn of(instance: String, line: LogLine) -> Self {
         Self {
             at: Moment::clock(line.at_ns / 1_000_000),
+            dated: false,
             error: line.stream == LogStream::Stderr,
             instance,
             text: plain(&line.text),
             partial: line.partial,
         }
+    }
+
+    /// One that may be of any day.
+    pub(super) fn dated(instance: String, line: LogLine) -> Self {
+        Self { at: Moment::dated(line.at_ns / 1_000_000), dated: true, ..Self::of(instance, line) }
     }
 }
 

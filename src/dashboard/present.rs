@@ -91,6 +91,13 @@ impl Moment {
         moment
     }
 
+    /// Date and time of day.
+    pub(super) fn dated(at_ms: i64) -> Self {
+        let mut moment = Self::with(at_ms, String::new());
+        moment.text.clone_from(&moment.full);
+        moment
+    }
+
     fn with(at_ms: i64, text: String) -> Self {
         let at = Timestamp::from_millisecond(at_ms).unwrap_or(Timestamp::UNIX_EPOCH);
         Self { iso: at.to_string(), full: at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string(), text }

@@ -1,7 +1,8 @@
 //! Whether packets of containers get through this machine.
 
-use std::{collections::BTreeSet, fmt, fs, process::Command};
+use std::{collections::BTreeSet, fmt, fs, net::Ipv4Addr, process::Command};
 
+use nix::ifaddrs::getifaddrs;
 use serde_json::Value;
 
 use super::{Check, Said, failure, is_root, ok, skipped, warning};
@@ -21,8 +22,9 @@ pub(super) fn checks() -> Vec<Check> {
     match chains {
         Ok(listing) => {
             let (chains, port) = (foreign(&listing), names_port(&listing).unwrap_or(PREFERRED_PORT));
-            checks.push(firewall(&chains).of("network", "firewall"));
-            checks.push(names(&chains, port).of("network", "firewall for names"));
+            let bridges = bridges();
+            checks.push(firewall(&chains, &bridges).of("network", "firewall"));
+            checks.push(names(&chains, port, &bridges).of("network", "firewall for names"));
         }
         Err(why) => checks.extend(["firewall", "firewall for names"].map(|name| skipped(why).of("network", name))),
     }
@@ -32,6 +34,12 @@ pub(super) fn checks() -> Vec<Check> {
 /// Whether toft has made a network for containers.
 fn has_bridge(interfaces: &str) -> bool {
     interfaces.lines().any(|line| line.trim_start().starts_with("toft"))
+}
+
+/// The addresses of our bridges, which are in their containers' networks.
+fn bridges() -> Vec<Ipv4Addr> {
+    let all = getifaddrs().into_iter().flatten().filter(|one| one.interface_name.starts_with("toft"));
+    all.filter_map(|one| Some(one.address?.as_sockaddr_in()?.ip())).collect()
 }
 
 fn forwarding_of(value: Option<&str>, bridged: bool) -> Said {
@@ -47,10 +55,10 @@ fn forwarding_of(value: Option<&str>, bridged: bool) -> Said {
 }
 
 /// Whether a chain of somebody else drops what is forwarded: what containers send, or what goes to published ports.
-fn firewall(chains: &[Chain]) -> Said {
+fn firewall(chains: &[Chain], bridges: &[Ipv4Addr]) -> Said {
     for chain in chains.iter().filter(|chain| chain.hook == "forward" && drops(chain)) {
         let rules = rules_of(chain);
-        let (from, to) = (lets_through(&rules, "iifname"), lets_through(&rules, "oifname"));
+        let (from, to) = (lets_through(&rules, Side::From, bridges), lets_through(&rules, Side::To, bridges));
         let insert = |side: &str| format!("sudo nft insert rule {chain} {side} \"toft*\" accept");
         match (from, to || rules.contains("ct status dnat accept")) {
             (true, true) => {}
@@ -67,8 +75,9 @@ fn firewall(chains: &[Chain]) -> Said {
 }
 
 /// Whether a chain of somebody else drops what containers ask of toft's name server, which hears them on a port of its own.
-fn names(chains: &[Chain], port: u16) -> Said {
-    let deaf = |chain: &&Chain| chain.hook == "input" && drops(chain) && !lets_names_in(&rules_of(chain), port);
+fn names(chains: &[Chain], port: u16, bridges: &[Ipv4Addr]) -> Said {
+    let deaf =
+        |chain: &&Chain| chain.hook == "input" && drops(chain) && !lets_names_in(&rules_of(chain), port, bridges);
     let Some(chain) = chains.iter().find(deaf) else {
         return ok("no other firewall drops what containers ask for names");
     };
@@ -162,19 +171,50 @@ fn is_count(word: &str) -> bool {
     matches!(word, "counter" | "packets" | "bytes" | "log") || word.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Whether its rules let through what comes from our bridges (`iifname`) or goes to them (`oifname`).
-fn lets_through(rules: &str, side: &str) -> bool {
-    let ours = format!("{side} \"toft");
-    rules.lines().any(|line| line.contains(&ours) && line.contains("accept"))
+/// What comes from our bridges, or goes to them.
+#[derive(Clone, Copy)]
+enum Side {
+    From,
+    To,
+}
+
+/// Whether a rule is for what is on this side of our bridges: by their names, or by a range that holds their addresses.
+fn is_ours(line: &str, side: Side, bridges: &[Ipv4Addr]) -> bool {
+    let (interface, address) = match side {
+        Side::From => ("iifname \"toft", "ip saddr "),
+        Side::To => ("oifname \"toft", "ip daddr "),
+    };
+    line.contains(interface) || line.split_once(address).is_some_and(|(_, ranges)| covers(ranges, bridges))
+}
+
+/// Whether a range, or a set of them in braces, at the beginning of `text` holds all of these.
+fn covers(text: &str, addresses: &[Ipv4Addr]) -> bool {
+    let ranges = match text.strip_prefix('{') {
+        Some(set) => set.split('}').next().unwrap_or_default(),
+        None => text.split(' ').next().unwrap_or_default(),
+    };
+    let holds = |range: &str, address: Ipv4Addr| {
+        let (base, bits) = range.split_once('/').unwrap_or((range, "32"));
+        let (Ok(base), Ok(bits @ 0..=32)) = (base.parse::<Ipv4Addr>(), bits.parse::<u32>()) else { return false };
+        (base.to_bits() ^ address.to_bits()).checked_shr(32 - bits).unwrap_or(0) == 0
+    };
+    !addresses.is_empty()
+        && addresses.iter().all(|address| ranges.split(',').any(|range| holds(range.trim(), *address)))
+}
+
+/// Whether its rules let through what is on this side.
+fn lets_through(rules: &str, side: Side, bridges: &[Ipv4Addr]) -> bool {
+    rules.lines().any(|line| line.contains("accept") && is_ours(line, side, bridges))
 }
 
 /// Whether its rules let in what containers ask for names: all from our bridges, or the port of the name server.
-fn lets_names_in(rules: &str, port: u16) -> bool {
+fn lets_names_in(rules: &str, port: u16, bridges: &[Ipv4Addr]) -> bool {
     let port = port.to_string();
     rules.lines().filter(|line| line.contains("accept")).any(|line| {
-        let from_ours = line.contains("iifname \"toft");
+        let from_ours = is_ours(line, Side::From, bridges);
         let of_port = line.contains("dport") && line.split(|c: char| !c.is_ascii_digit()).any(|word| word == port);
-        (from_ours && (of_port || !line.contains("dport"))) || (of_port && !line.contains("ifname"))
+        (from_ours && (of_port || !line.contains("dport")))
+            || (of_port && !line.contains("ifname") && !line.contains("addr "))
     })
 }
 
@@ -237,20 +277,34 @@ mod tests {
 
     #[test]
     fn rules_that_speak_of_our_bridges_let_through() {
-        let through = |rules: &str| lets_through(rules, "iifname");
+        let bridge = ["10.210.3.1".parse().unwrap()];
+        let through = |rules: &str| lets_through(rules, Side::From, &bridge);
         assert!(through("iifname \"toft*\" accept\n") && through("\tiifname \"toft0\" counter accept"));
         assert!(!through("iifname \"docker0\" accept\niifname \"toft*\" drop\noifname \"toft*\" accept"));
+        for range in ["10.210.3.0/24", "10.0.0.0/8", "0.0.0.0/0", "{ 192.168.0.0/16, 10.210.0.0/16 }", "10.210.3.1"] {
+            assert!(through(&format!("ip saddr {range} counter packets 0 bytes 0 accept")), "{range}");
+            assert!(lets_through(&format!("ip daddr {range} accept"), Side::To, &bridge), "{range}");
+            assert!(!through(&format!("ip daddr {range} accept")), "{range}");
+        }
+        for range in ["10.210.4.0/24", "{ 10.210.4.0/24 }", "10.210.3.0/33", "x", "@allowed", ""] {
+            assert!(!through(&format!("ip saddr {range} accept")), "{range}");
+        }
+        assert!(!lets_through("ip saddr 0.0.0.0/0 accept", Side::From, &[]));
         for rule in [
             "iifname \"toft*\" accept",
+            "ip saddr 10.0.0.0/8 accept",
             "iifname \"toft0\" meta l4proto { tcp, udp } th dport 10053 accept",
             "udp dport { 53, 10053 } accept",
         ] {
-            assert!(lets_names_in(rule, 10_053), "{rule}");
+            assert!(lets_names_in(rule, 10_053, &bridge), "{rule}");
         }
-        for rule in
-            ["iifname \"toft0\" tcp dport 22 accept", "iifname \"eth0\" udp dport 10053 accept", "udp dport 53 accept"]
-        {
-            assert!(!lets_names_in(rule, 10_053), "{rule}");
+        for rule in [
+            "iifname \"toft0\" tcp dport 22 accept",
+            "iifname \"eth0\" udp dport 10053 accept",
+            "udp dport 53 accept",
+            "ip saddr 10.9.0.0/16 udp dport 10053 accept",
+        ] {
+            assert!(!lets_names_in(rule, 10_053, &bridge), "{rule}");
         }
         let ours = "iifname \"toft0\" ip daddr 10.210.3.1 meta l4proto { tcp, udp } th dport 53 redirect to :20117\n";
         assert_eq!((redirected(ours), redirected("")), (Some(20_117), None));

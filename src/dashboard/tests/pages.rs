@@ -134,6 +134,7 @@ async fn logs_of_what_is_gone_are_listed_and_shown() {
     assert!(list.text.find("/logs/web") < list.text.find("/logs/old"), "what went last comes first");
     let old = house.get("/logs/old").await;
     old.shows("&#60;b&#62;life 0").shows("life 2").shows("another&#39;s").shows("old-1").hides("before the change");
+    old.shows(" data-dated>20").hides("data-clock");
     house.get("/logs/old?lines=1&instance=old-1").await.shows("another&#39;s").hides("life 2");
     house.get("/logs/web").await.shows("before the change").shows("Logs of what runs now");
     house.get("/logs/none").await.shows("Nothing is kept of what none wrote");
