@@ -13,9 +13,12 @@ mod cp_args;
 mod daemon;
 mod detach_keys;
 mod doctor;
+mod doctor_gpu;
 mod exec;
 mod exec_args;
 mod failure;
+mod gpu_args;
+mod gpus;
 mod health_args;
 mod image_args;
 mod images;
@@ -125,6 +128,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             NodeCommand::Ls(list) => nodes::ls(client, list).await,
             NodeCommand::Inspect { name, json } => nodes::inspect(client, &name, json).await,
         },
+        Command::Gpu { command } => gpus::gpu(client, command).await,
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,
             ClusterCommand::Token => cluster::token(client).await,

@@ -80,7 +80,8 @@ fn grows(command: &Command) -> bool {
         | Command::PutWorkload { .. }
         | Command::PutSecret { .. }
         | Command::PutRegistry { .. }
-        | Command::CreateVolume { .. } => true,
+        | Command::CreateVolume { .. }
+        | Command::ConfigureGpu { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }

@@ -6,6 +6,7 @@ use axum::{
     response::Response,
 };
 use toft_model::{
+    gpu::Gpu,
     name::Name,
     node::{Inventory, NodeFacts},
     state::NodeRow,
@@ -82,6 +83,24 @@ fn registered(inventory: &Inventory) -> Facts {
     vec![pair("CPUs", inventory.cpus.to_string()), pair("Memory", format_bytes(inventory.memory_bytes))]
 }
 
+/// A card a line: as it is now, or as the node registered it.
+fn gpus(inventory: &Inventory, facts: Option<&NodeFacts>) -> Facts {
+    let mib = |mib: u32| format_bytes(u64::from(mib) << 20);
+    let now = |place: usize| facts.and_then(|facts| facts.gpus.get(place));
+    let line = |(place, gpu): (usize, &Gpu)| {
+        let mut words = vec![gpu.model.clone(), mib(gpu.memory_mib)];
+        if let Some(measured) = now(place).map(|facts| &facts.measured) {
+            words.extend(measured.memory_used_mib.map(|used| format!("{} used", mib(used))));
+            words.extend(measured.busy_percent.map(|percent| format!("{percent} % busy")));
+            words.extend(measured.temperature_celsius.map(|degrees| format!("{degrees} °C")));
+            words.extend(measured.power_watts.map(|watts| format!("{watts:.0} W")));
+        }
+        words.extend(gpu.sick.iter().map(|reason| format!("takes no work: {reason}")));
+        pair(&format!("GPU {place}"), words.join(", "))
+    };
+    inventory.gpus.iter().enumerate().map(line).collect()
+}
+
 async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let now_ms = now_ms();
     let node: NodeRow = ops.node(name).await?;
@@ -94,6 +113,10 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let software = software(&node.inventory, isolation);
     let machine = facts.as_ref().map_or_else(|| registered(&node.inventory), |facts| machine(facts, now_ms));
     let mut groups = vec![("Machine", machine), ("Software", software)];
+    let cards = gpus(&node.inventory, facts.as_ref());
+    if !cards.is_empty() {
+        groups.insert(1, ("GPUs", cards));
+    }
     if !node.labels.is_empty() {
         groups.push(("Labels", node.labels.into_iter().collect()));
     }

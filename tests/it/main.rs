@@ -19,6 +19,8 @@ mod exec;
 mod failing_disk;
 mod failover;
 mod full_disk;
+mod gpu_drivers;
+mod gpus;
 mod harness;
 mod health;
 mod hostile_api;

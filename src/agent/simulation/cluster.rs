@@ -109,6 +109,7 @@ impl Cluster {
             | Command::PutRegistry { .. }
             | Command::RemoveRegistry { .. }
             | Command::RemoveSecret { .. }
+            | Command::ConfigureGpu { .. }
             | Command::ClaimSubnet { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {

@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use super::gpus::{self, GpuClaims};
+use super::gpus::{self, Cards, GpuClaims};
 use crate::{
     gpu::GpuHold,
     ids::NodeId,
@@ -45,7 +45,7 @@ impl Claims {
 
     /// Whether `order` claims something that `node` has no more.
     pub(crate) fn conflict(&self, order: &ContainerOrder, node: &NodeRow) -> bool {
-        if self.reserve(&order.resources, node).is_err() || !self.gpus.allow(&order.gpus, &node.inventory.gpus) {
+        if self.reserve(&order.resources, node).is_err() || !self.gpus.allow(&order.gpus, Cards::of(node)) {
             return true;
         }
         let NetworkOrder::Bridge { address, ports, .. } = &order.network else { return false };
@@ -141,7 +141,7 @@ pub(super) fn fit(
         return Err(format!("it has no runtime `{isolation}` (it has {has})"));
     }
     let gpus = match &spec.gpus {
-        Some(wanted) => claims.gpus.choose(wanted, &node.inventory.gpus)?,
+        Some(wanted) => claims.gpus.choose(wanted, Cards::of(node))?,
         None => Vec::new(),
     };
     let network = match spec.network {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tables::{RegistryRow, SecretRow, VolumeRow, WorkloadRow};
 use crate::{
+    gpu::{GpuId, GpuPolicy},
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
@@ -178,6 +179,19 @@ pub enum Command {
         /// Names, each with what tells it from others of the same name.
         gone: Vec<(Name, u64)>,
     },
+    /// A user says how a card is given away.
+    ConfigureGpu {
+        /// The card's node.
+        node_id: NodeId,
+        /// The card.
+        gpu: GpuId,
+        /// How many may hold it; `None` leaves it as it is.
+        policy: Option<GpuPolicy>,
+        /// Whether it takes no new work; `None` leaves it as it is.
+        cordoned: Option<bool>,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -199,7 +213,8 @@ impl Command {
             | Self::PutSecret { .. }
             | Self::CreateVolume { .. }
             | Self::BindVolume { .. }
-            | Self::RemoveVolume { .. } => true,
+            | Self::RemoveVolume { .. }
+            | Self::ConfigureGpu { .. } => true,
         }
     }
 }

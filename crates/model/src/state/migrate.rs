@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0005_subnets.sql"),
     include_str!("migrations/0006_registries.sql"),
     include_str!("migrations/0007_volumes.sql"),
+    include_str!("migrations/0008_gpus.sql"),
 ];
 
 /// The version this program writes.

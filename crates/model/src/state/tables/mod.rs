@@ -2,6 +2,7 @@
 
 mod cluster;
 mod events;
+mod gpus;
 mod instances;
 mod nodes;
 mod registries;
@@ -13,6 +14,7 @@ mod workloads;
 
 pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
+pub use gpus::GpuRow;
 pub use instances::InstanceRow;
 pub use nodes::NodeRow;
 pub use registries::RegistryRow;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{from_json, name, to_json};
-use crate::{ids::NodeId, name::Name, node::Inventory};
+use crate::{gpu::GpuSettingsOf, ids::NodeId, name::Name, node::Inventory};
 
 /// One row of `nodes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +22,14 @@ pub struct NodeRow {
     pub registered_at_ms: i64,
     /// Index of the last command that changed its assignments.
     pub assignments_generation: u64,
+    /// What users say of its cards; rows of their own, which [`NodeRow::save`] leaves alone.
+    pub gpus: GpuSettingsOf,
 }
 
-const COLUMNS: &str = "id, name, labels, inventory, registered_at_ms, assignments_generation";
+const COLUMNS: &str = "id, name, labels, inventory, registered_at_ms, assignments_generation, (
+    SELECT json_group_object(gpu, json_object('policy', policy, 'cordoned', json(iif(cordoned, 'true', 'false'))))
+    FROM gpus WHERE node_id = id
+)";
 
 impl NodeRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -35,6 +40,7 @@ impl NodeRow {
             inventory: from_json(row.get_ref(3)?.as_str()?)?,
             registered_at_ms: row.get(4)?,
             assignments_generation: row.get(5)?,
+            gpus: from_json(row.get_ref(6)?.as_str()?)?,
         })
     }
 

@@ -272,6 +272,7 @@ pub(crate) fn report(row: &InstanceRow, state: Option<InstanceState>) -> Instanc
         restarts: 0,
         last_exit: None,
         health: None,
+        warning: None,
         at_ms: 5,
         sequence: 0,
     }
@@ -305,6 +306,7 @@ fn carry_out(
         restarts: 0,
         last_exit: None,
         health: None,
+        warning: None,
         at_ms,
         sequence: 0,
     })
