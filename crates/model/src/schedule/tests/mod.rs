@@ -2,8 +2,10 @@
 
 mod convergence;
 mod draining;
+mod oracle;
 mod placing;
 mod preempting;
+mod properties;
 
 use crate::{
     instance::NetworkOrder,
