@@ -20,7 +20,7 @@ use toft_model::{
     image::NodeImage,
     instance::{Desired, Exit, InstanceState, NetworkOrder, PublishedPort},
     log::LogStream,
-    node::Inventory,
+    node::{Inventory, NodeSettings},
     state::{EventRow, InstanceView, NodeRow, WorkloadView},
     workload::{Health, WorkloadSpec},
 };
@@ -154,8 +154,14 @@ pub struct Node {
     pub name: String,
     /// Id.
     pub id: String,
-    /// Labels.
+    /// Labels: those of its configuration file, and over them those that users set.
     pub labels: BTreeMap<String, String>,
+    /// Labels that are made of what it has: `toft/arch`, `toft/os`, `toft/gpus`, `toft/gpu.MODEL`.
+    #[serde(default)]
+    pub builtin_labels: BTreeMap<String, String>,
+    /// What users say of it.
+    #[serde(default)]
+    pub settings: NodeSettings,
     /// What it has.
     pub inventory: Inventory,
     /// When it last registered.
@@ -399,7 +405,9 @@ impl From<NodeRow> for Node {
         Self {
             name: row.name.to_string(),
             id: row.id.to_string(),
-            labels: row.labels,
+            labels: row.given_labels(),
+            builtin_labels: row.inventory.labels(),
+            settings: row.settings,
             inventory: row.inventory,
             registered_at: time(row.registered_at_ms),
         }

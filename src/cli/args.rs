@@ -23,6 +23,8 @@ use super::{
     health_args::HealthArgs,
     image_args::ImageCommand,
     network_args::NetworkArgs,
+    node_args::NodeCommand,
+    placement_args::{PlacementArgs, SET_HELP},
     process_args::{ProcessArgs, ResourceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
@@ -118,6 +120,15 @@ pub(super) enum Command {
     Rm(NamesArgs),
     /// Show what happened, newest last
     Events(EventsArgs),
+    /// Say why a workload's instances are where they are, why not elsewhere, and what would make one more fit
+    Explain {
+        /// Workload
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Nodes of the cluster
     Node {
         #[command(subcommand)]
@@ -190,6 +201,19 @@ pub(super) enum ClusterCommand {
     },
     /// Print the token that lets a machine join; keep it secret
     Token,
+    /// Show what the cluster says about where work goes
+    Get {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say where work goes: the policy, its weights, how far nodes are overbooked
+    #[command(after_help = SET_HELP)]
+    Set {
+        /// KEY=VALUE sets, KEY- goes back to what is usual
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
+        changes: Vec<String>,
+    },
     /// Go on alone with what this node has, when the majority of the members is gone for good
     Recover(RecoverArgs),
 }
@@ -311,6 +335,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_parser = parsed::<Name>)]
     pub(super) node: Option<Name>,
     #[command(flatten)]
+    pub(super) placement: PlacementArgs,
+    #[command(flatten)]
     pub(super) network: NetworkArgs,
     /// Label the workload
     #[arg(short, long = "label", value_name = "KEY=VALUE")]
@@ -411,21 +437,6 @@ pub(super) struct EventsArgs {
     pub(super) json: bool,
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum NodeCommand {
-    /// List nodes
-    Ls(ListArgs),
-    /// Show what a node is and has: CPU, memory, disk, temperatures, versions
-    Inspect {
-        /// Node
-        #[arg(value_parser = parsed::<Name>)]
-        name: Name,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 /// Parses a value of the model; a refusal tells its remedy too.
 pub(super) fn parsed<T: std::str::FromStr<Err = Invalid>>(text: &str) -> Result<T, String> {
     text.parse().map_err(told)
@@ -443,7 +454,7 @@ pub(super) fn memory(text: &str) -> Result<u64, String> {
     parse_bytes(text).map_err(told)
 }
 
-fn parse_label(text: &str) -> Result<(String, Option<String>), String> {
+pub(super) fn parse_label(text: &str) -> Result<(String, Option<String>), String> {
     match (text.split_once('='), text.strip_suffix('-')) {
         (Some((key, value)), _) => Ok((key.to_owned(), Some(value.to_owned()))),
         (None, Some(key)) => Ok((key.to_owned(), None)),

@@ -16,6 +16,7 @@ mod doctor;
 mod doctor_gpu;
 mod exec;
 mod exec_args;
+mod explain;
 mod failure;
 mod gpu_args;
 mod gpus;
@@ -25,8 +26,11 @@ mod images;
 mod inspect;
 mod logs;
 mod network_args;
+mod node_args;
 mod nodes;
 mod output;
+mod placement;
+mod placement_args;
 mod process_args;
 mod progress;
 mod prompt;
@@ -48,12 +52,14 @@ mod volumes;
 mod workloads;
 
 use clap::{CommandFactory, Parser};
+use toft_model::node::Availability;
 
-use args::{Cli, ClusterCommand, Command, NodeCommand};
+use args::{Cli, ClusterCommand, Command};
 use backup_args::BackupCommand;
 use client::Client;
 pub use failure::Failure;
 use image_args::ImageCommand;
+use node_args::NodeCommand;
 use registry_args::RegistryCommand;
 use secret_args::SecretCommand;
 use volume_args::VolumeCommand;
@@ -124,14 +130,23 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         Command::Label { name, changes } => workloads::label(client, &name, changes).await,
         Command::Rm(names) => workloads::rm(client, names).await,
         Command::Events(args) => inspect::events(client, args).await,
+        Command::Explain { name, json } => explain::explain(client, &name, json).await,
         Command::Node { command } => match command {
             NodeCommand::Ls(list) => nodes::ls(client, list).await,
             NodeCommand::Inspect { name, json } => nodes::inspect(client, &name, json).await,
+            NodeCommand::Label { name, changes } => nodes::label(client, &name, changes).await,
+            NodeCommand::Taint { name, taints } => nodes::taint(client, &name, taints).await,
+            NodeCommand::Set(args) => nodes::set(client, args).await,
+            NodeCommand::Cordon { names } => nodes::make(client, names, Availability::Cordoned).await,
+            NodeCommand::Uncordon { names } => nodes::make(client, names, Availability::Active).await,
+            NodeCommand::Drain(args) => nodes::drain(client, args).await,
         },
         Command::Gpu { command } => gpus::gpu(client, command).await,
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,
             ClusterCommand::Token => cluster::token(client).await,
+            ClusterCommand::Get { json } => placement::get(client, json).await,
+            ClusterCommand::Set { changes } => placement::set(client, changes).await,
             ClusterCommand::Recover(_) => Ok(0),
         },
         Command::Image { command } => match command {

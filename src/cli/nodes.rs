@@ -1,13 +1,26 @@
-//! `node ls`, `node inspect`.
+//! `node ls`, `node inspect`, and what users say of nodes.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use serde::Serialize;
 use toft_model::{
     gpu::Gpu,
     name::Name,
-    node::{Inventory, NodeFacts},
+    node::{Availability, Inventory, NodeChanges, NodeFacts, Price, TaintChange},
+    schedule::{Remaining, RemainingState},
 };
 
-use super::{Failure, args::ListArgs, client::Client, output, workloads::all};
+use super::{
+    Failure,
+    args::{ListArgs, told},
+    client::Client,
+    node_args::{DrainArgs, SetArgs},
+    output, progress,
+    workloads::all,
+};
 use crate::api::types::{Node, time};
 
 pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
@@ -21,6 +34,7 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
             let inventory = &node.inventory;
             vec![
                 node.name.clone(),
+                node.settings.availability.as_str().to_owned(),
                 inventory.cpus.to_string(),
                 output::bytes(inventory.memory_bytes),
                 inventory.os.clone(),
@@ -31,7 +45,10 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
                 inventory.version.clone(),
             ]
         });
-        output::table(&["NODE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"], rows);
+        output::table(
+            &["NODE", "WORK", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"],
+            rows,
+        );
     }
     Ok(0)
 }
@@ -58,11 +75,13 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
         return Ok(0);
     }
     let mut lines = vec![("Name", node.name.clone()), ("Id", node.id.clone())];
+    lines.push(("Work", node.settings.availability.as_str().to_owned()));
     let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if !labels.is_empty() {
         lines.push(("Labels", labels.join(", ")));
     }
     let facts_gpus = facts.as_ref().map(|facts| facts.gpus.iter().map(|facts| facts.gpu.clone()).collect());
+    lines.extend(said(&node));
     match facts {
         Some(facts) => lines.extend(machine(&facts)),
         None => lines.extend(registered(&node.inventory)),
@@ -134,4 +153,125 @@ fn columns(lines: &[(&str, String)]) -> String {
         .iter()
         .map(|(key, value)| format!("{key:width$}   {}", output::harmless(value)).trim_end().to_owned() + "\n")
         .collect()
+}
+
+/// What users say of the node, beside its labels.
+fn said(node: &Node) -> Vec<(&'static str, String)> {
+    let settings = &node.settings;
+    let built_in: Vec<String> = node.builtin_labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let taints: Vec<String> = settings.taints.iter().map(ToString::to_string).collect();
+    let lines = [
+        ("Built-in labels", Some(built_in.join(", "))),
+        ("Taints", Some(taints.join(", "))),
+        ("Price per hour", settings.price_per_hour.map(|price| price.to_string())),
+        ("Watts", settings.watts.map(|watts| watts.to_string())),
+        ("CPU to reserve", settings.cpu_percent.map(|percent| format!("{percent} %"))),
+        ("Memory to reserve", settings.memory_percent.map(|percent| format!("{percent} %"))),
+    ];
+    lines.into_iter().filter_map(|(key, value)| Some((key, value.filter(|value| !value.is_empty())?))).collect()
+}
+
+async fn change(client: &Client, name: &Name, changes: &NodeChanges) -> Result<(), Failure> {
+    client.patch(&format!("/api/v1/nodes/{name}"), changes).await
+}
+
+pub(super) async fn label(
+    client: &Client,
+    name: &Name,
+    changes: Vec<(String, Option<String>)>,
+) -> Result<i32, Failure> {
+    let labels: BTreeMap<String, Option<String>> = changes.into_iter().collect();
+    change(client, name, &NodeChanges { labels, ..NodeChanges::default() }).await?;
+    println!("{name}");
+    Ok(0)
+}
+
+pub(super) async fn taint(client: &Client, name: &Name, taints: Vec<TaintChange>) -> Result<i32, Failure> {
+    change(client, name, &NodeChanges { taints, ..NodeChanges::default() }).await?;
+    println!("{name}");
+    Ok(0)
+}
+
+pub(super) async fn set(client: &Client, args: SetArgs) -> Result<i32, Failure> {
+    let price = args.price.map(|amount| amount.0.map(Price::try_from).transpose());
+    let changes = NodeChanges {
+        price_per_hour: price.transpose().map_err(|invalid| Failure::of(2, told(invalid)))?,
+        watts: args.watts.map(|watts| watts.0),
+        cpu_percent: args.cpu_percent.map(|percent| percent.0),
+        memory_percent: args.memory_percent.map(|percent| percent.0),
+        ..NodeChanges::default()
+    };
+    change(client, &args.name, &changes).await?;
+    println!("{}", args.name);
+    Ok(0)
+}
+
+pub(super) async fn make(client: &Client, names: Vec<Name>, availability: Availability) -> Result<i32, Failure> {
+    for name in &names {
+        let changes = NodeChanges { availability: Some(availability), ..NodeChanges::default() };
+        change(client, name, &changes).await?;
+        println!("{name}");
+    }
+    Ok(0)
+}
+
+/// Time between two looks at what is still there.
+const LOOK: Duration = Duration::from_millis(500);
+
+pub(super) async fn drain(client: &Client, args: DrainArgs) -> Result<i32, Failure> {
+    let name = &args.name;
+    let changes = NodeChanges { availability: Some(Availability::Draining), ..NodeChanges::default() };
+    change(client, name, &changes).await?;
+    if args.no_wait {
+        println!("{name}");
+        return Ok(0);
+    }
+    let deadline = args.timeout.map(|ms| Instant::now() + Duration::from_millis(ms));
+    let turning = progress::spinner(format!("draining {name}"));
+    let mut known = BTreeMap::<String, String>::new();
+    loop {
+        let mut left: Vec<Remaining> = client.get(&format!("/api/v1/nodes/{name}/remaining")).await?;
+        left.retain(|one| one.state != RemainingState::Down);
+        let lines: BTreeMap<String, String> =
+            left.iter().map(|one| (one.instance.clone(), format!("{}: {}", word(one.state), one.why))).collect();
+        turning.suspend(|| tell(&known, &lines));
+        turning.set_message(format!("draining {name}, {} left", lines.len()));
+        if lines.is_empty() {
+            turning.finish_and_clear();
+            println!("{name}");
+            return Ok(0);
+        }
+        // Nothing will change by itself.
+        let stuck = left.iter().all(|one| one.state == RemainingState::Stuck);
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline)
+            || (stuck && known == lines && deadline.is_none())
+        {
+            turning.finish_and_clear();
+            let why = format!("{} of {name}'s instances are still there", lines.len());
+            return Err(Failure::of(1, why).hint(format!(
+                "the drain goes on, and moves them when there is room; `toft node uncordon {name}` ends it"
+            )));
+        }
+        known = lines;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn word(state: RemainingState) -> &'static str {
+    match state {
+        RemainingState::Moving => "moving",
+        RemainingState::Stuck => "stuck",
+        RemainingState::Finishing => "finishing",
+        RemainingState::Down => "down",
+    }
+}
+
+/// Says on stderr what is new since the last look.
+fn tell(known: &BTreeMap<String, String>, now: &BTreeMap<String, String>) {
+    for gone in known.keys().filter(|instance| !now.contains_key(*instance)) {
+        eprintln!("{gone}: gone");
+    }
+    for (instance, line) in now.iter().filter(|(instance, line)| known.get(*instance) != Some(line)) {
+        eprintln!("{instance}: {}", output::harmless(line));
+    }
 }

@@ -155,6 +155,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.process.tmpfs.extend(tmpfs);
     spec.gpus = args.gpus;
     spec.node = args.node;
+    spec.placement = args.placement.spec();
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
     args.network.write_to(&mut spec)?;
     Ok(spec)

@@ -92,6 +92,8 @@ fn grows(command: &Command) -> bool {
         | Command::ReportInstances { .. }
         | Command::BindVolume { .. }
         | Command::RemoveVolume { .. }
-        | Command::ForgetVolumes { .. } => false,
+        | Command::ForgetVolumes { .. }
+        | Command::ConfigureNode { .. }
+        | Command::ConfigurePlacement { .. } => false,
     }
 }

@@ -3,17 +3,26 @@
 use askama::Template;
 use axum::{
     extract::{Path, State},
-    response::Response,
+    response::{Redirect, Response},
 };
 use toft_model::{
     gpu::Gpu,
     name::Name,
-    node::{Inventory, NodeFacts},
+    node::{Availability, Inventory, NodeChanges, NodeFacts, NodeSettings},
+    schedule::{Remaining, RemainingState},
     state::NodeRow,
     units::{format_bytes, format_span_ms},
 };
 
-use super::{Dashboard, Frame, error::PageError, live, present::Moment, render, request::named, show};
+use super::{
+    Dashboard, Frame,
+    error::PageError,
+    live,
+    present::{Moment, Pill},
+    render,
+    request::named,
+    show,
+};
 use crate::control::{
     ErrorKind,
     ops::{Ops, now_ms},
@@ -40,6 +49,12 @@ struct One {
     /// Why there is no more to see, on the page of another node.
     elsewhere: Option<String>,
     groups: Vec<(&'static str, Facts)>,
+    work: Pill,
+    /// What can be done to it: the last part of the address, and the word on the button.
+    actions: Vec<(&'static str, &'static str)>,
+    /// What is still there while it is drained.
+    left: Vec<(String, String)>,
+    draining: bool,
 }
 
 fn pair(key: &str, value: impl Into<String>) -> (String, String) {
@@ -101,6 +116,28 @@ fn gpus(inventory: &Inventory, facts: Option<&NodeFacts>) -> Facts {
     inventory.gpus.iter().enumerate().map(line).collect()
 }
 
+fn said(settings: &NodeSettings) -> Facts {
+    let taints: Vec<String> = settings.taints.iter().map(ToString::to_string).collect();
+    let percent = |percent: u32| format!("{percent} %");
+    let facts = [
+        ("Taints", Some(taints.join(", ")).filter(|taints| !taints.is_empty())),
+        ("Price per hour", settings.price_per_hour.map(|price| price.to_string())),
+        ("Watts", settings.watts.map(|watts| watts.to_string())),
+        ("CPU to reserve", settings.cpu_percent.map(percent)),
+        ("Memory to reserve", settings.memory_percent.map(percent)),
+    ];
+    facts.into_iter().filter_map(|(key, value)| Some(pair(key, value?))).collect()
+}
+
+fn work(availability: Availability) -> (Pill, Vec<(&'static str, &'static str)>) {
+    let (uncordon, cordon, drain) = (("uncordon", "Let it take work"), ("cordon", "Cordon"), ("drain", "Drain"));
+    match availability {
+        Availability::Active => (Pill { word: "takes work", tone: "ok" }, vec![cordon, drain]),
+        Availability::Cordoned => (Pill { word: "cordoned", tone: "warn" }, vec![uncordon, drain]),
+        Availability::Draining => (Pill { word: "draining", tone: "busy" }, vec![uncordon]),
+    }
+}
+
 async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let now_ms = now_ms();
     let node: NodeRow = ops.node(name).await?;
@@ -117,14 +154,56 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     if !cards.is_empty() {
         groups.insert(1, ("GPUs", cards));
     }
-    if !node.labels.is_empty() {
-        groups.push(("Labels", node.labels.into_iter().collect()));
+    let mut labels = node.given_labels();
+    labels.extend(node.inventory.labels());
+    groups.push(("Labels", labels.into_iter().collect()));
+    let said = said(&node.settings);
+    if !said.is_empty() {
+        groups.push(("Settings", said));
     }
-    Ok(One { name: name.to_string(), registered: Moment::ago(node.registered_at_ms, now_ms), elsewhere, groups })
+    let draining = node.settings.availability == Availability::Draining;
+    let mut left = if draining { ops.remaining_on(name).await? } else { Vec::new() };
+    left.retain(|one: &Remaining| one.state != RemainingState::Down);
+    let (work, actions) = work(node.settings.availability);
+    Ok(One {
+        name: name.to_string(),
+        registered: Moment::ago(node.registered_at_ms, now_ms),
+        elsewhere,
+        groups,
+        work,
+        actions,
+        left: left.into_iter().map(|one| (one.instance, one.why)).collect(),
+        draining,
+    })
 }
 
 pub(super) async fn page(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {
     show(&Page { frame: Frame::at("overview"), one: read(&dashboard.ops, &named(&name)?).await? })
+}
+
+async fn make(dashboard: &Dashboard, name: &str, availability: Availability) -> Result<Redirect, PageError> {
+    let name = named(name)?;
+    let changes = NodeChanges { availability: Some(availability), ..NodeChanges::default() };
+    dashboard.ops.configure_node(name.clone(), changes).await?;
+    Ok(Redirect::to(&format!("/nodes/{name}")))
+}
+
+pub(super) async fn cordon(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Redirect, PageError> {
+    make(&dashboard, &name, Availability::Cordoned).await
+}
+
+pub(super) async fn uncordon(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Redirect, PageError> {
+    make(&dashboard, &name, Availability::Active).await
+}
+
+pub(super) async fn drain(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Redirect, PageError> {
+    make(&dashboard, &name, Availability::Draining).await
 }
 
 pub(super) async fn live(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {

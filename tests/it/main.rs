@@ -37,6 +37,7 @@ mod many_at_once;
 mod many_writes;
 mod names;
 mod network;
+mod placement;
 mod process;
 mod reboot;
 mod registries;

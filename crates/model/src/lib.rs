@@ -19,6 +19,7 @@ pub mod registry;
 pub mod schedule;
 pub mod secret;
 pub mod state;
+mod text;
 pub mod units;
 pub mod usage;
 pub mod volume;

@@ -343,6 +343,7 @@ impl World {
             placements: decided.placements,
             changes: decided.changes,
             pending: decided.pending,
+            preemptions: decided.preemptions,
             at_ms: self.now,
         });
         self.send(None, Event::Arrives { asker: Asker::Scheduler { thought }, command });

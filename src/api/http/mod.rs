@@ -17,6 +17,7 @@ mod images;
 mod instances;
 mod kept;
 mod nodes;
+mod placement;
 mod query;
 mod registries;
 mod secrets;
@@ -86,7 +87,10 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(workloads::logs))
         .routes(routes!(instances::list))
         .routes(routes!(nodes::list))
-        .routes(routes!(nodes::show))
+        .routes(routes!(nodes::show, placement::configure_node))
+        .routes(routes!(placement::remaining))
+        .routes(routes!(placement::explain))
+        .routes(routes!(placement::show, placement::change))
         .routes(routes!(events::list))
 }
 

@@ -50,6 +50,7 @@ async fn round(state: &Handle) -> Result<(), String> {
         placements: decided.placements,
         changes: decided.changes,
         pending: decided.pending,
+        preemptions: decided.preemptions,
         at_ms: now_ms(),
     };
     let reply = state.propose(command).await.map_err(|e| chain(&e))?;

@@ -11,6 +11,7 @@ pub mod gpus;
 pub mod images;
 pub mod logs;
 mod nodes;
+mod placement;
 pub mod registries;
 mod secrets;
 pub mod usage;

@@ -1,5 +1,7 @@
 //! What a node observed of itself.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Subnet, Subnet6};
@@ -35,4 +37,28 @@ pub struct Inventory {
     /// Its GPUs, in the order in which people count them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<Gpu>,
+}
+
+impl Inventory {
+    /// The labels that are made of it: `toft/arch`, `toft/os`, `toft/gpus` (how many cards), and for each model of card one such
+    /// as `toft/gpu.nvidia-geforce-rtx-4090` with the number of cards.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels = BTreeMap::from(
+            [("toft/arch", self.arch.clone()), ("toft/os", "linux".to_owned())]
+                .map(|(key, value)| (key.to_owned(), value)),
+        );
+        let mut models = BTreeMap::<String, u32>::new();
+        // A MIG device is a part of a card that counts already.
+        let cards = self.gpus.iter().filter(|gpu| gpu.parent.is_none());
+        for gpu in cards {
+            let words = gpu.model.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+            let model = words.map(str::to_ascii_lowercase).collect::<Vec<_>>().join("-");
+            *models.entry(model).or_default() += 1;
+        }
+        if !models.is_empty() {
+            labels.insert("toft/gpus".to_owned(), models.values().sum::<u32>().to_string());
+        }
+        labels.extend(models.into_iter().map(|(model, count)| (format!("toft/gpu.{model}"), count.to_string())));
+        labels
+    }
 }

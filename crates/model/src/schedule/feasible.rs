@@ -1,16 +1,22 @@
-//! Which node can take an instance, and why another cannot.
+//! What the instances of a node hold, what is left for one more, and whether one is what its user asks for.
 
 use std::{
     collections::{HashMap, HashSet},
     net::Ipv4Addr,
 };
 
-use super::gpus::{self, Cards, GpuClaims};
+use super::{
+    gpus::{self, Cards, GpuClaims},
+    obstacle::Obstacle,
+    policy::Capacity,
+    rules,
+};
 use crate::{
     gpu::GpuHold,
-    ids::NodeId,
+    ids::{NodeId, WorkloadId},
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     name::Name,
+    node::{Availability, TaintEffect},
     state::{NodeRow, VolumeRow},
     workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
@@ -20,9 +26,10 @@ use crate::{
 const FREE_PORTS: std::ops::Range<u16> = 20_000..30_000;
 
 /// What the instances of one node hold, those on their way out included.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Claims {
     instances: usize,
+    copies: HashMap<WorkloadId, u32>,
     addresses: HashSet<Ipv4Addr>,
     ports: HashSet<(u16, Protocol)>,
     cpu_millis: u64,
@@ -31,9 +38,16 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    /// What an instance with these holds is held from now on.
-    pub(crate) fn add(&mut self, network: &NetworkOrder, resources: &Resources, gpus: &[GpuHold]) {
+    /// What an instance of `workload` with these holds is held from now on.
+    pub(crate) fn add(
+        &mut self,
+        workload: WorkloadId,
+        network: &NetworkOrder,
+        resources: &Resources,
+        gpus: &[GpuHold],
+    ) {
         self.instances += 1;
+        *self.copies.entry(workload).or_default() += 1;
         self.gpus.add(gpus);
         self.cpu_millis += resources.cpu_reserved_millis.map_or(0, u64::from);
         self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_reserved_bytes.unwrap_or(0));
@@ -43,33 +57,44 @@ impl Claims {
         }
     }
 
-    /// Whether `order` claims something that `node` has no more.
-    pub(crate) fn conflict(&self, order: &ContainerOrder, node: &NodeRow) -> bool {
-        if self.reserve(&order.resources, node).is_err() || !self.gpus.allow(&order.gpus, Cards::of(node)) {
+    /// Whether `order` claims something that `node`, of which `capacity` can be reserved, has no more.
+    pub(crate) fn conflict(&self, order: &ContainerOrder, node: &NodeRow, capacity: Capacity) -> bool {
+        let reserved =
+            self.cpu(&order.resources, capacity).is_some() || self.memory(&order.resources, capacity).is_some();
+        if reserved || !self.gpus.allow(&order.gpus, Cards::of(node)) {
             return true;
         }
         let NetworkOrder::Bridge { address, ports, .. } = &order.network else { return false };
         self.addresses.contains(address) || ports.iter().any(|port| self.ports.contains(&(port.host, port.protocol)))
     }
 
-    /// Whether what `wanted` reserves is left on `node`; else why not.
-    fn reserve(&self, wanted: &Resources, node: &NodeRow) -> Result<(), String> {
-        if let Some(millis) = wanted.cpu_reserved_millis {
-            let left = (u64::from(node.inventory.cpus) * 1000).saturating_sub(self.cpu_millis);
-            if u64::from(millis) > left {
-                let cores = |millis: u64| millis as f64 / 1000.0;
-                let (wanted, left) = (cores(millis.into()), cores(left));
-                return Err(format!("{wanted} cores are to be reserved and {left} are left"));
-            }
-        }
-        if let Some(bytes) = wanted.memory_reserved_bytes {
-            let left = node.inventory.memory_bytes.saturating_sub(self.memory_bytes);
-            if bytes > left {
-                let (wanted, left) = (crate::units::format_bytes(bytes), crate::units::format_bytes(left));
-                return Err(format!("{wanted} of memory are to be reserved and {left} are left"));
-            }
-        }
-        Ok(())
+    /// Whether the CPU that `wanted` reserves is not left.
+    pub(super) fn cpu(&self, wanted: &Resources, capacity: Capacity) -> Option<Obstacle> {
+        let left = capacity.cpu_millis.saturating_sub(self.cpu_millis);
+        let wanted = wanted.cpu_reserved_millis.map_or(0, u64::from);
+        (wanted > left).then_some(Obstacle::Cpu { wanted, left })
+    }
+
+    /// Whether the memory that `wanted` reserves is not left.
+    pub(super) fn memory(&self, wanted: &Resources, capacity: Capacity) -> Option<Obstacle> {
+        let left = capacity.memory_bytes.saturating_sub(self.memory_bytes);
+        let wanted = wanted.memory_reserved_bytes.unwrap_or(0);
+        (wanted > left).then_some(Obstacle::Memory { wanted, left })
+    }
+
+    /// How much of the CPU, in thousandths of a core, and of the memory is reserved.
+    pub(super) fn reserved(&self) -> Capacity {
+        Capacity { cpu_millis: self.cpu_millis, memory_bytes: self.memory_bytes }
+    }
+
+    /// What is held of the cards.
+    pub(super) fn gpus(&self) -> &GpuClaims {
+        &self.gpus
+    }
+
+    /// How many of them are copies of `workload`.
+    pub(crate) fn copies(&self, workload: WorkloadId) -> u32 {
+        self.copies.get(&workload).copied().unwrap_or(0)
     }
 
     /// How many instances hold them.
@@ -79,7 +104,7 @@ impl Claims {
 }
 
 /// Where the data of volumes lies. What is not in it can be used on any node, and a local volume then lies there.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Homes<'a> {
     nodes: HashMap<&'a Name, NodeId>,
     everywhere: HashSet<&'a Name>,
@@ -101,8 +126,8 @@ impl<'a> Homes<'a> {
         }
     }
 
-    /// Why an instance of `spec` cannot be on `node`; `nodes` are all there are.
-    fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, nodes: &[NodeRow]) -> Option<String> {
+    /// The volume that keeps an instance of `spec` off `node`, one of `nodes`.
+    pub(super) fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, nodes: &[NodeRow]) -> Option<Obstacle> {
         let away = |mount: &&Mount| {
             let home = mount.volume().and_then(|volume| self.nodes.get(&volume.name));
             home.is_some_and(|home| *home != node.id)
@@ -110,65 +135,55 @@ impl<'a> Homes<'a> {
         let volume = spec.mounts.iter().find(away)?.volume()?;
         let home = self.nodes.get(&volume.name)?;
         let home = nodes.iter().find(|node| node.id == *home).map_or("another node", |node| node.name.as_str());
-        Some(format!("volume `{}` lies on {home}", volume.name))
+        Some(Obstacle::Volume { volume: volume.name.clone(), node: home.to_owned() })
     }
 }
 
-/// The complete order for an instance of `spec` on `node`, one of `nodes`, beside what is claimed there, or why there can be none.
-pub(super) fn fit(
-    spec: &WorkloadSpec,
-    (node, nodes): (&NodeRow, &[NodeRow]),
-    claims: &Claims,
-    homes: &Homes<'_>,
-) -> Result<ContainerOrder, String> {
-    if !pinned_to(spec, node) {
-        return Err("the specification names another node".into());
+/// Whether `node` takes new work of `spec` at all, as far as its users say.
+pub(crate) fn welcome(spec: &WorkloadSpec, node: &NodeRow) -> Result<(), Obstacle> {
+    match node.settings.availability {
+        Availability::Active => {}
+        Availability::Cordoned => return Err(Obstacle::Cordoned),
+        Availability::Draining => return Err(Obstacle::Draining),
     }
-    if let Some(why) = homes.missing(spec, node, nodes) {
-        return Err(why);
-    }
-    if let Some(memory) = spec.resources.memory_bytes.filter(|memory| *memory > node.inventory.memory_bytes) {
-        return Err(format!(
-            "{} of memory are wanted and it has {}",
-            crate::units::format_bytes(memory),
-            crate::units::format_bytes(node.inventory.memory_bytes)
-        ));
-    }
-    claims.reserve(&spec.resources, node)?;
-    if let Some(isolation) = spec.process.isolation.as_ref().filter(|wanted| !has_isolation(node, wanted)) {
-        let has = node.inventory.isolation.join(", ");
-        let has = if has.is_empty() { Isolation::USUAL } else { &has };
-        return Err(format!("it has no runtime `{isolation}` (it has {has})"));
-    }
-    let gpus = match &spec.gpus {
-        Some(wanted) => claims.gpus.choose(wanted, Cards::of(node))?,
-        None => Vec::new(),
-    };
-    let network = match spec.network {
-        NetworkMode::Host => NetworkOrder::Host,
-        NetworkMode::None => NetworkOrder::None,
-        NetworkMode::Bridge => bridge(spec, node, claims)?,
-    };
-    Ok(ContainerOrder { gpus, ..ContainerOrder::of(spec, network) })
+    let keeps_off = |effect: TaintEffect| matches!(effect, TaintEffect::NoSchedule | TaintEffect::NoExecute);
+    let taint = node.settings.taints.iter().find(|taint| keeps_off(taint.effect) && !spec.placement.tolerates(taint));
+    taint.map_or(Ok(()), |taint| Err(Obstacle::Taint { taint: taint.clone() }))
 }
 
-fn has_isolation(node: &NodeRow, wanted: &Isolation) -> bool {
+/// Whether what runs of `spec` on `node` is to move to another, as its users say.
+pub(crate) fn moves_off(spec: &WorkloadSpec, node: &NodeRow) -> bool {
+    let drives_out =
+        |taint: &crate::node::Taint| taint.effect == TaintEffect::NoExecute && !spec.placement.tolerates(taint);
+    node.settings.availability == Availability::Draining || node.settings.taints.iter().any(drives_out)
+}
+
+pub(super) fn has_isolation(node: &NodeRow, wanted: &Isolation) -> bool {
     let has = &node.inventory.isolation;
     // A node that does not tell runs containers all the same.
     has.iter().any(|name| name == wanted.as_str()) || (has.is_empty() && wanted.as_str() == Isolation::USUAL)
 }
 
-fn pinned_to(spec: &WorkloadSpec, node: &NodeRow) -> bool {
+pub(super) fn pinned_to(spec: &WorkloadSpec, node: &NodeRow) -> bool {
     spec.node.as_ref().is_none_or(|wanted| *wanted == node.name)
 }
 
-fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<NetworkOrder, String> {
-    let subnet = node.inventory.subnet.ok_or("it has no container network")?;
+/// The network of one more instance of `spec` on `node`.
+pub(super) fn network(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<NetworkOrder, Obstacle> {
+    match spec.network {
+        NetworkMode::Host => Ok(NetworkOrder::Host),
+        NetworkMode::None => Ok(NetworkOrder::None),
+        NetworkMode::Bridge => bridge(spec, node, claims),
+    }
+}
+
+fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<NetworkOrder, Obstacle> {
+    let subnet = node.inventory.subnet.ok_or(Obstacle::NoNetwork)?;
     // The first address is the bridge's, the last the broadcast address.
     let address = (2..subnet.size() - 1)
         .filter_map(|offset| subnet.nth(offset))
         .find(|address| !claims.addresses.contains(address))
-        .ok_or_else(|| format!("every address of {subnet} is in use"))?;
+        .ok_or(Obstacle::Addresses { subnet })?;
     let mut ports = Vec::with_capacity(spec.ports.len());
     for PortSpec { host, container, protocol } in &spec.ports {
         let free = |port: &u16| {
@@ -178,10 +193,10 @@ fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<Networ
         };
         let host = match host {
             Some(port) if claims.ports.contains(&(*port, *protocol)) => {
-                return Err(format!("host port {port}/{protocol} is in use"));
+                return Err(Obstacle::HostPort { port: *port, protocol: *protocol });
             }
             Some(port) => *port,
-            None => FREE_PORTS.clone().find(free).ok_or("no host port is free")?,
+            None => FREE_PORTS.clone().find(free).ok_or(Obstacle::NoHostPort)?,
         };
         ports.push(PublishedPort { host, container: *container, protocol: *protocol });
     }
@@ -211,6 +226,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         gpus,
     } = order;
     pinned_to(spec, node)
+        && rules::suits(spec, node)
         && network_serves(network, spec, node)
         && *deployment == spec.deployment
         && *networks == spec.networks
@@ -226,7 +242,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         && *stop_grace_ms == spec.stop_grace_ms
         && *process == spec.process
         && *health == spec.health
-        && gpus::serve(gpus, spec.gpus.as_ref(), &node.inventory.gpus)
+        && gpus::serve(gpus, spec, &node.inventory.gpus)
 }
 
 fn network_serves(order: &NetworkOrder, spec: &WorkloadSpec, node: &NodeRow) -> bool {

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::rules::allows_card;
 use crate::{
     gpu::{Gpu, GpuAmount, GpuHold, GpuId, GpuPolicy, GpuRequest, GpuSettings, GpuSettingsOf},
     state::NodeRow,
     units::format_bytes,
+    workload::WorkloadSpec,
 };
 
 /// A node's cards and what users say of them.
@@ -23,7 +25,7 @@ impl<'a> Cards<'a> {
 }
 
 /// What the instances of one node hold of its GPUs.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct GpuClaims(HashMap<GpuId, Held>);
 
 /// Of one card.
@@ -55,7 +57,12 @@ impl GpuClaims {
     }
 
     /// Those among `cards` that `wanted` gets, in their order; else why it gets none.
-    pub(super) fn choose(&self, wanted: &GpuRequest, cards: Cards<'_>) -> Result<Vec<GpuHold>, String> {
+    pub(super) fn choose(
+        &self,
+        wanted: &GpuRequest,
+        cards: Cards<'_>,
+        constrained: &dyn Fn(&Gpu) -> Result<(), String>,
+    ) -> Result<Vec<GpuHold>, String> {
         let share = match wanted.amount {
             GpuAmount::Share(mib) => Some(mib),
             GpuAmount::Cards(_) | GpuAmount::All => None,
@@ -64,7 +71,7 @@ impl GpuClaims {
         let mut allowed = 0;
         for (place, card) in cards.cards.iter().enumerate() {
             let refused = |reason: String| format!("GPU {place}: {reason}");
-            if let Err(reason) = wanted.allows(card, place) {
+            if let Err(reason) = wanted.allows(card, place).and_then(|()| constrained(card)) {
                 why.push(refused(reason));
                 continue;
             }
@@ -91,6 +98,32 @@ impl GpuClaims {
             free.sort_by_key(|(left, _)| *left);
         }
         Ok(free[..count].iter().map(|(_, card)| GpuHold { gpu: card.id.clone(), vram_mib: share }).collect())
+    }
+
+    /// How full the cards of `holds` are once they are given, 0 to 1: for shares the card's memory, for whole cards how many of the
+    /// node's `cards` somebody then has.
+    pub(super) fn fullness(&self, holds: &[GpuHold], cards: Cards<'_>) -> f64 {
+        let shares = holds
+            .iter()
+            .filter_map(|hold| Some((cards.cards.iter().find(|card| card.id == hold.gpu)?, hold.vram_mib?)));
+        let of_shares = shares.map(|(card, mib)| {
+            let held = self.0.get(&card.id).map_or(0, |held| held.shared_mib);
+            (held + u64::from(mib)) as f64 / f64::from(card.memory_mib.max(1))
+        });
+        match of_shares.reduce(f64::max) {
+            Some(fullest) => fullest.min(1.0),
+            None => 1.0 - self.free_cards(cards).saturating_sub(holds.len()) as f64 / cards.cards.len().max(1) as f64,
+        }
+    }
+
+    /// How many of `cards` nobody has anything of.
+    pub(super) fn free_cards(&self, cards: Cards<'_>) -> usize {
+        cards.cards.iter().filter(|card| self.room(card, None, cards).is_ok()).count()
+    }
+
+    /// The memory in MiB that is left on all of `cards` together.
+    pub(super) fn free_mib(&self, cards: Cards<'_>) -> u64 {
+        cards.cards.iter().filter_map(|card| self.room(card, Some(0), cards).ok()).sum()
     }
 
     /// The memory in MiB that is left on `card`, one of `cards`, for who wants `share` of it or all; else why it has none.
@@ -134,12 +167,14 @@ impl GpuClaims {
 /// A card counts as whole although so much of it, in MiB, or a tenth is used outside toft: a desktop takes some.
 const WHOLE_THOUGH_MIB: u64 = 1_024;
 
-/// Whether an instance that has `holds` of a node's `cards` has what `wanted` asks for. It has not when a card is gone or sick.
-pub(super) fn serve(holds: &[GpuHold], wanted: Option<&GpuRequest>, cards: &[Gpu]) -> bool {
-    let Some(wanted) = wanted else { return holds.is_empty() };
+/// Whether an instance that has `holds` of a node's `cards` has what `spec` asks for. It has not when a card is gone or sick.
+pub(super) fn serve(holds: &[GpuHold], spec: &WorkloadSpec, cards: &[Gpu]) -> bool {
+    let Some(wanted) = &spec.gpus else { return holds.is_empty() };
     let well = |hold: &GpuHold| {
         let found = cards.iter().enumerate().find(|(_, card)| card.id == hold.gpu);
-        found.is_some_and(|(place, card)| card.sick.is_none() && wanted.allows(card, place).is_ok())
+        found.is_some_and(|(place, card)| {
+            card.sick.is_none() && wanted.allows(card, place).is_ok() && allows_card(spec, card).is_ok()
+        })
     };
     let amount = match wanted.amount {
         GpuAmount::Share(mib) => holds.len() == 1 && holds[0].vram_mib == Some(mib),
@@ -166,6 +201,13 @@ mod tests {
         }
     }
 
+    fn asking(gpus: Option<&str>) -> WorkloadSpec {
+        WorkloadSpec {
+            gpus: gpus.map(|text| text.parse().unwrap()),
+            ..crate::state::tests::cluster::spec("web", "demo")
+        }
+    }
+
     fn chosen(claims: &GpuClaims, wanted: &str, cards: &[Gpu]) -> Result<String, String> {
         chosen_with(claims, wanted, cards, &GpuSettingsOf::default())
     }
@@ -177,8 +219,8 @@ mod tests {
         settings: &GpuSettingsOf,
     ) -> Result<String, String> {
         let all = Cards { cards, settings };
-        let holds = claims.choose(&wanted.parse().unwrap(), all)?;
-        assert!(claims.allow(&holds, all) && serve(&holds, Some(&wanted.parse().unwrap()), cards));
+        let holds = claims.choose(&wanted.parse().unwrap(), all, &|_| Ok(()))?;
+        assert!(claims.allow(&holds, all) && serve(&holds, &asking(Some(wanted)), cards));
         let show =
             |hold: &GpuHold| format!("{}{}", hold.gpu, hold.vram_mib.map(|mib| format!("={mib}")).unwrap_or_default());
         Ok(holds.iter().map(show).collect::<Vec<_>>().join(" "))
@@ -231,10 +273,10 @@ mod tests {
         let claims = GpuClaims::default();
         assert_eq!(chosen(&claims, "1", &cards), Ok("GPU-2".into()));
         assert_eq!(chosen(&claims, "all", &cards).unwrap_err().matches("GPU").count(), 3);
-        assert!(!serve(&[hold(0, None)], Some(&GpuRequest::cards(1)), &cards), "it fell ill");
-        assert!(!serve(&[hold(9, None)], Some(&GpuRequest::cards(1)), &cards), "it is gone");
-        assert!(serve(&[hold(2, None)], Some(&GpuRequest::cards(1)), &cards));
-        assert!(!serve(&[hold(2, None)], None, &cards) && serve(&[], None, &[]));
+        assert!(!serve(&[hold(0, None)], &asking(Some("1")), &cards), "it fell ill");
+        assert!(!serve(&[hold(9, None)], &asking(Some("1")), &cards), "it is gone");
+        assert!(serve(&[hold(2, None)], &asking(Some("1")), &cards));
+        assert!(!serve(&[hold(2, None)], &asking(None), &cards) && serve(&[], &asking(None), &[]));
     }
 
     #[test]
@@ -252,7 +294,7 @@ mod tests {
         let cordoned = say(GpuSettings { policy: GpuPolicy::Shared, cordoned: true });
         let claims = GpuClaims::default();
         assert_eq!(chosen_with(&claims, "1", &cards, &cordoned), Ok("GPU-1".into()));
-        assert!(serve(&[hold(0, None)], Some(&GpuRequest::cards(1)), &cards), "what runs there runs on");
+        assert!(serve(&[hold(0, None)], &asking(Some("1")), &cards), "what runs there runs on");
         let mig = say(GpuSettings { policy: GpuPolicy::Mig, cordoned: false });
         let why = chosen_with(&claims, "2", &cards, &mig).unwrap_err();
         assert!(why.contains("GPU 0: only its MIG devices are given"), "{why}");

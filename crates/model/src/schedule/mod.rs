@@ -1,16 +1,35 @@
 //! Decides what should run where. Pure: a [`Snapshot`] goes in, a plan comes out. `README.md` states the problem.
 
+mod board;
+mod choose;
+mod drain;
+mod explain;
+mod expression;
 mod feasible;
+mod filter;
 mod gpus;
+mod obstacle;
 pub mod place;
 mod plan;
-mod rank;
+mod policy;
+mod preempt;
 pub mod replay;
+mod rules;
+mod score;
 mod snapshot;
+mod standing;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use feasible::Claims;
+pub use choose::why_nowhere;
+pub use drain::{Remaining, RemainingState, remaining};
+pub use explain::{Explanation, InstanceVerdict, NodeVerdict, Refused, explain};
 pub use feasible::serves;
-pub use plan::{Plan, plan, why_nowhere};
+pub(crate) use feasible::{Claims, moves_off, welcome};
+pub use obstacle::Obstacle;
+pub use plan::{Plan, plan};
+pub use policy::{PlacementChanges, PlacementSettings, Policy, Term};
+pub(crate) use rules::{holds, keeps_off};
+pub use score::Points;
 pub use snapshot::Snapshot;
+pub(crate) use standing::{moves, stops_first};

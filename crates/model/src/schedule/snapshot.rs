@@ -1,5 +1,6 @@
 //! What the scheduler looks at.
 
+use super::PlacementSettings;
 use crate::state::{InstanceRow, NodeRow, VolumeRow, WorkloadRow};
 
 /// The whole state that matters for placement, read at one moment.
@@ -13,4 +14,6 @@ pub struct Snapshot {
     pub instances: Vec<InstanceRow>,
     /// Volumes, by name.
     pub volumes: Vec<VolumeRow>,
+    /// What the cluster says about placement.
+    pub placement: PlacementSettings,
 }

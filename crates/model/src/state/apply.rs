@@ -8,7 +8,7 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     gpus::{self, Configure},
-    registries,
+    nodes, registries,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -19,6 +19,7 @@ use crate::{
     instance::{Desired, InstanceReport, InstanceState},
     invalid::Invalid,
     name::Name,
+    node::NodeSettings,
     workload::WorkloadSpec,
 };
 
@@ -41,6 +42,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 registered_at_ms: *at_ms,
                 assignments_generation: index,
                 gpus: Default::default(),
+                settings: NodeSettings::default(),
             };
             register_node(connection, &row)?
         }
@@ -52,11 +54,14 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::LabelWorkload { name, labels, if_generation, at_ms } => {
             label_workload(connection, name, labels, *if_generation, *at_ms)?
         }
-        Command::CommitPlan { placements, changes, pending, at_ms } => {
-            let mut commit = PlanCommit::new(connection, index, *at_ms);
+        Command::CommitPlan { placements, changes, pending, preemptions, at_ms } => {
+            let mut commit = PlanCommit::new(connection, index, *at_ms)?;
             let mut placed = 0;
-            for placement in placements {
-                placed += usize::from(commit.place(placement)?);
+            for of_workload in placements.chunk_by(|one, next| one.workload_id == next.workload_id) {
+                placed += commit.place_all(of_workload)?;
+            }
+            for preemption in preemptions {
+                commit.preempt(preemption)?;
             }
             for change in changes {
                 commit.change_order(*change)?;
@@ -102,6 +107,8 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             let change = Configure { node_id: *node_id, gpu, policy: *policy, cordoned: *cordoned, at_ms: *at_ms };
             gpus::configure(connection, &change)?
         }
+        Command::ConfigureNode { name, changes, at_ms } => nodes::configure(connection, name, changes, *at_ms)?,
+        Command::ConfigurePlacement { changes, at_ms } => nodes::configure_placement(connection, changes, *at_ms)?,
     };
     Ok(applied)
 }

@@ -10,8 +10,9 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
-    node::{Inventory, Subnet},
+    node::{Inventory, NodeChanges, Subnet},
     registry::RegistryName,
+    schedule::PlacementChanges,
     secret::SealedSecret,
     volume::VolumeOptions,
     workload::WorkloadSpec,
@@ -69,6 +70,9 @@ pub enum Command {
         changes: Vec<InstanceChange>,
         /// Workloads that wait, with the reason; `None` clears it.
         pending: Vec<(WorkloadId, Option<String>)>,
+        /// Instances that make room for more important ones.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        preemptions: Vec<Preemption>,
         /// When.
         at_ms: i64,
     },
@@ -192,6 +196,22 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user says something of a node.
+    ConfigureNode {
+        /// Its name.
+        name: Name,
+        /// What is new.
+        changes: Box<NodeChanges>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user says something about where work goes in the whole cluster.
+    ConfigurePlacement {
+        /// What is new.
+        changes: Box<PlacementChanges>,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -214,7 +234,9 @@ impl Command {
             | Self::CreateVolume { .. }
             | Self::BindVolume { .. }
             | Self::RemoveVolume { .. }
-            | Self::ConfigureGpu { .. } => true,
+            | Self::ConfigureGpu { .. }
+            | Self::ConfigureNode { .. }
+            | Self::ConfigurePlacement { .. } => true,
         }
     }
 }
@@ -270,6 +292,17 @@ pub struct InstanceChange {
     pub desired: Desired,
     /// Epoch of the order.
     pub epoch: u64,
+}
+
+/// An instance that makes room for one of a workload with a higher priority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preemption {
+    /// Who goes.
+    pub instance_id: InstanceId,
+    /// For which workload.
+    pub by: WorkloadId,
+    /// Generation of the specification that it was decided for.
+    pub generation: u64,
 }
 
 /// What an applied command answers.

@@ -5,14 +5,15 @@ use std::collections::{BTreeSet, HashMap};
 use rusqlite::Connection;
 
 use super::{
-    command::{InstanceChange, Placement},
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow},
+    command::{InstanceChange, Placement, Preemption},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, placement_settings},
     volumes,
 };
 use crate::{
     ids::{NodeId, WorkloadId},
     instance::{ContainerOrder, Desired},
-    schedule::{Claims, serves},
+    schedule::{Claims, PlacementSettings, holds, keeps_off, moves, moves_off, serves, stops_first, welcome},
+    workload::{Attribute, WorkloadSpec},
 };
 
 /// One plan on its way into the tables. What many placements ask for is read once.
@@ -23,17 +24,58 @@ pub(super) struct PlanCommit<'a> {
     workloads: HashMap<WorkloadId, Option<WorkloadRow>>,
     nodes: HashMap<NodeId, Option<(NodeRow, Claims)>>,
     touched: BTreeSet<NodeId>,
+    settings: PlacementSettings,
+    /// Workloads that want some others not beside them; read when first asked for.
+    shy: Option<Vec<WorkloadRow>>,
 }
 
 impl<'a> PlanCommit<'a> {
     /// Of the command at `index`.
-    pub(super) fn new(connection: &'a Connection, index: u64, at_ms: i64) -> Self {
-        Self { connection, index, at_ms, workloads: HashMap::new(), nodes: HashMap::new(), touched: BTreeSet::new() }
+    pub(super) fn new(connection: &'a Connection, index: u64, at_ms: i64) -> rusqlite::Result<Self> {
+        Ok(Self {
+            connection,
+            index,
+            at_ms,
+            workloads: HashMap::new(),
+            nodes: HashMap::new(),
+            touched: BTreeSet::new(),
+            settings: placement_settings(connection)?,
+            shy: None,
+        })
+    }
+
+    /// Makes placements of one workload real; gives how many. Of a gang all of them, or none.
+    pub(super) fn place_all(&mut self, placements: &[Placement]) -> rusqlite::Result<usize> {
+        let connection = self.connection;
+        let Some(first) = placements.first() else { return Ok(0) };
+        let workload = entry(&mut self.workloads, first.workload_id, |id| WorkloadRow::by_id(connection, id))?;
+        let gang = workload.filter(|workload| workload.spec.placement.gang).map(|workload| workload.spec.replicas);
+        if gang.is_some() {
+            connection.execute_batch("SAVEPOINT gang")?;
+        }
+        let mut placed = 0;
+        for placement in placements {
+            placed += usize::from(self.place(placement)?);
+        }
+        let Some(replicas) = gang else { return Ok(placed) };
+        let whole = placed == placements.len()
+            && InstanceRow::of_workload(connection, first.workload_id)?.len() >= replicas as usize;
+        if !whole {
+            connection.execute_batch("ROLLBACK TO gang")?;
+            // What is known of the nodes holds what was just taken back.
+            self.nodes.clear();
+            placed = 0;
+        }
+        connection.execute_batch("RELEASE gang")?;
+        Ok(placed)
     }
 
     /// Makes a placement real. `false` when the state moved on since it was planned.
-    pub(super) fn place(&mut self, placement: &Placement) -> rusqlite::Result<bool> {
+    fn place(&mut self, placement: &Placement) -> rusqlite::Result<bool> {
         let connection = self.connection;
+        if !self.apart(placement)? {
+            return Ok(false);
+        }
         let Some(workload) =
             entry(&mut self.workloads, placement.workload_id, |id| WorkloadRow::by_id(connection, id))?
         else {
@@ -42,14 +84,17 @@ impl<'a> PlanCommit<'a> {
         let Some((node, claims)) = entry(&mut self.nodes, placement.node_id, |id| claims(connection, id))? else {
             return Ok(false);
         };
+        let placement_spec = &workload.spec.placement;
         let current = workload.desired == Desired::Running
             && workload.generation == placement.generation
             && placement.ordinal < workload.spec.replicas
-            // The node may have another name or network by now.
-            && serves(&placement.container, &workload.spec, node);
+            // The node may have another name, network or label by now, and take no new work.
+            && serves(&placement.container, &workload.spec, node)
+            && welcome(&workload.spec, node).is_ok()
+            && placement_spec.max_per_node.is_none_or(|most| claims.copies(workload.id) < most);
         if !current
-            || claims.conflict(&placement.container, node)
-            || InstanceRow::holds_ordinal(connection, workload.id, placement.ordinal)?
+            || claims.conflict(&placement.container, node, self.settings.capacity(node))
+            || !has_room(connection, workload, placement.ordinal)?
             || !volumes::can_be_on(connection, &placement.container, node.id)?
         {
             return Ok(false);
@@ -70,11 +115,72 @@ impl<'a> PlanCommit<'a> {
         }
         volumes::settle(connection, self.index, &placement.container, node, self.at_ms)?;
         let ContainerOrder { network, resources, gpus, .. } = &placement.container;
-        claims.add(network, resources, gpus);
+        claims.add(workload.id, network, resources, gpus);
         self.touched.insert(placement.node_id);
         let subject = format!("instance/{}-{}", workload.spec.name, row.ordinal);
         EventRow::add(connection, self.at_ms, EventLevel::Info, &subject, &format!("placed on node {}", node.name))?;
         Ok(true)
+    }
+
+    /// Whether the placement's workload and those on the node want to be there together.
+    fn apart(&mut self, placement: &Placement) -> rusqlite::Result<bool> {
+        let connection = self.connection;
+        if self.shy.is_none() {
+            self.shy = Some(WorkloadRow::shy(connection)?);
+        }
+        let (Some(shy), Some((node, claims))) =
+            (&self.shy, entry(&mut self.nodes, placement.node_id, |id| claims(connection, id))?)
+        else {
+            return Ok(true);
+        };
+        if shy.is_empty() {
+            return Ok(true);
+        }
+        let Some(workload) =
+            entry(&mut self.workloads, placement.workload_id, |id| WorkloadRow::by_id(connection, id))?
+        else {
+            return Ok(false);
+        };
+        let mut beside = Vec::new();
+        for rule in workload.spec.placement.constraints.iter().filter(|rule| rule.attribute == Attribute::Workload) {
+            for name in rule.names() {
+                if let Ok(name) = name.to_ascii_lowercase().parse()
+                    && let Some(other) = WorkloadRow::named(connection, &name)?
+                    && claims.copies(other.id) > 0
+                {
+                    beside.push(name.to_string());
+                }
+            }
+            if holds(rule, node, &|name| beside.iter().any(|there| there.eq_ignore_ascii_case(name))).is_err() {
+                return Ok(false);
+            }
+        }
+        let name = &workload.spec.name;
+        let keeps_it_off = |other: &&WorkloadRow| {
+            other.id != placement.workload_id
+                && claims.copies(other.id) > 0
+                && other.spec.placement.constraints.iter().any(|rule| keeps_off(rule, name))
+        };
+        Ok(!shy.iter().any(|other| keeps_it_off(&other)))
+    }
+
+    /// Lets an instance make room for a workload that is still more important and still waits.
+    pub(super) fn preempt(&mut self, preemption: &Preemption) -> rusqlite::Result<()> {
+        let connection = self.connection;
+        let Some(row) = InstanceRow::by_id(connection, preemption.instance_id)? else { return Ok(()) };
+        let Some(victim) = WorkloadRow::by_id(connection, row.workload_id)? else { return Ok(()) };
+        let by = WorkloadRow::by_id(connection, preemption.by)?;
+        let waits = |by: &WorkloadRow| by.desired == Desired::Running && by.generation == preemption.generation;
+        let Some(by) = by.filter(waits) else { return Ok(()) };
+        let (own, others) = (victim.spec.placement.priority, by.spec.placement.priority);
+        if row.desired == Desired::Removed || own >= others {
+            return Ok(());
+        }
+        InstanceRow::set_order(connection, row.id, Desired::Removed, row.epoch)?;
+        self.touched.insert(row.node_id);
+        let subject = format!("instance/{}-{}", victim.spec.name, row.ordinal);
+        let message = format!("makes room for `{}`, whose priority is {others}; its own is {own}", by.spec.name);
+        EventRow::add(connection, self.at_ms, EventLevel::Warning, &subject, &message)
     }
 
     /// Gives an instance a new order.
@@ -117,10 +223,24 @@ impl<'a> PlanCommit<'a> {
 fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeRow, Claims)>> {
     let Some(node) = NodeRow::by_id(connection, id)? else { return Ok(None) };
     let mut claims = Claims::default();
-    for (network, resources, gpus) in InstanceRow::holdings_of_node(connection, id)? {
-        claims.add(&network, &resources, &gpus);
+    for (workload, holding) in InstanceRow::holdings_of_node(connection, id)? {
+        claims.add(workload, &holding.network, &holding.resources, &holding.gpus);
     }
     Ok(Some((node, claims)))
+}
+
+/// Whether the workload can have one more instance of that ordinal: it has none, or one alone that is to leave its node and
+/// waits for its successor.
+fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32) -> rusqlite::Result<bool> {
+    if !InstanceRow::holds_ordinal(connection, workload.id, ordinal)? {
+        return Ok(true);
+    }
+    let mut own = InstanceRow::of_workload(connection, workload.id)?;
+    own.retain(|instance| instance.ordinal == ordinal && instance.desired != Desired::Removed);
+    let [alone] = &own[..] else { return Ok(false) };
+    let node = NodeRow::by_id(connection, alone.node_id)?;
+    let leaves = |spec: &WorkloadSpec| node.is_some_and(|node| moves_off(spec, &node));
+    Ok(moves(workload, alone) && !stops_first(&workload.spec) && leaves(&workload.spec))
 }
 
 /// What is known under `id`, read on the first call.

@@ -14,6 +14,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0006_registries.sql"),
     include_str!("migrations/0007_volumes.sql"),
     include_str!("migrations/0008_gpus.sql"),
+    include_str!("migrations/0009_node_settings.sql"),
+    include_str!("migrations/0010_placement.sql"),
 ];
 
 /// The version this program writes.

@@ -8,6 +8,7 @@ mod commit_plan;
 mod gpus;
 mod migrate;
 mod names;
+mod nodes;
 mod query;
 mod registries;
 mod request;
@@ -19,7 +20,7 @@ pub(crate) mod tests;
 mod volumes;
 
 pub use apply::{Applied, apply};
-pub use command::{Command, InstanceChange, Placement, PowerAction, PutMode, Refusal, RefusalKind, Reply};
+pub use command::{Command, InstanceChange, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{
@@ -30,6 +31,6 @@ pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
     ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VolumeRow,
-    WorkloadRow, applied_index,
+    WorkloadRow, applied_index, placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

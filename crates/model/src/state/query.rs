@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
-    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VolumeRow, WorkloadRow},
+    tables::{EventRow, InstanceRow, NodeRow, SecretRow, VolumeRow, WorkloadRow, placement_settings},
     volumes,
 };
 use crate::{
@@ -177,6 +177,7 @@ pub fn query_snapshot(connection: &Connection) -> rusqlite::Result<Snapshot> {
         workloads: WorkloadRow::all(connection)?,
         instances: InstanceRow::all(connection)?,
         volumes: VolumeRow::all(connection)?,
+        placement: placement_settings(connection)?,
     })
 }
 

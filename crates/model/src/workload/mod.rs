@@ -3,14 +3,17 @@
 mod health;
 mod mount;
 mod network;
+mod placement;
 mod port;
 mod process;
 mod restart;
+mod rule;
 mod spec;
 
 pub use health::{Health, HealthCheck, HealthTest};
 pub use mount::{AnyMount, BindMount, Mount, VolumeMount};
 pub use network::NetworkName;
+pub use placement::{Affinity, PlacementSpec, Spread};
 pub use port::{PortSpec, Protocol};
 pub(crate) use process::is_default;
 pub use process::{
@@ -18,4 +21,6 @@ pub use process::{
     StopSignal, TmpfsMount, Ulimit, UlimitName, UserName,
 };
 pub use restart::RestartPolicy;
+pub(crate) use rule::number;
+pub use rule::{Attribute, Order, Rule, Test};
 pub use spec::{NetworkMode, Resources, WorkloadKind, WorkloadSpec};

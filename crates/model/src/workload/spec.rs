@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HealthCheck, Mount, NetworkName, PortSpec, ProcessSpec, RestartPolicy, is_default};
+use super::{HealthCheck, Mount, NetworkName, PlacementSpec, PortSpec, ProcessSpec, RestartPolicy, is_default};
 use crate::{gpu::GpuRequest, image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
 /// Whether a workload is kept running or runs to completion.
@@ -166,6 +166,9 @@ pub struct WorkloadSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "rtx4090:2")]
     pub gpus: Option<GpuRequest>,
+    /// Where instances may be, where they should be, and what they may push aside.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: PlacementSpec,
 }
 
 fn one() -> u32 {
@@ -212,6 +215,7 @@ impl WorkloadSpec {
             process: ProcessSpec::default(),
             health: None,
             gpus: None,
+            placement: PlacementSpec::default(),
         }
     }
 
@@ -238,6 +242,7 @@ impl WorkloadSpec {
             );
         }
         self.resources.validate().map_err(|e| e.at("resources"))?;
+        self.placement.validate().map_err(|e| e.at("placement"))?;
         self.process.validate(self.network).map_err(|e| e.at("process"))?;
         self.health.as_ref().map_or(Ok(()), HealthCheck::validate).map_err(|e| e.at("health"))?;
         self.validate_texts()?;

@@ -1,6 +1,11 @@
 //! Tests of the scheduler: what it decides (here), and that its decisions lead to rest (`convergence`).
 
 mod convergence;
+mod draining;
+mod oracle;
+mod placing;
+mod preempting;
+mod properties;
 
 use crate::{
     instance::NetworkOrder,
@@ -39,6 +44,11 @@ fn decisions(cluster: &mut Cluster) -> Vec<String> {
     }
     for (id, reason) in &plan.pending {
         lines.push(format!("{} waits: {}", name_of(*id), reason.as_deref().unwrap_or("no more")));
+    }
+    for preemption in &plan.preemptions {
+        let instance = snapshot.instances.iter().find(|i| i.id == preemption.instance_id).unwrap();
+        let name = format!("{}-{}", name_of(instance.workload_id), instance.ordinal);
+        lines.push(format!("{name} makes room for {}", name_of(preemption.by)));
     }
     lines
 }

@@ -33,6 +33,18 @@ pub struct InstanceRow {
     pub created_at_ms: i64,
 }
 
+/// The part of a [`ContainerOrder`] that others cannot have meanwhile.
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct Holding {
+    /// Its address and ports.
+    pub network: NetworkOrder,
+    /// What is reserved for it.
+    pub resources: Resources,
+    /// GPUs.
+    #[serde(default)]
+    pub gpus: Vec<GpuHold>,
+}
+
 const COLUMNS: &str = "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms";
 
 impl InstanceRow {
@@ -94,25 +106,11 @@ impl InstanceRow {
             .exists(params![id, ordinal])
     }
 
-    /// The networks, resources and GPUs of the instances placed on one node.
-    pub fn holdings_of_node(
-        connection: &Connection,
-        id: NodeId,
-    ) -> rusqlite::Result<Vec<(NetworkOrder, Resources, Vec<GpuHold>)>> {
-        /// The part of a [`ContainerOrder`] that is worth reading here.
-        #[derive(serde::Deserialize)]
-        struct Holding {
-            network: NetworkOrder,
-            resources: Resources,
-            #[serde(default)]
-            gpus: Vec<GpuHold>,
-        }
+    /// What the instances placed on one node hold, each with its workload.
+    pub fn holdings_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<(WorkloadId, Holding)>> {
         connection
-            .prepare_cached("SELECT container FROM instances WHERE node_id = ?1")?
-            .query_map([id], |row| {
-                from_json::<Holding>(row.get_ref(0)?.as_str()?)
-                    .map(|order| (order.network, order.resources, order.gpus))
-            })?
+            .prepare_cached("SELECT workload_id, container FROM instances WHERE node_id = ?1")?
+            .query_map([id], |row| Ok((row.get(0)?, from_json(row.get_ref(1)?.as_str()?)?)))?
             .collect()
     }
 

@@ -5,7 +5,12 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{from_json, name, to_json};
-use crate::{gpu::GpuSettingsOf, ids::NodeId, name::Name, node::Inventory};
+use crate::{
+    gpu::GpuSettingsOf,
+    ids::NodeId,
+    name::Name,
+    node::{Inventory, NodeSettings},
+};
 
 /// One row of `nodes`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +19,7 @@ pub struct NodeRow {
     pub id: NodeId,
     /// Name.
     pub name: Name,
-    /// Labels.
+    /// Labels of its configuration file.
     pub labels: BTreeMap<String, String>,
     /// What it has.
     pub inventory: Inventory,
@@ -24,12 +29,14 @@ pub struct NodeRow {
     pub assignments_generation: u64,
     /// What users say of its cards; rows of their own, which [`NodeRow::save`] leaves alone.
     pub gpus: GpuSettingsOf,
+    /// What users say of it; no part of what [`Self::save`] writes.
+    pub settings: NodeSettings,
 }
 
-const COLUMNS: &str = "id, name, labels, inventory, registered_at_ms, assignments_generation, (
-    SELECT json_group_object(gpu, json_object('policy', policy, 'cordoned', json(iif(cordoned, 'true', 'false'))))
-    FROM gpus WHERE node_id = id
-)";
+const SELECT: &str = "SELECT id, name, labels, inventory, registered_at_ms, assignments_generation, (
+        SELECT json_group_object(gpu, json_object('policy', policy, 'cordoned', json(iif(cordoned, 'true', 'false'))))
+        FROM gpus WHERE gpus.node_id = id
+    ), settings FROM nodes LEFT JOIN node_settings ON node_settings.node_id = id";
 
 impl NodeRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -41,23 +48,18 @@ impl NodeRow {
             registered_at_ms: row.get(4)?,
             assignments_generation: row.get(5)?,
             gpus: from_json(row.get_ref(6)?.as_str()?)?,
+            settings: row.get_ref(7)?.as_str_or_null()?.map(from_json).transpose()?.unwrap_or_default(),
         })
     }
 
     /// Every node, by name.
     pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
-        connection
-            .prepare_cached(&format!("SELECT {COLUMNS} FROM nodes ORDER BY name"))?
-            .query_map([], Self::read)?
-            .collect()
+        connection.prepare_cached(&format!("{SELECT} ORDER BY name"))?.query_map([], Self::read)?.collect()
     }
 
     /// The node of that id.
     pub fn by_id(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<Self>> {
-        connection
-            .prepare_cached(&format!("SELECT {COLUMNS} FROM nodes WHERE id = ?1"))?
-            .query_row([id], Self::read)
-            .optional()
+        connection.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?.query_row([id], Self::read).optional()
     }
 
     /// Id of the node of that name.
@@ -85,6 +87,33 @@ impl NodeRow {
                 self.assignments_generation
             ])?;
         Ok(())
+    }
+
+    /// Writes what users say of it.
+    pub fn save_settings(connection: &Connection, id: NodeId, settings: &NodeSettings) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO node_settings (node_id, settings) VALUES (?1, ?2)
+                 ON CONFLICT (node_id) DO UPDATE SET settings = ?2",
+            )?
+            .execute(params![id, to_json(settings)?])?;
+        Ok(())
+    }
+
+    /// Its label of that key: what users say goes before its configuration file. Labels that begin with `toft/` are made of
+    /// its inventory.
+    pub fn label(&self, key: &str) -> Option<String> {
+        if key.starts_with(NodeSettings::BUILT_IN) {
+            return self.inventory.labels().remove(key);
+        }
+        self.settings.labels.get(key).or_else(|| self.labels.get(key)).cloned()
+    }
+
+    /// All its labels but those that are made of its inventory.
+    pub fn given_labels(&self) -> BTreeMap<String, String> {
+        let mut labels = self.labels.clone();
+        labels.extend(self.settings.labels.clone());
+        labels
     }
 
     /// Notes that the command at `index` changed the node's assignments.

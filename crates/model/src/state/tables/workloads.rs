@@ -75,6 +75,17 @@ impl WorkloadRow {
             .optional()
     }
 
+    /// The workloads with constraints on what is beside them.
+    pub fn shy(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM workloads WHERE EXISTS (
+                     SELECT 1 FROM json_each(spec, '$.placement.constraints') WHERE value LIKE 'workload %')"
+            ))?
+            .query_map([], Self::read)?
+            .collect()
+    }
+
     /// What the user wants of the workload of that id, and its epoch; without reading the specification.
     pub fn order_of(connection: &Connection, id: WorkloadId) -> rusqlite::Result<Option<(Desired, u64)>> {
         connection

@@ -11,8 +11,8 @@ use crate::{
     node::Inventory,
     schedule::{Plan, plan},
     state::{
-        Applied, Command, InstanceRow, NodeRow, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow, apply,
-        query_assignments, query_snapshot,
+        Applied, Command, InstanceRow, NodeRow, Placement, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow,
+        apply, query_assignments, query_snapshot,
     },
     workload::WorkloadSpec,
 };
@@ -32,6 +32,8 @@ pub(crate) struct Cluster {
     minted: u128,
     /// What each node told last of each instance.
     told: HashMap<InstanceId, InstanceReport>,
+    /// Whether users ever said something of a node: instances may then have successors beside them.
+    configured: bool,
 }
 
 pub(crate) fn spec(name: &str, image: &str) -> WorkloadSpec {
@@ -59,7 +61,7 @@ impl Cluster {
         let mut connection = Connection::open_in_memory().unwrap();
         connection.pragma_update(None, "foreign_keys", "ON").unwrap();
         crate::state::migrate(&mut connection).unwrap();
-        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new() }
+        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new(), configured: false }
     }
 
     /// A cluster with one node, `box`.
@@ -84,6 +86,10 @@ impl Cluster {
         let index = self.history.len() as u64 + 1;
         let before = self.connection.total_changes();
         let applied = apply(&self.connection, index, &command).unwrap();
+        self.configured |= matches!(command, Command::ConfigureNode { .. });
+        if let (Command::CommitPlan { placements, .. }, Ok(_)) = (&command, &applied) {
+            self.assert_not_overbooked(placements);
+        }
         match &applied {
             Ok(_) => {
                 crate::state::ClusterRow::advance(&self.connection, index, "here").unwrap();
@@ -117,6 +123,20 @@ impl Cluster {
         let at_ms = self.now_ms();
         self.apply(Command::RegisterNode { node_id, name, labels: BTreeMap::new(), inventory, at_ms });
         node_id
+    }
+
+    /// A user says something of a node, as the API would take it.
+    pub(crate) fn configure(&mut self, name: &str, changes: &str) {
+        let changes = serde_json::from_str(changes).unwrap();
+        let (name, at_ms) = (name.parse().unwrap(), self.now_ms());
+        self.apply(Command::ConfigureNode { name, changes, at_ms });
+    }
+
+    /// A user says something about where work goes, as the API would take it.
+    pub(crate) fn configure_placement(&mut self, changes: &str) {
+        let changes = serde_json::from_str(changes).unwrap();
+        let at_ms = self.now_ms();
+        self.apply(Command::ConfigurePlacement { changes, at_ms });
     }
 
     pub(crate) fn put_command(&mut self, spec: WorkloadSpec, mode: PutMode) -> Command {
@@ -157,9 +177,9 @@ impl Cluster {
 
     /// Commits `decided`; gives how many placements were made and dropped.
     pub(crate) fn commit(&mut self, decided: Plan) -> (usize, usize) {
-        let Plan { placements, changes, pending } = decided;
+        let Plan { placements, changes, pending, preemptions } = decided;
         let at_ms = self.now_ms();
-        match self.apply(Command::CommitPlan { placements, changes, pending, at_ms }) {
+        match self.apply(Command::CommitPlan { placements, changes, pending, preemptions, at_ms }) {
             Reply::Plan { placed, dropped } => (placed, dropped),
             other => panic!("a plan was answered with {other:?}"),
         }
@@ -234,15 +254,68 @@ impl Cluster {
         events.into_iter().rev().map(|event| format!("{}: {}", event.subject, event.message)).collect()
     }
 
+    /// Nobody was placed where what he asks for was not left.
+    fn assert_not_overbooked(&self, placements: &[Placement]) {
+        let (nodes, instances) = (NodeRow::all(&self.connection).unwrap(), self.instances());
+        let usual = crate::state::placement_settings(&self.connection).unwrap();
+        for placement in placements {
+            let Some(placed) = instances.iter().find(|one| one.id == placement.instance_id) else { continue };
+            let node = nodes.iter().find(|node| node.id == placed.node_id).unwrap();
+            let there: Vec<_> =
+                instances.iter().filter(|one| one.node_id == node.id).map(|one| &one.container).collect();
+            let wanted = &placed.container.resources;
+            if wanted.cpu_reserved_millis.is_some() {
+                let sum: u32 = there.iter().filter_map(|order| order.resources.cpu_reserved_millis).sum();
+                let percent = node.settings.cpu_percent.unwrap_or(usual.cpu_percent);
+                assert!(sum <= node.inventory.cpus * 10 * percent, "CPU of {} is given twice", node.name);
+            }
+            if wanted.memory_reserved_bytes.is_some() {
+                let sum: u64 = there.iter().filter_map(|order| order.resources.memory_reserved_bytes).sum();
+                let percent = u64::from(node.settings.memory_percent.unwrap_or(usual.memory_percent));
+                assert!(
+                    sum <= node.inventory.memory_bytes / 100 * percent + percent,
+                    "memory of {} is given twice",
+                    node.name
+                );
+            }
+            for hold in &placed.container.gpus {
+                let card = node.inventory.gpus.iter().find(|card| card.id == hold.gpu).expect("a card of its node");
+                let shares = there.iter().flat_map(|order| &order.gpus).filter(|other| other.gpu == hold.gpu);
+                let sum: u32 = shares.filter_map(|share| share.vram_mib).sum();
+                assert!(
+                    card.sick.is_none() && sum + card.outside_mib <= card.memory_mib,
+                    "memory of a card is given twice"
+                );
+            }
+        }
+    }
+
     /// The rules that hold after every command.
     fn assert_sound(&self) {
         let workloads = WorkloadRow::all(&self.connection).unwrap();
         let mut claims = HashSet::new();
         let mut ordinals = HashSet::new();
+        let mut live = HashMap::<_, u32>::new();
+        let mut cards = HashMap::<_, (u32, u32)>::new();
         for instance in self.instances() {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
-            assert!(ordinals.insert((instance.workload_id, instance.ordinal)), "an ordinal exists twice");
+            let copy = (instance.workload_id, instance.ordinal);
+            let alone = ordinals.insert(copy);
+            assert!(alone || self.configured, "an ordinal exists twice");
+            if instance.desired != Desired::Removed {
+                let count = live.entry(copy).or_insert(0);
+                *count += 1;
+                assert!(*count <= 2, "an ordinal has more than one successor");
+            }
+            for hold in &instance.container.gpus {
+                let card = cards.entry((instance.node_id, hold.gpu.clone())).or_insert((0, 0));
+                match hold.vram_mib {
+                    None => card.0 += 1,
+                    Some(_) => card.1 += 1,
+                }
+                assert!(matches!(card, (0, _) | (1, 0)), "a whole card has two holders");
+            }
             let NetworkOrder::Bridge { address, ports, .. } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
             assert!(claims.insert(claim.clone()), "an address was given twice: {claim}");

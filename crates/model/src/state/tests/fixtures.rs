@@ -6,7 +6,7 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 17] = [
+const STORY: [&str; 19] = [
     "claim_subnet",
     "register_node",
     "configure_gpu",
@@ -17,6 +17,8 @@ const STORY: [&str; 17] = [
     "put_workload",
     "commit_plan",
     "report_instances",
+    "configure_node",
+    "configure_placement",
     "label_workload",
     "power_workload",
     "remove_workload",

@@ -1,0 +1,148 @@
+//! Which nodes can take an instance, and what keeps it off the others.
+
+use super::{
+    board::{Ask, Board},
+    feasible::{Claims, has_isolation, network, pinned_to, welcome},
+    gpus::Cards,
+    obstacle::Obstacle,
+    rules,
+};
+use crate::{
+    gpu::{Gpu, GpuHold},
+    instance::ContainerOrder,
+    state::NodeRow,
+    workload::{Attribute, Isolation, Rule, WorkloadSpec},
+};
+
+/// A node as one asks for a place on it, beside those who hold `claims` there.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'b, 'a> {
+    pub(super) at: usize,
+    pub(super) node: &'a NodeRow,
+    pub(super) claims: &'b Claims,
+    pub(super) board: &'b Board<'a>,
+}
+
+impl<'b, 'a> Place<'b, 'a> {
+    /// The node as it is now.
+    pub(super) fn now(board: &'b Board<'a>, at: usize) -> Self {
+        Self { at, node: &board.nodes[at], claims: &board.seats[at].claims, board }
+    }
+
+    /// The same beside others.
+    pub(super) fn beside(self, claims: &'b Claims) -> Self {
+        Self { claims, ..self }
+    }
+}
+
+type Filter = fn(Ask<'_>, Place<'_, '_>, &mut Vec<Obstacle>);
+
+/// What no change on the nodes but one by their users can heal comes first, then what others hold.
+const FILTERS: [Filter; 10] =
+    [pinned, users, constraints, volumes, memory_limit, isolation, apart, reservations, gpus, ports];
+
+/// How many of them look at the node alone.
+const STATIC: usize = 6;
+
+/// What keeps an instance off a node: with `all` everything, else the first thing that does.
+pub(super) fn obstacles(ask: Ask<'_>, place: Place<'_, '_>, all: bool) -> Vec<Obstacle> {
+    run(&FILTERS, ask, place, all)
+}
+
+/// Whether the node could take the instance if nobody else was there.
+pub(super) fn could(ask: Ask<'_>, place: Place<'_, '_>) -> bool {
+    run(&FILTERS[..STATIC], ask, place, false).is_empty()
+}
+
+fn run(filters: &[Filter], ask: Ask<'_>, place: Place<'_, '_>, all: bool) -> Vec<Obstacle> {
+    let mut found = Vec::new();
+    for filter in filters {
+        filter(ask, place, &mut found);
+        if !all && !found.is_empty() {
+            found.truncate(1);
+            break;
+        }
+    }
+    found
+}
+
+/// The complete order for the instance there.
+pub(super) fn order(ask: Ask<'_>, place: Place<'_, '_>) -> Result<ContainerOrder, Obstacle> {
+    let gpus = cards(ask.spec, place).map_err(|why| Obstacle::Gpus { why })?;
+    Ok(ContainerOrder { gpus, ..ContainerOrder::of(ask.spec, network(ask.spec, place.node, place.claims)?) })
+}
+
+/// The cards that it gets there.
+pub(super) fn cards(spec: &WorkloadSpec, place: Place<'_, '_>) -> Result<Vec<GpuHold>, String> {
+    let Some(wanted) = &spec.gpus else { return Ok(Vec::new()) };
+    let constrained = |card: &Gpu| rules::allows_card(spec, card).map_err(|rule| format!("`{rule}` does not hold"));
+    place.claims.gpus().choose(wanted, Cards::of(place.node), &constrained)
+}
+
+fn pinned(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    if let Some(node) = ask.spec.node.as_ref().filter(|_| !pinned_to(ask.spec, place.node)) {
+        found.push(Obstacle::Pinned { node: node.clone() });
+    }
+}
+
+fn users(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    found.extend(welcome(ask.spec, place.node).err());
+}
+
+fn constraint(rule: &Rule, place: Place<'_, '_>) -> Option<Obstacle> {
+    let holds = rules::holds(rule, place.node, &|name| place.board.beside(place.claims, name));
+    holds.err().map(|has| Obstacle::Constraint { rule: rule.clone(), has })
+}
+
+/// Of the node; those of cards are looked at with the cards that are given.
+fn constraints(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    let of_node = |rule: &&Rule| {
+        rule.attribute != Attribute::Workload && !(ask.spec.gpus.is_some() && rule.attribute.is_of_card())
+    };
+    let rules = ask.spec.placement.constraints.iter().filter(of_node);
+    found.extend(rules.filter_map(|rule| constraint(rule, place)));
+}
+
+fn volumes(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    found.extend(place.board.homes.missing(ask.spec, place.node, place.board.nodes));
+}
+
+fn memory_limit(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    let has = place.node.inventory.memory_bytes;
+    let wanted = ask.spec.resources.memory_bytes.filter(|wanted| *wanted > has);
+    found.extend(wanted.map(|wanted| Obstacle::MemoryLimit { wanted, has }));
+}
+
+fn isolation(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    if let Some(wanted) = ask.spec.process.isolation.as_ref().filter(|wanted| !has_isolation(place.node, wanted)) {
+        let has = place.node.inventory.isolation.join(", ");
+        let has = if has.is_empty() { Isolation::USUAL.to_owned() } else { has };
+        found.push(Obstacle::Isolation { wanted: wanted.clone(), has });
+    }
+}
+
+/// From workloads that are not to be together, and from too many copies.
+fn apart(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    let placement = &ask.spec.placement;
+    let most = placement.max_per_node.filter(|most| place.claims.copies(ask.id) >= *most);
+    found.extend(most.map(|most| Obstacle::MaxPerNode { most }));
+    let rules = placement.constraints.iter().filter(|rule| rule.attribute == Attribute::Workload);
+    found.extend(rules.filter_map(|rule| constraint(rule, place)));
+    if let Some((workload, rule)) = place.board.kept_off(ask, place.claims) {
+        found.push(Obstacle::KeptOff { workload: workload.clone(), rule: rule.clone() });
+    }
+}
+
+fn reservations(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    let capacity = place.board.capacity(place.at);
+    found.extend(place.claims.cpu(&ask.spec.resources, capacity));
+    found.extend(place.claims.memory(&ask.spec.resources, capacity));
+}
+
+fn gpus(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    found.extend(cards(ask.spec, place).err().map(|why| Obstacle::Gpus { why }));
+}
+
+fn ports(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {
+    found.extend(network(ask.spec, place.node, place.claims).err());
+}

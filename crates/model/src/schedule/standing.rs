@@ -1,0 +1,103 @@
+//! What becomes of the instances that a workload has.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::feasible::{moves_off, serves};
+use crate::{
+    ids::NodeId,
+    instance::{Desired, InstanceState},
+    state::{InstanceChange, InstanceRow, NodeRow, WorkloadRow},
+    workload::{Health, WorkloadKind, WorkloadSpec},
+};
+
+/// The instances of one workload.
+#[derive(Debug, Default)]
+pub(super) struct Standing<'a> {
+    /// New orders.
+    pub(super) changes: Vec<InstanceChange>,
+    /// Those that are on a node they are to leave, and have no successor yet.
+    pub(super) moving: Vec<&'a InstanceRow>,
+    /// Ordinals that have an instance. One that is on its way out still holds its own.
+    held: HashSet<u32>,
+}
+
+impl<'a> Standing<'a> {
+    pub(super) fn of(workload: &WorkloadRow, existing: &[&'a InstanceRow], nodes: &HashMap<NodeId, &NodeRow>) -> Self {
+        let mut standing = Self::default();
+        let mut copies = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
+        for instance in existing {
+            standing.held.insert(instance.ordinal);
+            if instance.desired == Desired::Removed {
+                continue;
+            }
+            let serves =
+                nodes.get(&instance.node_id).is_some_and(|node| serves(&instance.container, &workload.spec, node));
+            if instance.ordinal < workload.spec.replicas && serves {
+                copies.entry(instance.ordinal).or_default().push(instance);
+            } else {
+                standing.change(workload, instance, Desired::Removed);
+            }
+        }
+        for of_ordinal in copies.into_values() {
+            standing.settle(workload, of_ordinal, nodes);
+        }
+        standing
+    }
+
+    fn change(&mut self, workload: &WorkloadRow, instance: &InstanceRow, desired: Desired) {
+        if instance.desired != desired || instance.epoch < workload.epoch {
+            self.changes.push(InstanceChange { instance_id: instance.id, desired, epoch: workload.epoch });
+        }
+    }
+
+    /// One instance of an ordinal stays; on a node that it is to leave, until its successor is up.
+    fn settle(&mut self, workload: &WorkloadRow, mut copies: Vec<&'a InstanceRow>, nodes: &HashMap<NodeId, &NodeRow>) {
+        let on_its_way = |instance: &InstanceRow| {
+            moves(workload, instance)
+                && nodes.get(&instance.node_id).is_some_and(|node| moves_off(&workload.spec, node))
+        };
+        copies.sort_by_key(|instance| {
+            (on_its_way(instance), !is_up(&workload.spec, instance), instance.created_at_ms, instance.id)
+        });
+        let Some((first, others)) = copies.split_first() else { return };
+        let (alone, up) = (on_its_way(first), is_up(&workload.spec, first) || workload.desired != Desired::Running);
+        self.change(workload, first, workload.desired);
+        // One that has a second beside it gets a successor when that one was told to go.
+        if alone && others.is_empty() {
+            self.moving.push(first);
+        }
+        for other in others {
+            let waits = !alone && on_its_way(other) && !up;
+            self.change(workload, other, if waits { workload.desired } else { Desired::Removed });
+        }
+    }
+
+    /// The ordinals that have no instance.
+    pub(super) fn missing(&self, workload: &WorkloadRow) -> Vec<u32> {
+        if workload.desired != Desired::Running {
+            return Vec::new();
+        }
+        (0..workload.spec.replicas).filter(|ordinal| !self.held.contains(ordinal)).collect()
+    }
+}
+
+/// Whether the instance would be moved from a node that is drained: jobs are left to end, and what is down stays.
+pub(crate) fn moves(workload: &WorkloadRow, instance: &InstanceRow) -> bool {
+    let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
+    workload.spec.kind == WorkloadKind::Service
+        && workload.desired == Desired::Running
+        && instance.desired == Desired::Running
+        && !matches!(state, Some(InstanceState::Finished { .. }))
+}
+
+/// Whether it runs, and works as far as that is known.
+pub(crate) fn is_up(spec: &WorkloadSpec, instance: &InstanceRow) -> bool {
+    let Some(report) = instance.report.as_ref().filter(|report| report.epoch >= instance.epoch) else { return false };
+    let works = spec.health.is_none() || report.health == Some(Health::Healthy);
+    matches!(report.state, Some(InstanceState::Running { .. })) && works
+}
+
+/// Whether its successor may start only when it is gone: the only copy that writes to a volume.
+pub(crate) fn stops_first(spec: &WorkloadSpec) -> bool {
+    spec.replicas == 1 && spec.mounts.iter().any(|mount| mount.volume().is_some())
+}
