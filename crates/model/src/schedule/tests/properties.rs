@@ -92,7 +92,7 @@ proptest! {
     #[test]
     fn drains_miss_no_copy(
         services in services(),
-        turns in prop::collection::vec((0usize..5, any::<u8>()), 0..40),
+        turns in prop::collection::vec((0usize..5, any::<u8>()), 0..24),
         drained in prop::collection::vec((0usize..4, any::<bool>()), 1..4),
     ) {
         let mut cluster = filled(&NODES, &services);
