@@ -111,7 +111,10 @@ impl Table {
 
     fn rows<T>(&self, read: impl Fn(&Row<'_>) -> Result<T, Failure>) -> Result<Vec<T>, Failure> {
         let mut rows = Vec::new();
-        for record in ReaderBuilder::new().from_reader(&self.text[..]).into_records() {
+        let mut reader = ReaderBuilder::new().from_reader(&self.text[..]);
+        // Else what is wrong with the first row would be told of the header's line.
+        reader.headers().map_err(|e| broken(&self.file, &e))?;
+        for record in reader.into_records() {
             let record = record.map_err(|e| broken(&self.file, &e))?;
             if rows.len() == ROWS {
                 return Err(Failure::of(1, format!("{} has more than {ROWS} rows", self.file)));

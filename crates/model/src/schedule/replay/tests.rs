@@ -47,7 +47,9 @@ fn everything_is_placed_while_there_is_room() {
     for policy in Policy::ALL {
         let outcome = run(policy, 1);
         assert_eq!(outcome.points.len(), 131);
-        for (percent, point) in outcome.points.iter().enumerate().take(41) {
+        // Who fills node after node takes early what others ask for by name.
+        let all_until = if matches!(policy, Policy::Fgd | Policy::Balanced) { 60 } else { 15 };
+        for (percent, point) in outcome.points.iter().enumerate().take(all_until + 1) {
             assert!((point.allocation - percent as f64).abs() < 2.0, "{policy}, {percent} %: {point:?}");
         }
         assert!(outcome.points.windows(2).all(|pair| pair[0].allocation <= pair[1].allocation + 1e-9), "{policy}");
