@@ -191,6 +191,10 @@ impl Agent {
                 instance.id = %instance, %gpu, held_mib, share_mib,
                 "an instance is stopped: it holds more of a GPU than its share"
             );
+            // The state between its end and its next start may be over before it is told.
+            let warning =
+                format!("GpuOutOfMemory: holds {held_mib} MiB of GPU {gpu} and may hold {share_mib}; it is stopped");
+            self.keeper().warn_of_share(*instance, warning, now_ms());
         }
     }
 

@@ -163,6 +163,7 @@ impl Injector {
         let run = Command::new("nvidia-modprobe").args(["-c", "0", "-u"]).kill_on_drop(true).status();
         match tokio::time::timeout(FOR_NODES, run).await {
             Ok(Ok(status)) if status.success() => {}
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => tracing::warn!(outcome = ?other, "nvidia-modprobe could not make /dev/nvidia-uvm"),
         }
     }
