@@ -17,6 +17,7 @@ usage: bench/run.sh NAME [options]
                    density: toft, ctr and docker
   --profile NAME   Cargo profile of toft: release (default) or ci
   --toft FILE      measure this binary and build nothing
+  --traces FOLDER  schedule: the traces of the FGD paper (../shared/gpu-trace)
   --out FILE.json  write the numbers there too
 END
 }
@@ -30,6 +31,8 @@ idle    memory, CPU and start of the daemons with 0 and 10 containers, beside do
 pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip and zstd, beside ctr, docker and podman
 dns     questions for a name of the zone from inside a container, beside dnsmasq
 state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
+schedule
+        GPUs filled by the placement policies on the traces of the FGD paper, and decisions a second; not as root
 END
 }
 
@@ -63,6 +66,17 @@ install_packages() {
     apt-get install --yes -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# Measures the placement engine, for which nothing has to run.
+schedule() {
+  local toft=$1 profile=$2 traces=$3 target
+  shift 3
+  (cd "$repository" && cargo build --quiet --locked --release --package toft-model --example place_speed) >&2
+  target=$(cd "$repository" && cargo metadata --format-version 1 --no-deps --locked |
+    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+  python3 -B "$here/measure/schedule.py" --toft "$toft" --profile "$profile" --traces "$traces" \
+    --speed "$target/release/examples/place_speed" "$@"
+}
+
 # Builds toft and prints where it is.
 build_toft() {
   local target
@@ -86,7 +100,7 @@ clean_up() {
 }
 
 main() {
-  local name='' out='' profile=release toft='' arguments=()
+  local name='' out='' profile=release toft='' traces=$repository/../shared/gpu-trace arguments=()
   while (($# > 0)); do
     case $1 in
       --list) list; return ;;
@@ -95,13 +109,20 @@ main() {
       --million) arguments+=("$1") ;;
       --profile) profile=${2:?--profile wants a name}; shift ;;
       --toft) toft=$(realpath -- "${2:?--toft wants a file}"); shift ;;
+      --traces) traces=$(realpath -- "${2:?--traces wants a folder}"); shift ;;
       --out) out=$(realpath -- "${2:?--out wants a file}"); shift ;;
       -*) usage >&2; fail "unknown option \`$1\`" ;;
       *) [[ -z $name ]] || fail "one bench at a time"; name=$1 ;;
     esac
     shift
   done
-  [[ " start idle pull dns density state " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
+  [[ " start idle pull dns density state schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
+  if [[ $name == schedule ]]; then
+    if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
+    [[ -z $out ]] || arguments+=(--out "$out")
+    schedule "$toft" "$profile" "$traces" "${arguments[@]}"
+    return
+  fi
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"
   install_packages
   if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     attach::Audience,
     dns::resolv_conf::{self, ResolvConf},
+    gpu::cdi::{Edits, InjectError, Injector},
     image::{PullError, Pulls},
     ledger::{Ledger, Outcome},
     network::Network,
@@ -108,6 +109,8 @@ pub struct Executor {
     pub volumes: Volumes,
     /// Fetches images from registries.
     pub pulls: Pulls,
+    /// Makes what containers need for their GPUs.
+    pub gpus: Injector,
     /// Who may keep the machine busy with a start.
     pub turns: Turns,
     /// Images the appliance brings along, by complete reference.
@@ -150,12 +153,18 @@ impl Executor {
         let id = assignment.instance_id;
         let mut turn = self.turns.someone();
         let prepare = async {
+            // After a start of the machine the cards may have to be waited for.
+            let edits = self.gpus.edits(&assignment.container.gpus).await?;
             let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
             turn.take().await;
             match existing {
-                None => self.create_container(&assignment, &prepared, &unwanted, &mut turn).await?,
+                None => self.create_container(&assignment, (&prepared, &edits), &unwanted, &mut turn).await?,
                 Some(TaskState::Created { .. } | TaskState::Ended(_)) => drop(self.runtime.delete_task(id).await?),
                 Some(TaskState::None | TaskState::Running { .. }) => {}
+            }
+            if !first_start && !edits.is_empty() {
+                // The driver may be another than when the container was made.
+                self.runtime.edit_container(id, &edits).await?;
             }
             if !prepared.empty.is_empty() {
                 turn.pause();
@@ -222,11 +231,12 @@ impl Executor {
     async fn create_container(
         &self,
         assignment: &Assignment,
-        prepared: &Prepared,
+        (prepared, edits): (&Prepared, &Edits),
         unwanted: &CancellationToken,
         turn: &mut Turn,
     ) -> Result<(), StartError> {
-        let spec = ContainerSpec { mounts: prepared.mounts.clone(), ..self.spec_of(assignment).await? };
+        let (mounts, edits) = (prepared.mounts.clone(), edits.clone());
+        let spec = ContainerSpec { mounts, edits, ..self.spec_of(assignment).await? };
         let policy = assignment.container.pull_policy;
         let builtin = (self.builtin_image)(spec.image.as_str());
         if policy == PullPolicy::Always && builtin.is_none() {
@@ -294,6 +304,7 @@ impl Executor {
             ]),
             files,
             mounts: Vec::new(),
+            edits: Edits::default(),
         })
     }
 
@@ -481,6 +492,8 @@ enum StartError {
     Runtime(#[from] RuntimeError),
     #[error(transparent)]
     Secret(#[from] SecretError),
+    #[error(transparent)]
+    Gpu(#[from] InjectError),
     #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]

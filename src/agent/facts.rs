@@ -4,7 +4,10 @@ use std::{fs, io, path::Path};
 
 use rustix::fs::statvfs;
 use sysinfo::{Components, CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
-use toft_model::node::{DiskFacts, NodeFacts, Temperature};
+use toft_model::{
+    gpu::GpuFacts,
+    node::{DiskFacts, NodeFacts, Temperature},
+};
 
 use super::{
     host,
@@ -15,10 +18,10 @@ use super::{
 const MOST_SENSORS: usize = 64;
 
 /// Looks at the machine. `runtime` is the container runtime's name and version, empty while it is away; `data` is the data
-/// directory.
-pub async fn look(runtime: String, data: &Path) -> io::Result<NodeFacts> {
+/// directory, `gpus` what was seen of the GPUs last.
+pub async fn look(runtime: String, data: &Path, gpus: Vec<GpuFacts>) -> io::Result<NodeFacts> {
     let data = data.to_owned();
-    let mut facts = tokio::task::spawn_blocking(move || read(runtime, &data)).await.map_err(io::Error::other)?;
+    let mut facts = tokio::task::spawn_blocking(move || read(runtime, &data, gpus)).await.map_err(io::Error::other)?;
     for (name, program) in isolation::programs() {
         let version = match program {
             Some(program) => version_of(&program).await,
@@ -30,7 +33,7 @@ pub async fn look(runtime: String, data: &Path) -> io::Result<NodeFacts> {
 }
 
 /// What needs no program; blocks for some milliseconds.
-fn read(runtime: String, data: &Path) -> NodeFacts {
+fn read(runtime: String, data: &Path, gpus: Vec<GpuFacts>) -> NodeFacts {
     let wanted =
         RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()).with_cpu(CpuRefreshKind::nothing());
     let system = System::new_with_specifics(wanted).ok();
@@ -49,6 +52,7 @@ fn read(runtime: String, data: &Path) -> NodeFacts {
         swap_used_bytes: memory(System::used_swap),
         disk: disk(data),
         temperatures: temperatures(),
+        gpus,
         os: host::os_name(Path::new("/etc/os-release")),
         kernel: System::kernel_version().unwrap_or_default(),
         arch: std::env::consts::ARCH.to_owned(),
@@ -120,7 +124,7 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_is_told() {
-        let facts = look("containerd 1.0".into(), &std::env::temp_dir()).await.unwrap();
+        let facts = look("containerd 1.0".into(), &std::env::temp_dir(), Vec::new()).await.unwrap();
         assert!(facts.cpus > 0 && facts.memory_bytes > facts.memory_available_bytes, "{facts:?}");
         assert!(facts.disk.size_bytes > facts.disk.free_bytes && !facts.disk.file_system.is_empty(), "{facts:?}");
         assert!(facts.booted_at_ms > 0 && facts.booted_at_ms <= jiff::Timestamp::now().as_millisecond(), "{facts:?}");

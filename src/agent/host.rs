@@ -2,14 +2,18 @@
 
 use std::path::Path;
 
-use toft_model::node::{Inventory, Subnet, Subnet6};
+use toft_model::{
+    gpu::Gpu,
+    node::{Inventory, Subnet, Subnet6},
+};
 
 /// Looks at the machine. `runtime` is the container runtime's name and version, empty while it is away; `isolation`
-/// names what containers can be run with.
+/// names what containers can be run with, `gpus` are as their drivers show them.
 pub fn inventory(
     runtime: String,
     (subnet, subnet6): (Option<Subnet>, Option<Subnet6>),
     isolation: Vec<String>,
+    gpus: Vec<Gpu>,
 ) -> Inventory {
     Inventory {
         cpus: cpus(),
@@ -22,7 +26,7 @@ pub fn inventory(
         subnet,
         subnet6,
         isolation,
-        gpus: Vec::new(),
+        gpus,
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
 };
 
 mod effect;
+mod gpu;
 mod health;
 
 pub use effect::{Effect, Incoming, Work};
@@ -70,6 +71,8 @@ pub struct Keeper {
     due: BTreeSet<(i64, InstanceId)>,
     /// Processes that are asked whether they work.
     watched: BTreeMap<InstanceId, health::Watched>,
+    /// Instances whose process was ended for holding too much of a GPU.
+    over_share: BTreeSet<InstanceId>,
     effects: Vec<Effect>,
 }
 
@@ -190,6 +193,7 @@ impl Keeper {
         self.unwritten.remove(&id);
         self.noted.remove(&id);
         self.untold.remove(&id);
+        self.over_share.remove(&id);
         if self.watched.remove(&id).is_some() {
             self.effects.push(Effect::Unwatch(id));
         }
@@ -408,6 +412,7 @@ impl Keeper {
                 return self.effects.push(Effect::Compare(id));
             }
             Done::Ended { exit } => {
+                let exit = self.marked(id, exit, now_ms);
                 if let Some(exit) = exit {
                     self.reaped.insert(id, exit);
                 }
@@ -521,6 +526,10 @@ impl Keeper {
     }
 
     fn report(&mut self, id: InstanceId, state: Option<InstanceState>, now_ms: i64) {
+        self.report_with(id, state, None, now_ms);
+    }
+
+    fn report_with(&mut self, id: InstanceId, state: Option<InstanceState>, warning: Option<String>, now_ms: i64) {
         let memory = self.memory.get(&id).cloned().unwrap_or_default();
         self.sequence += 1;
         self.effects.push(Effect::Report(InstanceReport {
@@ -530,6 +539,7 @@ impl Keeper {
             restarts: memory.restarts,
             last_exit: memory.last_exit,
             health: self.health(id),
+            warning,
             at_ms: now_ms,
             sequence: self.sequence,
         }));

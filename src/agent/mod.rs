@@ -11,6 +11,7 @@ pub mod exec;
 pub mod execute;
 pub mod facts;
 pub mod files;
+pub mod gpu;
 mod health;
 pub mod host;
 pub mod image;

@@ -31,8 +31,10 @@ pub trait ReportSink: Send + Sync + 'static {
 pub struct Waiting(BTreeMap<InstanceId, InstanceReport>);
 
 impl Waiting {
-    /// Puts an observation in; it replaces an older one of the same instance.
-    pub fn put(&mut self, report: InstanceReport) {
+    /// Puts an observation in; it replaces an older one of the same instance, whose warning stays to be told.
+    pub fn put(&mut self, mut report: InstanceReport) {
+        let before = self.0.remove(&report.instance_id).and_then(|before| before.warning);
+        report.warning = report.warning.or(before);
         self.0.insert(report.instance_id, report);
     }
 
@@ -44,7 +46,9 @@ impl Waiting {
     /// Puts a message that was not taken back, behind what came since.
     pub fn put_back(&mut self, reports: Vec<InstanceReport>) {
         for report in reports {
-            self.0.entry(report.instance_id).or_insert(report);
+            let warning = report.warning.clone();
+            let newest = self.0.entry(report.instance_id).or_insert(report);
+            newest.warning = newest.warning.take().or(warning);
         }
     }
 }

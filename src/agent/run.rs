@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     execute::{Done, Executor, Start},
+    gpu::Offence,
     health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Work},
     ledger::{Outcome, Remembered},
@@ -61,6 +62,8 @@ pub struct AgentParts {
     pub assignments: watch::Receiver<Option<AssignmentSet>>,
     /// Rung when what failed may work now: an image was imported.
     pub retry: Arc<Notify>,
+    /// Instances that hold more of a GPU than their share.
+    pub offences: mpsc::Receiver<Offence>,
 }
 
 /// The agent.
@@ -152,6 +155,7 @@ impl Agent {
                     self.keeper().answered(id, pid, outcome, now_ms());
                 }
                 Some(_) = self.watches.join_next() => {}
+                Some(offence) = self.parts.offences.recv() => self.hold_back(&offence),
                 () = retry.notified() => self.keeper().retry_now(now_ms()),
                 () = tokio::time::sleep(Duration::from_millis(next_due as u64)) => self.keeper().time_passed(now_ms()),
             }
@@ -168,6 +172,30 @@ impl Agent {
         let up = matches!(*self.parts.executor.runtime.availability().borrow(), Availability::Up(_));
         self.keeper.runtime_is(up);
         &mut self.keeper
+    }
+
+    /// Warns who holds more of a GPU than its share, and stops who goes on.
+    fn hold_back(&mut self, offence: &Offence) {
+        let Offence { instance, gpu, held_mib, share_mib, stop } = offence;
+        if !stop {
+            tracing::warn!(
+                instance.id = %instance, %gpu, held_mib, share_mib,
+                "an instance holds more of a GPU than its share and will be stopped unless it gives back"
+            );
+            let warning = format!(
+                "holds {held_mib} MiB of GPU {gpu} and may hold {share_mib}; it is stopped unless it gives back"
+            );
+            self.keeper().warn_of_share(*instance, warning, now_ms());
+        } else if self.keeper().over_share(*instance) {
+            tracing::warn!(
+                instance.id = %instance, %gpu, held_mib, share_mib,
+                "an instance is stopped: it holds more of a GPU than its share"
+            );
+            // The state between its end and its next start may be over before it is told.
+            let warning =
+                format!("GpuOutOfMemory: holds {held_mib} MiB of GPU {gpu} and may hold {share_mib}; it is stopped");
+            self.keeper().warn_of_share(*instance, warning, now_ms());
+        }
     }
 
     /// Accepts a newer set: to the ledger first, then to work.

@@ -2,6 +2,7 @@
 
 mod backups;
 mod exec;
+mod gpus;
 mod images;
 mod registries;
 mod secrets;
@@ -28,6 +29,7 @@ use utoipa::ToSchema;
 
 pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
+pub use gpus::{GpuChange, Holder, NodeGpu};
 pub use images::{Pull, PullLine, PullRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
@@ -145,6 +147,9 @@ pub struct LastExit {
     /// Whether the kernel killed it, or a process beside it, for want of memory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub out_of_memory: bool,
+    /// Whether toft ended it because it held more memory of a GPU than its share.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gpu_out_of_memory: bool,
 }
 
 /// A node.
@@ -329,7 +334,12 @@ pub fn time_ns(ns: i64) -> String {
 
 impl From<Exit> for LastExit {
     fn from(exit: Exit) -> Self {
-        Self { code: exit.code, at: time(exit.at_ms), out_of_memory: exit.out_of_memory }
+        Self {
+            code: exit.code,
+            at: time(exit.at_ms),
+            out_of_memory: exit.out_of_memory,
+            gpu_out_of_memory: exit.gpu_out_of_memory,
+        }
     }
 }
 

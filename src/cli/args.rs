@@ -19,6 +19,7 @@ use super::{
     backup_args::BackupCommand,
     cp_args::{CP_HELP, CpArgs},
     exec_args::{EXEC_HELP, ExecArgs},
+    gpu_args::GpuCommand,
     health_args::HealthArgs,
     image_args::ImageCommand,
     network_args::NetworkArgs,
@@ -27,6 +28,7 @@ use super::{
     process_args::{ProcessArgs, ResourceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
+    sim_args::{SIM_HELP, SimArgs},
     stats_args::{StatsArgs, TopArgs},
     update_args::{HistoryArgs, RollbackArgs, UPDATE_HELP, UpdateArgs, UpdateFlags},
     volume_args::{MountArgs, VolumeCommand},
@@ -140,6 +142,11 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: NodeCommand,
     },
+    /// GPUs of the cluster
+    Gpu {
+        #[command(subcommand)]
+        command: GpuCommand,
+    },
     /// The members that share the state
     Cluster {
         #[command(subcommand)]
@@ -173,6 +180,9 @@ pub(super) enum Command {
     /// Look whether this machine has what toft needs, and say for each failure what to do
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArgs),
+    /// Replay a recorded workload through the scheduler
+    #[command(after_help = SIM_HELP)]
+    Sim(SimArgs),
     /// Print the completion script for a shell
     Completion {
         /// Shell
@@ -217,11 +227,21 @@ pub(super) enum ClusterCommand {
 }
 
 const DOCTOR_HELP: &str =
-    "It works with and without a running daemon and changes nothing. As root it sees more. The exit code is 1 when
+    "It works with and without a running daemon and changes nothing; `toft doctor gpu` removes its container. As root it sees more. The exit code is 1 when
 something will not work.";
+
+/// What can be looked at closer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum DoctorArea {
+    /// Drivers, libraries, device nodes, and what containers are given
+    Gpu,
+}
 
 #[derive(Debug, Args)]
 pub(super) struct DoctorArgs {
+    /// Look at this alone, and closer: `gpu` runs a container with a GPU too, where toft runs and one is free
+    #[arg(value_enum)]
+    pub(super) area: Option<DoctorArea>,
     #[command(flatten)]
     pub(super) appliance: ApplianceArgs,
     /// Print JSON

@@ -2,20 +2,26 @@
 
 use std::io::IsTerminal;
 
-use super::{Failure, args::DoctorArgs, output};
+use super::{
+    Failure,
+    args::{DoctorArea, DoctorArgs},
+    doctor_gpu::try_out,
+    output,
+};
 use crate::{
     agent::host::host_name,
     config::Config,
-    doctor::{Check, Verdict, examine},
+    doctor::{Check, Verdict, examine, examine_gpus},
 };
 
 /// The order in which areas are shown.
-const AREAS: [(&str, &str); 5] = [
+const AREAS: [(&str, &str); 6] = [
     ("system", "System"),
     ("kernel", "Kernel"),
     ("storage", "Storage"),
     ("runtime", "Runtime"),
     ("network", "Network"),
+    ("gpu", "GPUs"),
 ];
 
 pub(super) fn doctor(args: DoctorArgs) -> Result<i32, Failure> {
@@ -24,7 +30,16 @@ pub(super) fn doctor(args: DoctorArgs) -> Result<i32, Failure> {
         .enable_all()
         .build()
         .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))?;
-    let checks = runtime.block_on(examine(&config));
+    let checks = runtime.block_on(async {
+        match (args.area, &config) {
+            (Some(DoctorArea::Gpu), Ok(config)) => {
+                let mut checks = examine_gpus(config).await;
+                checks.push(try_out(config).await);
+                checks
+            }
+            _ => examine(&config).await,
+        }
+    });
     if args.json {
         output::json(&checks)?;
     } else {
@@ -39,6 +54,9 @@ fn report(checks: &[Check], colour: bool) -> String {
     let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
     let mut text = String::new();
     for (area, title) in AREAS {
+        if !checks.is_empty() && !checks.iter().any(|check| check.area == area) {
+            continue;
+        }
         text.push_str(&format!("{}\n", paint("1", title)));
         for check in checks.iter().filter(|check| check.area == area) {
             let (mark, code) = match check.verdict {

@@ -30,7 +30,7 @@ struct Line {
 
 fn told(explanation: &Explanation) -> String {
     let Explanation { workload, wanted, policy, priority, .. } = explanation;
-    let placed = explanation.instances.iter().filter(|one| !one.leaving).count();
+    let placed = explanation.instances.iter().filter(|one| !one.leaving).count() + explanation.more_instances;
     let copies = if *wanted == 1 { "copy" } else { "copies" };
     let mut text = format!("{workload}: {placed} of {wanted} {copies} placed; policy {policy}, priority {priority}\n");
     if let Some(why) = &explanation.pending {
@@ -46,6 +46,9 @@ fn told(explanation: &Explanation) -> String {
     if !explanation.instances.is_empty() {
         text.push('\n');
         table(&mut text, &["INSTANCE", "NODE", "SCORE", "WHY HERE"], explanation.instances.iter().map(instance));
+        if explanation.more_instances > 0 {
+            let _ = writeln!(text, "and {} more", explanation.more_instances);
+        }
     }
     if !explanation.nodes.is_empty() {
         text.push('\n');
@@ -72,7 +75,7 @@ fn node(verdict: &NodeVerdict) -> Line {
 }
 
 fn score(verdict: &NodeVerdict) -> String {
-    verdict.score.map_or_else(|| "no".to_owned(), |score| format!("{score:.1}"))
+    verdict.score.map_or_else(|| "no".to_owned(), |score| format!("{:.1}", score + 0.0))
 }
 
 fn reasons(verdict: &NodeVerdict) -> Vec<String> {
@@ -226,6 +229,7 @@ mod tests {
                     ],
                 ),
             ],
+            more_instances: 0,
             would_make_room: vec!["batch-0 on attic".into()],
             expression_fails: Some("it divides\x1b[31m by zero".into()),
         };

@@ -22,6 +22,11 @@ impl Failure {
         Self { exit_code, code: None, message: message.into(), field: None, hint: None }
     }
 
+    /// What it says.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The same with the next step.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

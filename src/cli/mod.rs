@@ -13,10 +13,13 @@ mod cp_args;
 mod daemon;
 mod detach_keys;
 mod doctor;
+mod doctor_gpu;
 mod exec;
 mod exec_args;
 mod explain;
 mod failure;
+mod gpu_args;
+mod gpus;
 mod health_args;
 mod image_args;
 mod images;
@@ -39,6 +42,8 @@ mod run;
 mod secret_args;
 mod secrets;
 mod session;
+mod sim;
+mod sim_args;
 mod stats;
 mod stats_args;
 mod terminal;
@@ -83,6 +88,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
         Command::Up(flags) => daemon::up(flags),
         Command::Down(flags) => daemon::down(flags),
         Command::Doctor(args) => doctor::doctor(args),
+        Command::Sim(args) => sim::sim(args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
@@ -108,7 +114,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
 
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
-        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Completion { .. } => Ok(0),
+        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Sim(_) | Command::Completion { .. } => Ok(0),
         Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,
@@ -140,6 +146,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             NodeCommand::Uncordon { names } => nodes::make(client, names, Availability::Active).await,
             NodeCommand::Drain(args) => nodes::drain(client, args).await,
         },
+        Command::Gpu { command } => gpus::gpu(client, command).await,
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,
             ClusterCommand::Token => cluster::token(client).await,

@@ -7,6 +7,7 @@ use std::{
 
 use serde::Serialize;
 use toft_model::{
+    gpu::Gpu,
     name::Name,
     node::{Availability, Inventory, NodeChanges, NodeFacts, Price, TaintChange},
     schedule::{Remaining, RemainingState},
@@ -79,16 +80,25 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
     if !labels.is_empty() {
         lines.push(("Labels", labels.join(", ")));
     }
+    let facts_gpus = facts.as_ref().map(|facts| facts.gpus.iter().map(|facts| facts.gpu.clone()).collect());
     lines.extend(said(&node));
     match facts {
         Some(facts) => lines.extend(machine(&facts)),
         None => lines.extend(registered(&node.inventory)),
     }
+    let gpus = facts_gpus.unwrap_or(node.inventory.gpus);
+    lines.extend(gpus.iter().enumerate().map(|(place, gpu)| gpu_line(place, gpu)));
     let subnet = node.inventory.subnet.map_or_else(|| "none".to_owned(), |subnet| subnet.to_string());
     lines.push(("Container network", subnet));
     lines.push(("Registered", format!("{} ago", output::age(&node.registered_at))));
     print!("{}", columns(&lines));
     Ok(0)
+}
+
+fn gpu_line(place: usize, gpu: &Gpu) -> (&'static str, String) {
+    let memory = output::bytes(u64::from(gpu.memory_mib) << 20);
+    let sick = gpu.sick.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+    (if place == 0 { "GPUs" } else { "" }, format!("{place}: {}, {memory}{sick}", gpu.model))
 }
 
 fn registered(inventory: &Inventory) -> Vec<(&'static str, String)> {

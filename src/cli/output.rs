@@ -54,6 +54,7 @@ pub(super) fn ports(ports: &[PublishedPort]) -> String {
 /// State with what matters of it: `running 3m 20s`, `back_off (exited with code 1), next try in 4s`.
 pub(super) fn state(instance: &Instance) -> String {
     let code = |exit: &LastExit| match exit.code {
+        _ if exit.gpu_out_of_memory => "GpuOutOfMemory".to_owned(),
         _ if exit.out_of_memory => "out of memory".to_owned(),
         Some(code) => format!("exit code {code}"),
         None => "vanished".to_owned(),

@@ -29,6 +29,11 @@ pub(super) fn later(about: &str, length: Option<u64>) -> ProgressBar {
     bar
 }
 
+/// A bar for things of which there are so many.
+pub(super) fn steps(about: &str, length: u64) -> ProgressBar {
+    shown(ProgressBar::new(length), &format!("{about} {{wide_bar:.cyan}} {{pos}}/{{len}} {{eta}}"))
+}
+
 /// Something that turns while the other side works.
 pub(super) fn spinner(about: impl Into<Cow<'static, str>>) -> ProgressBar {
     shown(ProgressBar::new_spinner().with_message(about), "{msg} {spinner} {elapsed}")

@@ -30,6 +30,7 @@ pub(super) struct File {
     pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
     pub(super) volumes: VolumesSection,
+    pub(super) gpu: GpuSection,
     pub(super) registries: BTreeMap<String, RegistryConfig>,
 }
 
@@ -88,6 +89,13 @@ pub(super) struct NetworkSection {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct VolumesSection {
     pub(super) bind_roots: Vec<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct GpuSection {
+    pub(super) nvml: Option<PathBuf>,
+    pub(super) cdi_dirs: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

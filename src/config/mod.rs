@@ -44,6 +44,8 @@ pub struct Config {
     pub backup: BackupConfig,
     /// What containers may see of the node's own folders.
     pub volumes: VolumesConfig,
+    /// GPUs of this node.
+    pub gpu: GpuConfig,
     /// Registries that are spoken to in a way of their own, by `HOST[:PORT]`.
     pub registries: BTreeMap<String, RegistryConfig>,
 }
@@ -146,6 +148,15 @@ pub struct LogsConfig {
 pub struct VolumesConfig {
     /// Folders below which everything can be mounted into containers; none, unless somebody says so.
     pub bind_roots: Vec<PathBuf>,
+}
+
+/// GPUs of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuConfig {
+    /// NVIDIA's library for looking at its cards: a path, or a name that the loader finds.
+    pub nvml: PathBuf,
+    /// Folders with specifications of devices for containers (CDI); those in later ones win.
+    pub cdi_dirs: Vec<PathBuf>,
 }
 
 /// The network of containers.

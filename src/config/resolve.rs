@@ -14,8 +14,8 @@ use toft_model::{
 };
 
 use super::{
-    ApiConfig, ClusterConfig, Config, ConfigError, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig, NodeConfig,
-    NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, VolumesConfig, file::File, registries,
+    ApiConfig, ClusterConfig, Config, ConfigError, GpuConfig, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig,
+    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -24,6 +24,10 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/toft";
 pub const DEFAULT_SOCKET: &str = "/run/toft/toft.sock";
 const DEFAULT_RUN_DIR: &str = "/run/toft";
 const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The name without a number is there only where programs are built.
+const DEFAULT_NVML: &str = "libnvidia-ml.so.1";
+/// Those of the CDI specification.
+const DEFAULT_CDI_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 const DEFAULT_BIND: &str = "127.0.0.1:7443";
 
 /// What the command line and the environment said.
@@ -179,6 +183,14 @@ impl Config {
                 note("volumes.bind_roots", Invalid::value(message, "write it like `/srv`"));
             }
         }
+        let gpu = GpuConfig {
+            nvml: file.gpu.nvml.unwrap_or_else(|| DEFAULT_NVML.into()),
+            cdi_dirs: file.gpu.cdi_dirs.unwrap_or_else(|| DEFAULT_CDI_DIRS.map(PathBuf::from).to_vec()),
+        };
+        for dir in gpu.cdi_dirs.iter().filter(|dir| !dir.is_absolute()) {
+            let message = format!("`{}` is no absolute path", dir.display());
+            note("gpu.cdi_dirs", Invalid::value(message, "write it like `/etc/cdi`"));
+        }
         let backup = file.backup.resolve(&data, &mut note);
         registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
@@ -195,6 +207,7 @@ impl Config {
             cluster,
             backup,
             volumes: VolumesConfig { bind_roots: file.volumes.bind_roots },
+            gpu,
             registries: file.registries,
         })
     }

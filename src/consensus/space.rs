@@ -81,7 +81,8 @@ fn grows(command: &Command) -> bool {
         | Command::RollBackWorkload { .. }
         | Command::PutSecret { .. }
         | Command::PutRegistry { .. }
-        | Command::CreateVolume { .. } => true,
+        | Command::CreateVolume { .. }
+        | Command::ConfigureGpu { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }

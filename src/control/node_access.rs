@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use toft_model::{
+    gpu::GpuFacts,
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::{LogLine, LogQuery},
@@ -91,6 +92,9 @@ pub trait NodeAccess:
 
     /// What the node's machine is and has now.
     async fn facts(&self) -> Result<NodeFacts, ControlError>;
+
+    /// The node's GPUs as they were seen last, seconds ago at most.
+    fn gpus(&self) -> Vec<GpuFacts>;
 
     /// The images in the node's store.
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError>;

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use toft_model::{
+    gpu::GpuFacts,
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     instance::{InstanceReport, PublishedPort},
@@ -31,7 +32,9 @@ pub(super) use exec::Execs;
 use crate::{
     agent::{
         attach::Audience,
-        facts, host,
+        facts,
+        gpu::GpuWatch,
+        host,
         image::{FailedPull, PullError, PullErrorKind, Pulls},
         logs::{self, Reading, Wanted},
         meter::Meter,
@@ -65,6 +68,7 @@ pub(super) struct LocalNode {
     attached: Attached,
     meter: Meter,
     copies: files::Copies,
+    gpus: GpuWatch,
 }
 
 impl LocalNode {
@@ -72,7 +76,7 @@ impl LocalNode {
         runtime: Arc<dyn Runtime>,
         logs_dir: PathBuf,
         retry: Arc<Notify>,
-        (node_id, pulls, volumes): (NodeId, Pulls, Volumes),
+        (node_id, pulls, volumes, gpus): (NodeId, Pulls, Volumes, GpuWatch),
         cancel: CancellationToken,
     ) -> Self {
         let meter = Meter::new(Arc::clone(&runtime), host::memory_bytes());
@@ -88,6 +92,7 @@ impl LocalNode {
             cancel,
             execs: Execs::default(),
             attached: Attached::default(),
+            gpus,
         }
     }
 
@@ -184,8 +189,12 @@ impl NodeAccess for LocalNode {
             Availability::Down(_) => String::new(),
         };
         let data = self.logs_dir.parent().unwrap_or(&self.logs_dir);
-        let looked = facts::look(runtime, data).await;
+        let looked = facts::look(runtime, data, self.gpus()).await;
         looked.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        self.gpus.borrow().as_ref().map(|sight| sight.facts()).unwrap_or_default()
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {

@@ -12,6 +12,7 @@ mod local_node;
 mod logins;
 mod membership;
 mod names;
+mod registration;
 mod restore;
 mod runtime;
 mod serving;
@@ -20,13 +21,12 @@ mod tasks;
 mod volumes;
 mod witness;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use anyhow::Context;
 use toft_model::{
     ids::{InstanceId, NodeId},
     instance::{AssignmentSet, InstanceReport, InstanceState},
-    node::Subnet6,
     state::{InstanceRow, assignments_generation, query_assignments},
 };
 use tokio::{
@@ -39,7 +39,7 @@ use crate::{
     agent::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
-        host,
+        gpu::{Places, Watcher, cdi::Injector},
         image::{LoginFiles, Proxy, ProxySettings, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
@@ -48,7 +48,7 @@ use crate::{
         },
         report::Outbox,
         retention,
-        runtime::{Availability, Runtime, containerd::isolation},
+        runtime::{Availability, Runtime},
         secrets::SecretFiles,
         turns::Turns,
         volumes::{Volumes, VolumesConfig},
@@ -71,6 +71,7 @@ use local_node::LocalNode;
 use logins::AllLogins;
 use membership::Membership;
 pub use membership::{Account, recover};
+use registration::Registration;
 pub use restore::{Restore, Restored, restore};
 use serving::Serving;
 pub use shutdown::end_for_shutdown;
@@ -167,7 +168,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         key: cluster_key.clone(),
     })
     .context("opening the volumes")?;
-    let here = (identity.node_id, pulls.clone(), volumes.clone());
+    let places = Places { nvml: config.gpu.nvml.clone(), ..Places::default() };
+    let watcher = Watcher::new(places.drivers(), &places.proc, &directories.cgroup_parent());
+    let (watcher, gpus, offences) = watcher.context("beginning to look at the GPUs")?;
+    let (feed, assignments) = watch::channel(None);
+    tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
+    let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
     let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, cancel.clone());
     let node = Arc::new(node);
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
@@ -209,12 +215,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         secrets,
         volumes: volumes.clone(),
         pulls,
+        gpus: Injector::new(config.gpu.cdi_dirs.clone(), gpus.clone()),
         turns: Turns::default(),
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
-    let (feed, assignments) = watch::channel(None);
     tasks.spawn("volumes", volumes::keep(ops.clone(), identity.node_id, volumes, assignments.clone(), cancel.clone()));
-    let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry };
+    let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry, offences };
     let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
@@ -225,7 +231,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn("reports", outbox.run(node.sink(ops.clone()), cancel.clone()));
     tasks.spawn(
         "registration",
-        register(ops.clone(), runtime.clone(), (identity.clone(), subnet6), config.clone(), cancel.clone()),
+        Registration {
+            ops: ops.clone(),
+            runtime: runtime.clone(),
+            identity: identity.clone(),
+            subnet6,
+            config: config.clone(),
+            gpus: gpus.clone(),
+        }
+        .run(cancel.clone()),
     );
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
@@ -314,41 +328,6 @@ async fn recall_outcomes(
         outcomes.insert(instance_id, outcome);
     }
     Ok(outcomes)
-}
-
-/// Tells the cluster what this node is: at once, and whenever the runtime comes with another version.
-async fn register(
-    ops: Ops,
-    runtime: Arc<dyn Runtime>,
-    (identity, subnet6): (Identity, Option<Subnet6>),
-    config: Config,
-    cancel: CancellationToken,
-) {
-    let mut availability = runtime.availability();
-    let mut told: Option<String> = None;
-    loop {
-        let now = match &*availability.borrow_and_update() {
-            Availability::Up(version) => version.clone(),
-            Availability::Down(_) => told.clone().unwrap_or_default(),
-        };
-        let mut failed = false;
-        if told.as_ref() != Some(&now) {
-            let inventory = host::inventory(now.clone(), (identity.subnet, subnet6), isolation::names());
-            let node = &config.node;
-            match ops.register_node(identity.node_id, node.name.clone(), node.labels.clone(), inventory).await {
-                Ok(()) => told = Some(now),
-                Err(error) => {
-                    failed = true;
-                    tracing::error!(error = chain(&error), "this node could not register");
-                }
-            }
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(5)), if failed => {}
-            changed = availability.changed() => if changed.is_err() { return cancel.cancelled().await },
-        }
-    }
 }
 
 /// Hands the agent its whole set whenever it changed.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use toft_model::{
     exec::{AttachOrder, ExecOrder},
     files::{FileStat, FilesWritten},
+    gpu::GpuFacts,
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
@@ -154,6 +155,10 @@ impl NodeAccess for Witness {
 
     async fn facts(&self) -> Result<NodeFacts, ControlError> {
         nothing_here()
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        Vec::new()
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {

@@ -6,6 +6,7 @@ use axum::{
     response::{Redirect, Response},
 };
 use toft_model::{
+    gpu::Gpu,
     name::Name,
     node::{Availability, Inventory, NodeChanges, NodeFacts, NodeSettings},
     schedule::{Remaining, RemainingState},
@@ -97,6 +98,24 @@ fn registered(inventory: &Inventory) -> Facts {
     vec![pair("CPUs", inventory.cpus.to_string()), pair("Memory", format_bytes(inventory.memory_bytes))]
 }
 
+/// A card a line: as it is now, or as the node registered it.
+fn gpus(inventory: &Inventory, facts: Option<&NodeFacts>) -> Facts {
+    let mib = |mib: u32| format_bytes(u64::from(mib) << 20);
+    let now = |place: usize| facts.and_then(|facts| facts.gpus.get(place));
+    let line = |(place, gpu): (usize, &Gpu)| {
+        let mut words = vec![gpu.model.clone(), mib(gpu.memory_mib)];
+        if let Some(measured) = now(place).map(|facts| &facts.measured) {
+            words.extend(measured.memory_used_mib.map(|used| format!("{} used", mib(used))));
+            words.extend(measured.busy_percent.map(|percent| format!("{percent} % busy")));
+            words.extend(measured.temperature_celsius.map(|degrees| format!("{degrees} °C")));
+            words.extend(measured.power_watts.map(|watts| format!("{watts:.0} W")));
+        }
+        words.extend(gpu.sick.iter().map(|reason| format!("takes no work: {reason}")));
+        pair(&format!("GPU {place}"), words.join(", "))
+    };
+    inventory.gpus.iter().enumerate().map(line).collect()
+}
+
 fn said(settings: &NodeSettings) -> Facts {
     let taints: Vec<String> = settings.taints.iter().map(ToString::to_string).collect();
     let percent = |percent: u32| format!("{percent} %");
@@ -131,6 +150,10 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let software = software(&node.inventory, isolation);
     let machine = facts.as_ref().map_or_else(|| registered(&node.inventory), |facts| machine(facts, now_ms));
     let mut groups = vec![("Machine", machine), ("Software", software)];
+    let cards = gpus(&node.inventory, facts.as_ref());
+    if !cards.is_empty() {
+        groups.insert(1, ("GPUs", cards));
+    }
     let mut labels = node.given_labels();
     labels.extend(node.inventory.labels());
     groups.push(("Labels", labels.into_iter().collect()));

@@ -156,6 +156,7 @@ fn port_line(port: PublishedPort, reached: &ReachedAs) -> PortLine {
 /// How a process ended, in words.
 pub(super) fn exit(exit: Exit) -> String {
     match exit.code {
+        _ if exit.gpu_out_of_memory => "more GPU memory than its share".into(),
         _ if exit.out_of_memory => "out of memory".into(),
         None => "its process vanished without telling".into(),
         Some(code @ 129..=192) => format!("exit code {code} (signal {})", code - 128),

@@ -11,7 +11,7 @@ use toft_model::{
     secret::SecretMount,
     state::{InstanceView, WorkloadView},
     units::format_bytes,
-    workload::{NetworkMode, NetworkName, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, NetworkName, PlacementSpec, WorkloadKind, WorkloadSpec},
 };
 
 use super::{
@@ -170,9 +170,23 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         ("Memory", spec.resources.memory_bytes.map(format_bytes).unwrap_or_else(unlimited)),
         ("CPU", cpu.unwrap_or_else(unlimited)),
         ("Node", spec.node.as_ref().map_or("any".into(), ToString::to_string)),
+        ("Wishes", wishes(spec)),
         ("Time to stop", toft_model::units::format_span_ms(spec.stop_grace_ms.into())),
         ("Generation", workload.row.generation.to_string()),
     ]
+}
+
+/// Where it may be and should be.
+fn wishes(spec: &WorkloadSpec) -> String {
+    let PlacementSpec { constraints, affinities, spread, tolerations, max_per_node, priority, gang } = &spec.placement;
+    let mut wishes: Vec<String> = constraints.iter().map(|rule| format!("only where {rule}")).collect();
+    wishes.extend(affinities.iter().map(|affinity| format!("rather where {affinity}")));
+    wishes.extend(spread.iter().map(|spread| format!("spread over {spread}")));
+    wishes.extend(tolerations.iter().map(|toleration| format!("tolerates {toleration}")));
+    wishes.extend(max_per_node.map(|most| format!("at most {most} on a node")));
+    wishes.extend((*priority != PlacementSpec::USUAL_PRIORITY).then(|| format!("priority {priority}")));
+    wishes.extend(gang.then(|| "all copies at once".to_owned()));
+    if wishes.is_empty() { "none".into() } else { wishes.join("; ") }
 }
 
 /// Secrets as the containers see them.

@@ -3,6 +3,7 @@
 
 mod clock;
 mod dns;
+mod gpu;
 mod kernel;
 mod network;
 mod ports;
@@ -35,7 +36,7 @@ pub enum Verdict {
 /// One thing that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// What it belongs to: `kernel`, `storage`, `network`, `runtime`, `system`.
+    /// What it belongs to: `kernel`, `storage`, `network`, `runtime`, `gpu`, `system`.
     pub area: &'static str,
     /// What was looked at.
     pub name: &'static str,
@@ -77,6 +78,12 @@ impl Said {
     }
 }
 
+/// Looks at the GPUs alone.
+pub async fn examine_gpus(config: &Config) -> Vec<Check> {
+    let config = config.gpu.clone();
+    blocking(move || gpu::checks(Path::new("/"), &config)).await
+}
+
 /// Looks at everything. Without a configuration that can be read, at what does not depend on it.
 pub async fn examine(config: &Result<Config, ConfigError>) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -101,6 +108,7 @@ pub async fn examine(config: &Result<Config, ConfigError>) -> Vec<Check> {
         checks.extend(runtime::checks(config, daemon.is_some()).await);
         let (bind, members) = (config.api.bind, config.cluster.bind);
         checks.extend(blocking(move || ports::checks(bind, members, daemon)).await);
+        checks.extend(examine_gpus(config).await);
     }
     checks.extend(blocking(network::checks).await);
     checks.push(dns::check(Path::new("/etc/resolv.conf")).await.of("network", "dns"));

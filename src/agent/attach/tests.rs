@@ -41,6 +41,7 @@ impl House {
             labels: BTreeMap::new(),
             files: BTreeMap::new(),
             mounts: Vec::new(),
+            edits: Default::default(),
             process,
             init: None,
         };

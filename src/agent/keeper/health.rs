@@ -83,10 +83,11 @@ impl Keeper {
         }
     }
 
-    /// The end of a process as the restart policy shall see it: one that was ended because it did not work has failed,
-    /// whatever its code.
+    /// The end of a process as the restart policy shall see it: one that was ended because it did not work, or held
+    /// too much of a GPU, has failed, whatever its code.
     pub(super) fn judged(&self, id: InstanceId, exit: Exit) -> Exit {
-        let failed = self.watched.get(&id).is_some_and(|watched| watched.given_up);
+        let given_up = self.watched.get(&id).is_some_and(|watched| watched.given_up);
+        let failed = given_up || exit.gpu_out_of_memory;
         Exit { code: exit.code.filter(|code| !failed || *code != 0), ..exit }
     }
 

@@ -316,3 +316,46 @@ fn ends_in_a_row_are_called_a_crash_loop() {
     assert_eq!(reasons.first().map(String::as_str), Some("exited with code 1"));
     assert_eq!(reasons.last().map(String::as_str), Some("crash loop: exited with code 1"));
 }
+
+#[test]
+fn who_holds_too_much_of_a_gpu_is_warned_then_stopped_as_a_failure() {
+    let mut orders = set(5, Desired::Running, 1);
+    orders.assignments[0].container.restart = "on-failure".parse().unwrap();
+    let mut keeper = started(Some(orders), None, None);
+    assert!(!keeper.over_share(ID), "it does not run");
+    keeper.done(ID, Done::Started { pid: 7 }, 11);
+    keeper.take_effects();
+    keeper.warn_of_share(ID, "holds too much".into(), 12);
+    let told = keeper.take_effects();
+    let warned = |effect: &Effect| match effect {
+        Effect::Report(report) => report.warning.as_deref() == Some("holds too much"),
+        _ => false,
+    };
+    assert!(told.len() == 1 && warned(&told[0]), "{told:?}");
+    assert!(keeper.over_share(ID) && !keeper.over_share(ID), "one step at a time");
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Stop { .. }]));
+    // It ends in order, which is a failure all the same.
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 20);
+    let effects = keeper.take_effects();
+    let told = effects.iter().find_map(|effect| match effect {
+        Effect::Report(report) => Some(report),
+        _ => None,
+    });
+    let told = told.unwrap();
+    assert!(told.last_exit.unwrap().gpu_out_of_memory, "{told:?}");
+    let reason = |state: &InstanceState| match state {
+        InstanceState::BackOff { reason, .. } => reason.clone(),
+        other => other.as_str().to_owned(),
+    };
+    assert!(reason(told.state.as_ref().unwrap()).starts_with("GpuOutOfMemory"), "{told:?}");
+    // The next end is another's.
+    keeper.time_passed(10_000);
+    keeper.done(ID, Done::Started { pid: 8 }, 10_001);
+    keeper.task_ended(ID, Exit::new(Some(0), 10_050), 10_050);
+    keeper.done(ID, Done::Ended { exit: Some(Exit::new(Some(0), 10_050)) }, 10_060);
+    let last = keeper.take_effects().into_iter().rev().find_map(|effect| match effect {
+        Effect::Report(report) => report.last_exit,
+        _ => None,
+    });
+    assert!(!last.unwrap().gpu_out_of_memory);
+}

@@ -22,7 +22,10 @@ use super::{
     ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, RanInside, Runtime, RuntimeError,
     RuntimeEvent, TaskState,
 };
-use crate::agent::image::{PullError, PullReporter, Repository, Trouble};
+use crate::agent::{
+    gpu::cdi::Edits,
+    image::{PullError, PullReporter, Repository, Trouble},
+};
 
 mod attach;
 mod exec;
@@ -276,6 +279,17 @@ impl Runtime for FakeRuntime {
         let (task, task_number, started, root, console) = (TaskState::None, 0, None, None, None);
         let container = FakeContainer { spec: spec.clone(), stop_signal, task, task_number, started, root, console };
         state.containers.insert(spec.id, container);
+        Ok(())
+    }
+
+    async fn edit_container(&self, id: InstanceId, edits: &Edits) -> Result<(), RuntimeError> {
+        let mut state = self.begin(Call::CreateContainer)?;
+        let container = state.containers.get_mut(&id).ok_or(RuntimeError::NotFound { id })?;
+        if container.spec.edits.is_empty() {
+            let reason = "it was made without GPUs".to_owned();
+            return Err(RuntimeError::Failed { doing: "changing a container", reason });
+        }
+        container.spec.edits = edits.clone();
         Ok(())
     }
 

@@ -16,7 +16,10 @@ use toft_model::{
 };
 use tokio::sync::{broadcast, watch};
 
-use super::image::{PullError, PullReporter, Repository};
+use super::{
+    gpu::cdi::Edits,
+    image::{PullError, PullReporter, Repository},
+};
 
 pub mod attach;
 pub mod containerd;
@@ -65,6 +68,8 @@ pub struct ContainerSpec {
     pub files: BTreeMap<PathBuf, PathBuf>,
     /// Volumes, and files and folders of the node. They must be there when a task is created.
     pub mounts: Vec<HostMount>,
+    /// What its GPUs need.
+    pub edits: Edits,
 }
 
 impl ContainerSpec {
@@ -85,6 +90,7 @@ impl ContainerSpec {
             labels: BTreeMap::new(),
             files: BTreeMap::new(),
             mounts: Vec::new(),
+            edits: Edits::default(),
         }
     }
 }
@@ -289,6 +295,10 @@ pub trait Runtime:
 
     /// Prepares root filesystem and configuration. The process does not exist yet.
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError>;
+
+    /// Replaces [`ContainerSpec::edits`] of a container whose process is gone: its next process gets these. Where they cannot be
+    /// made, what the container has stays. A container that was made without edits cannot get any.
+    async fn edit_container(&self, id: InstanceId, edits: &Edits) -> Result<(), RuntimeError>;
 
     /// Prepares the process up to, not including, its start, and gives its pid: its namespaces exist.
     /// An ended task of the same container must be deleted before.

@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 
 use toft_model::{
     instance::{Desired, InstanceState, NetworkOrder},
+    node::Availability,
+    schedule::Snapshot,
     state::{InstanceRow, NodeRow, WorkloadRow, query_assignments, query_snapshot},
-    workload::{NetworkMode, RestartPolicy, WorkloadSpec},
+    workload::{NetworkMode, RestartPolicy, WorkloadKind, WorkloadSpec},
 };
 
 use super::{machine::Machine, world::World};
@@ -25,7 +27,7 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
                 if row.desired != desired || row.spec != asked.spec {
                     return Err(format!("`{name}` is not what its user asked for last"));
                 }
-                copies(row, &snapshot.instances, &snapshot.nodes)?;
+                copies(row, &snapshot)?;
             }
         }
     }
@@ -43,9 +45,9 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
 }
 
 /// The right copies of the newest specification exist, or a true reason says why not.
-fn copies(workload: &WorkloadRow, instances: &[InstanceRow], nodes: &[NodeRow]) -> Result<(), String> {
+fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
     let name = &workload.spec.name;
-    let own: Vec<_> = instances.iter().filter(|row| row.workload_id == workload.id).collect();
+    let own: Vec<_> = snapshot.instances.iter().filter(|row| row.workload_id == workload.id).collect();
     for row in &own {
         // A copy that was started on its own is ahead.
         let behind = row.desired != workload.desired || row.epoch < workload.epoch;
@@ -60,13 +62,23 @@ fn copies(workload: &WorkloadRow, instances: &[InstanceRow], nodes: &[NodeRow]) 
             return Err(format!("{name}-{} is not made of the newest specification", row.ordinal));
         }
     }
+    for row in own.iter().filter(|row| leaves(row, snapshot)) {
+        let others = snapshot.nodes.iter().filter(|node| node.id != row.node_id);
+        let waits = own.iter().any(|other| other.ordinal == row.ordinal && other.id != row.id);
+        if !waits && let Some(node) = others.into_iter().find(|node| could_take(node, &workload.spec, snapshot, 0)) {
+            return Err(format!("{name}-{} does not leave its node although {} could take it", row.ordinal, node.name));
+        }
+    }
     let missing = (0..workload.spec.replicas).filter(|n| own.iter().all(|row| row.ordinal != *n)).count();
     match (&workload.pending, workload.desired) {
         (None, Desired::Stopped) => Ok(()),
         (None, _) if missing == 0 => Ok(()),
         (None, _) => Err(format!("{missing} copies of `{name}` are missing without a reason")),
         (Some(reason), Desired::Running) if missing > 0 => {
-            match nodes.iter().find(|node| could_take(node, &workload.spec, instances)) {
+            // Nobody less important could make room, either.
+            let least = [0, workload.spec.placement.priority];
+            let takes = |node: &&NodeRow| least.iter().any(|least| could_take(node, &workload.spec, snapshot, *least));
+            match snapshot.nodes.iter().find(takes) {
                 Some(node) => Err(format!("`{name}` waits although {} could take it: {reason}", node.name)),
                 None => Ok(()),
             }
@@ -75,7 +87,30 @@ fn copies(workload: &WorkloadRow, instances: &[InstanceRow], nodes: &[NodeRow]) 
     }
 }
 
-fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) -> bool {
+/// Whether a copy that runs is to leave its node: a service on one that is drained.
+fn leaves(row: &InstanceRow, snapshot: &Snapshot) -> bool {
+    let drained = |node: &NodeRow| node.id == row.node_id && node.settings.availability == Availability::Draining;
+    let workload = snapshot.workloads.iter().find(|workload| workload.id == row.workload_id);
+    let state = row.report.as_ref().and_then(|report| report.state.as_ref());
+    workload.is_some_and(|workload| workload.spec.kind == WorkloadKind::Service)
+        && row.desired == Desired::Running
+        && !matches!(state, Some(InstanceState::Finished { .. }))
+        && snapshot.nodes.iter().any(drained)
+}
+
+/// Whether the node could take one more copy, if nobody was there whose priority is below `least`.
+fn could_take(node: &NodeRow, spec: &WorkloadSpec, snapshot: &Snapshot, least: u32) -> bool {
+    let priority = |row: &InstanceRow| {
+        let workload = snapshot.workloads.iter().find(|workload| workload.id == row.workload_id);
+        workload.map_or(0, |workload| workload.spec.placement.priority)
+    };
+    let there: Vec<_> =
+        snapshot.instances.iter().filter(|row| row.node_id == node.id && priority(row) >= least).collect();
+    let reserved: u32 = there.iter().filter_map(|row| row.container.resources.cpu_reserved_millis).sum();
+    let wanted = spec.resources.cpu_reserved_millis.unwrap_or(0);
+    if node.settings.availability != Availability::Active || (wanted > 0 && reserved + wanted > 4_000) {
+        return false;
+    }
     if spec.node.as_ref().is_some_and(|name| *name != node.name) {
         return false;
     }
@@ -84,7 +119,7 @@ fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow]) ->
     }
     let Some(subnet) = node.inventory.subnet else { return false };
     let (mut addresses, mut ports) = (BTreeSet::new(), BTreeSet::new());
-    for row in instances.iter().filter(|row| row.node_id == node.id) {
+    for row in there {
         if let NetworkOrder::Bridge { address, ports: published, .. } = &row.container.network {
             addresses.insert(*address);
             ports.extend(published.iter().map(|port| (port.host, port.protocol.to_string())));

@@ -343,7 +343,9 @@ impl World {
         container.number += 1;
         container.order = (*order).clone();
         own.check_ports(&order)?;
-        for (number, other) in self.machines.iter().enumerate() {
+        let moves = |number: usize| self.cluster.left.contains(&self.machines[number].id);
+        for (number, other) in self.machines.iter().enumerate().filter(|(number, _)| !moves(*number) && !moves(machine))
+        {
             let twice = other.containers.iter().find(|(other_id, container)| {
                 **other_id != id
                     && (container.order.workload_id, container.order.ordinal) == (order.workload_id, order.ordinal)

@@ -2,6 +2,7 @@
 
 use toft_model::{
     ids::WorkloadId,
+    node::{Availability, NodeChanges},
     state::{Command, PowerAction, PutMode},
     workload::{HealthCheck, HealthTest, NetworkMode, PortSpec, Protocol, WorkloadKind, WorkloadSpec},
 };
@@ -49,7 +50,14 @@ impl World {
             (_, 46..=58) => Command::PowerWorkload { name, action: PowerAction::Stop, at_ms },
             (_, 59..=72) => Command::PowerWorkload { name, action: PowerAction::Start, at_ms },
             (_, 73..=84) => Command::PowerWorkload { name, action: PowerAction::Restart, at_ms },
-            _ => Command::RemoveWorkload { name, at_ms },
+            (_, 85..=92) => Command::RemoveWorkload { name, at_ms },
+            _ => {
+                let node = self.dice.number(0, 4);
+                let all = [Availability::Active, Availability::Active, Availability::Draining, Availability::Cordoned];
+                let changes = NodeChanges { availability: Some(self.dice.one_of(&all)), ..NodeChanges::default() };
+                let name = format!("node-{node}").parse().unwrap();
+                Command::ConfigureNode { name, changes: Box::new(changes), at_ms }
+            }
         };
         self.ask(number, command);
     }
@@ -122,6 +130,10 @@ impl World {
         if dice.chance(20) {
             let retries = dice.number(1, 3) as u32;
             spec.health = Some(HealthCheck { retries, ..HealthCheck::new(HealthTest::Tcp { port: 80 }) });
+        }
+        spec.placement.priority = dice.one_of(&[10, 100, 100, 100, 300]);
+        if dice.chance(25) {
+            spec.resources.cpu_reserved_millis = Some(1_500);
         }
         spec.stop_grace_ms = dice.number(100, 2_000) as u32;
         spec

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod exec;
 mod files;
+mod gpus;
 mod health;
 mod idempotency;
 mod images;
@@ -112,6 +113,8 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(registries::list))
         .routes(routes!(registries::put, registries::remove))
         .routes(routes!(nodes::facts))
+        .routes(routes!(gpus::list))
+        .routes(routes!(gpus::configure))
         .routes(routes!(files::stat))
         .merge(OpenApiRouter::new().routes(routes!(files::read, files::write)).layer(images::unlimited()))
         .routes(routes!(stats::show))

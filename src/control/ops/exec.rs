@@ -1,6 +1,11 @@
 //! Processes run inside instances.
 
-use toft_model::{exec::ExecOrder, ids::InstanceId, instance::InstanceState, state::InstanceView};
+use toft_model::{
+    exec::ExecOrder,
+    ids::InstanceId,
+    instance::{Desired, InstanceState},
+    state::InstanceView,
+};
 
 use super::Ops;
 use crate::control::{
@@ -11,12 +16,18 @@ use crate::control::{
 impl Ops {
     /// The instance people call `name`, if it can be asked here: it must have been placed on this node.
     pub async fn instance_here(&self, name: &str) -> Result<InstanceView, ControlError> {
-        let Some(instance) = self.instances().await?.into_iter().find(|instance| instance.name() == name) else {
+        let here = self.node.node_id();
+        let named = self.instances().await?.into_iter().filter(|instance| instance.name() == name);
+        // One that moves bears the name of its successor: who asks a node means the one that is there.
+        let first = |instance: &InstanceView| {
+            (here != Some(instance.row.node_id), instance.row.desired == Desired::Removed, instance.row.created_at_ms)
+        };
+        let Some(instance) = named.min_by_key(first) else {
             let shown: String = name.chars().take(100).collect();
             return Err(ControlError::new(ErrorKind::NotFound, format!("there is no instance `{shown}`"))
                 .hint("`toft ps` lists the instances"));
         };
-        if self.node.node_id() != Some(instance.row.node_id) {
+        if here != Some(instance.row.node_id) {
             let message = format!("the instance `{name}` is on the node `{}`", instance.node);
             return Err(ControlError::new(ErrorKind::Conflict, message).hint(format!(
                 "ask that node: run the command on `{}`, or name its address with --connect",

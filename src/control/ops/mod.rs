@@ -7,6 +7,7 @@ pub mod backups;
 pub mod cluster;
 mod exec;
 mod files;
+pub mod gpus;
 pub mod images;
 pub mod logs;
 mod nodes;

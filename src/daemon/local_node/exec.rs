@@ -135,7 +135,16 @@ mod tests {
             key: ClusterKey::from_bytes([7; 32]),
         };
         let volumes = Volumes::open(volumes).unwrap();
-        (LocalNode::new(runtime, "/nowhere".into(), retry, (node_id, pulls, volumes), cancel.clone()), id)
+        (
+            LocalNode::new(
+                runtime,
+                "/nowhere".into(),
+                retry,
+                (node_id, pulls, volumes, tokio::sync::watch::channel(None).1),
+                cancel.clone(),
+            ),
+            id,
+        )
     }
 
     fn order(command: &str) -> ExecOrder {

@@ -17,6 +17,7 @@ use http_body_util::BodyExt;
 use toft_model::{
     exec::{AttachOrder, ExecOrder},
     files::{FileStat, FilesWritten},
+    gpu::GpuFacts,
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
@@ -248,6 +249,7 @@ impl NodeAccess for FakeNode {
                 free_bytes: 300 << 30,
             },
             temperatures: vec![Temperature { sensor: "k10temp Tctl".into(), celsius: 51.5 }],
+            gpus: Vec::new(),
             os: "Debian GNU/Linux 13 (trixie)".into(),
             kernel: "6.12.9-amd64".into(),
             arch: "x86_64".into(),
@@ -257,6 +259,10 @@ impl NodeAccess for FakeNode {
             // Whoever looks may have looked at the clock a moment before.
             booted_at_ms: now_ms() - 3 * 86_400_000 - 3_600_000,
         })
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        Vec::new()
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
@@ -433,6 +439,7 @@ impl House {
             restarts,
             last_exit: None,
             health: None,
+            warning: None,
             at_ms: now_ms(),
             sequence: 0,
         };

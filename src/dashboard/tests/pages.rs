@@ -291,6 +291,24 @@ async fn a_node_shows_its_machine() {
 }
 
 #[tokio::test]
+async fn a_node_is_cordoned_drained_and_takes_work_again() {
+    let house = House::new().await;
+    house.run_up("web", |_| {}).await;
+    house.get("/nodes/attic").await.shows("takes work").shows("toft/os").hides("Still here");
+    let answer = house.post("/nodes/attic/cordon", "").await;
+    assert_eq!((answer.status, answer.header("location")), (StatusCode::SEE_OTHER, "/nodes/attic"));
+    house.get("/nodes/attic").await.shows(">cordoned<").shows("/nodes/attic/uncordon");
+    house.post("/nodes/attic/drain", "").await;
+    house.get("/nodes/attic").await.shows("Still here").shows("web-0").shows("is being drained");
+    house.run("late", |_| {}).await;
+    house.until("late", |workload| workload.row.pending.is_some()).await;
+    house.get("/workloads/late").await.shows("Waits for a place: attic: it is being drained");
+    house.post("/nodes/attic/uncordon", "").await;
+    house.get("/nodes/attic").await.shows("takes work").hides("Still here");
+    assert_eq!(house.post("/nodes/cellar/drain", "").await.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn volumes_are_made_listed_and_removed() {
     let house = House::new().await;
     house.get("/volumes").await.shows("No volumes yet").shows("href=\"/volumes/new\"");

@@ -10,6 +10,7 @@ pub mod dice;
 pub mod http;
 pub mod image;
 pub mod machine;
+pub mod nvml;
 pub mod person;
 pub mod prober;
 pub mod proxy;

@@ -22,17 +22,24 @@ pub struct Exit {
     /// Whether the kernel killed it, or a process beside it, for want of memory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub out_of_memory: bool,
+    /// Whether toft ended it because it held more memory of a GPU than its share.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gpu_out_of_memory: bool,
 }
 
 impl Exit {
+    /// The reason of an end for too much memory of a GPU.
+    pub const GPU_OUT_OF_MEMORY: &str = "GpuOutOfMemory: it held more memory of a GPU than its share";
+
     /// An end with that code at that time.
     pub const fn new(code: Option<i32>, at_ms: i64) -> Self {
-        Self { code, at_ms, out_of_memory: false }
+        Self { code, at_ms, out_of_memory: false, gpu_out_of_memory: false }
     }
 
     /// The end in words: `exited with code 1`, `out of memory`.
     pub fn reason(&self) -> String {
         match self.code {
+            _ if self.gpu_out_of_memory => Self::GPU_OUT_OF_MEMORY.to_owned(),
             _ if self.out_of_memory => "out of memory".to_owned(),
             Some(code) => format!("exited with code {code}"),
             None => "its process vanished".to_owned(),

@@ -21,6 +21,9 @@ pub struct InstanceReport {
     /// Whether it works, when it runs and is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// What somebody should know of it besides; told once, not again and again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// When it was observed, in milliseconds since 1970.
     pub at_ms: i64,
     /// Grows with everything the node tells, over restarts and whatever its clock says; 0 from a node that does not count.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::GpuFacts;
+
 /// A machine as it is now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NodeFacts {
@@ -23,6 +25,9 @@ pub struct NodeFacts {
     pub disk: DiskFacts,
     /// What sensors measure; empty where there are none.
     pub temperatures: Vec<Temperature>,
+    /// Its GPUs, in the order in which people count them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuFacts>,
     /// Distribution, as people call it.
     pub os: String,
     /// Kernel release.

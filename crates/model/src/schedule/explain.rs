@@ -20,6 +20,9 @@ use crate::{
     state::{InstanceRow, WorkloadRow},
 };
 
+/// Most verdicts that one explanation asks for; each takes microseconds.
+const MOST_VERDICTS: usize = 50_000;
+
 /// Why a node does not take an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Refused {
@@ -78,8 +81,11 @@ pub struct Explanation {
     /// Why copies wait for a place, as the scheduler said last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<String>,
-    /// Its instances.
+    /// Its instances; of very many in a very large cluster the first.
     pub instances: Vec<InstanceVerdict>,
+    /// Instances that are not told of.
+    #[serde(default, skip_serializing_if = "crate::workload::is_default")]
+    pub more_instances: usize,
     /// Every node as a place for one more copy, the best first, then those that refuse by name.
     pub nodes: Vec<NodeVerdict>,
     /// Who would make room for one more copy when no node takes it: instances of a lower priority.
@@ -101,7 +107,8 @@ pub fn explain(snapshot: &Snapshot, name: &Name) -> Option<Explanation> {
     let free = (0..workload.spec.replicas).find(|ordinal| own.iter().all(|one| one.ordinal != *ordinal));
     let mut eye = Eye { board: &board, workload, expression: expression.as_ref(), failure: None };
     let (nodes, ordinal) = (eye.nodes(free.unwrap_or(workload.spec.replicas), None), own.iter());
-    let instances = ordinal.map(|instance| eye.instance(instance)).collect();
+    let most = (MOST_VERDICTS / board.nodes.len().max(1)).max(1);
+    let instances = ordinal.take(most).map(|instance| eye.instance(instance)).collect();
     let fits = nodes.iter().any(|node| node.score.is_some());
     let room = if fits { None } else { victims(Ask::of(workload), &board) };
     let would_make_room = room.map_or_else(Vec::new, |room| {
@@ -118,6 +125,7 @@ pub fn explain(snapshot: &Snapshot, name: &Name) -> Option<Explanation> {
         policy: snapshot.placement.policy,
         pending: workload.pending.clone(),
         instances,
+        more_instances: own.len().saturating_sub(most),
         nodes,
         would_make_room,
         expression_fails: eye.failure,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    gpus::{self, GpuClaims},
+    gpus::{self, Cards, GpuClaims},
     obstacle::Obstacle,
     policy::Capacity,
     rules,
@@ -61,7 +61,7 @@ impl Claims {
     pub(crate) fn conflict(&self, order: &ContainerOrder, node: &NodeRow, capacity: Capacity) -> bool {
         let reserved =
             self.cpu(&order.resources, capacity).is_some() || self.memory(&order.resources, capacity).is_some();
-        if reserved || !self.gpus.allow(&order.gpus, &node.inventory.gpus) {
+        if reserved || !self.gpus.allow(&order.gpus, Cards::of(node)) {
             return true;
         }
         let NetworkOrder::Bridge { address, ports, .. } = &order.network else { return false };

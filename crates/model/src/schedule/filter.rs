@@ -3,6 +3,7 @@
 use super::{
     board::{Ask, Board},
     feasible::{Claims, has_isolation, network, pinned_to, welcome},
+    gpus::Cards,
     obstacle::Obstacle,
     rules,
 };
@@ -75,7 +76,7 @@ pub(super) fn order(ask: Ask<'_>, place: Place<'_, '_>) -> Result<ContainerOrder
 pub(super) fn cards(spec: &WorkloadSpec, place: Place<'_, '_>) -> Result<Vec<GpuHold>, String> {
     let Some(wanted) = &spec.gpus else { return Ok(Vec::new()) };
     let constrained = |card: &Gpu| rules::allows_card(spec, card).map_err(|rule| format!("`{rule}` does not hold"));
-    place.claims.gpus().choose(wanted, &place.node.inventory.gpus, &constrained)
+    place.claims.gpus().choose(wanted, Cards::of(place.node), &constrained)
 }
 
 fn pinned(ask: Ask<'_>, place: Place<'_, '_>, found: &mut Vec<Obstacle>) {

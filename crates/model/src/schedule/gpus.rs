@@ -4,10 +4,25 @@ use std::collections::HashMap;
 
 use super::rules::allows_card;
 use crate::{
-    gpu::{Gpu, GpuAmount, GpuHold, GpuId, GpuRequest},
+    gpu::{Gpu, GpuAmount, GpuHold, GpuId, GpuPolicy, GpuRequest, GpuSettings, GpuSettingsOf},
+    state::NodeRow,
     units::format_bytes,
     workload::WorkloadSpec,
 };
+
+/// A node's cards and what users say of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cards<'a> {
+    cards: &'a [Gpu],
+    settings: &'a GpuSettingsOf,
+}
+
+impl<'a> Cards<'a> {
+    /// Of a node.
+    pub(super) fn of(node: &'a NodeRow) -> Self {
+        Self { cards: &node.inventory.gpus, settings: &node.gpus }
+    }
+}
 
 /// What the instances of one node hold of its GPUs.
 #[derive(Debug, Clone, Default)]
@@ -33,10 +48,10 @@ impl GpuClaims {
     }
 
     /// Whether every one of `holds` is there and free among `cards`.
-    pub(super) fn allow(&self, holds: &[GpuHold], cards: &[Gpu]) -> bool {
+    pub(super) fn allow(&self, holds: &[GpuHold], cards: Cards<'_>) -> bool {
         holds.iter().enumerate().all(|(i, hold)| {
             let twice = holds[..i].iter().any(|other| other.gpu == hold.gpu);
-            let card = cards.iter().find(|card| card.id == hold.gpu);
+            let card = cards.cards.iter().find(|card| card.id == hold.gpu);
             !twice && card.is_some_and(|card| self.room(card, hold.vram_mib, cards).is_ok())
         })
     }
@@ -45,7 +60,7 @@ impl GpuClaims {
     pub(super) fn choose(
         &self,
         wanted: &GpuRequest,
-        cards: &[Gpu],
+        cards: Cards<'_>,
         constrained: &dyn Fn(&Gpu) -> Result<(), String>,
     ) -> Result<Vec<GpuHold>, String> {
         let share = match wanted.amount {
@@ -54,7 +69,7 @@ impl GpuClaims {
         };
         let (mut free, mut why) = (Vec::new(), Vec::new());
         let mut allowed = 0;
-        for (place, card) in cards.iter().enumerate() {
+        for (place, card) in cards.cards.iter().enumerate() {
             let refused = |reason: String| format!("GPU {place}: {reason}");
             if let Err(reason) = wanted.allows(card, place).and_then(|()| constrained(card)) {
                 why.push(refused(reason));
@@ -71,11 +86,11 @@ impl GpuClaims {
             GpuAmount::Cards(count) => count as usize,
             GpuAmount::All => allowed.max(1),
         };
-        if cards.is_empty() {
+        if cards.cards.is_empty() {
             return Err("it has no GPU".into());
         }
         if free.len() < count {
-            let begin = format!("`{wanted}` is wanted and {} of {} GPUs can be given", free.len(), cards.len());
+            let begin = format!("`{wanted}` is wanted and {} of {} GPUs can be given", free.len(), cards.cards.len());
             return Err(if why.is_empty() { begin } else { format!("{begin} ({})", why.join(", ")) });
         }
         if share.is_some() {
@@ -87,40 +102,50 @@ impl GpuClaims {
 
     /// How full the cards of `holds` are once they are given, 0 to 1: for shares the card's memory, for whole cards how many of the
     /// node's `cards` somebody then has.
-    pub(super) fn fullness(&self, holds: &[GpuHold], cards: &[Gpu]) -> f64 {
-        let shares =
-            holds.iter().filter_map(|hold| Some((cards.iter().find(|card| card.id == hold.gpu)?, hold.vram_mib?)));
+    pub(super) fn fullness(&self, holds: &[GpuHold], cards: Cards<'_>) -> f64 {
+        let shares = holds
+            .iter()
+            .filter_map(|hold| Some((cards.cards.iter().find(|card| card.id == hold.gpu)?, hold.vram_mib?)));
         let of_shares = shares.map(|(card, mib)| {
             let held = self.0.get(&card.id).map_or(0, |held| held.shared_mib);
             (held + u64::from(mib)) as f64 / f64::from(card.memory_mib.max(1))
         });
         match of_shares.reduce(f64::max) {
             Some(fullest) => fullest.min(1.0),
-            None => 1.0 - self.free_cards(cards).saturating_sub(holds.len()) as f64 / cards.len().max(1) as f64,
+            None => 1.0 - self.free_cards(cards).saturating_sub(holds.len()) as f64 / cards.cards.len().max(1) as f64,
         }
     }
 
     /// How many of `cards` nobody has anything of.
-    pub(super) fn free_cards(&self, cards: &[Gpu]) -> usize {
-        cards.iter().filter(|card| self.room(card, None, cards).is_ok()).count()
+    pub(super) fn free_cards(&self, cards: Cards<'_>) -> usize {
+        cards.cards.iter().filter(|card| self.room(card, None, cards).is_ok()).count()
     }
 
     /// The memory in MiB that is left on all of `cards` together.
-    pub(super) fn free_mib(&self, cards: &[Gpu]) -> u64 {
-        cards.iter().filter_map(|card| self.room(card, Some(0), cards).ok()).sum()
+    pub(super) fn free_mib(&self, cards: Cards<'_>) -> u64 {
+        cards.cards.iter().filter_map(|card| self.room(card, Some(0), cards).ok()).sum()
     }
 
     /// The memory in MiB that is left on `card`, one of `cards`, for who wants `share` of it or all; else why it has none.
-    fn room(&self, card: &Gpu, share: Option<u32>, cards: &[Gpu]) -> Result<u64, String> {
+    fn room(&self, card: &Gpu, share: Option<u32>, cards: Cards<'_>) -> Result<u64, String> {
         if let Some(sick) = &card.sick {
             return Err(format!("it takes no work: {sick}"));
         }
-        if cards.iter().any(|part| part.parent.as_ref() == Some(&card.id)) {
+        let GpuSettings { policy, cordoned } = cards.settings.of(&card.id);
+        let of_parent = card.parent.as_ref().is_some_and(|parent| cards.settings.of(parent).cordoned);
+        if cordoned || of_parent {
+            return Err("it is cordoned".into());
+        }
+        let in_parts = cards.cards.iter().any(|part| part.parent.as_ref() == Some(&card.id));
+        if in_parts || (policy == GpuPolicy::Mig && card.parent.is_none()) {
             return Err("only its MIG devices are given".into());
         }
         let held = self.0.get(&card.id).copied().unwrap_or_default();
         if held.whole {
             return Err("it is held whole".into());
+        }
+        if policy == GpuPolicy::Exclusive && held.shared_mib > 0 {
+            return Err("it is held, and its policy is exclusive".into());
         }
         let (memory, outside) = (u64::from(card.memory_mib), u64::from(card.outside_mib));
         let left = memory.saturating_sub(outside).saturating_sub(held.shared_mib);
@@ -190,8 +215,18 @@ mod tests {
     }
 
     fn chosen(claims: &GpuClaims, wanted: &str, cards: &[Gpu]) -> Result<String, String> {
-        let holds = claims.choose(&wanted.parse().unwrap(), cards, &|_| Ok(()))?;
-        assert!(claims.allow(&holds, cards) && serve(&holds, &asking(Some(wanted)), cards));
+        chosen_with(claims, wanted, cards, &GpuSettingsOf::default())
+    }
+
+    fn chosen_with(
+        claims: &GpuClaims,
+        wanted: &str,
+        cards: &[Gpu],
+        settings: &GpuSettingsOf,
+    ) -> Result<String, String> {
+        let all = Cards { cards, settings };
+        let holds = claims.choose(&wanted.parse().unwrap(), all, &|_| Ok(()))?;
+        assert!(claims.allow(&holds, all) && serve(&holds, &asking(Some(wanted)), cards));
         let show =
             |hold: &GpuHold| format!("{}{}", hold.gpu, hold.vram_mib.map(|mib| format!("={mib}")).unwrap_or_default());
         Ok(holds.iter().map(show).collect::<Vec<_>>().join(" "))
@@ -217,8 +252,10 @@ mod tests {
         );
         assert_eq!(chosen(&claims, "device=1", &cards), Ok("GPU-1".into()));
         assert_eq!(chosen(&claims, "1", &[]), Err("it has no GPU".into()));
-        assert!(!claims.allow(&[hold(0, Some(1))], &cards) && !claims.allow(&[hold(7, None)], &cards));
-        assert!(!claims.allow(&[hold(1, None), hold(1, None)], &cards), "one card twice");
+        let allowed =
+            |holds: &[GpuHold]| claims.allow(holds, Cards { cards: &cards, settings: &GpuSettingsOf::default() });
+        assert!(!allowed(&[hold(0, Some(1))]) && !allowed(&[hold(7, None)]));
+        assert!(!allowed(&[hold(1, None), hold(1, None)]), "one card twice");
     }
 
     #[test]
@@ -246,5 +283,32 @@ mod tests {
         assert!(!serve(&[hold(9, None)], &asking(Some("1")), &cards), "it is gone");
         assert!(serve(&[hold(2, None)], &asking(Some("1")), &cards));
         assert!(!serve(&[hold(2, None)], &asking(None), &cards) && serve(&[], &asking(None), &[]));
+    }
+
+    #[test]
+    fn users_say_how_cards_are_given() {
+        let cards = [card(0), card(1)];
+        let say = |settings: GpuSettings| GpuSettingsOf([(cards[0].id.clone(), settings)].into());
+        let mut claims = GpuClaims::default();
+        let exclusive = say(GpuSettings { policy: GpuPolicy::Exclusive, cordoned: false });
+        assert_eq!(chosen_with(&claims, "vram=1GiB,device=0", &cards, &exclusive), Ok("GPU-0=1024".into()));
+        claims.add(&[hold(0, Some(1024))]);
+        let why = chosen_with(&claims, "vram=1GiB,device=0", &cards, &exclusive).unwrap_err();
+        assert!(why.contains("GPU 0: it is held, and its policy is exclusive"), "{why}");
+        assert_eq!(chosen_with(&claims, "vram=1GiB", &cards, &exclusive), Ok("GPU-1=1024".into()));
+
+        let cordoned = say(GpuSettings { policy: GpuPolicy::Shared, cordoned: true });
+        let claims = GpuClaims::default();
+        assert_eq!(chosen_with(&claims, "1", &cards, &cordoned), Ok("GPU-1".into()));
+        assert!(serve(&[hold(0, None)], &asking(Some("1")), &cards), "what runs there runs on");
+        let mig = say(GpuSettings { policy: GpuPolicy::Mig, cordoned: false });
+        let why = chosen_with(&claims, "2", &cards, &mig).unwrap_err();
+        assert!(why.contains("GPU 0: only its MIG devices are given"), "{why}");
+
+        let mut parts = cards.clone();
+        parts[1].parent = Some(cards[0].id.clone());
+        assert_eq!(chosen_with(&claims, "1", &parts, &mig), Ok("GPU-1".into()));
+        let why = chosen_with(&claims, "1", &parts, &cordoned).unwrap_err();
+        assert_eq!(why.matches("it is cordoned").count(), 2, "{why}");
     }
 }

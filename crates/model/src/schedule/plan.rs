@@ -300,16 +300,13 @@ impl<'a> Round<'a, '_, '_> {
             self.decide(workload, ordinal, at, order);
             return None;
         }
-        let claims: Vec<(usize, Claims)> = (0..self.board.nodes.len())
-            .map(|at| (at, self.board.claims_of(at, |resident| resident.instance != Some(instance.id))))
-            .collect();
-        let without = claims.iter().map(|(at, claims)| (*at, claims));
-        let instead = match succession {
-            Succession::Beside => None,
-            Succession::Either | Succession::Instead => {
-                Some(choose_among(ask, ordinal, &self.board, without, self.expression))
-            }
-        };
+        let instead = (succession != Succession::Beside).then(|| {
+            let claims: Vec<(usize, Claims)> = (0..self.board.nodes.len())
+                .map(|at| (at, self.board.claims_of(at, |resident| resident.instance != Some(instance.id))))
+                .collect();
+            let without = claims.iter().map(|(at, claims)| (*at, claims));
+            choose_among(ask, ordinal, &self.board, without, self.expression)
+        });
         match (instead, beside) {
             (Some(Ok((at, order))), _) => {
                 self.promise(ask, ordinal, at, order);

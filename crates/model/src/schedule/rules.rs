@@ -154,6 +154,7 @@ mod tests {
             inventory: Inventory { gpus, ..inventory(None) },
             registered_at_ms: 1,
             assignments_generation: 1,
+            gpus: Default::default(),
             settings: NodeSettings {
                 labels: [("disk", "SSD")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
                 ..NodeSettings::default()

@@ -9,6 +9,7 @@ use super::{
     board::{Ask, Board},
     expression,
     filter::{Place, cards},
+    gpus::Cards,
     policy::Term,
     rules,
 };
@@ -141,10 +142,10 @@ fn value(term: Term, ask: Ask<'_>, ordinal: u32, place: Place<'_, '_>, field: &F
         Term::Copies => -f64::from((claims.copies(ask.id) - field.least_copies.min(claims.copies(ask.id))).min(1)),
         Term::Instances => -part_of(claims.instances() as f64, field.most_instances as f64),
         Term::Gpus => {
-            let all = &node.inventory.gpus;
+            let (all, count) = (Cards::of(node), node.inventory.gpus.len());
             match &ask.spec.gpus {
                 Some(_) => claims.gpus().fullness(&cards(ask.spec, place).unwrap_or_default(), all),
-                None => -part_of(claims.gpus().free_cards(all) as f64, all.len() as f64),
+                None => -part_of(claims.gpus().free_cards(all) as f64, count as f64),
             }
         }
         Term::Image => f64::from(u8::from(board.has_image(at, ask.spec.image.as_str()))),
@@ -210,9 +211,9 @@ fn numbers(ask: Ask<'_>, place: Place<'_, '_>) -> BTreeMap<&'static str, f64> {
         ("memory_gib", node.inventory.memory_bytes as f64 / GIB),
         ("memory_free_gib", left(capacity.memory_bytes, reserved.memory_bytes) / GIB),
         ("gpus", cards.iter().filter(|card| card.parent.is_none()).count() as f64),
-        ("gpus_free", claims.gpus().free_cards(cards) as f64),
+        ("gpus_free", claims.gpus().free_cards(Cards::of(node)) as f64),
         ("vram_gib", vram as f64 / 1_024.0),
-        ("vram_free_gib", claims.gpus().free_mib(cards) as f64 / 1_024.0),
+        ("vram_free_gib", claims.gpus().free_mib(Cards::of(node)) as f64 / 1_024.0),
         ("instances", claims.instances() as f64),
         ("copies", f64::from(claims.copies(ask.id))),
         ("replicas", f64::from(ask.spec.replicas)),

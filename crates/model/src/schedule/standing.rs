@@ -99,7 +99,8 @@ impl<'a> Standing<'a> {
         let Some((first, others)) = copies.split_first() else { return };
         let (alone, up) = (on_its_way(first), is_up(&workload.spec, first) || workload.desired != Desired::Running);
         self.change(workload, first, workload.desired);
-        if alone {
+        // One that has a second beside it gets a successor when that one was told to go.
+        if alone && others.is_empty() {
             self.moving.push(first);
         }
         for other in others {

@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
+    gpus::{self, Configure},
     nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
@@ -21,6 +22,9 @@ use crate::{
     node::NodeSettings,
     workload::{VersionCause, WorkloadSpec},
 };
+
+/// Longest warning of a node that becomes an event, in characters.
+const LONGEST_WARNING: usize = 300;
 
 /// What became of a command. A refusal changed nothing.
 pub type Applied = Result<Reply, Refusal>;
@@ -37,6 +41,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 inventory: inventory.clone(),
                 registered_at_ms: *at_ms,
                 assignments_generation: index,
+                gpus: Default::default(),
                 settings: NodeSettings::default(),
             };
             register_node(connection, &row)?
@@ -104,6 +109,10 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             }
             Ok(Reply::Done)
         }
+        Command::ConfigureGpu { node_id, gpu, policy, cordoned, at_ms } => {
+            let change = Configure { node_id: *node_id, gpu, policy: *policy, cordoned: *cordoned, at_ms: *at_ms };
+            gpus::configure(connection, &change)?
+        }
         Command::ConfigureNode { name, changes, at_ms } => nodes::configure(connection, name, changes, *at_ms)?,
         Command::ConfigurePlacement { changes, at_ms } => nodes::configure_placement(connection, changes, *at_ms)?,
     };
@@ -120,6 +129,8 @@ fn register_node(connection: &Connection, row: &NodeRow) -> rusqlite::Result<App
     }
     let known = NodeRow::by_id(connection, row.id)?;
     row.save(connection)?;
+    let before = known.as_ref().map_or(&[][..], |known| &known.inventory.gpus);
+    gpus::tell_changes(connection, row, before, row.registered_at_ms)?;
     if known.is_none_or(|known| known.inventory.version != row.inventory.version) {
         let message = format!("runs toft {} on {}", row.inventory.version, row.inventory.os);
         EventRow::add(connection, row.registered_at_ms, EventLevel::Info, &format!("node/{}", row.name), &message)?;
@@ -362,6 +373,13 @@ fn take_report(
         }
         return Ok(());
     };
+    if let Some(warning) = report.warning.as_ref().filter(|_| report.sequence == 0 || report.sequence != known)
+        && let Some(workload) = WorkloadRow::name_of(connection, row.workload_id)?
+    {
+        let subject = format!("instance/{workload}-{}", row.ordinal);
+        let warning: String = warning.chars().take(LONGEST_WARNING).collect();
+        EventRow::add(connection, report.at_ms, EventLevel::Warning, &subject, &warning)?;
+    }
     let before = row.report.as_ref().and_then(|report| report.state.as_ref());
     if before.map(InstanceState::as_str) != Some(state.as_str())
         && let Some((level, message)) = story(state)
@@ -389,7 +407,7 @@ fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
         InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),
         InstanceState::Finished { reason: Some(reason), .. } => Some((EventLevel::Warning, reason.clone())),
         InstanceState::Finished { exit, reason: None } => match exit.code {
-            _ if exit.out_of_memory => Some((EventLevel::Warning, exit.reason())),
+            _ if exit.out_of_memory || exit.gpu_out_of_memory => Some((EventLevel::Warning, exit.reason())),
             Some(0) => Some((EventLevel::Info, "finished with exit code 0".into())),
             Some(code) => Some((EventLevel::Warning, format!("ended with exit code {code}"))),
             None => Some((EventLevel::Warning, "its process vanished".into())),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tables::{RegistryRow, SecretRow, VolumeRow, WorkloadRow};
 use crate::{
+    gpu::{GpuId, GpuPolicy},
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
@@ -185,14 +186,16 @@ pub enum Command {
         /// Names, each with what tells it from others of the same name.
         gone: Vec<(Name, u64)>,
     },
-    /// A user wants an earlier specification of a workload again.
-    RollBackWorkload {
-        /// Its name.
-        name: Name,
-        /// Generation of that version; the newest before the present one that worked when absent.
-        to: Option<u64>,
-        /// Generation the user saw, if the workload must still have it.
-        if_generation: Option<u64>,
+    /// A user says how a card is given away.
+    ConfigureGpu {
+        /// The card's node.
+        node_id: NodeId,
+        /// The card.
+        gpu: GpuId,
+        /// How many may hold it; `None` leaves it as it is.
+        policy: Option<GpuPolicy>,
+        /// Whether it takes no new work; `None` leaves it as it is.
+        cordoned: Option<bool>,
         /// When.
         at_ms: i64,
     },
@@ -209,6 +212,17 @@ pub enum Command {
     ConfigurePlacement {
         /// What is new.
         changes: Box<PlacementChanges>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user wants an earlier specification of a workload again.
+    RollBackWorkload {
+        /// Its name.
+        name: Name,
+        /// Generation of that version; the newest before the present one that worked when absent.
+        to: Option<u64>,
+        /// Generation the user saw, if the workload must still have it.
+        if_generation: Option<u64>,
         /// When.
         at_ms: i64,
     },
@@ -235,6 +249,7 @@ impl Command {
             | Self::CreateVolume { .. }
             | Self::BindVolume { .. }
             | Self::RemoveVolume { .. }
+            | Self::ConfigureGpu { .. }
             | Self::ConfigureNode { .. }
             | Self::ConfigurePlacement { .. } => true,
         }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0005_subnets.sql"),
     include_str!("migrations/0006_registries.sql"),
     include_str!("migrations/0007_volumes.sql"),
+    include_str!("migrations/0008_gpus.sql"),
     include_str!("migrations/0009_node_settings.sql"),
     include_str!("migrations/0010_placement.sql"),
     include_str!("migrations/0011_versions.sql"),

@@ -5,6 +5,7 @@
 mod apply;
 mod command;
 mod commit_plan;
+mod gpus;
 mod migrate;
 mod names;
 mod nodes;
@@ -32,7 +33,8 @@ pub use query::{
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow, VolumeRow,
+    ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow,
+    VolumeRow,
     WorkloadRow, applied_index, placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

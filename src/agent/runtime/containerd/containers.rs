@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use containerd_client::services::v1::{
     Container as Record, CreateContainerRequest, DeleteContainerRequest, GetContainerRequest, GetRequest,
-    ListContainersRequest, ListTasksRequest, snapshots::MountsRequest,
+    ListContainersRequest, ListTasksRequest, UpdateContainerRequest, snapshots::MountsRequest,
 };
 use containerd_client::types::v1::Status;
-use prost_types::Any;
+use oci_spec::runtime::Spec;
+use prost_types::{Any, FieldMask};
 use toft_model::ids::InstanceId;
 
 use super::{
@@ -22,9 +23,14 @@ use super::{
     stdio::{Kind, Stdio},
     unpack::Snapshots,
 };
-use crate::agent::runtime::{Container, ContainerSpec, RuntimeError, TaskState};
+use crate::agent::{
+    gpu::cdi::{self, Edits},
+    runtime::{Container, ContainerSpec, RuntimeError, TaskState},
+};
 
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// The extension of a record that holds its specification without edits.
+const PLAIN: &str = "toft.runtime/plain-spec";
 const STOP_SIGNAL_LABEL: &str = "toft.runtime/stop-signal";
 const CREATING: &str = "creating a container";
 const REMOVING: &str = "removing a container";
@@ -52,8 +58,8 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
             spec.set_hooks(kind.map(|_| Stdio::of(&shared.config.attach, order.id).hooks()));
             spec
         })
-        .map_err(|reason| RuntimeError::ImageUnusable { image: name.to_owned(), reason })
-        .and_then(|spec| serde_json::to_vec(&spec).map_err(|e| failed(CREATING, e.to_string())))?;
+        .map_err(|reason| RuntimeError::ImageUnusable { image: name.to_owned(), reason })?;
+    let (spec, plain) = edited(spec, &order.edits).map_err(|reason| failed(CREATING, reason))?;
     let id = order.id.to_string();
     let parent = image.chain.last().map_or("", String::as_str);
     let mounts = match snapshots.prepare(&id, parent, CREATING).await {
@@ -84,7 +90,8 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
         labels,
         image: name.to_owned(),
         runtime: Some(runtime),
-        spec: Some(Any { type_url: SPEC_TYPE.to_owned(), value: spec }),
+        spec: Some(any(spec)),
+        extensions: plain.map(|plain| (PLAIN.to_owned(), any(plain))).into_iter().collect(),
         snapshotter: session.snapshotter.clone(),
         snapshot_key: id.clone(),
         ..Default::default()
@@ -100,6 +107,41 @@ pub(super) async fn create(shared: &Shared, order: &ContainerSpec) -> Result<(),
     shared.mounts().insert(order.id, mounts);
     shared.kinds().insert(order.id, kind);
     Ok(())
+}
+
+/// The specification with its edits, and without them when there are any: others take their place one day.
+fn edited(mut spec: Spec, edits: &Edits) -> Result<(Vec<u8>, Option<Vec<u8>>), String> {
+    let text = |spec: &Spec| serde_json::to_vec(spec).map_err(|error| error.to_string());
+    if edits.is_empty() {
+        return Ok((text(&spec)?, None));
+    }
+    let plain = text(&spec)?;
+    cdi::apply(&mut spec, edits)?;
+    Ok((text(&spec)?, Some(plain)))
+}
+
+fn any(value: Vec<u8>) -> Any {
+    Any { type_url: SPEC_TYPE.to_owned(), value }
+}
+
+/// Puts other edits in place of those that a container has.
+pub(super) async fn edit(shared: &Shared, id: InstanceId, edits: &Edits) -> Result<(), RuntimeError> {
+    const EDITING: &str = "changing a container";
+    let mut record = get(shared, &id.to_string()).await?.ok_or(RuntimeError::NotFound { id })?;
+    let plain = record.extensions.get(PLAIN).ok_or_else(|| failed(EDITING, "it was made without GPUs".to_owned()))?;
+    let plain: Spec = serde_json::from_slice(&plain.value).map_err(|error| failed(EDITING, error.to_string()))?;
+    let (spec, _) = edited(plain, edits).map_err(|reason| failed(EDITING, reason))?;
+    if record.spec.as_ref().is_some_and(|known| known.value == spec) {
+        return Ok(());
+    }
+    record.spec = Some(any(spec));
+    let update_mask = Some(FieldMask { paths: vec!["spec".to_owned()] });
+    let request = shared.client.request(UpdateContainerRequest { container: Some(record), update_mask });
+    match call(EDITING, QUICK, shared.client.containers().update(request)).await {
+        Ok(_) => Ok(()),
+        Err(refusal) if refusal.not_found() => Err(RuntimeError::NotFound { id }),
+        Err(refusal) => Err(refusal.into()),
+    }
 }
 
 /// Every container with its process.

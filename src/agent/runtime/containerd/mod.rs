@@ -22,7 +22,10 @@ use super::{
     ArchiveReader, Availability, Container, ContainerSpec, Image, LoggerCommand, RanInside, Runtime, RuntimeError,
     RuntimeEvent,
 };
-use crate::agent::image::{PullError, PullReporter, Repository};
+use crate::agent::{
+    gpu::cdi::Edits,
+    image::{PullError, PullReporter, Repository},
+};
 
 mod attach;
 mod client;
@@ -194,6 +197,10 @@ impl Runtime for ContainerdRuntime {
 
     async fn create_container(&self, spec: &ContainerSpec) -> Result<(), RuntimeError> {
         containers::create(&self.shared, spec).await
+    }
+
+    async fn edit_container(&self, id: InstanceId, edits: &Edits) -> Result<(), RuntimeError> {
+        containers::edit(&self.shared, id, edits).await
     }
 
     async fn create_task(&self, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use proptest::prelude::*;
 
+use super::oracle::{assert_moved, could_take};
 use crate::{
+    gpu::{Gpu, GpuVendor},
     instance::{Desired, NetworkOrder},
     node::Inventory,
     schedule::Plan,
@@ -13,7 +15,10 @@ use crate::{
         tests::cluster::{Cluster, Outcome, inventory, node_id, spec},
     },
     volume::VolumeOptions,
-    workload::{Mount, NetworkMode, PortSpec, Protocol, Resources, TmpfsMount, UpdateOrder, UpdateSpec, WorkloadSpec},
+    workload::{
+        Mount, NetworkMode, PlacementSpec, PortSpec, Protocol, Resources, TmpfsMount, UpdateOrder, UpdateSpec,
+        WorkloadKind, WorkloadSpec,
+    },
 };
 
 const NODES: [&str; 3] = ["one", "two", "six"];
@@ -31,6 +36,10 @@ enum Happening {
     /// A user makes a volume, for a node or for whoever uses it first.
     MakeVolume(&'static str, Option<&'static str>),
     RemoveVolume(&'static str),
+    /// A user says something of a node.
+    Configure(&'static str, &'static str),
+    /// A user says something of the whole cluster.
+    ConfigurePlacement(&'static str),
     /// The scheduler looks at the state, and commits later.
     Think,
     /// The oldest thought is committed.
@@ -47,10 +56,66 @@ fn a_node() -> impl Strategy<Value = Happening> {
         3 => Just(Some("10.0.2.0/24")),
     ];
     let memory = prop_oneof![Just(16u64 << 20), Just(8 << 30)];
-    (prop::sample::select(&NODES[..]), subnet, memory).prop_map(|(name, subnet, memory_bytes)| {
-        Happening::Register(name, Inventory { memory_bytes, ..inventory(subnet) })
-    })
+    (prop::sample::select(&NODES[..]), subnet, memory, 0u32..3, 0u32..8).prop_map(
+        |(name, subnet, memory_bytes, cards, sick)| {
+            let card = |place: u32| Gpu {
+                id: format!("GPU-{place}").parse().unwrap(),
+                vendor: GpuVendor::Nvidia,
+                model: "NVIDIA A2".into(),
+                memory_mib: 1_000,
+                outside_mib: 0,
+                parent: None,
+                sick: (place == sick).then(|| "hot".into()),
+            };
+            let gpus = (0..cards).map(card).collect();
+            Happening::Register(name, Inventory { memory_bytes, gpus, ..inventory(subnet) })
+        },
+    )
 }
+
+/// What users say of nodes.
+const SAID: [&str; 12] = [
+    r#"{"availability":"active"}"#,
+    r#"{"availability":"active","taints":["ill-","gpu-"]}"#,
+    r#"{"availability":"cordoned"}"#,
+    r#"{"availability":"draining"}"#,
+    r#"{"availability":"draining"}"#,
+    r#"{"taints":["ill:NoExecute"]}"#,
+    r#"{"taints":["gpu:NoSchedule"]}"#,
+    r#"{"taints":["gpu:PreferNoSchedule","ill-"]}"#,
+    r#"{"labels":{"zone":"a"},"price_per_hour":1}"#,
+    r#"{"labels":{"zone":"b"},"watts":100}"#,
+    r#"{"labels":{"zone":null},"cpu_percent":150}"#,
+    r#"{"cpu_percent":50,"memory_percent":200}"#,
+];
+
+/// What users say of the whole cluster.
+const POLICIES: [&str; 6] = [
+    r#"{"policy":"binpack"}"#,
+    r#"{"policy":"spread","cpu_percent":75}"#,
+    r#"{"policy":"random"}"#,
+    r#"{"policy":"best-fit","expression":null,"cpu_percent":100}"#,
+    r#"{"policy":"custom","expression":"cpus_free - price"}"#,
+    r#"{"memory_percent":50}"#,
+];
+
+/// What users wish of places.
+const WISHES: [&str; 14] = [
+    "{}",
+    "{}",
+    "{}",
+    r#"{"priority":200}"#,
+    r#"{"priority":300,"max_per_node":1}"#,
+    r#"{"priority":10}"#,
+    r#"{"priority":0,"tolerations":["*"]}"#,
+    r#"{"tolerations":["gpu","ill:NoExecute"],"spread":["node.labels.zone"]}"#,
+    r#"{"constraints":["node.labels.zone == a"]}"#,
+    r#"{"constraints":["node.labels.zone != a"],"affinities":["node.labels.zone == b weight 100"]}"#,
+    r#"{"constraints":["workload != aaa"]}"#,
+    r#"{"constraints":["workload != bbb"],"priority":150}"#,
+    r#"{"gang":true}"#,
+    r#"{"gang":true,"priority":400,"max_per_node":2}"#,
+];
 
 fn a_port() -> impl Strategy<Value = PortSpec> {
     let host = prop_oneof![
@@ -122,30 +187,46 @@ fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
         memory,
         node,
         prop_oneof![3 => Just(Vec::new()), 2 => prop::collection::vec(a_mount(), 1..4)],
-        an_update(),
+        (
+            prop::sample::select(&WISHES[..]),
+            prop::sample::select(&[None, None, None, Some("1"), Some("vram=400MiB"), Some("2")][..]),
+            prop::sample::select(&[None, None, Some(1_000), Some(2_500)][..]),
+            prop_oneof![6 => Just(WorkloadKind::Service), 1 => Just(WorkloadKind::Job)],
+            an_update(),
+        ),
     )
-        .prop_map(|(name, image, replicas, ports, network, memory_bytes, node, mounts, update)| {
-            let mounts: Vec<Seen> = mounts;
-            let mut spec = WorkloadSpec {
-                replicas,
-                network,
-                resources: Resources { memory_bytes, memory_reserved_bytes: memory_bytes, ..Resources::default() },
-                node: node.map(|node| node.parse().unwrap()),
-                update,
-                ..spec(name, image)
-            };
-            for (number, seen) in mounts.into_iter().enumerate() {
-                mount(&mut spec, number, seen);
-            }
-            // Only what a door would let pass.
-            if network == NetworkMode::Bridge {
-                let mut seen = HashSet::new();
-                spec.ports = ports;
-                spec.ports.retain(|port| port.host.is_none() || seen.insert((port.host, port.protocol)));
-            }
-            spec.validate().unwrap();
-            spec
-        })
+        .prop_map(
+            |(name, image, replicas, ports, network, memory_bytes, node, mounts, (wishes, gpus, cpu, kind, update))| {
+                let placement: PlacementSpec = serde_json::from_str(wishes).unwrap();
+                let mut spec = WorkloadSpec {
+                    replicas,
+                    network,
+                    placement,
+                    kind,
+                    update,
+                    gpus: gpus.map(|gpus| gpus.parse().unwrap()),
+                    resources: Resources {
+                        memory_bytes,
+                        memory_reserved_bytes: memory_bytes,
+                        cpu_reserved_millis: cpu,
+                        ..Resources::default()
+                    },
+                    node: node.map(|node| node.parse().unwrap()),
+                    ..spec(name, image)
+                };
+                for (number, seen) in mounts.into_iter().enumerate() {
+                    mount(&mut spec, number, seen);
+                }
+                // Only what a door would let pass.
+                if network == NetworkMode::Bridge {
+                    let mut seen = HashSet::new();
+                    spec.ports = ports;
+                    spec.ports.retain(|port| port.host.is_none() || seen.insert((port.host, port.protocol)));
+                }
+                spec.validate().unwrap();
+                spec
+            },
+        )
 }
 
 fn happening() -> impl Strategy<Value = Happening> {
@@ -167,6 +248,9 @@ fn happening() -> impl Strategy<Value = Happening> {
             1 => prop::sample::select(&NODES[..]).prop_map(Some),
         ]).prop_map(|(volume, node)| Happening::MakeVolume(volume, node)),
         1 => prop::sample::select(&VOLUMES[..]).prop_map(Happening::RemoveVolume),
+        4 => (prop::sample::select(&NODES[..]), prop::sample::select(&SAID[..]))
+            .prop_map(|(node, said)| Happening::Configure(node, said)),
+        1 => prop::sample::select(&POLICIES[..]).prop_map(Happening::ConfigurePlacement),
         4 => Just(Happening::Think),
         4 => Just(Happening::Commit),
         4 => (prop::sample::select(&NODES[..]), outcome, any::<u8>())
@@ -202,6 +286,14 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
         Happening::RemoveVolume(name) => {
             drop(cluster.try_apply(Command::RemoveVolume { name: name.parse().unwrap(), at_ms }));
         }
+        Happening::Configure(node, said) => {
+            let (name, changes) = (node.parse().unwrap(), serde_json::from_str(said).unwrap());
+            drop(cluster.try_apply(Command::ConfigureNode { name, changes, at_ms }));
+        }
+        Happening::ConfigurePlacement(said) => {
+            let changes = serde_json::from_str(said).unwrap();
+            drop(cluster.try_apply(Command::ConfigurePlacement { changes, at_ms }));
+        }
         Happening::Think => thoughts.push(cluster.think()),
         Happening::Commit if thoughts.is_empty() => {}
         Happening::Commit => drop(cluster.commit(thoughts.remove(0))),
@@ -212,38 +304,6 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
             }
         }
     }
-}
-
-/// Says for itself, by the words of the problem, whether `node` could take one more copy.
-fn could_take(node: &NodeRow, spec: &WorkloadSpec, instances: &[InstanceRow], volumes: &[VolumeRow]) -> bool {
-    let used = spec.mounts.iter().filter_map(Mount::volume);
-    let mut homes = used.filter_map(|used| volumes.iter().find(|volume| volume.name == used.name)?.node_id);
-    if homes.any(|home| home != node.id) {
-        return false;
-    }
-    let own = instances.iter().filter(|instance| instance.node_id == node.id);
-    let held: u64 = own.filter_map(|instance| instance.container.resources.memory_reserved_bytes).sum();
-    if spec.resources.memory_reserved_bytes.is_some_and(|wanted| held + wanted > node.inventory.memory_bytes) {
-        return false;
-    }
-    let pinned_elsewhere = spec.node.as_ref().is_some_and(|name| *name != node.name);
-    let too_big = spec.resources.memory_bytes.is_some_and(|wanted| wanted > node.inventory.memory_bytes);
-    if pinned_elsewhere || too_big {
-        return false;
-    }
-    if spec.network != NetworkMode::Bridge {
-        return true;
-    }
-    let Some(subnet) = node.inventory.subnet else { return false };
-    let (mut addresses, mut ports) = (Vec::new(), Vec::new());
-    for instance in instances.iter().filter(|instance| instance.node_id == node.id) {
-        if let NetworkOrder::Bridge { address, ports: published, .. } = &instance.container.network {
-            addresses.push(*address);
-            ports.extend(published.iter().map(|port| (port.host, port.protocol)));
-        }
-    }
-    let free = (2..subnet.size() - 1).any(|offset| !addresses.contains(&subnet.nth(offset).unwrap()));
-    free && spec.ports.iter().all(|port| port.host.is_none_or(|host| !ports.contains(&(host, port.protocol))))
 }
 
 /// What a cluster at rest owes its users.
@@ -260,6 +320,7 @@ fn assert_as_wanted(cluster: &Cluster) {
             if reached || is_made_of(instance, workload, &snapshot.nodes) {
                 assert_made_of(instance, workload, &snapshot.nodes);
                 assert_sees(instance, workload, &snapshot.volumes);
+                assert_moved(&snapshot, workload, instance);
             }
             let report = instance.report.as_ref().expect("its node told of it");
             assert_eq!(report.epoch, instance.epoch);
@@ -271,6 +332,8 @@ fn assert_as_wanted(cluster: &Cluster) {
             };
             assert!(fitting.contains(&word), "{word} is not {:?}", instance.desired);
         }
+        let ordinals: HashSet<u32> = own.iter().map(|instance| instance.ordinal).collect();
+        assert_eq!(ordinals.len(), own.len(), "a copy exists twice");
         let missing = (0..workload.spec.replicas).filter(|n| own.iter().all(|i| i.ordinal != *n)).count();
         match (&workload.pending, workload.desired) {
             (_, Desired::Removed) => panic!("a removed workload is still there"),
@@ -279,11 +342,13 @@ fn assert_as_wanted(cluster: &Cluster) {
             (Some(reason), Desired::Running) => {
                 let outdated = own.iter().any(|instance| !is_made_of(instance, workload, &snapshot.nodes));
                 assert!(missing > 0 || outdated, "nothing is missing, and yet: {reason}");
+                let (own, gang) = (workload.spec.placement.priority, workload.spec.placement.gang);
                 for node in &snapshot.nodes {
-                    assert!(
-                        !could_take(node, &workload.spec, &snapshot.instances, &snapshot.volumes),
-                        "untrue: {reason}"
-                    );
+                    // Nobody would make room, either. Of a gang one may have a place, and others none.
+                    for least in [0, own] {
+                        let taken = could_take(&snapshot, node, workload, least);
+                        assert!(!taken || (gang && missing > 1), "untrue on {} from {least}: {reason}", node.name);
+                    }
                     assert!(reason.contains(&format!("{}: ", node.name)), "{} is not in: {reason}", node.name);
                 }
             }
@@ -335,7 +400,7 @@ fn assert_made_of(instance: &InstanceRow, workload: &WorkloadRow, nodes: &[NodeR
     }
 }
 
-fn cases() -> ProptestConfig {
+pub(super) fn cases() -> ProptestConfig {
     let full = std::env::var_os("TOFT_TEST_FULL").is_some_and(|value| value == "1");
     ProptestConfig { cases: if full { 100_000 } else { 2_000 }, failure_persistence: None, ..ProptestConfig::default() }
 }

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod events;
+mod gpus;
 mod instances;
 mod nodes;
 mod placement;
@@ -15,6 +16,7 @@ mod workloads;
 
 pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
+pub use gpus::GpuRow;
 pub use instances::InstanceRow;
 pub use nodes::NodeRow;
 pub use placement::{placement_settings, save_placement_settings};

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{from_json, name, to_json};
 use crate::{
+    gpu::GpuSettingsOf,
     ids::NodeId,
     name::Name,
     node::{Inventory, NodeSettings},
@@ -26,12 +27,16 @@ pub struct NodeRow {
     pub registered_at_ms: i64,
     /// Index of the last command that changed its assignments.
     pub assignments_generation: u64,
+    /// What users say of its cards; rows of their own, which [`NodeRow::save`] leaves alone.
+    pub gpus: GpuSettingsOf,
     /// What users say of it; no part of what [`Self::save`] writes.
     pub settings: NodeSettings,
 }
 
-const SELECT: &str = "SELECT id, name, labels, inventory, registered_at_ms, assignments_generation, settings
-                      FROM nodes LEFT JOIN node_settings ON node_id = id";
+const SELECT: &str = "SELECT id, name, labels, inventory, registered_at_ms, assignments_generation, (
+        SELECT json_group_object(gpu, json_object('policy', policy, 'cordoned', json(iif(cordoned, 'true', 'false'))))
+        FROM gpus WHERE gpus.node_id = id
+    ), settings FROM nodes LEFT JOIN node_settings ON node_settings.node_id = id";
 
 impl NodeRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -42,7 +47,8 @@ impl NodeRow {
             inventory: from_json(row.get_ref(3)?.as_str()?)?,
             registered_at_ms: row.get(4)?,
             assignments_generation: row.get(5)?,
-            settings: row.get_ref(6)?.as_str_or_null()?.map(from_json).transpose()?.unwrap_or_default(),
+            gpus: from_json(row.get_ref(6)?.as_str()?)?,
+            settings: row.get_ref(7)?.as_str_or_null()?.map(from_json).transpose()?.unwrap_or_default(),
         })
     }
 

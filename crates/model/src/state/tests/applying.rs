@@ -23,7 +23,10 @@ fn every_command_of_the_fixtures_is_answered() {
     let mut cluster = Cluster::new();
     for command in fixtures::story() {
         match (&command, cluster.apply(command.clone())) {
-            (Command::RegisterNode { .. } | Command::ReportInstances { .. }, Reply::Done) => {}
+            (
+                Command::RegisterNode { .. } | Command::ConfigureGpu { .. } | Command::ReportInstances { .. },
+                Reply::Done,
+            ) => {}
             (Command::PutWorkload { spec, .. }, Reply::Workload(row)) => assert_eq!(row.spec, **spec),
             (Command::LabelWorkload { .. }, Reply::Generation { generation: 2 }) => {}
             (Command::PowerWorkload { .. }, Reply::Workload(row)) => assert_eq!(row.epoch, 2),

@@ -11,8 +11,8 @@ use crate::{
     node::Inventory,
     schedule::{Plan, Snapshot, plan, starts_first},
     state::{
-        Applied, Command, InstanceRow, NodeRow, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow, apply,
-        query_assignments, query_snapshot,
+        Applied, Command, InstanceRow, NodeRow, Placement, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow,
+        apply, query_assignments, query_snapshot,
     },
     workload::{UpdateOrder, WorkloadSpec},
 };
@@ -92,6 +92,9 @@ impl Cluster {
         let before = self.connection.total_changes();
         let applied = apply(&self.connection, index, &command).unwrap();
         self.configured |= matches!(command, Command::ConfigureNode { .. });
+        if let (Command::CommitPlan { placements, .. }, Ok(_)) = (&command, &applied) {
+            self.assert_not_overbooked(placements);
+        }
         match &applied {
             Ok(_) => {
                 crate::state::ClusterRow::advance(&self.connection, index, "here").unwrap();
@@ -257,12 +260,49 @@ impl Cluster {
         events.into_iter().rev().map(|event| format!("{}: {}", event.subject, event.message)).collect()
     }
 
+    /// Nobody was placed where what he asks for was not left.
+    fn assert_not_overbooked(&self, placements: &[Placement]) {
+        let (nodes, instances) = (NodeRow::all(&self.connection).unwrap(), self.instances());
+        let usual = crate::state::placement_settings(&self.connection).unwrap();
+        for placement in placements {
+            let Some(placed) = instances.iter().find(|one| one.id == placement.instance_id) else { continue };
+            let node = nodes.iter().find(|node| node.id == placed.node_id).unwrap();
+            let there: Vec<_> =
+                instances.iter().filter(|one| one.node_id == node.id).map(|one| &one.container).collect();
+            let wanted = &placed.container.resources;
+            if wanted.cpu_reserved_millis.is_some() {
+                let sum: u32 = there.iter().filter_map(|order| order.resources.cpu_reserved_millis).sum();
+                let percent = node.settings.cpu_percent.unwrap_or(usual.cpu_percent);
+                assert!(sum <= node.inventory.cpus * 10 * percent, "CPU of {} is given twice", node.name);
+            }
+            if wanted.memory_reserved_bytes.is_some() {
+                let sum: u64 = there.iter().filter_map(|order| order.resources.memory_reserved_bytes).sum();
+                let percent = u64::from(node.settings.memory_percent.unwrap_or(usual.memory_percent));
+                assert!(
+                    sum <= node.inventory.memory_bytes / 100 * percent + percent,
+                    "memory of {} is given twice",
+                    node.name
+                );
+            }
+            for hold in &placed.container.gpus {
+                let card = node.inventory.gpus.iter().find(|card| card.id == hold.gpu).expect("a card of its node");
+                let shares = there.iter().flat_map(|order| &order.gpus).filter(|other| other.gpu == hold.gpu);
+                let sum: u32 = shares.filter_map(|share| share.vram_mib).sum();
+                assert!(
+                    card.sick.is_none() && sum + card.outside_mib <= card.memory_mib,
+                    "memory of a card is given twice"
+                );
+            }
+        }
+    }
+
     /// The rules that hold after every command.
     fn assert_sound(&self) {
         let workloads = WorkloadRow::all(&self.connection).unwrap();
         let mut claims = HashSet::new();
         let mut ordinals = HashSet::new();
         let mut live = HashMap::<_, u32>::new();
+        let mut cards = HashMap::<_, (u32, u32)>::new();
         for instance in self.instances() {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
             assert!(workload.is_some(), "an instance belongs to no workload");
@@ -274,6 +314,14 @@ impl Cluster {
                 let count = live.entry(copy).or_insert(0);
                 *count += 1;
                 assert!(*count <= 2, "an ordinal has more than one successor");
+            }
+            for hold in &instance.container.gpus {
+                let card = cards.entry((instance.node_id, hold.gpu.clone())).or_insert((0, 0));
+                match hold.vram_mib {
+                    None => card.0 += 1,
+                    Some(_) => card.1 += 1,
+                }
+                assert!(matches!(card, (0, _) | (1, 0)), "a whole card has two holders");
             }
             let NetworkOrder::Bridge { address, ports, .. } = &instance.container.network else { continue };
             let claim = format!("{} {address}", instance.node_id);
@@ -304,6 +352,7 @@ pub(crate) fn report(row: &InstanceRow, state: Option<InstanceState>) -> Instanc
         restarts: 0,
         last_exit: None,
         health: None,
+        warning: None,
         at_ms: 5,
         sequence: 0,
     }
@@ -337,6 +386,7 @@ fn carry_out(
         restarts: 0,
         last_exit: None,
         health: None,
+        warning: None,
         at_ms,
         sequence: 0,
     })

@@ -123,3 +123,20 @@ fn a_late_report_does_not_undo_a_newer_one() {
     cluster.report(node, vec![told(10, None)]);
     assert_eq!(cluster.instances(), []);
 }
+
+#[test]
+fn a_warning_becomes_an_event_once() {
+    let (mut cluster, node, row) = one_running();
+    let warned = |sequence, warning: &str| InstanceReport {
+        sequence,
+        warning: Some(warning.to_owned()),
+        ..report(&row, Some(InstanceState::Running { pid: 7, since_ms: 1 }))
+    };
+    cluster.report(node, vec![warned(8, "holds too much")]);
+    // The same message comes twice when its answer was lost.
+    cluster.report(node, vec![warned(8, "holds too much")]);
+    cluster.report(node, vec![warned(9, &"x".repeat(5_000))]);
+    let told = |part: &str| cluster.story().iter().filter(|line| line.contains(part)).count();
+    assert_eq!((told("instance/web-0: holds too much"), told(&"x".repeat(300))), (1, 1), "{:#?}", cluster.story());
+    assert_eq!(told(&"x".repeat(301)), 0);
+}

@@ -197,6 +197,14 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_asks_for_every_gpu_gets_none() {
+        let env = BTreeMap::from([("NVIDIA_VISIBLE_DEVICES".into(), "all".into())]);
+        let spec = json(&ContainerSpec { env, ..order() }, &host());
+        assert!(spec["process"]["env"].as_array().unwrap().contains(&"NVIDIA_VISIBLE_DEVICES=void".into()));
+        assert!(!json(&order(), &host()).to_string().contains("NVIDIA_VISIBLE_DEVICES"), "nobody asked");
+    }
+
+    #[test]
     fn the_hosts_network_is_shared_on_request() {
         let kinds = |spec: serde_json::Value| spec["linux"]["namespaces"].to_string();
         let mut order = order();

@@ -6,6 +6,7 @@ use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Proces
 use toft_model::workload::{ProcessSpec, Ulimit};
 
 use super::{Parts, capabilities};
+use crate::agent::gpu::cdi::{NO_DEVICES, VISIBLE_DEVICES};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Open files a process begins with, and up to how many it may ask for.
@@ -62,6 +63,11 @@ fn environment(parts: &Parts<'_>) -> Vec<String> {
             Some(pair) => value.clone_into(&mut pair.1),
             None => pairs.push((key.to_owned(), value.to_owned())),
         }
+    }
+    // Images ask for every card of the node this way. Who was given cards is told so by their edits; no other program beside
+    // the runtime shall read it otherwise.
+    if let Some((_, value)) = pairs.iter_mut().find(|(key, _)| key == VISIBLE_DEVICES) {
+        NO_DEVICES.clone_into(value);
     }
     pairs.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }

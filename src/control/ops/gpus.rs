@@ -1,0 +1,111 @@
+//! Operations on cards.
+
+use std::collections::HashMap;
+
+use toft_model::{
+    gpu::{Gpu, GpuFacts, GpuHold, GpuId, GpuPolicy, GpuSettings},
+    ids::{InstanceId, NodeId},
+    instance::Desired,
+    name::Name,
+    state::Command,
+};
+
+use super::{Ops, now_ms};
+use crate::control::{ControlError, ErrorKind};
+
+/// A card of the cluster, or a MIG device of one.
+#[derive(Debug, Clone)]
+pub struct GpuView {
+    /// Its node.
+    pub node: Name,
+    /// Its place among the node's cards.
+    pub place: usize,
+    /// What the node registered.
+    pub gpu: Gpu,
+    /// What users say of it.
+    pub settings: GpuSettings,
+    /// Who holds it.
+    pub holders: Vec<GpuHolder>,
+    /// How it is now; only of the node that is asked.
+    pub facts: Option<GpuFacts>,
+}
+
+/// An instance that holds a card or a share of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GpuHolder {
+    /// What people call it.
+    pub instance: String,
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// Its share in MiB; absent when it has the card to itself.
+    pub vram_mib: Option<u32>,
+}
+
+impl GpuView {
+    /// Memory that instances hold, in MiB, used or not.
+    pub fn reserved_mib(&self) -> u32 {
+        let shares = self.holders.iter().map(|holder| holder.vram_mib.unwrap_or(self.gpu.memory_mib));
+        shares.fold(0u32, u32::saturating_add).min(self.gpu.memory_mib)
+    }
+}
+
+impl Ops {
+    /// Every card, by node and place.
+    pub async fn gpus(&self) -> Result<Vec<GpuView>, ControlError> {
+        let nodes = self.nodes().await?;
+        let mut holders: HashMap<(NodeId, GpuId), Vec<GpuHolder>> = HashMap::new();
+        for instance in self.instances().await? {
+            if instance.row.desired == Desired::Removed && instance.row.report.is_none() {
+                continue;
+            }
+            for GpuHold { gpu, vram_mib } in &instance.row.container.gpus {
+                let holder = GpuHolder { instance: instance.name(), instance_id: instance.row.id, vram_mib: *vram_mib };
+                holders.entry((instance.row.node_id, gpu.clone())).or_default().push(holder);
+            }
+        }
+        let here = self.node.node_id();
+        let mut facts: HashMap<GpuId, GpuFacts> =
+            self.node.gpus().into_iter().map(|facts| (facts.gpu.id.clone(), facts)).collect();
+        let mut views = Vec::new();
+        for node in nodes {
+            for (place, gpu) in node.inventory.gpus.into_iter().enumerate() {
+                views.push(GpuView {
+                    node: node.name.clone(),
+                    place,
+                    settings: node.gpus.of(&gpu.id),
+                    holders: holders.remove(&(node.id, gpu.id.clone())).unwrap_or_default(),
+                    facts: if Some(node.id) == here { facts.remove(&gpu.id) } else { None },
+                    gpu,
+                });
+            }
+        }
+        Ok(views)
+    }
+
+    /// Changes how a card of a node is given away; what is absent stays as it is.
+    pub async fn configure_gpu(
+        &self,
+        node: &Name,
+        gpu: GpuId,
+        policy: Option<GpuPolicy>,
+        cordoned: Option<bool>,
+    ) -> Result<(), ControlError> {
+        let node = self.node(node).await?;
+        if !node.inventory.gpus.iter().any(|card| card.id == gpu) && !node.gpus.0.contains_key(&gpu) {
+            let message = format!("the node `{}` has no GPU `{gpu}`", node.name);
+            return Err(ControlError::new(ErrorKind::NotFound, message).hint("`toft gpu ls` shows the GPUs there are"));
+        }
+        if policy == Some(GpuPolicy::Mig) {
+            let card = node.inventory.gpus.iter().find(|card| card.id == gpu);
+            if let Some(card) = card.filter(|card| card.parent.is_some()) {
+                let message = format!("`{}` is a MIG device itself", card.id);
+                return Err(ControlError::new(ErrorKind::Invalid, message)
+                    .field("policy")
+                    .hint("name the card that it is a part of"));
+            }
+        }
+        let command = Command::ConfigureGpu { node_id: node.id, gpu, policy, cordoned, at_ms: now_ms() };
+        self.state.propose(command).await?;
+        Ok(())
+    }
+}
