@@ -9,7 +9,7 @@ use toft_model::{
     instance::{Desired, NetworkOrder},
     name::Name,
     node::Availability,
-    schedule::{Plan, plan},
+    schedule::{Plan, Snapshot, plan},
     state::{
         Applied, Command, InstanceRow, NodeRow, PowerAction, WorkloadRow, apply, assignments_generation, migrate,
         query_snapshot,
