@@ -1,10 +1,11 @@
 //! `explain`: why a workload's instances are where they are, why not elsewhere, and what would make one more fit.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use toft_model::{
     name::Name,
     schedule::{Explanation, InstanceVerdict, NodeVerdict, Points, Term},
+    workload::Rollout,
 };
 
 use super::{Failure, client::Client, output};
@@ -30,9 +31,15 @@ struct Line {
 
 fn told(explanation: &Explanation) -> String {
     let Explanation { workload, wanted, policy, priority, .. } = explanation;
-    let placed = explanation.instances.iter().filter(|one| !one.leaving).count() + explanation.more_instances;
+    // One and its successor have the same name.
+    let placed: BTreeSet<&String> =
+        explanation.instances.iter().filter(|one| !one.leaving).map(|one| &one.instance).collect();
+    let placed = placed.len() + explanation.more_instances;
     let copies = if *wanted == 1 { "copy" } else { "copies" };
     let mut text = format!("{workload}: {placed} of {wanted} {copies} placed; policy {policy}, priority {priority}\n");
+    if let Some(rollout) = rollout(explanation) {
+        paragraph(&mut text, "rollout: ", &rollout);
+    }
     if let Some(why) = &explanation.pending {
         paragraph(&mut text, "waits: ", why);
     }
@@ -62,9 +69,29 @@ fn told(explanation: &Explanation) -> String {
     text
 }
 
+/// How far the newest specification came, unless all have it.
+fn rollout(explanation: &Explanation) -> Option<String> {
+    let generation = explanation.generation;
+    let behind = explanation.instances.iter().filter(|one| one.outdated).count();
+    let behind = match behind {
+        0 => String::new(),
+        1 => "; 1 instance is of an earlier one".to_owned(),
+        more => format!("; {more} instances are of an earlier one"),
+    };
+    match &explanation.rollout {
+        Rollout::Done => None,
+        Rollout::Rolling => Some(format!("generation {generation} is on its way{behind}")),
+        Rollout::Failed { reason } => Some(format!("generation {generation} failed ({reason}){behind}")),
+    }
+}
+
 fn instance(one: &InstanceVerdict) -> Line {
-    let mut why = if one.leaving { vec!["it is stopping".to_owned()] } else { reasons(&one.verdict) };
-    if let (Some(better), false) = (&one.better, one.leaving) {
+    let mut why = match one {
+        one if one.leaving => vec!["it is stopping".to_owned()],
+        one if one.outdated => vec!["it is of an earlier generation, and serves until its successor works".to_owned()],
+        one => reasons(&one.verdict),
+    };
+    if let (Some(better), false) = (&one.better, one.leaving || one.outdated) {
         why.push(format!("{better} would be taken now; what runs is not moved"));
     }
     Line { cells: vec![one.instance.clone(), one.node.clone(), score(&one.verdict)], why }
@@ -201,6 +228,8 @@ mod tests {
             workload: "web".into(),
             priority: 200,
             wanted: 3,
+            generation: 2,
+            rollout: Rollout::Rolling,
             policy: Policy::BestFit,
             pending: Some("attic: 2 cores are to be reserved and 0.5 are left; cellar: it is cordoned; a-very-long-node-name: it is being drained".into()),
             instances: vec![
@@ -208,6 +237,7 @@ mod tests {
                     instance: "web-0".into(),
                     node: "attic".into(),
                     leaving: false,
+                    outdated: false,
                     verdict: verdict("attic", &[(Term::Fit, 75.0), (Term::Copies, -200.0), (Term::Image, 20.0), (Term::Cost, 0.0)]),
                     better: Some("cellar".into()),
                 },
@@ -215,8 +245,17 @@ mod tests {
                     instance: "web-1".into(),
                     node: "cellar".into(),
                     leaving: true,
+                    outdated: false,
                     verdict: refused("cellar", &[]),
                     better: None,
+                },
+                InstanceVerdict {
+                    instance: "web-2".into(),
+                    node: "desk".into(),
+                    leaving: false,
+                    outdated: true,
+                    verdict: verdict("desk", &[]),
+                    better: Some("attic".into()),
                 },
             ],
             nodes: vec![
@@ -237,7 +276,8 @@ mod tests {
         assert_eq!(
             text,
             "\
-web: 1 of 3 copies placed; policy best-fit, priority 200
+web: 2 of 3 copies placed; policy best-fit, priority 200
+rollout: generation 2 is on its way; 1 instance is of an earlier one
 waits: attic: 2 cores are to be reserved and 0.5 are left; cellar: it is cordoned;
          a-very-long-node-name: it is being drained
 would make room: batch-0 on attic
@@ -247,6 +287,7 @@ INSTANCE   NODE      SCORE   WHY HERE
 web-0      attic    -105.0   fit +75.0, copies -200.0, image +20.0
                              cellar would be taken now; what runs is not moved
 web-1      cellar       no   it is stopping
+web-2      desk        0.0   it is of an earlier generation, and serves until its successor works
 
 NODE                    SCORE   FOR THE NEXT COPY
 desk                      0.0   nothing speaks for or against it

@@ -22,6 +22,7 @@ mod request;
 mod run;
 mod secrets;
 mod usage;
+mod versions;
 mod volumes;
 mod workload;
 mod workloads;
@@ -72,6 +73,8 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/stop", post(workloads::stop))
         .route("/workloads/{name}/restart", post(workloads::restart))
         .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
+        .route("/workloads/{name}/history", get(versions::page))
+        .route("/workloads/{name}/rollback", post(versions::roll_back))
         .route("/workloads/{name}/logs", get(logs::page))
         .route("/logs", get(kept::page))
         .route("/logs/{name}", get(kept::one))

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use toft_model::{
     instance::{Desired, Exit, InstanceState, NetworkOrder, PublishedPort},
     state::{EventLevel, EventRow, InstanceView, WorkloadView},
-    workload::{Health, Protocol},
+    workload::{Health, Protocol, Rollout},
 };
 
 use super::request::ReachedAs;
@@ -44,6 +44,14 @@ impl Pill {
             Some(Health::Healthy) | None => {}
         }
         if failed(&state) { Self { tone: "bad", word: "failed" } } else { Self::of_word(state.as_str()) }
+    }
+
+    pub(super) fn of_rollout(rollout: &Rollout) -> Self {
+        match rollout {
+            Rollout::Rolling => Self { tone: "busy", word: "rolling out" },
+            Rollout::Done => Self { tone: "ok", word: "done" },
+            Rollout::Failed { .. } => Self { tone: "bad", word: "failed" },
+        }
     }
 
     fn of_word(word: &'static str) -> Self {

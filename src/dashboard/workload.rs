@@ -6,12 +6,12 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use toft_model::{
-    instance::{InstanceState, NetworkOrder},
+    instance::{Desired, InstanceState, NetworkOrder},
     name::Name,
     secret::SecretMount,
     state::{InstanceView, WorkloadView},
     units::format_bytes,
-    workload::{NetworkMode, NetworkName, PlacementSpec, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, NetworkName, PlacementSpec, Rollout, WorkloadKind, WorkloadSpec},
 };
 
 use super::{
@@ -64,6 +64,8 @@ struct One {
     name: String,
     state: Pill,
     why: Option<String>,
+    /// How far its newest specification came, unless every instance has it.
+    rollout: Option<RolloutLine>,
     trouble: Option<String>,
     running: usize,
     wanted: u32,
@@ -77,6 +79,27 @@ struct One {
     actions: Actions,
     /// Pulls that its instances wait for.
     pulls: Vec<PullLine>,
+}
+
+struct RolloutLine {
+    tone: &'static str,
+    text: String,
+}
+
+impl RolloutLine {
+    fn of(workload: &WorkloadView) -> Option<Self> {
+        let generation = workload.row.generation;
+        match &workload.row.rollout {
+            Rollout::Rolling if generation > 1 && workload.row.desired == Desired::Running => {
+                Some(Self { tone: "busy", text: format!("generation {generation} is being rolled out") })
+            }
+            Rollout::Failed { reason } => {
+                let text = format!("generation {generation} failed: {reason}; what it did not replace stays as it was");
+                Some(Self { tone: "bad", text })
+            }
+            Rollout::Rolling | Rollout::Done => None,
+        }
+    }
 }
 
 struct InstanceLine {
@@ -223,6 +246,7 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
         name: name.to_string(),
         state: Pill::of_workload(&workload),
         why: why(&workload),
+        rollout: RolloutLine::of(&workload),
         trouble: ops.runtime_trouble(),
         running: workload.running(),
         wanted: spec.replicas,

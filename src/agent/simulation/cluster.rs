@@ -1,12 +1,15 @@
 //! The replicated state of the simulated world, the scheduler's thoughts, and what the users asked for in the order in
 //! which it was applied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use rusqlite::{Connection, types::ValueRef};
 use toft_model::{
     ids::{InstanceId, NodeId},
-    instance::{Desired, NetworkOrder},
+    instance::{ContainerOrder, Desired, NetworkOrder},
     name::Name,
     node::Availability,
     schedule::{Plan, Snapshot, plan},
@@ -17,6 +20,9 @@ use toft_model::{
     workload::WorkloadSpec,
 };
 use uuid::Uuid;
+
+/// Host ports from here on are found by the scheduler.
+const FIRST_FREE_PORT: u16 = 20_000;
 
 /// What a user asked for last.
 #[derive(Debug, Clone)]
@@ -145,7 +151,7 @@ impl Cluster {
         }
     }
 
-    /// No copy twice, but for one that moves and its successor; no host port or address twice on a node, and nothing called back that was ordered to go.
+    /// No copy twice, but for one that moves or is of another specification, and its successor; no host port or address twice on a node, and nothing called back that was ordered to go.
     fn check_rows(&mut self) -> Result<(), String> {
         let mut copies = BTreeMap::new();
         let mut claims = BTreeSet::new();
@@ -158,9 +164,12 @@ impl Cluster {
         for row in rows {
             let others = copies.entry((row.workload_id, row.ordinal)).or_insert_with(Vec::new);
             let moves = |node: &NodeId| self.left.contains(node);
-            let alone = others.is_empty() || moves(&row.node_id) || others.iter().any(|(node, _)| moves(node));
-            others.push((row.node_id, row.desired));
-            let live = others.iter().filter(|(_, desired)| *desired != Desired::Removed).count();
+            let made_of = made_of(&row.container);
+            let succeeds = |node: &NodeId, other: &ContainerOrder| moves(node) || *other != made_of;
+            let alone =
+                others.is_empty() || moves(&row.node_id) || others.iter().any(|(node, _, other)| succeeds(node, other));
+            others.push((row.node_id, row.desired, made_of));
+            let live = others.iter().filter(|(_, desired, _)| *desired != Desired::Removed).count();
             if !alone || live > 2 {
                 return Err(format!("copy {} of {} exists twice in the state", row.ordinal, row.workload_id));
             }
@@ -203,6 +212,18 @@ impl Cluster {
             Err("another replica has other rows after the same log".into())
         }
     }
+}
+
+/// What tells specifications apart: all of an order but what was found for it alone.
+pub(super) fn made_of(order: &ContainerOrder) -> ContainerOrder {
+    let mut order = order.clone();
+    if let NetworkOrder::Bridge { address, ports, .. } = &mut order.network {
+        *address = Ipv4Addr::UNSPECIFIED;
+        for port in ports.iter_mut().filter(|port| port.host >= FIRST_FREE_PORT) {
+            port.host = 0;
+        }
+    }
+    order
 }
 
 /// Every cell of every row, one after the other.

@@ -8,7 +8,7 @@ use toft_model::{
     node::Availability,
     schedule::Snapshot,
     state::{InstanceRow, NodeRow, WorkloadRow, query_assignments, query_snapshot},
-    workload::{NetworkMode, RestartPolicy, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, RestartPolicy, Rollout, WorkloadKind, WorkloadSpec},
 };
 
 use super::{machine::Machine, world::World};
@@ -48,6 +48,7 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
 fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
     let name = &workload.spec.name;
     let own: Vec<_> = snapshot.instances.iter().filter(|row| row.workload_id == workload.id).collect();
+    let mut outdated = false;
     for row in &own {
         // A copy that was started on its own is ahead.
         let behind = row.desired != workload.desired || row.epoch < workload.epoch;
@@ -58,7 +59,9 @@ fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
         let same = order.image == workload.spec.image
             && order.restart == workload.spec.restart_policy()
             && order.stop_grace_ms == workload.spec.stop_grace_ms;
-        if !same {
+        outdated |= !same;
+        // What works stays until its successor has a place, and when others failed.
+        if !same && workload.pending.is_none() && !matches!(workload.rollout, Rollout::Failed { .. }) {
             return Err(format!("{name}-{} is not made of the newest specification", row.ordinal));
         }
     }
@@ -74,7 +77,7 @@ fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
         (None, Desired::Stopped) => Ok(()),
         (None, _) if missing == 0 => Ok(()),
         (None, _) => Err(format!("{missing} copies of `{name}` are missing without a reason")),
-        (Some(reason), Desired::Running) if missing > 0 => {
+        (Some(reason), Desired::Running) if missing > 0 || outdated => {
             // Nobody less important could make room, either.
             let least = [0, workload.spec.placement.priority];
             let takes = |node: &&NodeRow| least.iter().any(|least| could_take(node, &workload.spec, snapshot, *least));
@@ -92,7 +95,9 @@ fn leaves(row: &InstanceRow, snapshot: &Snapshot) -> bool {
     let drained = |node: &NodeRow| node.id == row.node_id && node.settings.availability == Availability::Draining;
     let workload = snapshot.workloads.iter().find(|workload| workload.id == row.workload_id);
     let state = row.report.as_ref().and_then(|report| report.state.as_ref());
-    workload.is_some_and(|workload| workload.spec.kind == WorkloadKind::Service)
+    // What was not replaced because others failed stays until its user says otherwise.
+    let goes_on = |workload: &WorkloadRow| !matches!(workload.rollout, Rollout::Failed { .. });
+    workload.is_some_and(|workload| workload.spec.kind == WorkloadKind::Service && goes_on(workload))
         && row.desired == Desired::Running
         && !matches!(state, Some(InstanceState::Finished { .. }))
         && snapshot.nodes.iter().any(drained)

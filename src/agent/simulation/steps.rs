@@ -9,6 +9,7 @@ use toft_model::{
 };
 
 use super::{
+    cluster::made_of,
     machine::{Container, Daemon},
     world::{Asker, Event, Plant, World},
 };
@@ -349,6 +350,7 @@ impl World {
             let twice = other.containers.iter().find(|(other_id, container)| {
                 **other_id != id
                     && (container.order.workload_id, container.order.ordinal) == (order.workload_id, order.ordinal)
+                    && made_of(&container.order.container) == made_of(&order.container)
                     && matches!(container.task, TaskState::Created { .. } | TaskState::Running { .. })
             });
             if let Some((other, _)) = twice {

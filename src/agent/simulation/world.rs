@@ -1,6 +1,6 @@
 //! The simulated world: a clock, a queue of events, a network that loses, repeats, delays and reorders, and chance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toft_model::{
     ids::InstanceId,
@@ -108,6 +108,8 @@ pub(super) struct World {
     queue: BTreeMap<(i64, u64), Event>,
     sequence: u64,
     thought: Option<u64>,
+    /// Plans that the log took.
+    taken: BTreeSet<u64>,
     think_again: bool,
     thinking: bool,
     fed: Vec<Option<u64>>,
@@ -133,6 +135,7 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             thought: None,
+            taken: BTreeSet::new(),
             think_again: false,
             thinking: false,
             requests: 0,
@@ -281,6 +284,13 @@ impl World {
     }
 
     fn arrives(&mut self, asker: Asker, command: Command) -> Result<(), String> {
+        // The log takes a plan once: its request id tells the copy.
+        if let Asker::Scheduler { thought } = asker
+            && !self.taken.insert(thought)
+        {
+            self.send(None, Event::Answered { asker, accepted: true });
+            return Ok(());
+        }
         let applied: Applied = self.cluster.apply(command)?;
         if applied.is_ok() {
             self.wake_scheduler();

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use toft_model::{
     state::VersionRow,
-    workload::{Rollout, VersionCause, WorkloadSpec},
+    workload::{Rollout, VersionCause, WorkloadSpec, changed_fields},
 };
 use utoipa::ToSchema;
 
@@ -48,33 +48,9 @@ impl Version {
                 cause: row.cause,
                 rollout: row.rollout,
                 written_at: time(row.at_ms),
-                changed: before.map(|before| changed(&before, &row.spec)),
+                changed: before.map(|before| changed_fields(&before, &row.spec)),
                 spec: row.spec,
             })
             .collect()
-    }
-}
-
-/// The fields in which two specifications differ; of those that hold fields of their own, which.
-fn changed(before: &WorkloadSpec, after: &WorkloadSpec) -> Vec<String> {
-    let fields = |spec: &WorkloadSpec| match serde_json::to_value(spec) {
-        Ok(serde_json::Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    };
-    let (before, after) = (fields(before), fields(after));
-    let names: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-    names.into_iter().filter(|name| before.get(*name) != after.get(*name)).cloned().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_changed_is_named() {
-        let spec = |image: &str| WorkloadSpec::new("web".parse().unwrap(), image.parse().unwrap());
-        let after = WorkloadSpec { replicas: 2, gpus: Some("1".parse().unwrap()), ..spec("two") };
-        assert_eq!(changed(&spec("one"), &after), ["gpus", "image", "replicas"]);
-        assert!(changed(&after, &after).is_empty());
     }
 }

@@ -10,7 +10,10 @@ use std::{
 
 use rusqlite::Connection;
 use tempfile::TempDir;
-use toft_model::state::{MigrateError, WorkloadRow, applied_index};
+use toft_model::{
+    state::{MigrateError, WorkloadRow, applied_index},
+    workload::Rollout,
+};
 
 use super::State;
 use crate::consensus::{
@@ -438,11 +441,14 @@ async fn a_log_that_is_refused_stops_the_start_and_stays() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_from_before_the_log_is_copied_and_founded_with_its_rows() {
     const START: &str = include_str!("../../../crates/model/src/state/migrations/0001_start.sql");
+    const COLUMNS: &str = "id, name, generation, spec, desired, epoch, pending, created_at_ms, updated_at_ms";
     // Rows as that version wrote them.
     let folder = tempfile::tempdir().unwrap();
     fill(folder.path(), Limits::default(), 3).await.close().await;
     let path = folder.path().join("state.sqlite");
-    let rows = WorkloadRow::all(&prepare(&path).unwrap()).unwrap();
+    let mut rows = WorkloadRow::all(&prepare(&path).unwrap()).unwrap();
+    // It knew no rollouts.
+    rows.iter_mut().for_each(|row| row.rollout = Rollout::Done);
     let old = tempfile::tempdir().unwrap();
     let old_path = old.path().join("state.sqlite");
     let connection = Connection::open(&old_path).unwrap();
@@ -451,7 +457,9 @@ async fn a_database_from_before_the_log_is_copied_and_founded_with_its_rows() {
     connection.pragma_update(None, "application_id", 0x746f_6674).unwrap();
     connection.pragma_update(None, "user_version", 1).unwrap();
     connection.execute("ATTACH ?1 AS newer", [path.to_str().unwrap()]).unwrap();
-    connection.execute_batch("INSERT INTO main.workloads SELECT * FROM newer.workloads; DETACH newer").unwrap();
+    connection
+        .execute_batch(&format!("INSERT INTO main.workloads SELECT {COLUMNS} FROM newer.workloads; DETACH newer"))
+        .unwrap();
     connection.execute("UPDATE cluster SET applied_index = 77", []).unwrap();
     drop(connection);
 

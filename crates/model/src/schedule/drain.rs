@@ -6,6 +6,7 @@ use super::{
     board::{Ask, Board},
     choose::choose,
     expression,
+    feasible::serves,
     snapshot::Snapshot,
     standing::{is_up, moves},
 };
@@ -13,7 +14,7 @@ use crate::{
     ids::NodeId,
     instance::{Desired, InstanceState},
     state::{InstanceRow, WorkloadRow},
-    workload::WorkloadKind,
+    workload::{Rollout, WorkloadKind},
 };
 
 /// How far an instance is from leaving its node.
@@ -84,7 +85,9 @@ fn told(snapshot: &Snapshot, workload: &WorkloadRow, instance: &InstanceRow) -> 
             && other.node_id != instance.node_id
             && other.desired == Desired::Running
     };
-    let successor = snapshot.instances.iter().find(is_successor)?;
+    let Some(successor) = snapshot.instances.iter().find(is_successor) else {
+        return waits_for_its_turn(snapshot, workload, instance);
+    };
     let there = snapshot
         .nodes
         .iter()
@@ -97,4 +100,29 @@ fn told(snapshot: &Snapshot, workload: &WorkloadRow, instance: &InstanceRow) -> 
         _ => format!("its successor starts on {there}"),
     };
     Some((RemainingState::Moving, why))
+}
+
+/// What an instance of an earlier specification waits for.
+fn waits_for_its_turn(
+    snapshot: &Snapshot,
+    workload: &WorkloadRow,
+    instance: &InstanceRow,
+) -> Option<(RemainingState, String)> {
+    let node = snapshot.nodes.iter().find(|node| node.id == instance.node_id)?;
+    if serves(&instance.container, &workload.spec, node) {
+        return None;
+    }
+    let (generation, name) = (workload.generation, &workload.spec.name);
+    match &workload.rollout {
+        Rollout::Failed { reason } => Some((
+            RemainingState::Stuck,
+            format!(
+                "it is of an earlier generation, and generation {generation} failed ({reason}); `toft rollback {name}` or \
+                 another update lets it move"
+            ),
+        )),
+        Rollout::Rolling | Rollout::Done => {
+            Some((RemainingState::Moving, format!("it waits for its turn to be replaced by generation {generation}")))
+        }
+    }
 }

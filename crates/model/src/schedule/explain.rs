@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     board::{Ask, Board, Resident},
     expression,
+    feasible::serves,
     filter::{Place, obstacles},
     obstacle::Obstacle,
     policy::Policy,
@@ -18,6 +19,7 @@ use crate::{
     instance::Desired,
     name::Name,
     state::{InstanceRow, WorkloadRow},
+    workload::Rollout,
 };
 
 /// Most verdicts that one explanation asks for; each takes microseconds.
@@ -60,6 +62,9 @@ pub struct InstanceVerdict {
     pub node: String,
     /// Whether it shall go.
     pub leaving: bool,
+    /// Whether it was made from an earlier specification, and waits for its successor.
+    #[serde(default, skip_serializing_if = "crate::workload::is_default")]
+    pub outdated: bool,
     /// Its node's verdict, as if it was not there.
     pub verdict: NodeVerdict,
     /// The node that would be taken now, when it is another.
@@ -76,6 +81,10 @@ pub struct Explanation {
     pub priority: u32,
     /// Copies that are wanted.
     pub wanted: u32,
+    /// Its generation, which counts its specifications.
+    pub generation: u64,
+    /// How far that specification has reached its instances.
+    pub rollout: Rollout,
     /// The cluster's policy.
     pub policy: Policy,
     /// Why copies wait for a place, as the scheduler said last.
@@ -122,6 +131,8 @@ pub fn explain(snapshot: &Snapshot, name: &Name) -> Option<Explanation> {
         workload: name.to_string(),
         priority: workload.spec.placement.priority,
         wanted: workload.spec.replicas,
+        generation: workload.generation,
+        rollout: workload.rollout.clone(),
         policy: snapshot.placement.policy,
         pending: workload.pending.clone(),
         instances,
@@ -188,6 +199,12 @@ impl Eye<'_, '_, '_> {
         verdicts.into_iter().map(|(.., verdict)| verdict).collect()
     }
 
+    fn is_outdated(&self, instance: &InstanceRow) -> bool {
+        let node = self.board.position(instance.node_id).map(|at| &self.board.nodes[at]);
+        instance.desired != Desired::Removed
+            && node.is_some_and(|node| !serves(&instance.container, &self.workload.spec, node))
+    }
+
     fn instance(&mut self, instance: &InstanceRow) -> InstanceVerdict {
         let nodes = self.nodes(instance.ordinal, Some(instance.id));
         let here = self.board.position(instance.node_id).map(|at| self.board.nodes[at].name.to_string());
@@ -197,6 +214,7 @@ impl Eye<'_, '_, '_> {
         InstanceVerdict {
             instance: format!("{}-{}", self.workload.spec.name, instance.ordinal),
             leaving: instance.desired == Desired::Removed,
+            outdated: self.is_outdated(instance),
             verdict: verdict.unwrap_or(NodeVerdict {
                 node: here.clone(),
                 score: None,

@@ -190,6 +190,12 @@ impl<'a> Round<'a, '_, '_> {
             }
             Err(nowhere) => nowhere,
         };
+        self.make_room(workload, ordinal, nowhere)
+    }
+
+    /// Pushes less important ones aside for what has no place, if that helps.
+    fn make_room(&mut self, workload: &'a WorkloadRow, ordinal: u32, nowhere: Nowhere) -> Result<Found, Nowhere> {
+        let ask = Ask::of(workload);
         if let Some((at, order)) = self.soon(ask, ordinal) {
             let waits = self.waits_for(ask, at);
             self.promise(ask, ordinal, at, order);
@@ -313,7 +319,11 @@ impl<'a> Round<'a, '_, '_> {
                 self.let_go(workload, instance);
                 None
             }
-            (Some(Err(nowhere)), _) | (None, Some(Err(nowhere))) => Some(nowhere.told(self.board.nodes)),
+            (Some(Err(nowhere)), _) | (None, Some(Err(nowhere))) => match self.make_room(workload, ordinal, nowhere) {
+                Ok(Found::Waits(reason)) => Some(reason),
+                Ok(Found::Placed) => None,
+                Err(nowhere) => Some(nowhere.told(self.board.nodes)),
+            },
             (None, _) => None,
         }
     }

@@ -1,6 +1,6 @@
 //! How a changed specification reaches the instances of a service: few at a time, and only as long as those before them work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::{
     feasible::outlives,
@@ -16,8 +16,8 @@ use crate::{
 pub(super) struct Copies<'b, 'a> {
     pub(super) fresh: &'b BTreeMap<u32, Vec<&'a InstanceRow>>,
     pub(super) old: &'b BTreeMap<u32, Vec<&'a InstanceRow>>,
-    /// Ordinals of which something is on its way out and nothing else is there.
-    pub(super) vacant: usize,
+    /// Ordinals of which something is on its way out.
+    pub(super) going: &'b HashSet<u32>,
 }
 
 /// How an instance gets its successor.
@@ -64,10 +64,14 @@ pub(crate) fn starts_first(spec: &WorkloadSpec) -> bool {
     }
 }
 
-/// Since when an instance has worked, by its node's clock.
-fn up_since_ms(spec: &WorkloadSpec, instance: &InstanceRow) -> Option<i64> {
+/// From when on an instance counts as one that works, by its node's clock: when it has been up for long enough, or when it
+/// did what it was there for and is not to start again.
+fn works_from_ms(spec: &WorkloadSpec, instance: &InstanceRow) -> Option<i64> {
     match instance.report.as_ref()?.state.as_ref()? {
-        InstanceState::Running { since_ms, .. } if is_up(spec, instance) => Some(*since_ms),
+        InstanceState::Running { since_ms, .. } if is_up(spec, instance) => {
+            Some(since_ms.saturating_add(spec.update.healthy_ms.into()))
+        }
+        InstanceState::Finished { exit, .. } if exit.code == Some(0) => Some(exit.at_ms),
         _ => None,
     }
 }
@@ -93,8 +97,7 @@ fn failure(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Optio
         _ => {}
     }
     let late = instance.created_at_ms.saturating_add(workload.spec.update.deadline_ms.into()) <= now_ms;
-    let works = up_since_ms(&workload.spec, instance).is_some();
-    if late && !works {
+    if late && works_from_ms(&workload.spec, instance).is_none() {
         return named("it did not come to work in time");
     }
     None
@@ -105,14 +108,13 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
     let spec = &workload.spec;
     let (fresh, old) = (copies.fresh, copies.old);
     let mut step = Step::default();
-    let worked_at = |instance: &InstanceRow| Some(up_since_ms(spec, instance)? + i64::from(spec.update.healthy_ms));
-    let works = |instance: &&InstanceRow| worked_at(instance).is_some_and(|at| at <= now_ms);
+    let works = |instance: &&InstanceRow| works_from_ms(spec, instance).is_some_and(|at| at <= now_ms);
     let rolling = workload.rollout == Rollout::Rolling;
     if rolling && is_careful(workload) {
         let under_way = || fresh.values().flatten().filter(|instance| !works(instance));
         let at = |instance: &&&InstanceRow| {
             let deadline = instance.created_at_ms.saturating_add(spec.update.deadline_ms.into());
-            worked_at(instance).unwrap_or(deadline)
+            works_from_ms(spec, instance).unwrap_or(deadline)
         };
         step.wake_at_ms = under_way().map(|instance| at(&instance)).filter(|at| *at > now_ms).min();
         let first = workload.generation == 1;
@@ -128,12 +130,13 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
     // What failed goes no further until its user, or the version before it, says so.
     let goes_on = step.ended.is_none() && !matches!(workload.rollout, Rollout::Failed { .. });
     let is_in_progress = |of: &&Vec<&InstanceRow>| !of.iter().any(works);
-    let in_progress = fresh.values().filter(is_in_progress).count() + copies.vacant;
+    let is_vacant = |ordinal: &&u32| !fresh.contains_key(ordinal) && !old.contains_key(ordinal);
+    let in_progress = fresh.values().filter(is_in_progress).count() + copies.going.iter().filter(is_vacant).count();
     let mut budget = (spec.update.parallel as usize).saturating_sub(in_progress);
     let up = |of: &[&InstanceRow]| of.iter().any(|instance| is_up(spec, instance));
     let is_served = |ordinal: &u32| {
         let any = |of: &BTreeMap<u32, Vec<&InstanceRow>>| of.get(ordinal).is_some_and(|of| up(of));
-        any(fresh) || any(old)
+        any(old) || any(fresh) || fresh.get(ordinal).is_some_and(|of| of.iter().any(works))
     };
     let missing = (0..spec.replicas).filter(|ordinal| !is_served(ordinal)).count();
     let most_missing = spec.update.max_unavailable.unwrap_or(spec.update.parallel) as usize;
@@ -142,20 +145,25 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
     let mut order: Vec<(&u32, &Vec<&InstanceRow>)> = old.iter().collect();
     order.sort_by_key(|(ordinal, of)| (up(of), **ordinal));
     for (ordinal, of) in order {
+        // Of several the one that serves, and then the one that has for longest, stays until its successor works.
+        let best = of.iter().min_by_key(|one| (!is_up(spec, one), one.created_at_ms, one.id)).copied();
+        step.go.extend(of.iter().filter(|one| Some(one.id) != best.map(|best| best.id)));
+        let Some(best) = best else { continue };
+        let serves = is_up(spec, best);
         if let Some(successors) = fresh.get(ordinal) {
-            let over = successors.iter().any(works) || !up(of);
-            if over { &mut step.go } else { &mut step.stay }.extend(of);
+            let over = successors.iter().any(works) || !serves;
+            if over { &mut step.go } else { &mut step.stay }.push(best);
             continue;
         }
-        if !goes_on || budget == 0 {
-            step.stay.extend(of);
+        // A successor that was sent away may still run: one of a kind at a time.
+        if !goes_on || budget == 0 || (serves && copies.going.contains(ordinal)) {
+            step.stay.push(best);
             continue;
         }
-        let serves = up(of);
         if !serves {
-            step.go.extend(of);
+            step.go.push(best);
         } else {
-            step.stay.extend(of);
+            step.stay.push(best);
             let succession = match (starts_first(spec), spec.update.order.is_none() && may_miss > 0) {
                 (true, true) => Succession::Either,
                 (true, false) => Succession::Beside,
@@ -163,7 +171,7 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
                 (false, _) => continue,
             };
             may_miss -= usize::from(succession != Succession::Beside);
-            step.replace.extend(of.iter().map(|instance| (*instance, succession)));
+            step.replace.push((best, succession));
         }
         budget -= 1;
     }

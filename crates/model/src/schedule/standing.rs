@@ -40,9 +40,11 @@ impl<'a> Standing<'a> {
         let mut standing = Self::default();
         let mut copies = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
         let mut old = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
+        let mut going = HashSet::new();
         for instance in existing {
             standing.held.insert(instance.ordinal);
             if instance.desired == Desired::Removed {
+                going.insert(instance.ordinal);
                 continue;
             }
             let node = nodes.get(&instance.node_id).filter(|_| instance.ordinal < workload.spec.replicas);
@@ -51,27 +53,20 @@ impl<'a> Standing<'a> {
             } else if node.is_some_and(|node| waits_its_turn(workload, instance, node)) {
                 old.entry(instance.ordinal).or_default().push(instance);
             } else {
+                going.insert(instance.ordinal);
                 standing.change(workload, instance, Desired::Removed);
             }
         }
-        standing.roll(workload, &copies, &old, now_ms);
-        for of_ordinal in copies.into_values() {
-            standing.settle(workload, of_ordinal, nodes);
+        standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going }, now_ms);
+        for (ordinal, of) in copies {
+            standing.settle(workload, of, nodes, going.contains(&ordinal));
         }
         standing
     }
 
     /// Brings the specification to the next of those that were made from another.
-    fn roll(
-        &mut self,
-        workload: &WorkloadRow,
-        fresh: &BTreeMap<u32, Vec<&'a InstanceRow>>,
-        old: &BTreeMap<u32, Vec<&'a InstanceRow>>,
-        now_ms: i64,
-    ) {
-        let left = |ordinal: &&u32| !fresh.contains_key(ordinal) && !old.contains_key(ordinal);
-        let vacant = self.held.iter().filter(left).count();
-        let step = rollout::step(workload, &Copies { fresh, old, vacant }, now_ms);
+    fn roll(&mut self, workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: i64) {
+        let step = rollout::step(workload, copies, now_ms);
         for instance in step.stay {
             self.change(workload, instance, workload.desired);
         }
@@ -88,7 +83,14 @@ impl<'a> Standing<'a> {
     }
 
     /// One instance of an ordinal stays; on a node that it is to leave, until its successor is up.
-    fn settle(&mut self, workload: &WorkloadRow, mut copies: Vec<&'a InstanceRow>, nodes: &HashMap<NodeId, &NodeRow>) {
+    /// While another of its ordinal is `going`, it gets no successor yet.
+    fn settle(
+        &mut self,
+        workload: &WorkloadRow,
+        mut copies: Vec<&'a InstanceRow>,
+        nodes: &HashMap<NodeId, &NodeRow>,
+        going: bool,
+    ) {
         let on_its_way = |instance: &InstanceRow| {
             moves(workload, instance)
                 && nodes.get(&instance.node_id).is_some_and(|node| moves_off(&workload.spec, node))
@@ -99,8 +101,8 @@ impl<'a> Standing<'a> {
         let Some((first, others)) = copies.split_first() else { return };
         let (alone, up) = (on_its_way(first), is_up(&workload.spec, first) || workload.desired != Desired::Running);
         self.change(workload, first, workload.desired);
-        // One that has a second beside it gets a successor when that one was told to go.
-        if alone && others.is_empty() {
+        // One that has a second beside it gets a successor when that one is gone.
+        if alone && others.is_empty() && !going {
             self.moving.push(first);
         }
         for other in others {

@@ -23,7 +23,7 @@ pub use process::{
     StopSignal, TmpfsMount, Ulimit, UlimitName, UserName,
 };
 pub use restart::RestartPolicy;
-pub use rollout::{Rollout, VersionCause};
+pub use rollout::{Rollout, VersionCause, changed_fields};
 pub(crate) use rule::number;
 pub use rule::{Attribute, Order, Rule, Test};
 pub use spec::{NetworkMode, Resources, WorkloadKind, WorkloadSpec};

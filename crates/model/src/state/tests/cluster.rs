@@ -223,7 +223,8 @@ impl Cluster {
 
     /// Plans and lets every node act until nothing moves; gives the number of rounds it took.
     pub(crate) fn settle(&mut self) -> usize {
-        for round in 0..30 {
+        // Rollouts replace one after the other, each in a few rounds.
+        for round in 0..200 {
             let decided = self.think();
             let mut moved = !decided.is_empty();
             if moved {
