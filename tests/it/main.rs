@@ -43,6 +43,7 @@ mod reboot;
 mod registries;
 mod rest_api;
 mod restarts;
+mod rollouts;
 mod run_command;
 mod runtime_attach;
 mod runtime_conformance;
