@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use toft_model::gpu::CdiName;
 
 use super::Edits;
 
@@ -19,6 +20,8 @@ const LARGEST: u64 = 4 << 20;
 const MOST_FILES: usize = 256;
 const MOST_DEVICES: usize = 1_024;
 const MOST_ENTRIES: usize = 4_096;
+/// Most devices that are told when one is not known.
+const MOST_TOLD: usize = 8;
 /// Longest text of any kind, in bytes.
 const LONGEST: usize = 4_096;
 /// Longest wait for a hook, in seconds.
@@ -98,6 +101,23 @@ impl Library {
         }
     }
 
+    /// The edits of a device. `Err` says why it cannot be given.
+    pub fn named(&self, name: &CdiName) -> Result<Edits, String> {
+        let found = self.find(&name.kind, std::slice::from_ref(&name.device));
+        match found {
+            Some(Ok(edits)) if edits.is_empty() => Err("its specification says nothing of it".into()),
+            Some(found) => found,
+            None => {
+                let all = self.devices.keys().map(|(kind, device)| format!("{kind}={device}"));
+                let known: Vec<String> = all.filter(|known| known.starts_with(&name.kind)).take(MOST_TOLD).collect();
+                Err(match known.is_empty() {
+                    true => format!("no specification on this node describes a `{}`", name.kind),
+                    false => format!("the specifications on this node know {}", known.join(", ")),
+                })
+            }
+        }
+    }
+
     /// Whether there is anything of a kind, such as `nvidia.com/gpu`.
     pub fn knows(&self, kind: &str) -> bool {
         self.devices.keys().any(|(known, _)| known == kind)
@@ -174,8 +194,7 @@ fn check(spec: &SpecFile) -> Result<(), String> {
     if !matches!((numbers.next(), numbers.next()), (Some(Some(0..=1)), Some(Some(_)))) {
         return Err(format!("its version `{version}` is not known"));
     }
-    let (vendor, class) = spec.kind.split_once('/').ok_or("its kind is not written as `vendor.com/class`")?;
-    if !is_name(vendor, "-_.") || !is_name(class, "-_") {
+    if !CdiName::is_kind(&spec.kind) {
         return Err("its kind is not written as `vendor.com/class`".into());
     }
     if spec.devices.len() > MOST_DEVICES {
@@ -184,17 +203,12 @@ fn check(spec: &SpecFile) -> Result<(), String> {
     check_edits(&spec.container_edits).map_err(|why| format!("containerEdits: {why}"))?;
     for device in &spec.devices {
         let shown: String = device.name.chars().take(40).collect();
-        if !is_name(&device.name, "-_.:") {
+        if !CdiName::is_device(&device.name) {
             return Err(format!("`{shown}` is no name of a device"));
         }
         check_edits(&device.container_edits).map_err(|why| format!("device `{shown}`: {why}"))?;
     }
     Ok(())
-}
-
-fn is_name(text: &str, besides: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric();
-    text.len() <= 128 && text.starts_with(plain) && text.chars().all(|c| plain(c) || besides.contains(c))
 }
 
 fn check_edits(edits: &Edits) -> Result<(), String> {
