@@ -4,7 +4,7 @@
 use crate::gpu::Gpu;
 
 /// Most sets that are compared; of more, cards are added one by one.
-const MOST_SETS: usize = 5_000;
+const MOST_SETS: usize = 600;
 
 /// `count` of the `free` cards, in their order. Without ways between them the first ones.
 pub(super) fn choose<'a>(free: &[&'a Gpu], count: usize) -> Vec<&'a Gpu> {

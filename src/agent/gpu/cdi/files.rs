@@ -12,7 +12,7 @@ use std::{
 use serde::Deserialize;
 use toft_model::gpu::CdiName;
 
-use super::Edits;
+use super::{Edits, hooks};
 
 /// Largest file, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -147,9 +147,14 @@ impl Library {
 impl Entry {
     /// Why it does not fit the files that are there, if so.
     fn stale(&self) -> Option<String> {
-        let gone = self.edits.mounts.iter().find(|mount| is_bind(mount) && !mount.host_path.exists())?;
-        let (path, gone) = (self.path.display(), gone.host_path.display());
-        Some(format!("`{path}` names `{gone}`, which is not there: it is of another driver"))
+        let path = self.path.display();
+        let gone = self.edits.mounts.iter().find(|mount| is_bind(mount) && !mount.host_path.exists());
+        if let Some(gone) = gone {
+            let gone = gone.host_path.display();
+            return Some(format!("`{path}` names `{gone}`, which is not there: it is of another driver"));
+        }
+        // Whichever program toft is.
+        hooks::complete(self.edits.clone(), Path::new("/")).err().map(|why| format!("`{path}`: {why}"))
     }
 }
 
@@ -357,6 +362,9 @@ devices:
         let old = YAML.replace("/bin/sh", "/usr/lib/libcuda.so.1.2.3");
         let why = read_one("x.yaml", &old).find("nvidia.com/gpu", &["0".to_owned()]).unwrap().unwrap_err();
         assert!(why.contains("libcuda.so.1.2.3`, which is not there"), "{why}");
+        let other = YAML.replace("/usr/bin/nvidia-cdi-hook", "/no/such/program");
+        let library = read_one("x.yaml", &other);
+        assert!(library.stale().unwrap().contains("the program `/no/such/program` of a hook is not there"));
     }
 
     #[test]

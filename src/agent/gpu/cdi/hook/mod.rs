@@ -280,7 +280,7 @@ impl Root {
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&folder, NEW_CACHE, flags, Mode::from_raw_mode(0o644))?;
-        let written = File::from(file).write_all(&after).map_err(Into::into);
+        let written = File::from(file).write_all(&after);
         let moved =
             written.and_then(|()| rustix::fs::renameat(&folder, NEW_CACHE, &folder, CACHE).map_err(io::Error::from));
         if moved.is_err() {
