@@ -163,9 +163,9 @@ impl FromStr for GpuRequest {
         let (mut in_devices, mut in_capabilities) = (false, false);
         for word in &words {
             let (key, value) = word.split_once('=').unwrap_or(("", word));
-            let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
-            let place = word.starts_with(|c: char| c.is_ascii_digit())
-                && word.bytes().all(|byte| byte.is_ascii_digit() || byte == b':');
+            let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let digits = is_number(word);
+            let place = word.split_once(':').map_or(digits, |(card, part)| is_number(card) && is_number(part));
             // What specifications of devices call a card holds the sign itself.
             let name = match key {
                 "device" => value,
@@ -422,7 +422,8 @@ mod tests {
             "count=0",
             "all:2",
             "device=",
-            "device=0,1:3",
+            "device=0,1:",
+            "device=0,1:2:3",
             "vram=8GiB,device=0,1",
             "device=a b",
             "colour=red",
