@@ -154,7 +154,7 @@ impl Executor {
         let mut turn = self.turns.someone();
         let prepare = async {
             // After a start of the machine the cards may have to be waited for.
-            let edits = self.gpus.edits(&assignment.container.gpus).await?;
+            let edits = self.gpus.edits(&assignment.container.gpus, &assignment.container.process).await?;
             let mut prepared = self.volumes.prepare(&assignment, &secrets).await?;
             turn.take().await;
             match existing {

@@ -22,6 +22,7 @@ use toft_model::{
     instance::{Desired, Exit, InstanceState, NetworkOrder, PublishedPort},
     log::LogStream,
     node::{Inventory, NodeSettings},
+    schedule::PlacementSettings,
     state::{EventRow, InstanceView, NodeRow, WorkloadView},
     workload::{Health, Rollout, WorkloadSpec},
 };
@@ -169,6 +170,12 @@ pub struct Node {
     pub settings: NodeSettings,
     /// What it has.
     pub inventory: Inventory,
+    /// What it draws in watts: what its cards measure and `base_watts`, or the setting `watts` where they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts: Option<u32>,
+    /// What an hour of it costs: its price, or its watts at the cluster's price of electricity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_per_hour: Option<f64>,
     /// When it last registered.
     pub registered_at: String,
 }
@@ -406,9 +413,12 @@ impl From<&InstanceView> for Instance {
     }
 }
 
-impl From<NodeRow> for Node {
-    fn from(row: NodeRow) -> Self {
+impl Node {
+    /// Of a row, under what the cluster says.
+    pub fn of(row: NodeRow, settings: &PlacementSettings) -> Self {
         Self {
+            watts: row.watts(),
+            cost_per_hour: settings.cost(&row),
             name: row.name.to_string(),
             id: row.id.to_string(),
             labels: row.given_labels(),

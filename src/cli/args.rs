@@ -17,6 +17,7 @@ use toft_model::{
 use super::{
     attach_args::{ATTACH_HELP, AttachArgs, RunFrontArgs},
     backup_args::BackupCommand,
+    cdi_hook::HookCommand,
     cp_args::{CP_HELP, CpArgs},
     exec_args::{EXEC_HELP, ExecArgs},
     gpu_args::GpuCommand,
@@ -183,6 +184,12 @@ pub(super) enum Command {
     /// Replay a recorded workload through the scheduler
     #[command(after_help = SIM_HELP)]
     Sim(SimArgs),
+    /// What the container runtime starts for containers with GPUs
+    #[command(hide = true)]
+    CdiHook {
+        #[command(subcommand)]
+        command: HookCommand,
+    },
     /// Print the completion script for a shell
     Completion {
         /// Shell

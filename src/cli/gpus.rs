@@ -15,7 +15,7 @@ use super::{
     output,
     workloads::all,
 };
-use crate::api::types::{GpuChange, NodeGpu};
+use crate::api::types::{GpuChange, Node, NodeGpu};
 
 /// Time between two pictures.
 const PACE: Duration = Duration::from_secs(1);
@@ -47,7 +47,7 @@ async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
     } else if args.quiet {
         gpus.iter().for_each(|gpu| println!("{}", gpu.gpu.id));
     } else {
-        print!("{}", table(&gpus));
+        print!("{}{}", table(&gpus), ways(&gpus));
     }
     Ok(0)
 }
@@ -81,6 +81,22 @@ fn table(gpus: &[NodeGpu]) -> String {
         ]
     });
     output::table_text(&header, rows)
+}
+
+/// How cards reach the others of their node, where that is known.
+fn ways(gpus: &[NodeGpu]) -> String {
+    let linked: Vec<&NodeGpu> = gpus.iter().filter(|gpu| !gpu.gpu.links.is_empty()).collect();
+    if linked.is_empty() {
+        return String::new();
+    }
+    let rows = linked.into_iter().map(|gpu| {
+        let ways = gpu.gpu.links.iter().filter_map(|link| {
+            let other = gpus.iter().find(|other| other.node == gpu.node && other.gpu.id == link.to)?;
+            Some(format!("{} {}", other.place, output::harmless(&link.way)))
+        });
+        vec![format!("{}/{}", gpu.node, gpu.place), ways.collect::<Vec<_>>().join(", ")]
+    });
+    "\n".to_owned() + &output::table_text(&["GPU", "WAYS TO OTHERS"], rows)
 }
 
 fn mib(mib: u32) -> String {
@@ -118,11 +134,12 @@ fn outside(facts: &GpuFacts) -> Option<u32> {
 async fn top(client: &Client, args: GpuTopArgs) -> Result<i32, Failure> {
     loop {
         let gpus = gpus(client).await?;
+        let nodes: Vec<Node> = all(client, "/api/v1/nodes").await?;
         let text = if args.json {
             let line = serde_json::to_string(&gpus).map_err(|e| Failure::of(1, e.to_string()))?;
             line + "\n"
         } else {
-            picture(&gpus)
+            picture(&gpus, &nodes)
         };
         let mut out = io::stdout().lock();
         let live = !args.json && !args.no_stream && out.is_terminal();
@@ -144,8 +161,8 @@ async fn top(client: &Client, args: GpuTopArgs) -> Result<i32, Failure> {
     }
 }
 
-/// Cards with what they measure, then processes.
-fn picture(gpus: &[NodeGpu]) -> String {
+/// Cards with what they measure, what their nodes draw and cost, then processes.
+fn picture(gpus: &[NodeGpu], nodes: &[Node]) -> String {
     let seen: Vec<(&NodeGpu, &GpuFacts)> =
         gpus.iter().filter_map(|gpu| gpu.facts.as_ref().map(|facts| (gpu, facts))).collect();
     if seen.is_empty() {
@@ -167,6 +184,15 @@ fn picture(gpus: &[NodeGpu]) -> String {
         ]
     });
     let mut text = output::table_text(&header, rows);
+    let with_cards = nodes.iter().filter(|node| seen.iter().any(|(gpu, _)| gpu.node == node.name));
+    let powered: Vec<&Node> = with_cards.filter(|node| node.watts.is_some() || node.cost_per_hour.is_some()).collect();
+    if !powered.is_empty() {
+        let rows = powered.into_iter().map(|node| {
+            let cost = told(node.cost_per_hour, |cost| format!("{cost:.4}"));
+            vec![node.name.clone(), told(node.watts, |watts| format!("{watts} W")), cost]
+        });
+        text = text + "\n" + &output::table_text(&["NODE", "AVERAGE POWER", "COST PER HOUR"], rows);
+    }
     let processes: Vec<(&NodeGpu, &GpuProcess)> =
         seen.iter().flat_map(|(gpu, facts)| facts.processes.iter().map(|process| (*gpu, process))).collect();
     if !processes.is_empty() {
@@ -262,9 +288,20 @@ mod tests {
             "box/0 NVIDIA \u{fffd}[2J RTX 24 GiB 6.0 GiB 8.0 GiB 1.0 GiB 97% 71 C 320 / 450 W shared llm-0 (8.0 GiB) ok"
         );
         assert_eq!(lines[2], "other/0 NVIDIA \u{fffd}[2J RTX 24 GiB - 8.0 GiB 512 MiB - - - shared llm-0 (8.0 GiB) ok");
-        let text = picture(&[with_facts()]);
+        let node = serde_json::json!({
+            "name": "box", "id": "x", "labels": {}, "registered_at": "x", "watts": 430, "cost_per_hour": 0.129,
+            "inventory": { "cpus": 1, "memory_bytes": 1, "kernel": "", "os": "", "arch": "", "version": "", "runtime": "",
+                "subnet": null },
+        });
+        let node: Node = serde_json::from_value(node).unwrap();
+        let text = picture(&[with_facts()], &[node]);
+        assert!(text.lines().any(|line| words(line) == "box 430 W 0.1290"), "{text}");
         assert!(text.contains("box/0") && text.contains("llm-0") && text.contains("Xorg") && !text.contains('\u{7}'));
-        assert_eq!(picture(&[gpu("other", 0, "GPU-bbbb")]), "This node has no GPUs.\n");
+        assert_eq!(picture(&[gpu("other", 0, "GPU-bbbb")], &[]), "This node has no GPUs.\n");
+        let (mut one, other) = (gpu("box", 0, "GPU-a"), gpu("box", 1, "GPU-b"));
+        one.gpu.links = vec![serde_json::from_value(serde_json::json!({ "to": "GPU-b", "way": "NV4" })).unwrap()];
+        assert!(ways(&[one, other]).lines().any(|line| words(line) == "box/0 1 NV4"));
+        assert_eq!(ways(&[gpu("box", 0, "GPU-a")]), "");
     }
 
     #[test]

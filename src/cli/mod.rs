@@ -5,6 +5,7 @@ mod attach;
 mod attach_args;
 mod backup_args;
 mod backups;
+mod cdi_hook;
 mod client;
 mod cluster;
 mod context;
@@ -89,6 +90,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
         Command::Down(flags) => daemon::down(flags),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Sim(args) => sim::sim(args),
+        Command::CdiHook { command } => cdi_hook::cdi_hook(command),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "toft", &mut std::io::stdout());
             Ok(0)
@@ -114,7 +116,12 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
 
 async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
-        Command::Up(_) | Command::Down(_) | Command::Doctor(_) | Command::Sim(_) | Command::Completion { .. } => Ok(0),
+        Command::Up(_)
+        | Command::Down(_)
+        | Command::Doctor(_)
+        | Command::Sim(_)
+        | Command::CdiHook { .. }
+        | Command::Completion { .. } => Ok(0),
         Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
         Command::Ps(list) => workloads::ps(client, list).await,

@@ -83,9 +83,12 @@ pub(super) struct SetArgs {
     /// What an hour of it costs; `none` takes it back
     #[arg(long, value_name = "AMOUNT", value_parser = amount)]
     pub(super) price: Option<Amount>,
-    /// Watts that it draws under load, or `none`
+    /// Watts that it draws under load, for a node whose cards do not tell theirs, or `none`
     #[arg(long, value_name = "WATTS", value_parser = whole)]
     pub(super) watts: Option<Whole>,
+    /// Watts that it draws besides its cards, where they tell theirs, or `none`
+    #[arg(long, value_name = "WATTS", value_parser = whole)]
+    pub(super) base_watts: Option<Whole>,
     /// How much of its CPU can be reserved, in percent; `none` for the cluster's ratio
     #[arg(long, value_name = "PERCENT", value_parser = whole)]
     pub(super) cpu_percent: Option<Whole>,

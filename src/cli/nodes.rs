@@ -164,7 +164,8 @@ fn said(node: &Node) -> Vec<(&'static str, String)> {
         ("Built-in labels", Some(built_in.join(", "))),
         ("Taints", Some(taints.join(", "))),
         ("Price per hour", settings.price_per_hour.map(|price| price.to_string())),
-        ("Watts", settings.watts.map(|watts| watts.to_string())),
+        ("Watts", node.watts.map(|watts| watts.to_string())),
+        ("Cost per hour", node.cost_per_hour.map(|cost| format!("{cost:.4}"))),
         ("CPU to reserve", settings.cpu_percent.map(|percent| format!("{percent} %"))),
         ("Memory to reserve", settings.memory_percent.map(|percent| format!("{percent} %"))),
     ];
@@ -197,6 +198,7 @@ pub(super) async fn set(client: &Client, args: SetArgs) -> Result<i32, Failure> 
     let changes = NodeChanges {
         price_per_hour: price.transpose().map_err(|invalid| Failure::of(2, told(invalid)))?,
         watts: args.watts.map(|watts| watts.0),
+        base_watts: args.base_watts.map(|watts| watts.0),
         cpu_percent: args.cpu_percent.map(|percent| percent.0),
         memory_percent: args.memory_percent.map(|percent| percent.0),
         ..NodeChanges::default()

@@ -61,7 +61,8 @@ pub(super) struct ProcessArgs {
     /// Signal that asks it to end [default: the image's own, else SIGTERM]
     #[arg(long, value_name = "SIGNAL", value_parser = parsed::<StopSignal>)]
     stop_signal: Option<StopSignal>,
-    /// Let it use a device of the node, or a folder of them: HOST[:INSIDE][:rwm]
+    /// Let it use a device of the node, or a folder of them: HOST[:INSIDE][:rwm]; or one by its CDI name, such as
+    /// nvidia.com/gpu=0
     #[arg(long = "device", value_name = "DEVICE", value_parser = parsed::<DeviceMapping>)]
     devices: Vec<DeviceMapping>,
     /// Container runtime that separates it from the node, such as runc, crun, kata or runsc

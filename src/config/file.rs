@@ -96,6 +96,8 @@ pub(super) struct VolumesSection {
 pub(super) struct GpuSection {
     pub(super) nvml: Option<PathBuf>,
     pub(super) cdi_dirs: Option<Vec<PathBuf>>,
+    pub(super) mps_pipe_dir: Option<PathBuf>,
+    pub(super) mps_log_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -157,6 +157,10 @@ pub struct GpuConfig {
     pub nvml: PathBuf,
     /// Folders with specifications of devices for containers (CDI); those in later ones win.
     pub cdi_dirs: Vec<PathBuf>,
+    /// Where NVIDIA's service for sharing cards (MPS) has its pipes.
+    pub mps_pipe_dir: PathBuf,
+    /// Where it has its logs.
+    pub mps_log_dir: PathBuf,
 }
 
 /// The network of containers.

@@ -26,6 +26,9 @@ const DEFAULT_RUN_DIR: &str = "/run/toft";
 const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The name without a number is there only where programs are built.
 const DEFAULT_NVML: &str = "libnvidia-ml.so.1";
+/// NVIDIA's own.
+const DEFAULT_MPS_PIPE_DIR: &str = "/tmp/nvidia-mps";
+const DEFAULT_MPS_LOG_DIR: &str = "/var/log/nvidia-mps";
 /// Those of the CDI specification.
 const DEFAULT_CDI_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 const DEFAULT_BIND: &str = "127.0.0.1:7443";
@@ -186,10 +189,14 @@ impl Config {
         let gpu = GpuConfig {
             nvml: file.gpu.nvml.unwrap_or_else(|| DEFAULT_NVML.into()),
             cdi_dirs: file.gpu.cdi_dirs.unwrap_or_else(|| DEFAULT_CDI_DIRS.map(PathBuf::from).to_vec()),
+            mps_pipe_dir: file.gpu.mps_pipe_dir.unwrap_or_else(|| DEFAULT_MPS_PIPE_DIR.into()),
+            mps_log_dir: file.gpu.mps_log_dir.unwrap_or_else(|| DEFAULT_MPS_LOG_DIR.into()),
         };
-        for dir in gpu.cdi_dirs.iter().filter(|dir| !dir.is_absolute()) {
+        let mps = [("gpu.mps_pipe_dir", &gpu.mps_pipe_dir), ("gpu.mps_log_dir", &gpu.mps_log_dir)];
+        let folders = gpu.cdi_dirs.iter().map(|dir| ("gpu.cdi_dirs", dir)).chain(mps);
+        for (field, dir) in folders.filter(|(_, dir)| !dir.is_absolute()) {
             let message = format!("`{}` is no absolute path", dir.display());
-            note("gpu.cdi_dirs", Invalid::value(message, "write it like `/etc/cdi`"));
+            note(field, Invalid::value(message, "write it like `/etc/cdi`"));
         }
         let backup = file.backup.resolve(&data, &mut note);
         registries::check(&file.registries, &mut note);

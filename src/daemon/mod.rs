@@ -39,7 +39,11 @@ use crate::{
     agent::{
         Agent, AgentConfig, AgentParts,
         execute::Executor,
-        gpu::{Places, Watcher, cdi::Injector},
+        gpu::{
+            Places, Watcher,
+            cdi::{Injector, MpsPlaces},
+            kernel_log::KernelLog,
+        },
         image::{LoginFiles, Proxy, ProxySettings, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
@@ -171,6 +175,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let places = Places { nvml: config.gpu.nvml.clone(), ..Places::default() };
     let watcher = Watcher::new(places.drivers(), &places.proc, &directories.cgroup_parent());
     let (watcher, gpus, offences) = watcher.context("beginning to look at the GPUs")?;
+    let watcher = watcher.with_kernel_log(KernelLog::open(&places.kernel_log));
     let (feed, assignments) = watch::channel(None);
     tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
     let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
@@ -215,7 +220,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         secrets,
         volumes: volumes.clone(),
         pulls,
-        gpus: Injector::new(config.gpu.cdi_dirs.clone(), gpus.clone()),
+        gpus: Injector::new(config.gpu.cdi_dirs.clone(), gpus.clone())
+            .with_mps(MpsPlaces { pipes: config.gpu.mps_pipe_dir.clone(), logs: config.gpu.mps_log_dir.clone() }),
         turns: Turns::default(),
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };

@@ -8,7 +8,7 @@ use axum::{
 use toft_model::{
     gpu::Gpu,
     name::Name,
-    node::{Availability, Inventory, NodeChanges, NodeFacts, NodeSettings},
+    node::{Availability, Inventory, NodeChanges, NodeFacts},
     schedule::{Remaining, RemainingState},
     state::NodeRow,
     units::{format_bytes, format_span_ms},
@@ -116,13 +116,14 @@ fn gpus(inventory: &Inventory, facts: Option<&NodeFacts>) -> Facts {
     inventory.gpus.iter().enumerate().map(line).collect()
 }
 
-fn said(settings: &NodeSettings) -> Facts {
+fn said(node: &NodeRow) -> Facts {
+    let settings = &node.settings;
     let taints: Vec<String> = settings.taints.iter().map(ToString::to_string).collect();
     let percent = |percent: u32| format!("{percent} %");
     let facts = [
         ("Taints", Some(taints.join(", ")).filter(|taints| !taints.is_empty())),
         ("Price per hour", settings.price_per_hour.map(|price| price.to_string())),
-        ("Watts", settings.watts.map(|watts| watts.to_string())),
+        ("Watts", node.watts().map(|watts| watts.to_string())),
         ("CPU to reserve", settings.cpu_percent.map(percent)),
         ("Memory to reserve", settings.memory_percent.map(percent)),
     ];
@@ -157,7 +158,7 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let mut labels = node.given_labels();
     labels.extend(node.inventory.labels());
     groups.push(("Labels", labels.into_iter().collect()));
-    let said = said(&node.settings);
+    let said = said(&node);
     if !said.is_empty() {
         groups.push(("Settings", said));
     }

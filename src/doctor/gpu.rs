@@ -297,7 +297,9 @@ mod tests {
 
         fn checks(&self) -> Vec<Check> {
             let nvml = "/no/such/libnvidia-ml.so.1".into();
-            checks(self.0.path(), &GpuConfig { nvml, cdi_dirs: vec![self.0.path().join("etc/cdi")] })
+            let (mps_pipe_dir, mps_log_dir) = ("/tmp/nvidia-mps".into(), "/var/log/nvidia-mps".into());
+            let cdi_dirs = vec![self.0.path().join("etc/cdi")];
+            checks(self.0.path(), &GpuConfig { nvml, cdi_dirs, mps_pipe_dir, mps_log_dir })
         }
 
         #[track_caller]

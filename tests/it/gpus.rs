@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -14,7 +15,10 @@ use toft::agent::{
     gpu::{Card, GpuWatch, Handle, SeenGpu, Sight, cdi::Injector, fake},
     runtime::{ContainerSpec, Runtime},
 };
-use toft_model::gpu::{GpuFacts, GpuHold};
+use toft_model::{
+    gpu::{GpuFacts, GpuHold},
+    workload::ProcessSpec,
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -28,17 +32,17 @@ use crate::{
     runtime_conformance::{next_end, spec},
 };
 
-const VERSION: &str = "570.86.10";
+pub const VERSION: &str = "570.86.10";
 
 /// A character device with those numbers.
-fn device(path: &Path, major: u64, minor: u64) {
+pub fn device(path: &Path, major: u64, minor: u64) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     mknod(path, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor)).unwrap();
 }
 
 /// A machine's files: two cards and a driver. The first card is `/dev/fuse` by its numbers, which no container may use
 /// by itself.
-fn root() -> tempfile::TempDir {
+pub fn root() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
     for (name, major, minor) in [("nvidiactl", 1, 3), ("nvidia-uvm", 1, 3), ("nvidia0", 10, 229), ("nvidia1", 1, 5)] {
@@ -49,7 +53,7 @@ fn root() -> tempfile::TempDir {
 }
 
 /// Puts the driver of a version in place of the one that is there.
-fn install(root: &Path, version: &str) {
+pub fn install(root: &Path, version: &str) {
     let libraries = root.join("usr/lib64");
     let _ = fs::remove_dir_all(&libraries);
     fs::create_dir_all(&libraries).unwrap();
@@ -62,7 +66,7 @@ fn install(root: &Path, version: &str) {
 }
 
 /// Two cards, seen.
-fn sight() -> (watch::Sender<Option<Arc<Sight>>>, GpuWatch) {
+pub fn sight() -> (watch::Sender<Option<Arc<Sight>>>, GpuWatch) {
     let seen = |(place, name): (u32, &str)| {
         let card: Card = fake::card(&name.parse().unwrap(), 24_564);
         let gpu = json!({ "id": name, "vendor": "nvidia", "model": card.model, "memory_mib": 24_564,
@@ -74,12 +78,18 @@ fn sight() -> (watch::Sender<Option<Arc<Sight>>>, GpuWatch) {
     watch::channel(Some(Arc::new(Sight { gpus, away: Vec::new() })))
 }
 
-fn hold(name: &str) -> Vec<GpuHold> {
+pub fn hold(name: &str) -> Vec<GpuHold> {
     vec![GpuHold { gpu: name.parse().unwrap(), vram_mib: None }]
 }
 
+/// Gives cards on a machine whose files lie below `root`.
+pub fn injector(root: &Path, specifications: &[PathBuf], gpus: GpuWatch) -> Injector {
+    let program = Path::new(env!("CARGO_BIN_EXE_toft"));
+    Injector::new(specifications.to_vec(), gpus).with_root(root).with_program(program)
+}
+
 /// Runs a container's process to its end; gives its exit code and what it wrote.
-async fn run(lab: &Lab, runtime: &dyn Runtime, order: &ContainerSpec) -> (Option<i32>, String) {
+pub async fn run(lab: &Lab, runtime: &dyn Runtime, order: &ContainerSpec) -> (Option<i32>, String) {
     let mut events = runtime.events();
     runtime.create_task(order.id, &lab.logger()).await.unwrap();
     runtime.start_task(order.id).await.unwrap();
@@ -98,11 +108,12 @@ async fn a_container_sees_its_cards_and_no_others() {
     runtime.import_image(Box::new(std::io::Cursor::new(archive)), None).await.unwrap();
     let root = root();
     let (_seen, gpus) = sight();
-    let injector = Injector::new(Vec::new(), gpus).with_root(root.path());
+    let (injector, plain) = (injector(root.path(), &[], gpus), ProcessSpec::default());
 
     let script = "echo $NVIDIA_VISIBLE_DEVICES; cd /dev; ls -d nvidia*; dd if=nvidia0 count=0 2>&1 && echo opened; \
         cat /usr/lib64/libcuda.so.1 /usr/lib/x86_64-linux-gnu/libcuda.so.570.86.10; echo x >/usr/lib64/libcuda.so.1";
-    let first = ContainerSpec { edits: injector.edits(&hold("GPU-1")).await.unwrap(), ..spec(&["sh", "-c", script]) };
+    let first =
+        ContainerSpec { edits: injector.edits(&hold("GPU-1"), &plain).await.unwrap(), ..spec(&["sh", "-c", script]) };
     runtime.create_container(&first).await.unwrap();
     let (_, out) = run(&lab, runtime, &first).await;
     assert!(out.starts_with("GPU-1\nnvidia-uvm\nnvidia0\nnvidiactl\n"), "{out}");
@@ -111,7 +122,8 @@ async fn a_container_sees_its_cards_and_no_others() {
 
     // The other card's container cannot reach the first, even with a node that it makes for itself.
     let script = "echo $NVIDIA_VISIBLE_DEVICES; cd /dev; ls -d nvidia*; mknod /tmp/n c 10 229; dd if=/tmp/n count=0";
-    let second = ContainerSpec { edits: injector.edits(&hold("GPU-2")).await.unwrap(), ..spec(&["sh", "-c", script]) };
+    let second =
+        ContainerSpec { edits: injector.edits(&hold("GPU-2"), &plain).await.unwrap(), ..spec(&["sh", "-c", script]) };
     runtime.create_container(&second).await.unwrap();
     let (code, out) = run(&lab, runtime, &second).await;
     assert!(out.starts_with("GPU-2\nnvidia-uvm\nnvidia1\nnvidiactl\n"), "{out}");
@@ -126,7 +138,7 @@ async fn a_container_sees_its_cards_and_no_others() {
 
     // After an upgrade of the driver the same container gets the new one's files.
     install(root.path(), "575.51");
-    let fresh = injector.edits(&hold("GPU-1")).await.unwrap();
+    let fresh = injector.edits(&hold("GPU-1"), &plain).await.unwrap();
     assert_ne!(fresh, first.edits);
     runtime.edit_container(first.id, &fresh).await.unwrap();
     let (_, out) = run(&lab, runtime, &first).await;
@@ -140,22 +152,22 @@ async fn a_container_sees_its_cards_and_no_others() {
 async fn what_a_card_needs_is_named_when_it_is_missing() {
     let root = root();
     let (seen, gpus) = sight();
-    let injector = Injector::new(Vec::new(), gpus).with_root(root.path());
-    let why = injector.edits(&hold("GPU-9")).await.unwrap_err();
+    let (injector, plain) = (injector(root.path(), &[], gpus), ProcessSpec::default());
+    let why = injector.edits(&hold("GPU-9"), &plain).await.unwrap_err();
     assert_eq!(why.to_string(), "the GPU `GPU-9` is not on this node now");
     fs::remove_file(root.path().join("dev/nvidia1")).unwrap();
-    let why = injector.edits(&hold("GPU-2")).await.unwrap_err().to_string();
+    let why = injector.edits(&hold("GPU-2"), &plain).await.unwrap_err().to_string();
     assert!(why.contains("the device /dev/nvidia1 is not on this node") && why.contains("toft doctor"), "{why}");
-    assert!(injector.edits(&[]).await.unwrap().is_empty());
+    assert!(injector.edits(&[], &plain).await.unwrap().is_empty());
 
     // A share, where NVIDIA's service for sharing runs.
     fs::create_dir_all(root.path().join("tmp/nvidia-mps")).unwrap();
     fs::write(root.path().join("tmp/nvidia-mps/control"), "").unwrap();
     let share = [GpuHold { gpu: "GPU-1".parse().unwrap(), vram_mib: Some(8_192) }];
-    let edits = injector.edits(&share).await.unwrap();
+    let edits = injector.edits(&share, &plain).await.unwrap();
     assert!(edits.env.contains(&"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=8192M".to_owned()), "{:?}", edits.env);
     assert!(edits.mounts.iter().any(|mount| mount.container_path == Path::new("/tmp/nvidia-mps")));
-    assert!(!injector.edits(&hold("GPU-1")).await.unwrap().env.iter().any(|pair| pair.starts_with("CUDA_MPS")));
+    assert!(!injector.edits(&hold("GPU-1"), &plain).await.unwrap().env.iter().any(|pair| pair.starts_with("CUDA_MPS")));
     drop(seen);
 }
 
@@ -273,7 +285,9 @@ fn cards_are_told_given_guarded_and_moved_away_from() {
 
     // A card that falls off takes no work, and its instances go to the other.
     it.stub.tell(&told(0, "lost=1"));
+    let lost = Instant::now();
     it.until("the card is sick", |gpus| gpus[0]["sick"] == "it has fallen off the bus");
+    assert!(lost.elapsed() < Duration::from_secs(15), "{:?}", lost.elapsed());
     it.until("the instance has the other card", |gpus| gpus[1]["holders"][0]["instance"] == "llm-0");
     it.toft.instance_until("llm", "it runs there", |instance| instance["state"] == "running");
     wait_until("it sees the other card", || {
@@ -281,4 +295,27 @@ fn cards_are_told_given_guarded_and_moved_away_from() {
     });
     assert!(it.toft.good("gpu ls").contains("fallen off the bus"));
     it.toft.good("rm llm");
+
+    // A card that is named as specifications call it is held as any other.
+    it.toft.toft(&["run", "-n", "named", "--device", "nvidia.com/gpu=1", "busybox", "--", "sleep", "1000"]).good();
+    it.until("it is held", |gpus| gpus[1]["holders"][0]["instance"] == "named-0" && gpus[1]["reserved_mib"] == 24_576);
+    let both = ["run", "-n", "both", "--device", "nvidia.com/gpu=1", "--gpus", "1", "busybox"];
+    assert!(it.toft.toft(&both).bad(125).contains("`gpus` asks for some already"));
+    it.toft.good("rm named");
+
+    // What cards draw is what the node draws, and has its price.
+    it.toft.good("cluster set placement.electricity_price=0.5");
+    it.toft.good(&format!("node set {node} --base-watts 100"));
+    it.stub.tell(&told(0, "power=200000"));
+    it.until("the power is told", |gpus| gpus[0]["watts"] == 200);
+    let told_of_node = it.toft.json(&format!("node inspect {node} --json"));
+    assert_eq!((&told_of_node["watts"], &told_of_node["cost_per_hour"]), (&300.into(), &0.15.into()));
+    let top = it.toft.good("gpu top --no-stream");
+    assert!(top.contains("300 W") && top.contains("0.1500"), "{top}");
+
+    // It comes back by itself.
+    let well = it.until("the card is well", |gpus| gpus[0]["sick"].is_null());
+    assert_eq!(well.as_array().unwrap().len(), 2);
+    it.toft.toft(&["run", "-n", "back", "--gpus", "device=0", "busybox", "--", "sleep", "1000"]).good();
+    it.toft.good("rm back");
 }

@@ -7,6 +7,7 @@ mod attach;
 mod backup;
 mod bad_input;
 mod browser;
+mod cdi;
 mod cluster;
 mod containerd_loss;
 mod cp;

@@ -10,8 +10,8 @@ use std::{
 use toft_model::gpu::{GpuMeasured, GpuVendor};
 
 use super::{
-    Card, CardProcess, Driver, DriverError, Handle, Places, mib,
-    sysfs::{self, DrmCard, degrees, hexadecimal, number, text, watts},
+    Card, Driver, DriverError, Places, mib,
+    sysfs::{self, DrmCard, Told, degrees, hexadecimal, number, text, watts},
 };
 
 const VENDOR: u16 = 0x1002;
@@ -61,30 +61,14 @@ impl Driver for AmdDriver {
         let computing = computing(&self.places.sys);
         let mut seen = Vec::new();
         for ((memory, card), index) in own.into_iter().zip(0..) {
-            let Ok(id) = format!("pci-{}", card.pci).parse() else { continue };
             let mut held: BTreeMap<u32, u64> = drawing.get(&card.pci).cloned().unwrap_or_default();
             for (pid, bytes) in computing.get(&card.pci).into_iter().flatten() {
                 // Both may count the same memory.
                 let known = held.entry(*pid).or_default();
                 *known = (*known).max(*bytes);
             }
-            seen.push(Card {
-                id,
-                vendor: GpuVendor::Amd,
-                model: self.name(&card),
-                memory_mib: mib(memory),
-                parent: None,
-                driver: sysfs::driver_version(&self.places.sys, &card.device),
-                cuda: None,
-                handle: Handle { index, minor: Some(card.number), pci: Some(card.pci.clone()), mig: None },
-                measured: measured(&card.device),
-                links: Vec::new(),
-                processes: held
-                    .into_iter()
-                    .map(|(pid, bytes)| CardProcess { pid, memory_bytes: Some(bytes) })
-                    .collect(),
-                fault: None,
-            });
+            let told = Told { model: self.name(&card), memory_bytes: memory, measured: measured(&card.device), held };
+            seen.extend(card.card(&self.places.sys, GpuVendor::Amd, index, told));
         }
         Ok(seen)
     }
@@ -94,9 +78,7 @@ fn measured(device: &Path) -> GpuMeasured {
     let sensors = sysfs::hwmon(device).unwrap_or_else(|| device.join("hwmon/none"));
     let sensor = |name: &str| sensors.join(name);
     let mhz = |name: &str| number::<u64>(&sensor(name)).and_then(|hertz| u32::try_from(hertz / 1_000_000).ok());
-    // `ue: 0` and `ce: 0`, one a line.
-    let errors = text(&device.join("ras/umc_err_count")).unwrap_or_default();
-    let count = |key: &str| errors.lines().find_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+    let (ecc_uncorrected, ecc_corrected) = errors(device);
     GpuMeasured {
         memory_used_mib: number(&device.join("mem_info_vram_used")).map(mib),
         memory_reserved_mib: None,
@@ -109,10 +91,24 @@ fn measured(device: &Path) -> GpuMeasured {
         clock_mhz: mhz("freq1_input"),
         memory_clock_mhz: mhz("freq2_input"),
         fan_percent: number::<u32>(&sensor("pwm1")).map(|of_255| of_255.min(255) * 100 / 255),
-        ecc_corrected: count("ce:"),
-        ecc_uncorrected: count("ue:"),
+        ecc_corrected,
+        ecc_uncorrected,
         xid: None,
     }
+}
+
+/// Errors that were not and that were corrected, of all parts of the chip that count them: `ue: 0` and `ce: 0`, one a line, in
+/// `ras/PART_err_count`.
+fn errors(device: &Path) -> (Option<u64>, Option<u64>) {
+    let entries = fs::read_dir(device.join("ras")).into_iter().flatten().flatten();
+    let counts = entries.filter(|entry| entry.file_name().to_string_lossy().ends_with("_err_count"));
+    let texts: Vec<String> = counts.filter_map(|entry| text(&entry.path())).collect();
+    let count = |key: &str| {
+        let told =
+            texts.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix(key)?.trim().parse().ok());
+        told.reduce(u64::saturating_add)
+    };
+    (count("ue:"), count("ce:"))
 }
 
 /// Memory in bytes that programs for computing hold, by the card's address and the process.
@@ -171,7 +167,9 @@ mod tests {
                 ("mem_info_vram_used", "1073741824\n"),
                 ("gpu_busy_percent", "37\n"),
                 ("mem_busy_percent", "12\n"),
-                ("ras/umc_err_count", "ue: 2\nce: 5\n"),
+                ("ras/umc_err_count", "ue: 1\nce: 5\n"),
+                ("ras/gfx_err_count", "ue: 1\nce: 0\n"),
+                ("ras/features", "feature mask: 0x5\n"),
                 ("hwmon/hwmon3/temp1_input", "61000\n"),
                 ("hwmon/hwmon3/temp1_crit", "100000\n"),
                 ("hwmon/hwmon3/power1_average", "84000000\n"),

@@ -8,7 +8,10 @@ use toft_model::{
     ids::InstanceId,
 };
 
-use super::{Card, CardProcess, DriverError, Handle, MOST_CARDS, MOST_PROCESSES, health::Health, mib, owners::Owners};
+use super::{
+    Card, CardProcess, DriverError, Handle, MOST_CARDS, MOST_PROCESSES, health::Health, kernel_log::KernelLog, mib,
+    owners::Owners, power::Power,
+};
 
 /// Steps in which the memory used outside toft is told, in MiB.
 const STEP_MIB: u32 = 256;
@@ -77,6 +80,7 @@ pub type Shares = BTreeMap<InstanceId, Vec<GpuHold>>;
 /// What is remembered from look to look.
 pub struct Assessor {
     owners: Owners,
+    log: KernelLog,
     memory: HashMap<GpuId, Memory>,
     /// Cards as each driver last showed them.
     known: BTreeMap<GpuVendor, Vec<Card>>,
@@ -87,6 +91,7 @@ pub struct Assessor {
 #[derive(Debug, Default)]
 struct Memory {
     health: Health,
+    power: Power,
     outside_mib: u32,
     driver: Option<String>,
 }
@@ -97,7 +102,14 @@ type Holders = BTreeMap<Option<InstanceId>, u64>;
 impl Assessor {
     /// One that knows nothing yet.
     pub fn new(owners: Owners) -> Self {
-        Self { owners, memory: HashMap::new(), known: BTreeMap::new(), offences: BTreeMap::new() }
+        let log = KernelLog::none();
+        Self { owners, log, memory: HashMap::new(), known: BTreeMap::new(), offences: BTreeMap::new() }
+    }
+
+    /// The same that hears of faults by the kernel's log too.
+    pub fn with_kernel_log(mut self, log: KernelLog) -> Self {
+        self.log = log;
+        self
     }
 
     /// Takes what every driver showed at `now_ms`. The cards of one that is away are still there, and sick.
@@ -107,6 +119,7 @@ impl Assessor {
         shares: &Shares,
         now_ms: i64,
     ) -> (Sight, Vec<Offence>) {
+        self.log.read(now_ms);
         let mut sight = Sight::default();
         let mut cards: Vec<Card> = Vec::new();
         for (vendor, shown) in shown {
@@ -127,10 +140,13 @@ impl Assessor {
         cards.sort_by_key(|card| (card.parent.is_some(), card.vendor));
         cards.truncate(MOST_CARDS);
         let mut offences = Vec::new();
-        for (place, card) in (0..).zip(cards) {
+        for (place, mut card) in (0..).zip(cards) {
+            let logged = card.handle.pci.as_deref().map(|pci| self.log.of_card(pci)).unwrap_or_default();
+            let told = card.measured.xid.filter(|told| logged.xid.is_none_or(|logged| logged.at_ms <= told.at_ms));
+            card.measured.xid = told.or(logged.xid);
             let (processes, holders) = self.processes(&card);
             offences.extend(over(&card, &holders, shares));
-            let facts = self.facts(place, &card, processes, &holders, shares, now_ms);
+            let facts = self.facts((place, logged.reset), &card, processes, &holders, shares, now_ms);
             sight.gpus.push(SeenGpu { facts, handle: card.handle });
         }
         let there: BTreeSet<&GpuId> = sight.gpus.iter().map(|seen| &seen.facts.gpu.id).collect();
@@ -153,7 +169,7 @@ impl Assessor {
 
     fn facts(
         &mut self,
-        place: u32,
+        (place, reset): (u32, Option<(&'static str, i64)>),
         card: &Card,
         processes: Vec<GpuProcess>,
         holders: &Holders,
@@ -165,6 +181,9 @@ impl Assessor {
             memory.health.driver_is_new();
         }
         memory.driver = card.driver.clone().or(memory.driver.take());
+        if let Some((meaning, at_ms)) = reset {
+            memory.health.was_reset(meaning, at_ms, now_ms);
+        }
         let sick = memory.health.look(card.fault.as_deref(), &card.measured, now_ms);
         // A card that tells nothing now is used as it was.
         if let Some(used) = card.measured.memory_used_mib {
@@ -189,6 +208,8 @@ impl Assessor {
             outside_mib: memory.outside_mib,
             parent: card.parent.clone(),
             sick: sick.as_deref().map(short),
+            watts: memory.power.look(card.measured.power_watts.filter(|_| card.parent.is_none()), now_ms),
+            links: card.links.clone(),
         };
         GpuFacts {
             gpu,
@@ -197,7 +218,6 @@ impl Assessor {
             driver: card.driver.clone(),
             cuda: card.cuda.clone(),
             measured: card.measured.clone(),
-            links: card.links.clone(),
             processes,
         }
     }
@@ -296,6 +316,24 @@ mod tests {
 
     fn look(assessor: &mut Assessor, cards: Vec<Card>, shares: &Shares, now_ms: i64) -> (Sight, Vec<Offence>) {
         assessor.look(vec![(GpuVendor::Nvidia, Ok(cards))], shares, now_ms)
+    }
+
+    #[test]
+    fn faults_that_only_the_kernels_log_tells_make_a_card_sick() {
+        let (_dir, assessor) = machine();
+        let up_us = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec * 1_000_000;
+        let line = format!("4,1,{up_us},-;NVRM: Xid (PCI:0000:01:00): 79, x");
+        let mut assessor = assessor.with_kernel_log(KernelLog::of(std::io::Cursor::new(line.into_bytes())));
+        let at = |name: &str, pci: &str| {
+            let mut card = card(&id(name), 1_000);
+            card.handle.pci = Some(pci.into());
+            card
+        };
+        let cards = vec![at("GPU-0", "0000:01:00.0"), at("GPU-1", "0000:02:00.0")];
+        let (sight, _) = look(&mut assessor, cards, &Shares::new(), 5_000_000);
+        let sick: Vec<_> = sight.inventory().into_iter().map(|gpu| gpu.sick).collect();
+        assert_eq!(sick, [Some("Xid 79: it has fallen off the bus".to_owned()), None]);
+        assert_eq!(sight.gpus[0].facts.measured.xid.unwrap().code, 79);
     }
 
     #[test]

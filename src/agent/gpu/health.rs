@@ -8,6 +8,8 @@ const WELL_FOR_MS: i64 = 30_000;
 /// The same after a fault inside the chip, which often comes again: doubled with each, up to the second number.
 const AFTER_XID_MS: i64 = 600_000;
 const LONGEST_AFTER_XID_MS: i64 = 6 * 3_600_000;
+/// The same fault again within so long is the same.
+const SAME_MS: i64 = 60_000;
 /// Looks in a row that must find a card hot, or cool.
 const LOOKS: u32 = 3;
 /// Degrees below its limit at which a hot card is cool again.
@@ -37,8 +39,10 @@ const FATAL_XIDS: [(u64, &str); 12] = [
 pub(super) struct Health {
     /// Why it is ill and until when at least.
     ill: Option<(String, i64)>,
-    /// The newest fatal fault that was judged.
-    xid_at_ms: Option<i64>,
+    /// The newest fatal fault that was judged: what it is, and when.
+    xid: Option<(u64, i64)>,
+    /// When the newest reset that failed was.
+    reset_at_ms: Option<i64>,
     /// How many there were.
     xids: u32,
     /// Uncorrected errors when it was last looked at.
@@ -67,7 +71,18 @@ impl Health {
 
     /// The driver was loaded anew: what was wrong inside the chip is over.
     pub(super) fn driver_is_new(&mut self) {
-        *self = Self::default();
+        // What was judged is not judged again.
+        *self = Self { xid: self.xid, reset_at_ms: self.reset_at_ms, ..Self::default() };
+    }
+
+    /// Its driver tells that it did not come back from a reset.
+    pub(super) fn was_reset(&mut self, meaning: &str, at_ms: i64, now_ms: i64) {
+        if self.reset_at_ms.is_some_and(|known| at_ms - known < SAME_MS) {
+            return;
+        }
+        self.reset_at_ms = Some(at_ms);
+        let until_ms = at_ms.min(now_ms) + self.hold_ms();
+        self.fall_ill(format!("the kernel's log: {meaning}"), until_ms);
     }
 
     fn fall_ill(&mut self, reason: String, until_ms: i64) {
@@ -88,10 +103,14 @@ impl Health {
     }
 
     fn look_for_xids(&mut self, measured: &GpuMeasured, now_ms: i64) {
-        let Some(xid) = measured.xid.filter(|xid| self.xid_at_ms.is_none_or(|known| known < xid.at_ms)) else { return };
+        let Some(xid) = measured.xid else { return };
         let Some((_, meaning)) = FATAL_XIDS.iter().find(|(code, _)| *code == xid.code) else { return };
-        self.xid_at_ms = Some(xid.at_ms);
-        let until_ms = now_ms + self.hold_ms();
+        let old = |(code, at_ms): (u64, i64)| xid.at_ms <= at_ms || (code == xid.code && xid.at_ms - at_ms < SAME_MS);
+        if self.xid.is_some_and(old) {
+            return;
+        }
+        self.xid = Some((xid.code, xid.at_ms));
+        let until_ms = xid.at_ms.min(now_ms) + self.hold_ms();
         self.fall_ill(format!("Xid {}: {meaning}", xid.code), until_ms);
     }
 
@@ -145,8 +164,28 @@ mod tests {
         assert_eq!(health.look(None, &with(79, 5), 600_005), None, "the same fault is not judged again");
         assert!(health.look(None, &with(79, 700_000), 700_000).is_some());
         assert!(health.look(None, &with(79, 700_000), 1_800_000).is_some(), "the second time twice as long");
+        for at_ms in (1..12).map(|hour| hour * 100_000_000) {
+            assert!(health.look(None, &with(79, at_ms), at_ms).is_some());
+            assert_eq!(health.look(None, &with(79, at_ms), at_ms + LONGEST_AFTER_XID_MS), None, "six hours at most");
+        }
+        assert!(health.look(None, &with(79, 2_000_000_000), 2_000_000_000).is_some());
         health.driver_is_new();
-        assert_eq!(health.look(None, &well(), 1_800_001), None);
+        assert_eq!(health.look(None, &with(79, 2_000_000_000), 2_000_000_001), None, "it is over with the driver");
+    }
+
+    #[test]
+    fn one_fault_that_is_told_in_two_ways_or_often_is_one() {
+        let with = |code, at_ms| GpuMeasured { xid: Some(GpuXid { code, at_ms }), ..well() };
+        let mut health = Health::default();
+        for at_ms in [1_000, 1_003, 4_000, 50_000] {
+            assert!(health.look(None, &with(79, at_ms), at_ms).is_some());
+        }
+        assert_eq!(health.look(None, &with(79, 50_000), 601_000), None, "held from the first on, and not doubled");
+        let mut health = Health::default();
+        health.was_reset("a reset failed", 500, 1_000);
+        assert_eq!(health.look(None, &well(), 1_000).as_deref(), Some("the kernel's log: a reset failed"));
+        health.was_reset("a reset failed", 500, 600_501);
+        assert_eq!(health.look(None, &well(), 600_501), None);
     }
 
     #[test]

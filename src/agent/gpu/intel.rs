@@ -9,8 +9,8 @@ use std::{
 use toft_model::gpu::{GpuMeasured, GpuVendor};
 
 use super::{
-    Card, CardProcess, Driver, DriverError, Handle, Places, mib,
-    sysfs::{self, DrmCard, degrees, hexadecimal, number, watts},
+    Card, Driver, DriverError, Places, mib,
+    sysfs::{self, DrmCard, Told, degrees, hexadecimal, number, watts},
 };
 
 const VENDOR: u16 = 0x8086;
@@ -83,25 +83,10 @@ impl Driver for IntelDriver {
         let clients = sysfs::clients(&self.places.proc);
         let mut seen = Vec::new();
         for ((memory, card), index) in own.into_iter().zip(0..) {
-            let Ok(id) = format!("pci-{}", card.pci).parse() else { continue };
             let held = clients.get(&card.pci).cloned().unwrap_or_default();
-            seen.push(Card {
-                id,
-                vendor: GpuVendor::Intel,
-                model: self.name(&card),
-                memory_mib: mib(memory),
-                parent: None,
-                driver: sysfs::driver_version(&self.places.sys, &card.device),
-                cuda: None,
-                handle: Handle { index, minor: Some(card.number), pci: Some(card.pci.clone()), mig: None },
-                measured: self.measured(&card, held.values().sum()),
-                links: Vec::new(),
-                processes: held
-                    .into_iter()
-                    .map(|(pid, bytes)| CardProcess { pid, memory_bytes: Some(bytes) })
-                    .collect(),
-                fault: None,
-            });
+            let measured = self.measured(&card, held.values().sum());
+            let told = Told { model: self.name(&card), memory_bytes: memory, measured, held };
+            seen.extend(card.card(&self.places.sys, GpuVendor::Intel, index, told));
         }
         Ok(seen)
     }

@@ -10,8 +10,10 @@ pub mod cdi;
 pub mod fake;
 mod health;
 pub mod intel;
+pub mod kernel_log;
 pub mod nvml;
 mod owners;
+mod power;
 mod sysfs;
 pub mod watch;
 
@@ -118,13 +120,21 @@ pub struct Places {
     pub proc: PathBuf,
     /// `/usr/share`, where names of devices lie.
     pub share: PathBuf,
+    /// `/dev/kmsg`, the kernel's log.
+    pub kernel_log: PathBuf,
 }
 
 impl Default for Places {
     fn default() -> Self {
         let path = PathBuf::from;
         // The name without a number is there only where programs are built.
-        Self { nvml: path("libnvidia-ml.so.1"), sys: path("/sys"), proc: path("/proc"), share: path("/usr/share") }
+        Self {
+            nvml: path("libnvidia-ml.so.1"),
+            sys: path("/sys"),
+            proc: path("/proc"),
+            share: path("/usr/share"),
+            kernel_log: path("/dev/kmsg"),
+        }
     }
 }
 

@@ -8,6 +8,10 @@ use std::{
     str::FromStr,
 };
 
+use toft_model::gpu::{GpuMeasured, GpuVendor};
+
+use super::{Card, CardProcess, Handle, mib};
+
 /// Largest file that is read, in bytes: lists of names are a megabyte and a half.
 const LARGEST: u64 = 8 << 20;
 /// Processes looked into, and open files of each.
@@ -44,6 +48,36 @@ pub(super) fn cards(sys: &Path, vendor: u16) -> Vec<DrmCard> {
     cards.sort_by(|a, b| a.pci.cmp(&b.pci));
     cards.dedup_by(|a, b| a.pci == b.pci);
     cards
+}
+
+/// What a vendor's driver says of one of its cards, beyond what the kernel shows of all.
+pub(super) struct Told {
+    pub(super) model: String,
+    pub(super) memory_bytes: u64,
+    pub(super) measured: GpuMeasured,
+    /// Memory in bytes that processes hold.
+    pub(super) held: BTreeMap<u32, u64>,
+}
+
+impl DrmCard {
+    /// Number `index` of a vendor's cards. Nothing when its address makes no name.
+    pub(super) fn card(&self, sys: &Path, vendor: GpuVendor, index: u32, told: Told) -> Option<Card> {
+        let processes = told.held.into_iter().map(|(pid, bytes)| CardProcess { pid, memory_bytes: Some(bytes) });
+        Some(Card {
+            id: format!("pci-{}", self.pci).parse().ok()?,
+            vendor,
+            model: told.model,
+            memory_mib: mib(told.memory_bytes),
+            parent: None,
+            driver: driver_version(sys, &self.device),
+            cuda: None,
+            handle: Handle { index, minor: Some(self.number), pci: Some(self.pci.clone()), mig: None },
+            measured: told.measured,
+            links: Vec::new(),
+            processes: processes.collect(),
+            fault: None,
+        })
+    }
 }
 
 /// `0000:03:00.0`
@@ -90,7 +124,7 @@ pub(super) fn watts(path: &Path) -> Option<f64> {
 }
 
 /// The version of the kernel's driver for a device: its own, where it has one, else the kernel's.
-pub(super) fn driver_version(sys: &Path, device: &Path) -> Option<String> {
+fn driver_version(sys: &Path, device: &Path) -> Option<String> {
     let driver = fs::canonicalize(device.join("driver")).ok()?;
     let name = driver.file_name()?.to_str()?.to_owned();
     let version = text(&sys.join("module").join(&name).join("version"));

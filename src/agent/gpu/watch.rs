@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Card, Driver, DriverError, Offence, Sight,
     assess::{Assessor, Shares},
+    kernel_log::KernelLog,
     owners::Owners,
 };
 
@@ -111,6 +112,12 @@ impl Watcher {
         let assessor = Assessor::new(Owners::new(proc, parent));
         let patience = (PATIENCE, FIRST_PATIENCE);
         Ok((Self { eyes, assessor, sight, offences, pace: PACE, patience }, watch, heard))
+    }
+
+    /// The same that hears of faults by the kernel's log too.
+    pub fn with_kernel_log(mut self, log: KernelLog) -> Self {
+        self.assessor = self.assessor.with_kernel_log(log);
+        self
     }
 
     /// Looks more often and waits less: for tests.

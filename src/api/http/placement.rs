@@ -36,7 +36,8 @@ pub async fn configure_node(
     Parsed(name): Parsed<Name>,
     Body(changes): Body<NodeChanges>,
 ) -> Result<Json<Node>, ApiError> {
-    Ok(Json(ops.configure_node(name, changes).await?.into()))
+    let row = ops.configure_node(name, changes).await?;
+    Ok(Json(Node::of(row, &ops.placement_settings().await?)))
 }
 
 /// What is still on a node, and what it waits for. A node on which everything is `down` is empty.

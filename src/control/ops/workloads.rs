@@ -22,6 +22,7 @@ use crate::control::{ControlError, ErrorKind};
 impl Ops {
     /// Writes a specification and gives the workload as it then is. With [`PutMode::Create`] the name must be free.
     pub async fn put_workload(&self, spec: WorkloadSpec, mode: PutMode) -> Result<WorkloadView, ControlError> {
+        let spec = spec.with_named_gpus()?;
         spec.validate()?;
         self.check_host_ports(&spec).await?;
         let name = spec.name.clone();

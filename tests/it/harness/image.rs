@@ -99,13 +99,19 @@ impl Layout {
 
     /// Adds manifest, config and layer of one platform.
     pub fn image(&mut self, architecture: &str, process: Value) -> Value {
-        let layer = busybox_layer();
+        self.image_of(architecture, process, &[busybox_layer()])
+    }
+
+    /// The same of these layers.
+    pub fn image_of(&mut self, architecture: &str, process: Value, layers: &[Vec<u8>]) -> Value {
+        let ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
         let config = json!({"architecture": architecture, "os": "linux", "config": process,
-            "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]}});
-        let layer = self.blob("application/vnd.oci.image.layer.v1.tar+gzip", gzip(&layer));
+            "rootfs": {"type": "layers", "diff_ids": ids}});
+        let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let layers: Vec<Value> = layers.iter().map(|layer| self.blob(kind, gzip(layer))).collect();
         let config = self.blob("application/vnd.oci.image.config.v1+json", serde_json::to_vec(&config).unwrap());
         let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": config, "layers": [layer]});
+            "config": config, "layers": layers});
         self.blob("application/vnd.oci.image.manifest.v1+json", serde_json::to_vec(&manifest).unwrap())
     }
 
@@ -149,6 +155,14 @@ pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 pub fn busybox(name: &str, process: Value) -> Vec<u8> {
     let mut layout = Layout::new();
     let manifest = layout.image(here(), process);
+    layout.name(manifest, FULL_NAME, name);
+    layout.archive()
+}
+
+/// The same with files besides.
+pub fn busybox_with(name: &str, files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut layout = Layout::new();
+    let manifest = layout.image_of(here(), json!({"Cmd": ["sh"]}), &[busybox_layer(), tar(files)]);
     layout.name(manifest, FULL_NAME, name);
     layout.archive()
 }

@@ -168,7 +168,7 @@ struct utilization { unsigned gpu, memory; };
 CALL(nvmlDeviceGetUtilizationRates, void *h, struct utilization *v) OF { v->gpu = d->busy; v->memory = d->busy / 2; } DONE
 CALL(nvmlDeviceGetTemperature, void *h, int sensor, unsigned *v) (void)sensor; OF *v = d->temp; DONE
 CALL(nvmlDeviceGetTemperatureThreshold, void *h, int kind, unsigned *v) OF { *v = d->slowdown; if (kind != 1) code = NOT_SUPPORTED; } DONE
-CALL(nvmlDeviceGetPowerUsage, void *h, unsigned *v) OF *v = d->power; DONE
+CALL(nvmlDeviceGetPowerUsage, void *h, unsigned *v) OF { *v = d->power; if (!d->power) code = NOT_SUPPORTED; } DONE
 CALL(nvmlDeviceGetEnforcedPowerLimit, void *h, unsigned *v) OF *v = d->limit; DONE
 CALL(nvmlDeviceGetClockInfo, void *h, int kind, unsigned *v) OF *v = kind == 2 ? d->mem : d->sm; DONE
 CALL(nvmlDeviceGetFanSpeed_v2, void *h, unsigned fan, unsigned *v) (void)fan; OF { *v = d->fan; if (!d->fan) code = NOT_SUPPORTED; } DONE

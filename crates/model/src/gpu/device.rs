@@ -79,6 +79,15 @@ impl GpuVendor {
             Self::Intel => "intel",
         }
     }
+
+    /// How the Container Device Interface calls its cards.
+    pub fn cdi_kind(self) -> &'static str {
+        match self {
+            Self::Nvidia => "nvidia.com/gpu",
+            Self::Amd => "amd.com/gpu",
+            Self::Intel => "intel.com/gpu",
+        }
+    }
 }
 
 impl fmt::Display for GpuVendor {
@@ -145,6 +154,39 @@ pub struct Gpu {
     /// Why it takes no work, by its own telling: a fault, heat, a driver that is away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sick: Option<String>,
+    /// Power that it draws in watts, averaged over minutes and in coarse steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watts: Option<u32>,
+    /// Ways to the other cards of its node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<GpuLink>,
+}
+
+/// The way from one card to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct GpuLink {
+    /// The other card.
+    #[schema(value_type = String)]
+    pub to: GpuId,
+    /// Which way, as `nvidia-smi topo -m` calls it: `NV4` (four NVLinks), `PIX`, `PXB`, `PHB`, `NODE` or `SYS`.
+    pub way: String,
+}
+
+impl GpuLink {
+    /// How good the way is: more is better, 0 when nobody knows it.
+    pub(crate) fn worth(&self) -> u32 {
+        match self.way.as_str() {
+            "SYS" => 1,
+            "NODE" => 2,
+            "PHB" => 3,
+            "PXB" => 4,
+            "PIX" => 5,
+            way => {
+                let links = way.strip_prefix("NV").and_then(|links| links.parse::<u32>().ok());
+                links.map_or(0, |links| 100 + links.min(100))
+            }
+        }
+    }
 }
 
 impl Gpu {
@@ -188,12 +230,34 @@ pub struct GpuHold {
 }
 
 #[cfg(test)]
+pub(crate) mod made {
+    //! Made-up cards.
+
+    use super::{Gpu, GpuVendor};
+
+    /// A healthy one of NVIDIA's.
+    pub(crate) fn card(id: &str, model: &str, memory_mib: u32) -> Gpu {
+        let (id, vendor) = (id.parse().unwrap(), GpuVendor::Nvidia);
+        Gpu {
+            id,
+            vendor,
+            model: model.into(),
+            memory_mib,
+            outside_mib: 0,
+            parent: None,
+            sick: None,
+            watts: None,
+            links: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     fn card(model: &str, memory_mib: u32) -> Gpu {
-        let (id, vendor) = ("GPU-1".parse().unwrap(), GpuVendor::Nvidia);
-        Gpu { id, vendor, model: model.into(), memory_mib, outside_mib: 0, parent: None, sick: None }
+        made::card("GPU-1", model, memory_mib)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gpu, GpuId};
+use super::Gpu;
 use crate::ids::InstanceId;
 
 /// A GPU as it is now. What its driver does not tell is absent.
@@ -24,9 +24,6 @@ pub struct GpuFacts {
     pub cuda: Option<String>,
     /// What it measures.
     pub measured: GpuMeasured,
-    /// Ways to other cards.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub links: Vec<GpuLink>,
     /// Processes that hold memory of it, the largest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<GpuProcess>,
@@ -86,16 +83,6 @@ pub struct GpuXid {
     pub code: u64,
     /// When it was told, in milliseconds since 1970.
     pub at_ms: i64,
-}
-
-/// The way from one card to another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct GpuLink {
-    /// The other card.
-    #[schema(value_type = String)]
-    pub to: GpuId,
-    /// Which way, as `nvidia-smi topo -m` calls it: `NV4` (four NVLinks), `PIX`, `PXB`, `PHB`, `NODE` or `SYS`.
-    pub way: String,
 }
 
 /// A process that holds memory of a card.

@@ -4,8 +4,12 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Gpu, GpuId, GpuVendor};
+use super::{CdiName, Gpu, GpuId, GpuVendor};
 use crate::{invalid::Invalid, units::parse_bytes};
+
+/// Docker's words for parts of NVIDIA's library.
+const CAPABILITIES: [&str; 9] =
+    ["gpu", "nvidia", "compute", "utility", "graphics", "video", "display", "ngx", "compat32"];
 
 /// How much of how many cards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +47,8 @@ pub struct GpuRequest {
     pub models: Vec<String>,
     /// Only as large.
     pub memory: Option<GpuMemory>,
-    /// Only these, when there are any: a number is the place among the node's cards.
+    /// Only these, when there are any: a number is the place among the node's cards, or the vendor's where one is named, and
+    /// `0:1` a MIG device by the place of its card and its own.
     pub devices: Vec<GpuId>,
 }
 
@@ -63,8 +68,14 @@ impl GpuRequest {
         Self { amount, vendor: None, models: Vec::new(), memory: None, devices: Vec::new() }
     }
 
-    /// Whether `gpu`, number `place` among the cards of its node, is one of those that may be used; else why not.
-    pub fn allows(&self, gpu: &Gpu, place: usize) -> Result<(), String> {
+    /// All cards of a node.
+    pub fn all() -> Self {
+        Self { amount: GpuAmount::All, ..Self::cards(1) }
+    }
+
+    /// Whether number `place` of a node's `cards` is one of those that may be used; else why not.
+    pub fn allows(&self, cards: &[Gpu], place: usize) -> Result<(), String> {
+        let gpu = &cards[place];
         if self.vendor.is_some_and(|vendor| vendor != gpu.vendor) {
             return Err(format!("it is made by {}", gpu.vendor));
         }
@@ -77,11 +88,32 @@ impl GpuRequest {
                 return Err(format!("it has {size} GiB"));
             }
         }
-        let named = |name: &GpuId| *name == gpu.id || name.as_str().parse() == Ok(place);
-        if !self.devices.is_empty() && !self.devices.iter().any(named) {
+        if !self.devices.is_empty() && !self.devices.iter().any(|name| self.means(name, cards, place)) {
             return Err("it is not among the named ones".into());
         }
         Ok(())
+    }
+
+    /// Whether `name` is that of number `place` of `cards`: its own, its number, or for a MIG device the number of its card and its
+    /// number among that card's. Where a vendor is named, only its cards count.
+    fn means(&self, name: &GpuId, cards: &[Gpu], place: usize) -> bool {
+        let gpu = &cards[place];
+        let of_vendor = |card: &&Gpu| self.vendor.is_none_or(|vendor| vendor == card.vendor);
+        let number = |text: &str| text.parse::<usize>().ok();
+        let before = |is: &dyn Fn(&Gpu) -> bool| cards[..place].iter().filter(|card| is(card)).count();
+        if *name == gpu.id {
+            return true;
+        }
+        match name.as_str().split_once(':') {
+            None => number(name.as_str()) == Some(before(&|card| of_vendor(&card))),
+            Some((card, part)) => {
+                let parent = number(card).and_then(|card| cards.iter().filter(of_vendor).nth(card));
+                let parent = parent.map(|parent| &parent.id);
+                gpu.parent.is_some()
+                    && gpu.parent.as_ref() == parent
+                    && number(part) == Some(before(&|card| card.parent.as_ref() == parent))
+            }
+        }
     }
 }
 
@@ -100,6 +132,12 @@ impl FromStr for GpuRequest {
         if text.len() > Self::MAX_BYTES {
             return Err(bad("it is too long"));
         }
+        // Docker's users put words with commas in quotes, twice for the shell: '"device=0,1"'.
+        if text.matches('"').count() % 2 == 1 {
+            return Err(bad("a quotation mark is missing"));
+        }
+        let text = text.replace('"', "");
+        let text = text.as_str();
         let mut request = Self::cards(1);
         let mut amount = None;
         let mut set = |wanted: GpuAmount| match amount.replace(wanted) {
@@ -122,19 +160,35 @@ impl FromStr for GpuRequest {
         if words.len() > Self::MAX_WORDS {
             return Err(bad("it has too many words"));
         }
-        let mut in_devices = false;
+        let (mut in_devices, mut in_capabilities) = (false, false);
         for word in &words {
             let (key, value) = word.split_once('=').unwrap_or(("", word));
-            let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+            let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            let digits = is_number(word);
+            let place = word.split_once(':').map_or(digits, |(card, part)| is_number(card) && is_number(part));
+            // What specifications of devices call a card holds the sign itself.
+            let name = match key {
+                "device" => value,
+                kind if in_devices && CdiName::is_kind(kind) => word,
+                _ => "",
+            };
+            if CdiName::is_meant(name) {
+                if request.take_named(&name.parse()?)? {
+                    set(GpuAmount::All)?;
+                }
+                (in_devices, in_capabilities) = (true, false);
+                continue;
+            }
             match key {
                 "" if in_devices
-                    && (digits
+                    && (place
                         || value.starts_with("GPU-")
                         || value.starts_with("MIG-")
                         || value.starts_with("pci-")) =>
                 {
                     request.devices.push(value.parse()?);
                 }
+                "" if in_capabilities && CAPABILITIES.contains(&value) => {}
                 "" if value.is_empty() => return Err(bad("a word is missing")),
                 "" if value == "all" => set(GpuAmount::All)?,
                 "" if digits && words.len() == 1 => {
@@ -151,12 +205,15 @@ impl FromStr for GpuRequest {
                     set(GpuAmount::Share(u32::try_from(mib).map_err(|_| bad("the share is too large"))?))?;
                 }
                 "device" => request.devices.push(value.parse()?),
+                // Docker's word for names of specifications.
+                "driver" if value == "cdi" => {}
                 "driver" => request.take_word(value).map_err(&bad)?,
                 // Docker's word for parts of NVIDIA's library; all of them are there.
                 "capabilities" => {}
                 _ => return Err(bad(&format!("`{key}` is no word of it"))),
             }
             in_devices = key == "device" || (in_devices && key.is_empty());
+            in_capabilities = key == "capabilities" || (in_capabilities && key.is_empty());
         }
         request.amount = match amount {
             Some(amount) => amount,
@@ -169,6 +226,18 @@ impl FromStr for GpuRequest {
 }
 
 impl GpuRequest {
+    /// The card that a specification of devices calls so; whether that is all of them.
+    fn take_named(&mut self, name: &CdiName) -> Result<bool, Invalid> {
+        let no_card = || Invalid::value(format!("`{name}` is no GPU"), "ask for other devices in `devices`");
+        let wanted = name.request().ok_or_else(no_card)??;
+        if self.vendor.is_some() && self.vendor != wanted.vendor {
+            return Err(Invalid::value("GPUs of two vendors are named", "ask for those of one vendor"));
+        }
+        self.vendor = wanted.vendor;
+        self.devices.extend(wanted.devices);
+        Ok(wanted.amount == GpuAmount::All)
+    }
+
     /// A word without `=`: a vendor, a range of memory or a model.
     fn take_word(&mut self, word: &str) -> Result<(), &'static str> {
         if let Some(vendor) = GpuVendor::ALL.into_iter().find(|vendor| vendor.as_str() == word) {
@@ -287,6 +356,7 @@ impl From<GpuRequest> for String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::made;
 
     #[test]
     fn requests_parse_and_print() {
@@ -296,6 +366,12 @@ mod tests {
             ("all", "all"),
             ("count=-1,driver=nvidia,capabilities=gpu", "nvidia:all"),
             ("nvidia:1", "nvidia:1"),
+            ("\"device=0,2\"", "device=0,device=2"),
+            ("device=0:1,1:0", "device=0:1,device=1:0"),
+            ("driver=cdi,\"device=nvidia.com/gpu=0,nvidia.com/gpu=GPU-1\"", "nvidia,device=0,device=GPU-1"),
+            ("device=amd.com/gpu=all", "amd:all"),
+            ("all,\"capabilities=compute,utility\"", "all"),
+            ("\"capabilities=gpu,video\",driver=nvidia,count=2", "nvidia:2"),
             ("rtx4090:2", "rtx4090:2"),
             ("RTX 4090,RTX-3090:all", "rtx4090,rtx3090:all"),
             ("24GB..:1", "24GB..:1"),
@@ -333,13 +409,21 @@ mod tests {
             "24GB..,8GB:1",
             "99999999999GB",
             "vram=0",
+            "\"device=0",
+            "device=nvidia.com/gpu=",
+            "device=acme.com/fpga=0",
+            "device=nvidia.com/gpu=0,amd.com/gpu=0",
+            "device=nvidia.com/gpu=all,nvidia.com/gpu=0",
+            "amd,device=nvidia.com/gpu=0",
+            "compute,capabilities=gpu:",
             "vram=x",
             "vram=8GiB:2",
             "vram=8GiB,vram=1GiB",
             "count=0",
             "all:2",
             "device=",
-            "device=0,1:3",
+            "device=0,1:",
+            "device=0,1:2:3",
             "vram=8GiB,device=0,1",
             "device=a b",
             "colour=red",
@@ -358,16 +442,8 @@ mod tests {
 
     #[test]
     fn cards_are_told_apart() {
-        let gpu = |model: &str, memory_mib| Gpu {
-            id: "GPU-7".parse().unwrap(),
-            vendor: GpuVendor::Nvidia,
-            model: model.into(),
-            memory_mib,
-            outside_mib: 0,
-            parent: None,
-            sick: None,
-        };
-        let card = gpu("NVIDIA GeForce RTX 4090", 24_564);
+        let card = |id: &str| made::card(id, "NVIDIA GeForce RTX 4090", 24_564);
+        let cards = [card("GPU-4"), card("GPU-5"), card("GPU-6"), card("GPU-7")];
         for good in [
             "1",
             "nvidia:1",
@@ -379,7 +455,7 @@ mod tests {
             "device=GPU-7",
             "vram=30GiB",
         ] {
-            assert_eq!(good.parse::<GpuRequest>().unwrap().allows(&card, 3), Ok(()), "{good}");
+            assert_eq!(good.parse::<GpuRequest>().unwrap().allows(&cards, 3), Ok(()), "{good}");
         }
         for (bad, why) in [
             ("amd", "it is made by nvidia"),
@@ -388,7 +464,42 @@ mod tests {
             ("..23GB", "it has 24 GiB"),
             ("device=2", "it is not among the named ones"),
         ] {
-            assert_eq!(bad.parse::<GpuRequest>().unwrap().allows(&card, 3), Err(why.into()), "{bad}");
+            assert_eq!(bad.parse::<GpuRequest>().unwrap().allows(&cards, 3), Err(why.into()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn numbers_count_the_cards_of_the_vendor_and_the_parts_of_a_card() {
+        let card = |id: &str, vendor, parent: Option<&str>| Gpu {
+            vendor,
+            parent: parent.map(|parent| parent.parse().unwrap()),
+            ..made::card(id, "x", 1_000)
+        };
+        let (nvidia, amd) = (GpuVendor::Nvidia, GpuVendor::Amd);
+        let cards = [
+            card("GPU-0", nvidia, None),
+            card("GPU-1", nvidia, None),
+            card("pci-0", amd, None),
+            card("pci-1", amd, None),
+            card("MIG-0", nvidia, Some("GPU-1")),
+            card("MIG-1", nvidia, Some("GPU-1")),
+        ];
+        for (request, meant) in [
+            ("device=1", "GPU-1"),
+            ("device=2", "pci-0"),
+            ("nvidia,device=1", "GPU-1"),
+            ("amd,device=1", "pci-1"),
+            ("amd,device=2", ""),
+            ("nvidia,device=1:1", "MIG-1"),
+            ("device=1:0", "MIG-0"),
+            ("device=0:0", ""),
+            ("amd,device=1:0", ""),
+            ("device=9:0", ""),
+        ] {
+            let wanted: GpuRequest = request.parse().unwrap();
+            let found = (0..cards.len()).filter(|place| wanted.allows(&cards, *place).is_ok());
+            let found: Vec<_> = found.map(|place| cards[place].id.as_str()).collect();
+            assert_eq!(found.join(" "), meant, "{request}");
         }
     }
 }

@@ -40,6 +40,11 @@ pub struct Inventory {
 }
 
 impl Inventory {
+    /// Power that its cards draw in watts, when they tell.
+    pub fn gpu_watts(&self) -> Option<u32> {
+        self.gpus.iter().filter_map(|gpu| gpu.watts).reduce(u32::saturating_add)
+    }
+
     /// The labels that are made of it: `toft/arch`, `toft/os`, `toft/gpus` (how many cards), and for each model of card one such
     /// as `toft/gpu.nvidia-geforce-rtx-4090` with the number of cards.
     pub fn labels(&self) -> BTreeMap<String, String> {

@@ -84,9 +84,12 @@ pub struct NodeSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<f64>, example = 0.35)]
     pub price_per_hour: Option<Price>,
-    /// What it draws under load.
+    /// What it draws under load, for nodes whose cards do not tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watts: Option<u32>,
+    /// What it draws besides its cards, for nodes whose cards tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base_watts: Option<u32>,
     /// How much of its CPU can be reserved, in percent; the cluster's ratio when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<u32>,
@@ -117,6 +120,10 @@ pub struct NodeChanges {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     #[schema(value_type = Option<u32>)]
     pub watts: Option<Option<u32>>,
+    /// What it draws besides its cards, up to 100 000.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    #[schema(value_type = Option<u32>)]
+    pub base_watts: Option<Option<u32>>,
     /// How much of its CPU can be reserved, 1 to 10 000 percent.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "given")]
     #[schema(value_type = Option<u32>)]
@@ -170,6 +177,7 @@ impl NodeSettings {
         }
         let numbers = [
             ("watts", changes.watts, &mut self.watts, 0..=100_000),
+            ("base_watts", changes.base_watts, &mut self.base_watts, 0..=100_000),
             ("cpu_percent", changes.cpu_percent, &mut self.cpu_percent, 1..=10_000),
             ("memory_percent", changes.memory_percent, &mut self.memory_percent, 1..=1_000),
         ];
@@ -249,6 +257,7 @@ mod tests {
             (long.as_str(), "labels"),
             (many.as_str(), "labels"),
             (r#"{"watts":100001}"#, "watts"),
+            (r#"{"base_watts":100001}"#, "base_watts"),
             (r#"{"cpu_percent":0}"#, "cpu_percent"),
             (r#"{"memory_percent":1001}"#, "memory_percent"),
         ] {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::rules::allows_card;
+use super::{rules::allows_card, topology};
 use crate::{
     gpu::{Gpu, GpuAmount, GpuHold, GpuId, GpuPolicy, GpuRequest, GpuSettings, GpuSettingsOf},
     state::NodeRow,
@@ -71,11 +71,12 @@ impl GpuClaims {
         let mut allowed = 0;
         for (place, card) in cards.cards.iter().enumerate() {
             let refused = |reason: String| format!("GPU {place}: {reason}");
-            if let Err(reason) = wanted.allows(card, place).and_then(|()| constrained(card)) {
+            if let Err(reason) = wanted.allows(cards.cards, place).and_then(|()| constrained(card)) {
                 why.push(refused(reason));
                 continue;
             }
-            allowed += 1;
+            // Of a card in parts only the parts are given.
+            allowed += usize::from(!in_parts(card, cards));
             match self.room(card, share, cards) {
                 Ok(left) => free.push((left, card)),
                 Err(reason) => why.push(refused(reason)),
@@ -93,11 +94,12 @@ impl GpuClaims {
             let begin = format!("`{wanted}` is wanted and {} of {} GPUs can be given", free.len(), cards.cards.len());
             return Err(if why.is_empty() { begin } else { format!("{begin} ({})", why.join(", ")) });
         }
-        if share.is_some() {
+        let chosen: Vec<&Gpu> = match share {
             // The fullest, so that others stay whole.
-            free.sort_by_key(|(left, _)| *left);
-        }
-        Ok(free[..count].iter().map(|(_, card)| GpuHold { gpu: card.id.clone(), vram_mib: share }).collect())
+            Some(_) => free.iter().min_by_key(|(left, _)| *left).map(|(_, card)| *card).into_iter().collect(),
+            None => topology::choose(&free.iter().map(|(_, card)| *card).collect::<Vec<_>>(), count),
+        };
+        Ok(chosen.into_iter().map(|card| GpuHold { gpu: card.id.clone(), vram_mib: share }).collect())
     }
 
     /// How full the cards of `holds` are once they are given, 0 to 1: for shares the card's memory, for whole cards how many of the
@@ -136,8 +138,7 @@ impl GpuClaims {
         if cordoned || of_parent {
             return Err("it is cordoned".into());
         }
-        let in_parts = cards.cards.iter().any(|part| part.parent.as_ref() == Some(&card.id));
-        if in_parts || (policy == GpuPolicy::Mig && card.parent.is_none()) {
+        if in_parts(card, cards) || (policy == GpuPolicy::Mig && card.parent.is_none()) {
             return Err("only its MIG devices are given".into());
         }
         let held = self.0.get(&card.id).copied().unwrap_or_default();
@@ -164,6 +165,10 @@ impl GpuClaims {
     }
 }
 
+fn in_parts(card: &Gpu, cards: Cards<'_>) -> bool {
+    cards.cards.iter().any(|part| part.parent.as_ref() == Some(&card.id))
+}
+
 /// A card counts as whole although so much of it, in MiB, or a tenth is used outside toft: a desktop takes some.
 const WHOLE_THOUGH_MIB: u64 = 1_024;
 
@@ -179,7 +184,7 @@ pub(super) fn serve(holds: &[GpuHold], spec: &WorkloadSpec, cards: &[Gpu]) -> bo
     let well = |hold: &GpuHold| {
         let found = cards.iter().enumerate().find(|(_, card)| card.id == hold.gpu);
         found.is_some_and(|(place, card)| {
-            card.sick.is_none() && wanted.allows(card, place).is_ok() && allows_card(spec, card).is_ok()
+            card.sick.is_none() && wanted.allows(cards, place).is_ok() && allows_card(spec, card).is_ok()
         })
     };
     let amount = match wanted.amount {
@@ -193,18 +198,10 @@ pub(super) fn serve(holds: &[GpuHold], spec: &WorkloadSpec, cards: &[Gpu]) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::GpuVendor;
+    use crate::gpu::made;
 
     fn card(place: u32) -> Gpu {
-        Gpu {
-            id: format!("GPU-{place}").parse().unwrap(),
-            vendor: GpuVendor::Nvidia,
-            model: "NVIDIA GeForce RTX 4090".into(),
-            memory_mib: 24_564,
-            outside_mib: 0,
-            parent: None,
-            sick: None,
-        }
+        made::card(&format!("GPU-{place}"), "NVIDIA GeForce RTX 4090", 24_564)
     }
 
     fn asking(gpus: Option<&str>) -> WorkloadSpec {
@@ -279,6 +276,9 @@ mod tests {
         let claims = GpuClaims::default();
         assert_eq!(chosen(&claims, "1", &cards), Ok("GPU-2".into()));
         assert_eq!(chosen(&claims, "all", &cards).unwrap_err().matches("GPU").count(), 3);
+        cards[0].sick = None;
+        assert_eq!(chosen(&claims, "all", &cards), Ok("GPU-0 GPU-2".into()), "a card in parts is given by its parts");
+        cards[0].sick = Some("hot".into());
         assert!(!serve(&[hold(0, None)], &asking(Some("1")), &cards), "it fell ill");
         assert!(!serve(&[hold(9, None)], &asking(Some("1")), &cards), "it is gone");
         assert!(serve(&[hold(2, None)], &asking(Some("1")), &cards));

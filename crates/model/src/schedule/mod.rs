@@ -21,6 +21,7 @@ mod snapshot;
 mod standing;
 #[cfg(test)]
 mod tests;
+mod topology;
 
 pub use choose::why_nowhere;
 pub use drain::{Remaining, RemainingState, remaining};

@@ -165,7 +165,7 @@ pub struct PlacementSettings {
     pub cpu_percent: u32,
     /// How much of a node's memory can be reserved, in percent.
     pub memory_percent: u32,
-    /// What a kilowatt-hour costs; it prices nodes that tell their watts and no price.
+    /// What a kilowatt-hour costs; it prices nodes whose watts are known, by measure or by setting, and that have no price.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<f64>, example = 0.3)]
     pub electricity_price: Option<Price>,
@@ -277,8 +277,8 @@ impl PlacementSettings {
     }
 
     /// What an hour of `node` costs, when that is known.
-    pub(super) fn cost(&self, node: &NodeRow) -> Option<f64> {
-        let of_power = || Some(f64::from(node.settings.watts?) / 1_000.0 * f64::from(self.electricity_price?));
+    pub fn cost(&self, node: &NodeRow) -> Option<f64> {
+        let of_power = || Some(f64::from(node.watts()?) / 1_000.0 * f64::from(self.electricity_price?));
         node.settings.price_per_hour.map(f64::from).or_else(of_power)
     }
 }

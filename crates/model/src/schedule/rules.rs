@@ -131,22 +131,16 @@ fn cards(gpus: &[Gpu]) -> String {
 mod tests {
     use super::*;
     use crate::{
-        gpu::GpuVendor,
+        gpu::made,
         node::{Inventory, NodeSettings},
         state::tests::cluster::{inventory, node_id},
     };
 
     fn node() -> NodeRow {
-        let card = |place: u32, model: &str, memory_mib| Gpu {
-            id: format!("GPU-{place}").parse().unwrap(),
-            vendor: GpuVendor::Nvidia,
-            model: model.into(),
-            memory_mib,
-            outside_mib: 0,
-            parent: None,
-            sick: None,
-        };
-        let gpus = vec![card(0, "NVIDIA GeForce RTX 4090", 24_564), card(1, "NVIDIA GeForce RTX 3060", 12_288)];
+        let gpus = vec![
+            made::card("GPU-0", "NVIDIA GeForce RTX 4090", 24_564),
+            made::card("GPU-1", "NVIDIA GeForce RTX 3060", 12_288),
+        ];
         NodeRow {
             id: node_id("box"),
             name: "box".parse().unwrap(),

@@ -86,7 +86,7 @@ impl<'a> Field<'a> {
             least_copies: places.clone().map(|place| place.claims.copies(ask.id)).min().unwrap_or(0),
             most_instances: places.clone().map(|place| place.claims.instances()).max().unwrap_or(0),
             most_cost: places.clone().filter_map(|place| board.settings.cost(place.node)).fold(0.0, f64::max),
-            most_watts: places.filter_map(|place| place.node.settings.watts).max().unwrap_or(0),
+            most_watts: places.filter_map(|place| place.node.watts()).max().unwrap_or(0),
             spread,
         }
     }
@@ -150,7 +150,7 @@ fn value(term: Term, ask: Ask<'_>, ordinal: u32, place: Place<'_, '_>, field: &F
         }
         Term::Image => f64::from(u8::from(board.has_image(at, ask.spec.image.as_str()))),
         Term::Cost => -part_of(board.settings.cost(node).unwrap_or(0.0), field.most_cost),
-        Term::Watts => -part_of(node.settings.watts.unwrap_or(0).into(), field.most_watts.into()),
+        Term::Watts => -part_of(node.watts().unwrap_or(0).into(), field.most_watts.into()),
         Term::Affinity => {
             let beside = |name: &str| board.beside(claims, name);
             let holds = |affinity: &&Affinity| rules::holds(&affinity.rule, node, &beside).is_ok();
@@ -219,7 +219,7 @@ fn numbers(ask: Ask<'_>, place: Place<'_, '_>) -> BTreeMap<&'static str, f64> {
         ("replicas", f64::from(ask.spec.replicas)),
         ("priority", f64::from(ask.spec.placement.priority)),
         ("price", board.settings.cost(node).unwrap_or(0.0)),
-        ("watts", f64::from(node.settings.watts.unwrap_or(0))),
+        ("watts", f64::from(node.watts().unwrap_or(0))),
         ("image", f64::from(u8::from(board.has_image(at, ask.spec.image.as_str())))),
         ("fit", fit(ask, place)),
     ])

@@ -81,7 +81,7 @@ fn story(before: &NodeSettings, after: &NodeSettings) -> Vec<String> {
     let changed = [
         ("labels", before.labels != after.labels),
         ("price", before.price_per_hour != after.price_per_hour),
-        ("watts", before.watts != after.watts),
+        ("watts", (before.watts, before.base_watts) != (after.watts, after.base_watts)),
         ("CPU ratio", before.cpu_percent != after.cpu_percent),
         ("memory ratio", before.memory_percent != after.memory_percent),
     ];

@@ -2,6 +2,7 @@
 
 mod health;
 mod mount;
+mod named_gpus;
 mod network;
 mod placement;
 mod port;

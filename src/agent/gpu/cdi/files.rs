@@ -10,8 +10,9 @@ use std::{
 };
 
 use serde::Deserialize;
+use toft_model::gpu::CdiName;
 
-use super::Edits;
+use super::{Edits, hooks};
 
 /// Largest file, in bytes.
 const LARGEST: u64 = 4 << 20;
@@ -19,6 +20,8 @@ const LARGEST: u64 = 4 << 20;
 const MOST_FILES: usize = 256;
 const MOST_DEVICES: usize = 1_024;
 const MOST_ENTRIES: usize = 4_096;
+/// Most devices that are told when one is not known.
+const MOST_TOLD: usize = 8;
 /// Longest text of any kind, in bytes.
 const LONGEST: usize = 4_096;
 /// Longest wait for a hook, in seconds.
@@ -98,6 +101,23 @@ impl Library {
         }
     }
 
+    /// The edits of a device. `Err` says why it cannot be given.
+    pub fn named(&self, name: &CdiName) -> Result<Edits, String> {
+        let found = self.find(&name.kind, std::slice::from_ref(&name.device));
+        match found {
+            Some(Ok(edits)) if edits.is_empty() => Err("its specification says nothing of it".into()),
+            Some(found) => found,
+            None => {
+                let all = self.devices.keys().map(|(kind, device)| format!("{kind}={device}"));
+                let known: Vec<String> = all.filter(|known| known.starts_with(&name.kind)).take(MOST_TOLD).collect();
+                Err(match known.is_empty() {
+                    true => format!("no specification on this node describes a `{}`", name.kind),
+                    false => format!("the specifications on this node know {}", known.join(", ")),
+                })
+            }
+        }
+    }
+
     /// Whether there is anything of a kind, such as `nvidia.com/gpu`.
     pub fn knows(&self, kind: &str) -> bool {
         self.devices.keys().any(|(known, _)| known == kind)
@@ -127,9 +147,14 @@ impl Library {
 impl Entry {
     /// Why it does not fit the files that are there, if so.
     fn stale(&self) -> Option<String> {
-        let gone = self.edits.mounts.iter().find(|mount| is_bind(mount) && !mount.host_path.exists())?;
-        let (path, gone) = (self.path.display(), gone.host_path.display());
-        Some(format!("`{path}` names `{gone}`, which is not there: it is of another driver"))
+        let path = self.path.display();
+        let gone = self.edits.mounts.iter().find(|mount| is_bind(mount) && !mount.host_path.exists());
+        if let Some(gone) = gone {
+            let gone = gone.host_path.display();
+            return Some(format!("`{path}` names `{gone}`, which is not there: it is of another driver"));
+        }
+        // Whichever program toft is.
+        hooks::complete(self.edits.clone(), Path::new("/")).err().map(|why| format!("`{path}`: {why}"))
     }
 }
 
@@ -174,8 +199,7 @@ fn check(spec: &SpecFile) -> Result<(), String> {
     if !matches!((numbers.next(), numbers.next()), (Some(Some(0..=1)), Some(Some(_)))) {
         return Err(format!("its version `{version}` is not known"));
     }
-    let (vendor, class) = spec.kind.split_once('/').ok_or("its kind is not written as `vendor.com/class`")?;
-    if !is_name(vendor, "-_.") || !is_name(class, "-_") {
+    if !CdiName::is_kind(&spec.kind) {
         return Err("its kind is not written as `vendor.com/class`".into());
     }
     if spec.devices.len() > MOST_DEVICES {
@@ -184,17 +208,12 @@ fn check(spec: &SpecFile) -> Result<(), String> {
     check_edits(&spec.container_edits).map_err(|why| format!("containerEdits: {why}"))?;
     for device in &spec.devices {
         let shown: String = device.name.chars().take(40).collect();
-        if !is_name(&device.name, "-_.:") {
+        if !CdiName::is_device(&device.name) {
             return Err(format!("`{shown}` is no name of a device"));
         }
         check_edits(&device.container_edits).map_err(|why| format!("device `{shown}`: {why}"))?;
     }
     Ok(())
-}
-
-fn is_name(text: &str, besides: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric();
-    text.len() <= 128 && text.starts_with(plain) && text.chars().all(|c| plain(c) || besides.contains(c))
 }
 
 fn check_edits(edits: &Edits) -> Result<(), String> {
@@ -343,6 +362,9 @@ devices:
         let old = YAML.replace("/bin/sh", "/usr/lib/libcuda.so.1.2.3");
         let why = read_one("x.yaml", &old).find("nvidia.com/gpu", &["0".to_owned()]).unwrap().unwrap_err();
         assert!(why.contains("libcuda.so.1.2.3`, which is not there"), "{why}");
+        let other = YAML.replace("/usr/bin/nvidia-cdi-hook", "/no/such/program");
+        let library = read_one("x.yaml", &other);
+        assert!(library.stale().unwrap().contains("the program `/no/such/program` of a hook is not there"));
     }
 
     #[test]

@@ -7,18 +7,19 @@ use std::{
     time::Duration,
 };
 
-use toft_model::gpu::{GpuHold, GpuId, GpuVendor};
+use toft_model::{
+    gpu::{CdiName, GpuHold, GpuId, GpuVendor},
+    workload::{DeviceMapping, ProcessSpec},
+};
 use tokio::process::Command;
 
-use super::{EditMount, Edits, Library, NO_DEVICES, VISIBLE_DEVICES, dri, nvidia};
+use super::{DeviceNode, Edits, Library, MpsPlaces, NO_DEVICES, VISIBLE_DEVICES, dri, hooks, mps, nvidia};
 use crate::agent::gpu::{GpuWatch, SeenGpu, Sight};
 
 /// Longest wait for the first look at the cards, after a start of the machine.
 const FOR_SIGHT: Duration = Duration::from_secs(60);
 /// Longest run of the program that makes device nodes.
 const FOR_NODES: Duration = Duration::from_secs(10);
-/// Where NVIDIA's service for sharing cards listens unless told otherwise.
-const MPS: &str = "tmp/nvidia-mps";
 
 /// Why a container cannot have its cards.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +35,24 @@ pub enum InjectError {
         /// What is missing.
         reason: String,
     },
+    /// A device that is named as specifications call it cannot be given.
+    #[error("the device `{name}` cannot be given: {reason}")]
+    Named {
+        /// The device.
+        name: CdiName,
+        /// Why.
+        reason: String,
+    },
+    /// What a device is named by would give a card that is not counted so.
+    #[error(
+        "the device `{name}` gives the GPU `{gpu}`, which would not be counted; ask for it with `gpus: device={gpu}`"
+    )]
+    Uncounted {
+        /// The device.
+        name: CdiName,
+        /// The card.
+        gpu: GpuId,
+    },
     /// Nothing was seen yet.
     #[error("the GPUs of this node have not been looked at yet")]
     NotSeen,
@@ -45,6 +64,9 @@ pub struct Injector {
     folders: Vec<PathBuf>,
     root: PathBuf,
     gpus: GpuWatch,
+    /// toft's own program, which does hooks.
+    program: PathBuf,
+    mps: MpsPlaces,
     /// What was made from the driver's files, by the driver's version: looking through folders takes a while.
     made: Arc<Mutex<HashMap<String, Result<Edits, String>>>>,
 }
@@ -52,7 +74,26 @@ pub struct Injector {
 impl Injector {
     /// One that reads specifications from `folders`.
     pub fn new(folders: Vec<PathBuf>, gpus: GpuWatch) -> Self {
-        Self { folders, root: "/".into(), gpus, made: Arc::default() }
+        Self {
+            folders,
+            root: "/".into(),
+            gpus,
+            program: hooks::own_program(),
+            mps: MpsPlaces::default(),
+            made: Arc::default(),
+        }
+    }
+
+    /// The same where NVIDIA's service for sharing is elsewhere.
+    pub fn with_mps(mut self, places: MpsPlaces) -> Self {
+        self.mps = places;
+        self
+    }
+
+    /// The same where another program does the hooks: for tests.
+    pub fn with_program(mut self, program: &Path) -> Self {
+        self.program = program.to_owned();
+        self
     }
 
     /// The same on a machine whose files lie below `root`: for tests.
@@ -61,9 +102,10 @@ impl Injector {
         self
     }
 
-    /// What a container needs for `holds`; nothing when it holds none.
-    pub async fn edits(&self, holds: &[GpuHold]) -> Result<Edits, InjectError> {
-        if holds.is_empty() {
+    /// What a container needs for `holds` and for what `process` names in the words of CDI; nothing when that is nothing.
+    pub async fn edits(&self, holds: &[GpuHold], process: &ProcessSpec) -> Result<Edits, InjectError> {
+        let named: Vec<CdiName> = process.devices.iter().filter_map(DeviceMapping::cdi).collect();
+        if holds.is_empty() && named.is_empty() {
             return Ok(Edits::default());
         }
         let mut gpus = self.gpus.clone();
@@ -71,14 +113,14 @@ impl Injector {
         let sight = seen.ok().and_then(|seen| seen.ok()?.clone()).ok_or(InjectError::NotSeen)?;
         self.make_nodes(holds, &sight).await;
         let (this, holds) = (self.clone(), holds.to_vec());
-        let made = tokio::task::spawn_blocking(move || this.of(&holds, &sight)).await;
+        let made = tokio::task::spawn_blocking(move || this.of(&holds, &named, &sight)).await;
         match made {
             Ok(made) => made,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
 
-    fn of(&self, holds: &[GpuHold], sight: &Sight) -> Result<Edits, InjectError> {
+    fn of(&self, holds: &[GpuHold], named: &[CdiName], sight: &Sight) -> Result<Edits, InjectError> {
         let library = Library::read(&self.folders);
         for fault in &library.faults {
             tracing::warn!(path = %fault.path.display(), reason = fault.reason, "a specification of devices was not taken");
@@ -87,7 +129,9 @@ impl Injector {
         for hold in holds {
             let seen = sight.of(&hold.gpu).ok_or_else(|| InjectError::Gone(hold.gpu.clone()))?;
             let missing = |reason| InjectError::Missing { gpu: hold.gpu.clone(), reason };
-            let of_card = match library.find(kind(seen.facts.gpu.vendor), &names(seen)) {
+            let found = library.find(seen.facts.gpu.vendor.cdi_kind(), &names(seen));
+            let complete = |edits| hooks::complete(edits, &self.program);
+            let of_card = match found.map(|found| found.and_then(complete)) {
                 Some(Ok(edits)) => edits,
                 Some(Err(reason)) => {
                     tracing::warn!(gpu = %hold.gpu, reason, "a specification of devices cannot be used; one is made instead");
@@ -97,14 +141,47 @@ impl Injector {
             };
             edits.extend(of_card);
             if let (GpuVendor::Nvidia, Some(share)) = (seen.facts.gpu.vendor, hold.vram_mib) {
-                edits.extend(self.mps(share));
+                edits.extend(mps::edits(&self.root, &self.mps, share, seen.facts.gpu.memory_mib));
             }
+        }
+        for name in named {
+            let of_device = library.named(name).and_then(|edits| hooks::complete(edits, &self.program));
+            let of_device = of_device.map_err(|reason| InjectError::Named { name: name.clone(), reason })?;
+            if let Some(gpu) = self.uncounted(&of_device, holds, sight) {
+                return Err(InjectError::Uncounted { name: name.clone(), gpu });
+            }
+            edits.extend(of_device);
+        }
+        if holds.is_empty() {
+            return Ok(edits);
         }
         let of_nvidia = |hold: &&GpuHold| sight.of(&hold.gpu).is_some_and(|s| s.facts.gpu.vendor == GpuVendor::Nvidia);
         let names: Vec<&str> = holds.iter().filter(of_nvidia).map(|hold| hold.gpu.as_str()).collect();
         let visible = if names.is_empty() { NO_DEVICES.to_owned() } else { names.join(",") };
         edits.set_env(VISIBLE_DEVICES, &visible);
         Ok(edits)
+    }
+
+    /// A card that `edits` give and that is not among `holds`, by the numbers of its devices.
+    fn uncounted(&self, edits: &Edits, holds: &[GpuHold], sight: &Sight) -> Option<GpuId> {
+        let given: Vec<_> = edits.device_nodes.iter().filter_map(DeviceNode::numbers).collect();
+        let held = |seen: &&SeenGpu| {
+            let own = |hold: &GpuHold| hold.gpu == seen.facts.gpu.id;
+            // A part of it brings the card's node along.
+            let part = |hold: &GpuHold| {
+                sight.of(&hold.gpu).is_some_and(|part| part.facts.gpu.parent.as_ref() == Some(&seen.facts.gpu.id))
+            };
+            holds.iter().any(|hold| own(hold) || part(hold))
+        };
+        let others = sight.gpus.iter().filter(|seen| !held(seen) && seen.facts.gpu.parent.is_none());
+        others.into_iter().find_map(|seen| {
+            let nodes = match seen.facts.gpu.vendor {
+                GpuVendor::Nvidia => nvidia::of_card(&self.root, &seen.handle).ok()?.device_nodes,
+                GpuVendor::Amd | GpuVendor::Intel => dri::card_nodes(&self.root, seen.handle.pci.as_deref()?),
+            };
+            let gives = nodes.iter().filter_map(DeviceNode::numbers).any(|numbers| given.contains(&numbers));
+            gives.then(|| seen.facts.gpu.id.clone())
+        })
     }
 
     /// Edits made from what lies on the machine.
@@ -128,29 +205,10 @@ impl Injector {
                 };
                 drop(made);
                 edits.extend(nvidia::of_card(&self.root, &seen.handle)?);
+                edits.hooks.push(hooks::of_libraries(&self.program));
                 Ok(edits)
             }
         }
-    }
-
-    /// Through NVIDIA's service for sharing, where it runs, the driver itself keeps a container to its share. Its clients speak to
-    /// it through pipes and the memory that the machine's processes share.
-    fn mps(&self, share_mib: u32) -> Edits {
-        let mut edits = Edits::default();
-        let pipes = self.root.join(MPS);
-        if !pipes.join("control").exists() {
-            return edits;
-        }
-        let writable = |host: PathBuf, inside: &str| {
-            let options = ["rw", "nosuid", "nodev", "rbind", "rprivate"].map(str::to_owned).to_vec();
-            EditMount { host_path: host, container_path: inside.into(), options, kind: None }
-        };
-        edits.mounts.push(writable(pipes, "/tmp/nvidia-mps"));
-        edits.mounts.push(writable(self.root.join("dev/shm"), "/dev/shm"));
-        edits.set_env("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps");
-        // A share is of one card, which is the container's first.
-        edits.set_env("CUDA_MPS_PINNED_DEVICE_MEM_LIMIT", &format!("0={share_mib}M"));
-        edits
     }
 
     /// NVIDIA's nodes for unified memory are made when a program first asks for them: nobody in a container can.
@@ -166,15 +224,6 @@ impl Injector {
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => tracing::warn!(outcome = ?other, "nvidia-modprobe could not make /dev/nvidia-uvm"),
         }
-    }
-}
-
-/// How specifications call a vendor's cards.
-fn kind(vendor: GpuVendor) -> &'static str {
-    match vendor {
-        GpuVendor::Nvidia => "nvidia.com/gpu",
-        GpuVendor::Amd => "amd.com/gpu",
-        GpuVendor::Intel => "intel.com/gpu",
     }
 }
 

@@ -5,16 +5,26 @@
 mod apply;
 mod dri;
 mod files;
+pub mod hook;
+mod hooks;
 mod inject;
+mod mps;
 mod nvidia;
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use nix::sys::stat::{major, minor};
 
 use serde::{Deserialize, Serialize};
 
 pub use apply::apply;
 pub use files::{Library, SpecFault};
 pub use inject::{InjectError, Injector};
+pub use mps::MpsPlaces;
 
 /// The variable by which images and Docker's users speak of cards.
 pub const VISIBLE_DEVICES: &str = "NVIDIA_VISIBLE_DEVICES";
@@ -149,6 +159,16 @@ impl Edits {
 }
 
 impl DeviceNode {
+    /// Its major and minor number, as said, or as they are on the node.
+    fn numbers(&self) -> Option<(u64, u64)> {
+        let said = |number: Option<i64>| number.and_then(|number| u64::try_from(number).ok());
+        if let (Some(major), Some(minor)) = (said(self.major), said(self.minor)) {
+            return Some((major, minor));
+        }
+        let number = fs::metadata(self.host_path.as_ref().unwrap_or(&self.path)).ok()?.rdev();
+        Some((said(self.major).unwrap_or(major(number)), said(self.minor).unwrap_or(minor(number))))
+    }
+
     /// A node with the numbers it has at `host_path`.
     pub(super) fn of(path: impl Into<PathBuf>, host_path: PathBuf) -> Self {
         let path = path.into();

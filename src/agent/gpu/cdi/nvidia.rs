@@ -1,8 +1,8 @@
-//! Edits for NVIDIA's cards, made from the driver's own files: what `nvidia-ctk cdi generate` would write, without its hooks.
+//! Edits for NVIDIA's cards, made from the driver's own files: what `nvidia-ctk cdi generate` would write.
 //!
-//! Instead of making links and a cache of libraries in the container, each library is mounted under all of its names in the
-//! folders where the loaders of Debian's and Fedora's families look by themselves. Nothing of ours then works on files of an image, which
-//! is where hooks of this kind have been broken into.
+//! Instead of making links in the container, each library is mounted under all of its names in the folders where the loaders of
+//! Debian's and Fedora's families look by themselves. One hook ([`super::hook`]) besides tells the loader's cache, for
+//! those who look there.
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +64,7 @@ const OPTIONAL: [&str; 3] = ["dev/nvidia-uvm", "dev/nvidia-uvm-tools", "dev/nvid
 const MOST_LIBRARIES: usize = 512;
 
 /// Where the loaders of containers look.
-fn inside() -> [&'static str; 2] {
+pub(super) fn inside() -> [&'static str; 2] {
     match std::env::consts::ARCH {
         "aarch64" => ["/usr/lib/aarch64-linux-gnu", "/usr/lib64"],
         _ => ["/usr/lib/x86_64-linux-gnu", "/usr/lib64"],

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::oracle::{assert_moved, could_take};
 use crate::{
-    gpu::{Gpu, GpuVendor},
+    gpu::{Gpu, made},
     instance::{Desired, NetworkOrder},
     node::Inventory,
     schedule::Plan,
@@ -59,13 +59,8 @@ fn a_node() -> impl Strategy<Value = Happening> {
     (prop::sample::select(&NODES[..]), subnet, memory, 0u32..3, 0u32..8).prop_map(
         |(name, subnet, memory_bytes, cards, sick)| {
             let card = |place: u32| Gpu {
-                id: format!("GPU-{place}").parse().unwrap(),
-                vendor: GpuVendor::Nvidia,
-                model: "NVIDIA A2".into(),
-                memory_mib: 1_000,
-                outside_mib: 0,
-                parent: None,
                 sick: (place == sick).then(|| "hot".into()),
+                ..made::card(&format!("GPU-{place}"), "NVIDIA A2", 1_000)
             };
             let gpus = (0..cards).map(card).collect();
             Happening::Register(name, Inventory { memory_bytes, gpus, ..inventory(subnet) })

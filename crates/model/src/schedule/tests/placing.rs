@@ -2,7 +2,7 @@
 
 use super::{check, two_nodes};
 use crate::{
-    gpu::{Gpu, GpuVendor},
+    gpu::{Gpu, made},
     ids::InstanceId,
     node::Inventory,
     schedule::{Explanation, explain},
@@ -213,6 +213,37 @@ fn policies_choose_otherwise() {
 }
 
 #[test]
+fn what_cards_measure_counts_instead_of_what_users_say() {
+    let mut cluster = Cluster::new();
+    let drawing = |watts: Option<u32>| {
+        let card = |id: &str| Gpu { watts, ..made::card(id, "NVIDIA A2", 16_384) };
+        Inventory { gpus: vec![card("GPU-0"), card("GPU-1")], ..inventory(None) }
+    };
+    cluster.register_with("one", drawing(Some(150)));
+    cluster.register_with("two", drawing(None));
+    cluster.configure("one", r#"{"watts":1,"base_watts":60}"#);
+    cluster.configure("two", r#"{"watts":359,"base_watts":1000}"#);
+    let nodes = NodeRow::all(&cluster.connection).unwrap();
+    let told: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.watts())).collect();
+    assert_eq!(told, [("one", Some(360)), ("two", Some(359))]);
+    for (round, (settings, want)) in [
+        (r#"{"policy":"custom","weights":{"watts":1}}"#, "two"),
+        (r#"{"policy":"custom","weights":{"cost":1},"electricity_price":0.3}"#, "two"),
+        (r#"{"policy":"custom","weights":{"watts":-1},"electricity_price":null}"#, "one"),
+        (r#"{"policy":"custom","weights":{"watts":0},"expression":"watts"}"#, "one"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cluster.configure_placement(settings);
+        let name = format!("web{round}");
+        cluster.put(wishing(&name, "{}"));
+        cluster.settle();
+        assert_eq!(places(&cluster, &name), [want], "{settings}");
+    }
+}
+
+#[test]
 fn chance_is_fair_and_the_same_again() {
     let mut cluster = two_nodes();
     cluster.configure_placement(r#"{"policy":"random"}"#);
@@ -241,15 +272,8 @@ fn nodes_are_overbooked_as_far_as_users_say() {
 }
 
 fn with_cards(models: &[(&str, u32)]) -> Inventory {
-    let card = |(place, (model, memory_mib)): (usize, &(&str, u32))| Gpu {
-        id: format!("GPU-{place}").parse().unwrap(),
-        vendor: GpuVendor::Nvidia,
-        model: (*model).into(),
-        memory_mib: *memory_mib,
-        outside_mib: 0,
-        parent: None,
-        sick: None,
-    };
+    let card =
+        |(place, (model, memory_mib)): (usize, &(&str, u32))| made::card(&format!("GPU-{place}"), model, *memory_mib);
     Inventory { gpus: models.iter().enumerate().map(card).collect(), ..inventory(None) }
 }
 

@@ -39,6 +39,14 @@ const SELECT: &str = "SELECT id, name, labels, inventory, registered_at_ms, assi
     ), settings FROM nodes LEFT JOIN node_settings ON node_settings.node_id = id";
 
 impl NodeRow {
+    /// What it draws in watts: what its cards measure and what users say of the rest; where no card tells, what users say of all.
+    pub fn watts(&self) -> Option<u32> {
+        match self.inventory.gpu_watts() {
+            Some(cards) => Some(cards.saturating_add(self.settings.base_watts.unwrap_or(0))),
+            None => self.settings.watts,
+        }
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: row.get(0)?,

@@ -2,22 +2,14 @@
 
 use super::cluster::{Cluster, inventory, node_id, spec};
 use crate::{
-    gpu::{Gpu, GpuPolicy, GpuSettings, GpuVendor},
+    gpu::{Gpu, GpuPolicy, GpuSettings, made},
     instance::Desired,
     node::Inventory,
     state::{Command, NodeRow, RefusalKind},
 };
 
 fn card(id: &str, sick: Option<&str>) -> Gpu {
-    Gpu {
-        id: id.parse().unwrap(),
-        vendor: GpuVendor::Nvidia,
-        model: "RTX".into(),
-        memory_mib: 8_192,
-        outside_mib: 0,
-        parent: None,
-        sick: sick.map(str::to_owned),
-    }
+    Gpu { sick: sick.map(str::to_owned), ..made::card(id, "RTX", 8_192) }
 }
 
 fn register(cluster: &mut Cluster, gpus: Vec<Gpu>) {

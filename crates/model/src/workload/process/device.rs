@@ -1,17 +1,19 @@
-//! Devices of the node that a container may use: `host[:inside][:rwm]`.
+//! Devices of the node that a container may use: `host[:inside][:rwm]`, or `vendor.com/class=name` of the Container Device
+//! Interface (CDI).
 
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use super::{shown, validate_path};
-use crate::invalid::Invalid;
+use crate::{gpu::CdiName, invalid::Invalid};
 
 /// A device, or every device in a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceMapping {
-    /// Path on the node, below `/dev`; links are followed.
+    /// Path on the node, below `/dev`; links are followed. Or `vendor.com/class=name`, a device that a CDI specification of
+    /// the node describes; one of a GPU (`nvidia.com/gpu=0`) is the same as asking for it in `gpus`.
     #[schema(example = "/dev/dri")]
     pub host: String,
     /// Path inside; the same when absent.
@@ -33,6 +35,11 @@ impl DeviceMapping {
         self.access.as_deref().unwrap_or("rwm")
     }
 
+    /// What CDI calls it, when it is named so.
+    pub fn cdi(&self) -> Option<CdiName> {
+        CdiName::is_meant(&self.host).then(|| self.host.parse().ok())?
+    }
+
     pub(super) fn validate_all(devices: &[Self]) -> Result<(), Invalid> {
         for (i, device) in devices.iter().enumerate() {
             device.validate().map_err(|e| e.at(&format!("devices[{i}]")))?;
@@ -41,6 +48,13 @@ impl DeviceMapping {
     }
 
     fn validate(&self) -> Result<(), Invalid> {
+        if CdiName::is_meant(&self.host) {
+            self.host.parse::<CdiName>().map_err(|e| e.at("host"))?;
+            let besides = [("inside", &self.inside), ("access", &self.access)];
+            let Some((field, _)) = besides.iter().find(|(_, said)| said.is_some()) else { return Ok(()) };
+            let message = format!("`{}` is given as its specification says", self.host);
+            return Err(Invalid::value(message, format!("leave out `{field}`")).at(field));
+        }
         for (field, path) in [("host", &self.host), ("inside", self.inside.as_ref().unwrap_or(&self.host))] {
             validate_path(path).map_err(|e| e.at(field))?;
             if path.strip_prefix("/dev/").is_none_or(|rest| rest.trim_matches('/').is_empty()) {
@@ -72,6 +86,10 @@ impl FromStr for DeviceMapping {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
+        if CdiName::is_meant(text) {
+            let device = Self { host: text.to_owned(), inside: None, access: None };
+            return device.validate().map(|()| device);
+        }
         let parts: Vec<&str> = text.split(':').collect();
         let device = |host: &str, inside: Option<&str>, access: Option<&str>| Self {
             host: host.to_owned(),
@@ -86,7 +104,7 @@ impl FromStr for DeviceMapping {
             _ => {
                 return Err(Invalid::value(
                     format!("`{}` is no device", shown(text)),
-                    "write `host[:inside][:rwm]`, such as `/dev/dri` or `/dev/ttyUSB0:/dev/modem:rw`",
+                    "write `host[:inside][:rwm]`, such as `/dev/dri` or `/dev/ttyUSB0:/dev/modem:rw`, or a CDI name",
                 ));
             }
         };

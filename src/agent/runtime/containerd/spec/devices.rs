@@ -43,7 +43,8 @@ pub(in crate::agent::runtime::containerd) fn find(process: &ProcessSpec) -> Resu
     if process.privileged {
         collect(Path::new("/dev"), Path::new("/dev"), "rwm", DEEPEST, &mut found)?;
     }
-    for mapping in &process.devices {
+    // Those that CDI names come with the edits.
+    for mapping in process.devices.iter().filter(|mapping| mapping.cdi().is_none()) {
         named(mapping, &mut found)?;
     }
     Ok(found)
