@@ -35,4 +35,4 @@ pub(crate) use rollout::{starts_first, waits_its_turn};
 pub(crate) use rules::{holds, keeps_off};
 pub use score::Points;
 pub use snapshot::Snapshot;
-pub(crate) use standing::{moves, stops_first};
+pub(crate) use standing::{is_up, moves, stops_first};

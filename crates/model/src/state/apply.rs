@@ -198,6 +198,7 @@ pub(super) fn put_workload(
         (Some(row), PutMode::Replace { .. }) => {
             let generation = row.generation + 1;
             tell(connection, at_ms, name, &format!("changed to generation {generation}"))?;
+            rollouts::leave(connection, &row)?;
             let rollout = rollouts::begun(spec, Some(&row));
             WorkloadRow { generation, spec: spec.clone(), updated_at_ms: at_ms, rollout, ..row }
         }

@@ -1,15 +1,18 @@
 //! Versions of specifications: written, reached by every instance or not, and written again.
 
+use std::collections::HashSet;
+
 use rusqlite::Connection;
 
 use super::{
     apply::{Applied, put_workload},
     command::{PutMode, Refusal, RefusalKind, RolloutChange},
-    tables::{EventLevel, EventRow, VersionRow, WorkloadRow},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, VersionRow, WorkloadRow},
 };
 use crate::{
     instance::Desired,
     name::Name,
+    schedule::{is_up, serves},
     workload::{Rollout, UpdateFailure, VersionCause, WorkloadKind, WorkloadSpec},
 };
 
@@ -26,6 +29,25 @@ pub(super) fn begun(spec: &WorkloadSpec, before: Option<&WorkloadRow>) -> Rollou
         // A job is replaced at once.
         (_, WorkloadKind::Job) => Rollout::Done,
     }
+}
+
+/// A specification is about to be replaced. One that runs whole by then has worked, though not for as long as it was to.
+pub(super) fn leave(connection: &Connection, row: &WorkloadRow) -> rusqlite::Result<()> {
+    if row.rollout != Rollout::Rolling || row.spec.replicas == 0 {
+        return Ok(());
+    }
+    let mut works = HashSet::new();
+    for instance in InstanceRow::of_workload(connection, row.id)? {
+        let Some(node) = NodeRow::by_id(connection, instance.node_id)? else { continue };
+        let steady = instance.report.as_ref().is_some_and(|report| report.restarts == 0);
+        if steady && is_up(&row.spec, &instance) && serves(&instance.container, &row.spec, &node) {
+            works.insert(instance.ordinal);
+        }
+    }
+    if (0..row.spec.replicas).all(|ordinal| works.contains(&ordinal)) {
+        VersionRow::set_rollout(connection, row.id, &Rollout::Done)?;
+    }
+    Ok(())
 }
 
 /// Keeps what was just written.

@@ -149,3 +149,21 @@ fn a_job_is_replaced_at_once() {
     cluster.put(WorkloadSpec { kind: WorkloadKind::Job, ..spec("web", "one") });
     assert_eq!(told(&cluster), ["1 one done"]);
 }
+
+#[test]
+fn what_runs_whole_when_it_is_replaced_has_worked() {
+    let (mut cluster, _) = Cluster::of_one();
+    let slow = |image: &str| {
+        let mut spec = WorkloadSpec { replicas: 2, ..spec("web", image) };
+        spec.update.healthy_ms = 3_600_000;
+        spec
+    };
+    cluster.put(slow("one"));
+    // Not all of it runs.
+    cluster.put(slow("two"));
+    cluster.settle();
+    cluster.put(slow("three"));
+    assert_eq!(told(&cluster), ["3 three rolling", "2 two done", "1 one rolling"]);
+    failed(&mut cluster, 3);
+    assert_eq!(told(&cluster)[0], "4 two rolling");
+}
