@@ -1,129 +1,536 @@
 //! What a round of planning moves its pieces on: the nodes, and who is on each, those placed in this round included.
 
 use std::{
-    borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    ops::Deref,
+    sync::Arc,
 };
 
 use super::{
     feasible::{Claims, Homes},
-    policy::{Capacity, PlacementSettings},
+    gpus::Cards,
+    index::Index,
+    outlook::Outlook,
+    place::{self, Fleet},
+    policy::{Capacity, PlacementSettings, Policy, Term, Weights},
     rules,
     snapshot::Snapshot,
 };
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
-    instance::{ContainerOrder, InstanceState},
+    instance::{ContainerOrder, Desired, InstanceState},
     name::Name,
-    state::{InstanceRow, NodeRow, WorkloadRow},
+    state::{InstanceRow, NodeRow, VolumeRow, WorkloadRow},
     workload::{Attribute, Rule, WorkloadSpec},
 };
 
+/// The order of an instance: that of its row, or one that was decided in this round.
+#[derive(Debug, Clone)]
+pub(super) enum Order {
+    Row(Arc<InstanceRow>),
+    New(Arc<ContainerOrder>),
+}
+
+impl Deref for Order {
+    type Target = ContainerOrder;
+
+    fn deref(&self) -> &ContainerOrder {
+        match self {
+            Self::Row(row) => &row.container,
+            Self::New(order) => order,
+        }
+    }
+}
+
 /// One instance on a node.
 #[derive(Debug, Clone)]
-pub(super) struct Resident<'a> {
+pub(super) struct Resident {
     /// Its id; none when it was placed in this round.
     pub(super) instance: Option<InstanceId>,
     pub(super) workload: WorkloadId,
     pub(super) ordinal: u32,
-    pub(super) order: Cow<'a, ContainerOrder>,
+    /// Of its workload; the lowest when that is gone.
+    pub(super) priority: u32,
+    pub(super) order: Order,
     /// It was ordered to go, and holds what it holds until its node says that it is gone.
     pub(super) leaving: bool,
 }
 
+impl Resident {
+    fn of(row: Arc<InstanceRow>, priority: u32) -> Self {
+        Self {
+            instance: Some(row.id),
+            workload: row.workload_id,
+            ordinal: row.ordinal,
+            priority,
+            leaving: row.desired == Desired::Removed,
+            order: Order::Row(row),
+        }
+    }
+
+    /// Rows are in the order in which a snapshot has them.
+    fn place(&self) -> (bool, WorkloadId, u32, Option<InstanceId>) {
+        (self.instance.is_none(), self.workload, self.ordinal, self.instance)
+    }
+}
+
 /// A node and who is on it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seat<'a> {
-    pub(super) residents: Vec<Resident<'a>>,
+pub(super) struct Seat {
+    /// Rows first, by workload, ordinal and id; then those of this round.
+    pub(super) residents: Vec<Resident>,
     pub(super) claims: Claims,
+    /// What is left of its cards.
+    pub(super) deck: Vec<place::Card>,
+    /// Whether its network has an address for one more.
+    pub(super) has_address: bool,
 }
 
 /// An instance that looks for a place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ask<'a> {
     pub(super) id: WorkloadId,
+    /// Which of its specifications it is.
+    pub(super) generation: u64,
     pub(super) spec: &'a WorkloadSpec,
 }
 
 impl<'a> Ask<'a> {
     pub(super) fn of(workload: &'a WorkloadRow) -> Self {
-        Self { id: workload.id, spec: &workload.spec }
+        Self { id: workload.id, generation: workload.generation, spec: &workload.spec }
     }
 }
 
-/// The board.
-pub(super) struct Board<'a> {
-    pub(super) nodes: &'a [NodeRow],
-    pub(super) settings: &'a PlacementSettings,
-    pub(super) homes: Homes<'a>,
-    pub(super) seats: Vec<Seat<'a>>,
-    index: HashMap<NodeId, usize>,
-    pub(super) workloads: HashMap<WorkloadId, &'a WorkloadRow>,
-    names: HashMap<&'a str, WorkloadId>,
-    /// Workloads that want some others not beside them.
-    shy: Vec<&'a WorkloadRow>,
-    /// Images of which something runs, node by node.
-    images: Vec<HashSet<&'a str>>,
+/// What was tried on the board and can be taken back.
+#[derive(Debug)]
+enum Tried {
+    Sat(usize),
+    Left(usize, InstanceId),
+    Settled(Name),
 }
 
-impl<'a> Board<'a> {
-    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
-        let nodes = &snapshot.nodes[..];
-        let is_shy = |workload: &&WorkloadRow| {
-            workload.spec.placement.constraints.iter().any(|rule| rule.attribute == Attribute::Workload)
-        };
-        let mut board = Self {
-            nodes,
-            settings: &snapshot.placement,
-            homes: Homes::of(&snapshot.volumes),
-            seats: vec![Seat::default(); nodes.len()],
-            index: nodes.iter().enumerate().map(|(at, node)| (node.id, at)).collect(),
-            workloads: snapshot.workloads.iter().map(|workload| (workload.id, workload)).collect(),
-            names: snapshot.workloads.iter().map(|workload| (workload.spec.name.as_str(), workload.id)).collect(),
-            shy: snapshot.workloads.iter().filter(is_shy).collect(),
-            images: vec![HashSet::new(); nodes.len()],
-        };
-        for instance in &snapshot.instances {
-            let Some(at) = board.position(instance.node_id) else { continue };
-            let order = Cow::Borrowed(&instance.container);
-            let leaving = instance.desired == crate::instance::Desired::Removed;
-            if has_image(instance) {
-                board.images[at].insert(instance.container.image.as_str());
-            }
-            let (instance, workload, ordinal) = (Some(instance.id), instance.workload_id, instance.ordinal);
-            board.sit(at, Resident { instance, workload, ordinal, order, leaving });
-        }
+/// The board. Rows are put on it and taken off it; a round tries something on it and takes that back in the end.
+pub(super) struct Board {
+    pub(super) nodes: Vec<Arc<NodeRow>>,
+    pub(super) settings: PlacementSettings,
+    pub(super) homes: Homes,
+    pub(super) seats: Vec<Seat>,
+    pub(super) workloads: HashMap<WorkloadId, Arc<WorkloadRow>>,
+    pub(super) fleet: Fleet,
+    pub(super) outlook: Outlook,
+    pub(super) index: Index,
+    /// The highest price of a node and the most watts.
+    pub(super) dearest: (f64, u32),
+    weights: Weights,
+    positions: HashMap<NodeId, usize>,
+    by_name: BTreeMap<Name, usize>,
+    names: HashMap<String, WorkloadId>,
+    /// Workloads that want some others not beside them.
+    shy: BTreeMap<Name, Arc<WorkloadRow>>,
+    /// How many copies of each workload are on which nodes.
+    copies: HashMap<WorkloadId, BTreeMap<usize, u32>>,
+    /// On which nodes how many instances of an image ran.
+    images: HashMap<String, BTreeMap<usize, u32>>,
+    /// Nodes from which somebody goes, and some from which nobody does any more.
+    leaving: BTreeSet<usize>,
+    tried: Vec<Tried>,
+    /// Seats whose rows changed.
+    stale: HashSet<usize>,
+    /// Nodes or settings changed.
+    stale_nodes: bool,
+}
+
+impl Board {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let mut board = Self::new(snapshot.placement.clone());
+        snapshot.nodes.iter().for_each(|node| board.put_node(node.clone()));
+        snapshot.workloads.iter().for_each(|workload| board.put_workload(Arc::new(workload.clone())));
+        snapshot.instances.iter().for_each(|instance| board.put_instance(Arc::new(instance.clone())));
+        snapshot.volumes.iter().for_each(|volume| board.put_volume(volume));
+        board.refresh();
         board
+    }
+
+    /// Without rows.
+    pub(super) fn new(settings: PlacementSettings) -> Self {
+        Self {
+            nodes: Vec::new(),
+            settings,
+            homes: Homes::default(),
+            seats: Vec::new(),
+            workloads: HashMap::new(),
+            fleet: Fleet::new(place::Policy::Balanced, &place::Mix::default(), 0),
+            outlook: Outlook::default(),
+            index: Index::default(),
+            dearest: (0.0, 0),
+            weights: [0; Term::ALL.len()],
+            positions: HashMap::new(),
+            by_name: BTreeMap::new(),
+            names: HashMap::new(),
+            shy: BTreeMap::new(),
+            copies: HashMap::new(),
+            images: HashMap::new(),
+            leaving: BTreeSet::new(),
+            tried: Vec::new(),
+            stale: HashSet::new(),
+            stale_nodes: true,
+        }
+    }
+
+    pub(super) fn put_settings(&mut self, settings: PlacementSettings) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.stale.extend(0..self.nodes.len());
+            self.stale_nodes = true;
+        }
+    }
+
+    /// A node that is new or changed.
+    pub(super) fn put_node(&mut self, node: NodeRow) {
+        let at = match self.position(node.id) {
+            Some(at) => {
+                self.outlook.count_cards(&self.nodes[at], false);
+                self.by_name.remove(&self.nodes[at].name);
+                at
+            }
+            None => {
+                self.positions.insert(node.id, self.nodes.len());
+                self.seats.push(Seat::default());
+                self.index.forget_nodes();
+                self.nodes.len()
+            }
+        };
+        self.outlook.count_cards(&node, true);
+        self.by_name.insert(node.name.clone(), at);
+        let node = Arc::new(node);
+        match self.nodes.get_mut(at) {
+            Some(known) => *known = node,
+            None => self.nodes.push(node),
+        }
+        self.index.node_changed(at);
+        self.stale.insert(at);
+        self.stale_nodes = true;
+    }
+
+    pub(super) fn put_workload(&mut self, workload: Arc<WorkloadRow>) {
+        self.remove_workload(workload.id);
+        let id = workload.id;
+        self.outlook.count_workload(&workload, true);
+        self.names.insert(workload.spec.name.to_string(), id);
+        if workload.spec.placement.constraints.iter().any(|rule| rule.attribute == Attribute::Workload) {
+            self.shy.insert(workload.spec.name.clone(), Arc::clone(&workload));
+        }
+        let priority = workload.spec.placement.priority;
+        self.workloads.insert(id, workload);
+        self.set_priority(id, priority);
+    }
+
+    pub(super) fn remove_workload(&mut self, id: WorkloadId) {
+        let Some(workload) = self.workloads.remove(&id) else { return };
+        self.outlook.count_workload(&workload, false);
+        self.names.remove(workload.spec.name.as_str());
+        self.shy.remove(&workload.spec.name);
+        self.set_priority(id, 0);
+    }
+
+    fn set_priority(&mut self, id: WorkloadId, priority: u32) {
+        let nodes = self.copies.get(&id).into_iter().flatten();
+        for (at, _) in nodes {
+            let own = self.seats[*at].residents.iter_mut().filter(|resident| resident.workload == id);
+            own.for_each(|resident| resident.priority = priority);
+        }
+    }
+
+    /// An instance that is new or changed; the node must be there.
+    pub(super) fn put_instance(&mut self, row: Arc<InstanceRow>) {
+        let Some(at) = self.position(row.node_id) else { return };
+        let priority = self.priority(row.workload_id);
+        let resident = Resident::of(row, priority);
+        if resident.leaving {
+            self.leaving.insert(at);
+        }
+        let seat = &mut self.seats[at];
+        let found = seat.residents.binary_search_by(|other| other.place().cmp(&resident.place()));
+        let holds = |order: &Order| (order.network.clone(), order.resources.clone(), order.gpus.clone());
+        match found {
+            Ok(who) if holds(&seat.residents[who].order) == holds(&resident.order) => {
+                // What it holds is the same; its image may be there by now.
+                let before = std::mem::replace(&mut seat.residents[who], resident);
+                let now = self.seats[at].residents[who].clone();
+                if has_image(&before) != has_image(&now) || before.order.image != now.order.image {
+                    self.count_image(at, &before, false);
+                    self.count_image(at, &now, true);
+                    self.index.changed(at);
+                }
+            }
+            Ok(who) => {
+                let before = std::mem::replace(&mut seat.residents[who], resident);
+                let now = self.seats[at].residents[who].clone();
+                self.count_image(at, &before, false);
+                self.count_image(at, &now, true);
+                self.reseat(at);
+            }
+            Err(who) => {
+                claim(&mut seat.claims, &resident);
+                seat.residents.insert(who, resident);
+                let now = self.seats[at].residents[who].clone();
+                self.count(at, &now, true);
+                self.stale.insert(at);
+            }
+        }
+    }
+
+    pub(super) fn remove_instance(&mut self, row: &InstanceRow) {
+        let Some(at) = self.position(row.node_id) else { return };
+        let Some(who) = self.seats[at].residents.iter().position(|one| one.instance == Some(row.id)) else { return };
+        let gone = self.seats[at].residents.remove(who);
+        self.count(at, &gone, false);
+        self.reseat(at);
+    }
+
+    pub(super) fn put_volume(&mut self, volume: &VolumeRow) {
+        self.homes.put(volume);
+    }
+
+    /// What is held on the node, from who is there.
+    fn reseat(&mut self, at: usize) {
+        let mut claims = Claims::default();
+        self.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
+        self.seats[at].claims = claims;
+        self.stale.insert(at);
+        if !self.seats[at].residents.iter().any(|resident| resident.leaving) {
+            self.leaving.remove(&at);
+        }
+    }
+
+    fn count(&mut self, at: usize, resident: &Resident, more: bool) {
+        count(self.copies.entry(resident.workload).or_default(), at, more);
+        if self.copies.get(&resident.workload).is_some_and(BTreeMap::is_empty) {
+            self.copies.remove(&resident.workload);
+        }
+        self.count_image(at, resident, more);
+    }
+
+    fn count_image(&mut self, at: usize, resident: &Resident, more: bool) {
+        if !has_image(resident) {
+            return;
+        }
+        let image = resident.order.image.as_str();
+        match self.images.get_mut(image) {
+            Some(known) => count(known, at, more),
+            None if more => drop(self.images.insert(image.to_owned(), BTreeMap::from([(at, 1)]))),
+            None => {}
+        }
+        if self.images.get(image).is_some_and(BTreeMap::is_empty) {
+            self.images.remove(image);
+        }
+    }
+
+    /// Makes everything follow the rows. Whoever chooses on a board has called this since its rows changed.
+    pub(super) fn refresh(&mut self) {
+        if std::mem::take(&mut self.stale_nodes) {
+            let mut ids: Vec<(NodeId, usize)> = self.positions.iter().map(|(id, at)| (*id, *at)).collect();
+            ids.sort_unstable();
+            let cost = |node: &Arc<NodeRow>| self.settings.cost(node);
+            let dearest = self.nodes.iter().filter_map(cost).fold(0.0, f64::max);
+            let most_watts = self.nodes.iter().filter_map(|node| node.settings.watts).max().unwrap_or(0);
+            self.dearest = (dearest, most_watts);
+            self.weights = self.settings.weights(self.outlook.has_cards());
+            let ids = ids.iter().map(|(_, at)| *at);
+            self.index.follow(ids, (self.weights, self.dearest), &self.settings);
+        }
+        let policy = match self.settings.policy {
+            Policy::BestFit => place::Policy::Balanced,
+            Policy::Binpack | Policy::Spread | Policy::Random | Policy::Custom => place::Policy::Binpack,
+        };
+        if self.outlook.refresh() || self.fleet.policy() != policy {
+            self.fleet = Fleet::new(policy, self.outlook.mix(), 0);
+            for at in 0..self.nodes.len() {
+                self.look_at_cards(at);
+                self.fleet.add(self.engine_node(at, &self.seats[at].claims));
+            }
+            self.stale.clear();
+            self.index.forget_all();
+        }
+        let stale: Vec<usize> = self.stale.drain().collect();
+        for at in stale {
+            self.look_at_cards(at);
+            let node = self.engine_node(at, &self.seats[at].claims);
+            if at < self.fleet.len() {
+                self.fleet.change(place::Place::at(at), node);
+            } else {
+                // Places are in order.
+                for at in self.fleet.len()..self.nodes.len() {
+                    self.look_at_cards(at);
+                    self.fleet.add(self.engine_node(at, &self.seats[at].claims));
+                }
+            }
+            self.index.changed(at);
+        }
+        if self.fleet.follow_supply() {
+            self.index.forget_scores();
+        }
+    }
+
+    fn look_at_cards(&mut self, at: usize) {
+        let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
+        seat.deck = seat.claims.gpus().deck(Cards::of(node), &|card| self.outlook.kind(card));
+        seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.address(subnet).is_some());
+    }
+
+    /// A node as the engine sees it, beside those who hold `claims` there.
+    pub(super) fn engine_node(&self, at: usize, claims: &Claims) -> place::Node {
+        let (all, held) = (self.capacity(at), claims.reserved());
+        let millis = |millis: u64| u32::try_from(millis).unwrap_or(u32::MAX);
+        let seat = &self.seats[at];
+        let cards = match std::ptr::eq(claims, &seat.claims) {
+            true => seat.deck.clone(),
+            false => claims.gpus().deck(Cards::of(&self.nodes[at]), &|card| self.outlook.kind(card)),
+        };
+        place::Node {
+            cpu_millis: millis(all.cpu_millis),
+            cpu_free: millis(all.cpu_millis.saturating_sub(held.cpu_millis)),
+            memory_bytes: all.memory_bytes,
+            memory_free: all.memory_bytes.saturating_sub(held.memory_bytes),
+            slots: u32::MAX,
+            slots_free: u32::MAX - claims.instances() as u32,
+            cards,
+        }
+    }
+
+    /// How much a term counts.
+    pub(super) fn weight(&self, term: Term) -> i32 {
+        self.weights[term as usize]
     }
 
     /// Where the node of that id is among the nodes.
     pub(super) fn position(&self, node: NodeId) -> Option<usize> {
-        self.index.get(&node).copied()
+        self.positions.get(&node).copied()
     }
 
-    /// Somebody is on the node from now on.
-    pub(super) fn sit(&mut self, at: usize, resident: Resident<'a>) {
+    /// Where the node of that name is.
+    pub(super) fn named(&self, node: &Name) -> Option<usize> {
+        self.by_name.get(node).copied()
+    }
+
+    /// The nodes' places, by name.
+    pub(super) fn in_order(&self) -> impl Iterator<Item = usize> {
+        self.by_name.values().copied()
+    }
+
+    /// Somebody is on the node until it is taken back.
+    pub(super) fn sit(&mut self, at: usize, resident: Resident) {
         let seat = &mut self.seats[at];
         claim(&mut seat.claims, &resident);
-        seat.residents.push(resident);
+        let cards = !resident.order.gpus.is_empty();
+        self.count(at, &resident, true);
+        self.seats[at].residents.push(resident);
+        self.tried.push(Tried::Sat(at));
+        self.seat_changed(at, cards);
     }
 
-    /// The instance was ordered to go.
+    /// The engine and the index learn what is left on a node.
+    fn seat_changed(&mut self, at: usize, cards: bool) {
+        if cards {
+            self.look_at_cards(at);
+        } else {
+            let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
+            seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.address(subnet).is_some());
+        }
+        let (all, seat) = (self.capacity(at), &self.seats[at]);
+        let held = seat.claims.reserved();
+        self.fleet.adjust(place::Place::at(at), |node| {
+            node.cpu_free = u32::try_from(all.cpu_millis.saturating_sub(held.cpu_millis)).unwrap_or(u32::MAX);
+            node.memory_free = all.memory_bytes.saturating_sub(held.memory_bytes);
+            node.slots_free = u32::MAX - seat.claims.instances() as u32;
+            if cards {
+                node.cards.clone_from(&seat.deck);
+            }
+        });
+        self.index.changed(at);
+    }
+
+    /// The instance was ordered to go, until that is taken back.
     pub(super) fn leave(&mut self, node: NodeId, instance: InstanceId) {
         let Some(at) = self.position(node) else { return };
-        if let Some(found) = self.seats[at].residents.iter_mut().find(|resident| resident.instance == Some(instance)) {
+        let mut residents = self.seats[at].residents.iter_mut();
+        if let Some(found) = residents.find(|resident| resident.instance == Some(instance) && !resident.leaving) {
             found.leaving = true;
+            self.leaving.insert(at);
+            self.tried.push(Tried::Left(at, instance));
         }
     }
 
+    /// The volumes that an instance of `spec` uses lie on `node` until that is taken back.
+    pub(super) fn settle(&mut self, spec: &WorkloadSpec, node: NodeId) {
+        let settled = self.homes.settle(spec, node);
+        self.tried.extend(settled.into_iter().map(Tried::Settled));
+    }
+
+    /// The nodes from which somebody may be going.
+    pub(super) fn being_left(&self) -> impl Iterator<Item = usize> {
+        self.leaving.iter().copied()
+    }
+
+    /// How much was tried so far.
+    pub(super) fn mark(&self) -> usize {
+        self.tried.len()
+    }
+
+    /// Takes back what was tried since.
+    pub(super) fn take_back(&mut self, mark: usize) {
+        let mut seats = BTreeMap::new();
+        for tried in self.tried.split_off(mark).into_iter().rev() {
+            match tried {
+                Tried::Sat(at) => {
+                    // Those of this round are the last, in the order in which they came.
+                    let Some(gone) = self.seats[at].residents.pop() else { continue };
+                    *seats.entry(at).or_insert(false) |= !gone.order.gpus.is_empty();
+                    self.count(at, &gone, false);
+                }
+                Tried::Left(at, instance) => {
+                    let mut residents = self.seats[at].residents.iter_mut();
+                    if let Some(back) = residents.find(|resident| resident.instance == Some(instance)) {
+                        back.leaving = false;
+                    }
+                }
+                Tried::Settled(volume) => self.homes.forget(&volume),
+            }
+        }
+        for (at, cards) in seats {
+            let mut claims = Claims::default();
+            self.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
+            self.seats[at].claims = claims;
+            self.seat_changed(at, cards);
+        }
+    }
+
+    /// Does something while an instance is not there.
+    pub(super) fn without<T>(&mut self, row: &InstanceRow, act: impl FnOnce(&mut Self) -> T) -> T {
+        let at = self.position(row.node_id);
+        let who = at.and_then(|at| self.seats[at].residents.iter().position(|one| one.instance == Some(row.id)));
+        let Some((at, who)) = at.zip(who) else { return act(self) };
+        let resident = self.seats[at].residents.remove(who);
+        self.count(at, &resident, false);
+        let rebuild = |board: &mut Self| {
+            let mut claims = Claims::default();
+            board.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
+            board.seats[at].claims = claims;
+            board.seat_changed(at, true);
+        };
+        rebuild(self);
+        let outcome = act(self);
+        self.count(at, &resident, true);
+        self.seats[at].residents.insert(who, resident);
+        rebuild(self);
+        outcome
+    }
+
     /// What is held on a node by those that `stays` picks.
-    pub(super) fn claims_of(&self, at: usize, stays: impl Fn(&Resident<'a>) -> bool) -> Claims {
+    pub(super) fn claims_of(&self, at: usize, stays: impl Fn(&Resident) -> bool) -> Claims {
         let mut claims = Claims::default();
-        self.seats[at]
-            .residents
-            .iter()
-            .filter(|resident| stays(resident))
-            .for_each(|resident| claim(&mut claims, resident));
+        let staying = self.seats[at].residents.iter().filter(|resident| stays(resident));
+        staying.for_each(|resident| claim(&mut claims, resident));
         claims
     }
 
@@ -133,7 +540,7 @@ impl<'a> Board<'a> {
     }
 
     /// What people call an instance.
-    pub(super) fn name_of(&self, resident: &Resident<'_>) -> String {
+    pub(super) fn name_of(&self, resident: &Resident) -> String {
         let workload = self.workloads.get(&resident.workload).map_or("?", |workload| workload.spec.name.as_str());
         format!("{workload}-{}", resident.ordinal)
     }
@@ -142,32 +549,56 @@ impl<'a> Board<'a> {
         self.settings.capacity(&self.nodes[at])
     }
 
+    /// The workload of that name, however it is written.
+    pub(super) fn workload_named(&self, name: &str) -> Option<WorkloadId> {
+        self.names.get(name.to_ascii_lowercase().as_str()).copied()
+    }
+
     /// Whether an instance of the workload of that name is among `claims`.
     pub(super) fn beside(&self, claims: &Claims, name: &str) -> bool {
-        self.names.get(name.to_ascii_lowercase().as_str()).is_some_and(|id| claims.copies(*id) > 0)
+        self.workload_named(name).is_some_and(|id| claims.copies(id) > 0)
     }
 
     /// The workload among `claims` that wants none of `ask` beside it, with its rule.
-    pub(super) fn kept_off(&self, ask: Ask<'_>, claims: &Claims) -> Option<(&'a Name, &'a Rule)> {
-        self.shy.iter().filter(|other| other.id != ask.id && claims.copies(other.id) > 0).find_map(|other| {
+    pub(super) fn kept_off(&self, ask: Ask<'_>, claims: &Claims) -> Option<(&Name, &Rule)> {
+        self.shy.values().filter(|other| other.id != ask.id && claims.copies(other.id) > 0).find_map(|other| {
             let mut rules = other.spec.placement.constraints.iter();
             rules.find(|rule| rules::keeps_off(rule, &ask.spec.name)).map(|rule| (&other.spec.name, rule))
         })
     }
 
-    /// Whether something of the image runs on the node.
+    /// The nodes that have copies of a workload, with how many.
+    pub(super) fn copies_of(&self, workload: WorkloadId) -> Option<&BTreeMap<usize, u32>> {
+        self.copies.get(&workload)
+    }
+
+    /// The nodes on which something of the image ran.
+    pub(super) fn images_of(&self, image: &str) -> Option<&BTreeMap<usize, u32>> {
+        self.images.get(image)
+    }
+
+    /// Whether something of the image ran on the node.
     pub(super) fn has_image(&self, at: usize, image: &str) -> bool {
-        self.images[at].contains(image)
+        self.images.get(image).is_some_and(|nodes| nodes.contains_key(&at))
     }
 }
 
-fn claim(claims: &mut Claims, resident: &Resident<'_>) {
+fn count(nodes: &mut BTreeMap<usize, u32>, at: usize, more: bool) {
+    let count = nodes.entry(at).or_default();
+    *count = if more { *count + 1 } else { count.saturating_sub(1) };
+    if *count == 0 {
+        nodes.remove(&at);
+    }
+}
+
+fn claim(claims: &mut Claims, resident: &Resident) {
     let order = &resident.order;
     claims.add(resident.workload, &order.network, &order.resources, &order.gpus);
 }
 
 /// Whether its process ran, for which its image had to be on the node.
-fn has_image(instance: &InstanceRow) -> bool {
-    let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
+fn has_image(resident: &Resident) -> bool {
+    let Order::Row(row) = &resident.order else { return false };
+    let state = row.report.as_ref().and_then(|report| report.state.as_ref());
     matches!(state, Some(InstanceState::Running { .. } | InstanceState::Finished { reason: None, .. }))
 }

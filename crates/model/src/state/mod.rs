@@ -34,7 +34,6 @@ pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
     ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow,
-    VolumeRow,
-    WorkloadRow, applied_index, placement_settings,
+    VolumeRow, WorkloadRow, applied_index, placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

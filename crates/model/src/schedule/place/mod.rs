@@ -17,11 +17,12 @@ mod mix;
 mod node;
 mod policy;
 mod random;
-mod ranking;
+pub(super) mod ranking;
 #[cfg(test)]
 mod tests;
 
 pub use ask::{Ask, Gpus, Kind, Kinds};
+pub use balance::Gain;
 pub use fleet::{Fleet, Place, PlaceSet, Spot};
 pub use mix::Mix;
 pub use node::{Card, CardSet, Node, Refusal};
