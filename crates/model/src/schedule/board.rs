@@ -84,6 +84,8 @@ pub(super) struct Seat {
     pub(super) deck: Vec<place::Card>,
     /// Whether its network has an address for one more.
     pub(super) has_address: bool,
+    /// How much can be reserved.
+    pub(super) capacity: Capacity,
 }
 
 /// An instance that looks for a place.
@@ -134,6 +136,11 @@ pub(super) struct Board {
     /// Nodes from which somebody goes, and some from which nobody does any more.
     leaving: BTreeSet<usize>,
     tried: Vec<Tried>,
+    /// Nodes on which something changed, oldest first; the first entry is change number `forgotten`.
+    touched: Vec<u32>,
+    forgotten: u64,
+    /// The number of the last change that is none of a single node's.
+    upheaval: u64,
     /// Seats whose rows changed.
     stale: HashSet<usize>,
     /// Nodes or settings changed.
@@ -172,6 +179,9 @@ impl Board {
             images: HashMap::new(),
             leaving: BTreeSet::new(),
             tried: Vec::new(),
+            touched: Vec::new(),
+            forgotten: 0,
+            upheaval: 0,
             stale: HashSet::new(),
             stale_nodes: true,
         }
@@ -182,6 +192,7 @@ impl Board {
             self.settings = settings;
             self.stale.extend(0..self.nodes.len());
             self.stale_nodes = true;
+            self.upheave();
         }
     }
 
@@ -210,6 +221,8 @@ impl Board {
         self.index.node_changed(at);
         self.stale.insert(at);
         self.stale_nodes = true;
+        // A name, a price, another node: reasons tell of them.
+        self.upheave();
     }
 
     pub(super) fn put_workload(&mut self, workload: Arc<WorkloadRow>) {
@@ -219,6 +232,7 @@ impl Board {
         self.names.insert(workload.spec.name.to_string(), id);
         if workload.spec.placement.constraints.iter().any(|rule| rule.attribute == Attribute::Workload) {
             self.shy.insert(workload.spec.name.clone(), Arc::clone(&workload));
+            self.upheave();
         }
         let priority = workload.spec.placement.priority;
         self.workloads.insert(id, workload);
@@ -229,15 +243,18 @@ impl Board {
         let Some(workload) = self.workloads.remove(&id) else { return };
         self.outlook.count_workload(&workload, false);
         self.names.remove(workload.spec.name.as_str());
-        self.shy.remove(&workload.spec.name);
+        if self.shy.remove(&workload.spec.name).is_some() {
+            self.upheave();
+        }
         self.set_priority(id, 0);
     }
 
     fn set_priority(&mut self, id: WorkloadId, priority: u32) {
-        let nodes = self.copies.get(&id).into_iter().flatten();
-        for (at, _) in nodes {
-            let own = self.seats[*at].residents.iter_mut().filter(|resident| resident.workload == id);
+        let nodes: Vec<usize> = self.copies.get(&id).into_iter().flatten().map(|(at, _)| *at).collect();
+        for at in nodes {
+            let own = self.seats[at].residents.iter_mut().filter(|resident| resident.workload == id);
             own.for_each(|resident| resident.priority = priority);
+            self.touch(at);
         }
     }
 
@@ -249,6 +266,7 @@ impl Board {
         if resident.leaving {
             self.leaving.insert(at);
         }
+        self.touch(at);
         let seat = &mut self.seats[at];
         let found = seat.residents.binary_search_by(|other| other.place().cmp(&resident.place()));
         let holds = |order: &Order| (order.network.clone(), order.resources.clone(), order.gpus.clone());
@@ -290,10 +308,17 @@ impl Board {
 
     pub(super) fn put_volume(&mut self, volume: &VolumeRow) {
         self.homes.put(volume);
+        self.upheave();
+    }
+
+    pub(super) fn remove_volume(&mut self, volume: &Name) {
+        self.homes.forget(volume);
+        self.upheave();
     }
 
     /// What is held on the node, from who is there.
     fn reseat(&mut self, at: usize) {
+        self.touch(at);
         let mut claims = Claims::default();
         self.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
         self.seats[at].claims = claims;
@@ -366,6 +391,7 @@ impl Board {
                 }
             }
             self.index.changed(at);
+            self.touch(at);
         }
         if self.fleet.follow_supply() {
             self.index.forget_scores();
@@ -374,13 +400,14 @@ impl Board {
 
     fn look_at_cards(&mut self, at: usize) {
         let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
+        seat.capacity = self.settings.capacity(node);
         seat.deck = seat.claims.gpus().deck(Cards::of(node), &|card| self.outlook.kind(card));
         seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.address(subnet).is_some());
     }
 
     /// A node as the engine sees it, beside those who hold `claims` there.
     pub(super) fn engine_node(&self, at: usize, claims: &Claims) -> place::Node {
-        let (all, held) = (self.capacity(at), claims.reserved());
+        let (all, held) = (self.seats[at].capacity, claims.reserved());
         let millis = |millis: u64| u32::try_from(millis).unwrap_or(u32::MAX);
         let seat = &self.seats[at];
         let cards = match std::ptr::eq(claims, &seat.claims) {
@@ -396,6 +423,32 @@ impl Board {
             slots_free: u32::MAX - claims.instances() as u32,
             cards,
         }
+    }
+
+    /// What is left on a node changed, or who goes from it.
+    fn touch(&mut self, at: usize) {
+        self.touched.push(at as u32);
+        if self.touched.len() > 4 * self.nodes.len() + 1024 {
+            let half = self.touched.len() / 2;
+            self.touched.drain(..half);
+            self.forgotten += half as u64;
+        }
+    }
+
+    /// Something changed that may concern every node.
+    pub(super) fn upheave(&mut self) {
+        self.upheaval = self.now() + 1;
+        self.touch(0);
+    }
+
+    /// How many changes there were.
+    pub(super) fn now(&self) -> u64 {
+        self.forgotten + self.touched.len() as u64
+    }
+
+    /// The nodes that changed since there were so many changes; `None` when all may have.
+    pub(super) fn touched_since(&self, then: u64) -> Option<&[u32]> {
+        (then >= self.upheaval).then(|| self.touched.get(then.checked_sub(self.forgotten)? as usize..)).flatten()
     }
 
     /// How much a term counts.
@@ -437,7 +490,8 @@ impl Board {
             let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
             seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.address(subnet).is_some());
         }
-        let (all, seat) = (self.capacity(at), &self.seats[at]);
+        let seat = &self.seats[at];
+        let all = seat.capacity;
         let held = seat.claims.reserved();
         self.fleet.adjust(place::Place::at(at), |node| {
             node.cpu_free = u32::try_from(all.cpu_millis.saturating_sub(held.cpu_millis)).unwrap_or(u32::MAX);
@@ -448,6 +502,7 @@ impl Board {
             }
         });
         self.index.changed(at);
+        self.touch(at);
     }
 
     /// The instance was ordered to go, until that is taken back.
@@ -457,6 +512,7 @@ impl Board {
         if let Some(found) = residents.find(|resident| resident.instance == Some(instance) && !resident.leaving) {
             found.leaving = true;
             self.leaving.insert(at);
+            self.touch(at);
             self.tried.push(Tried::Left(at, instance));
         }
     }
@@ -464,6 +520,9 @@ impl Board {
     /// The volumes that an instance of `spec` uses lie on `node` until that is taken back.
     pub(super) fn settle(&mut self, spec: &WorkloadSpec, node: NodeId) {
         let settled = self.homes.settle(spec, node);
+        if !settled.is_empty() {
+            self.upheave();
+        }
         self.tried.extend(settled.into_iter().map(Tried::Settled));
     }
 
@@ -493,8 +552,12 @@ impl Board {
                     if let Some(back) = residents.find(|resident| resident.instance == Some(instance)) {
                         back.leaving = false;
                     }
+                    self.touch(at);
                 }
-                Tried::Settled(volume) => self.homes.forget(&volume),
+                Tried::Settled(volume) => {
+                    self.homes.forget(&volume);
+                    self.upheave();
+                }
             }
         }
         for (at, cards) in seats {
@@ -543,10 +606,6 @@ impl Board {
     pub(super) fn name_of(&self, resident: &Resident) -> String {
         let workload = self.workloads.get(&resident.workload).map_or("?", |workload| workload.spec.name.as_str());
         format!("{workload}-{}", resident.ordinal)
-    }
-
-    pub(super) fn capacity(&self, at: usize) -> Capacity {
-        self.settings.capacity(&self.nodes[at])
     }
 
     /// The workload of that name, however it is written.

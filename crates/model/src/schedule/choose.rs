@@ -61,13 +61,13 @@ fn best<'b>(
     let feasible: Vec<Place<'b>> = places.filter(|place| obstacles(ask, *place, false).is_empty()).collect();
     let field = Field::of(ask, board, feasible.iter().copied());
     let key = |place: &Place<'_>| {
-        let (points, _) = score::points(ask, ordinal, *place, &field, expression);
         // The most points; then the fewest instances, then the lower id.
-        (std::cmp::Reverse(score::total(&points)), place.claims.instances(), place.node.id)
+        let sum = score::sum(ask, ordinal, *place, &field, expression);
+        (std::cmp::Reverse(sum), place.claims.instances(), place.node.id)
     };
     let best = match feasible.len() {
         0 | 1 => feasible.first(),
-        _ => feasible.iter().min_by_key(|place| key(place)),
+        _ => feasible.iter().map(|place| (key(place), place)).min_by_key(|(key, _)| *key).map(|(_, place)| place),
     };
     let Some(best) = best else { return Err(None) };
     match order(ask, *best) {
@@ -91,6 +91,11 @@ fn told(ask: Ask<'_>, board: &Board, rare: Option<(usize, Obstacle)>) -> String 
         0 => told,
         more => format!("{told}; and {more} more nodes, of which `toft explain` tells"),
     }
+}
+
+/// Whether reasons tell of the node by name.
+pub(super) fn is_told(board: &Board, at: usize) -> bool {
+    board.nodes.len() <= TOLD || board.in_order().take(TOLD).any(|told| told == at)
 }
 
 /// Why an instance of `spec` can be placed on no node; `None` when one can take it.

@@ -41,13 +41,19 @@ impl<'b> Place<'b> {
         self.board.engine_node(self.at, self.claims)
     }
 
-    /// What an instance of `spec` asks the engine for here.
-    pub(super) fn engine_ask(&self, spec: &WorkloadSpec) -> place::Ask {
-        let ask = self.board.outlook.ask(spec);
-        if !self.board.outlook.looks_at_cards(spec) {
-            return ask;
+    /// Whether those who are there now are beside it.
+    pub(super) fn is_now(&self) -> bool {
+        std::ptr::eq(self.claims, &self.board.seats[self.at].claims)
+    }
+
+    /// What an instance asks the engine for here.
+    pub(super) fn engine_ask(&self, ask: Ask<'_>) -> place::Ask {
+        let outlook = &self.board.outlook;
+        let wanted = self.board.index.engine_ask(ask).unwrap_or_else(|| outlook.ask(ask.spec));
+        if !outlook.looks_at_cards(ask.spec) {
+            return wanted;
         }
-        place::Ask { kinds: ask.kinds.at(outlook::allowed(spec, Cards::of(self.node))), ..ask }
+        place::Ask { kinds: wanted.kinds.at(outlook::allowed(ask.spec, Cards::of(self.node))), ..wanted }
     }
 }
 
@@ -94,15 +100,15 @@ fn run(filters: &[Filter], ask: Ask<'_>, place: Place<'_>, all: bool) -> Vec<Obs
 /// The complete order for the instance there, by the cards that the engine gives it.
 pub(super) fn order(ask: Ask<'_>, place: Place<'_>) -> Result<ContainerOrder, Obstacle> {
     let network = network(ask.spec, place.node, place.claims)?;
-    Ok(ContainerOrder { gpus: cards(ask.spec, place)?, ..ContainerOrder::of(ask.spec, network) })
+    Ok(ContainerOrder { gpus: cards(ask, place)?, ..ContainerOrder::of(ask.spec, network) })
 }
 
-fn cards(spec: &WorkloadSpec, place: Place<'_>) -> Result<Vec<GpuHold>, Obstacle> {
-    let Some(wanted) = &spec.gpus else { return Ok(Vec::new()) };
-    let (node, ask) = (place.engine_node(), place.engine_ask(spec));
-    let given = match place.board.fleet.judge(&node, &ask) {
+fn cards(ask: Ask<'_>, place: Place<'_>) -> Result<Vec<GpuHold>, Obstacle> {
+    let Some(wanted) = &ask.spec.gpus else { return Ok(Vec::new()) };
+    let (node, own) = (place.engine_node(), place.engine_ask(ask));
+    let given = match place.board.fleet.judge(&node, &own) {
         Some((_, given)) => given,
-        None => node.tightest(ask.gpus, outlook::allowed(spec, Cards::of(place.node))),
+        None => node.tightest(own.gpus, outlook::allowed(ask.spec, Cards::of(place.node))),
     };
     if given == CardSet::NONE {
         return Err(Obstacle::Gpus { why: "its cards cannot be given".into() });
@@ -165,7 +171,7 @@ fn apart(ask: Ask<'_>, place: Place<'_>, found: &mut Vec<Obstacle>) {
 }
 
 fn reservations(ask: Ask<'_>, place: Place<'_>, found: &mut Vec<Obstacle>) {
-    let capacity = place.board.capacity(place.at);
+    let capacity = place.board.seats[place.at].capacity;
     found.extend(place.claims.cpu(&ask.spec.resources, capacity));
     found.extend(place.claims.memory(&ask.spec.resources, capacity));
 }

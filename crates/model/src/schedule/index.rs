@@ -189,8 +189,28 @@ fn search(
             parts.iter().filter_map(of_part).collect()
         }
     };
-    found.extend(beside);
+    // Who is not like the others is left out where he can be no better than the best of them.
+    let least = match (&spread, found.first().and_then(|at| ranking.key(*at))) {
+        (None, Some((points, ..))) if expression.is_none() => points,
+        _ => i64::MIN,
+    };
+    let bonus = most_beside(ask, class, board);
+    let copies = board.copies_of(ask.id);
+    found.extend(beside.into_iter().filter(|at| {
+        let Some((points, ..)) = ranking.key(*at) else { return false };
+        let has_copies = copies.is_some_and(|nodes| nodes.contains_key(at));
+        let malus = if has_copies { score::whole(board, Term::Copies) } else { 0 };
+        points.saturating_add(bonus).saturating_sub(malus) >= least
+    }));
     found
+}
+
+/// The most points that a node may have beside those of its class.
+fn most_beside(ask: Ask<'_>, class: &Class, board: &Board) -> i64 {
+    let neighbours = ask.spec.placement.affinities.iter().any(|one| one.rule.attribute == Attribute::Workload);
+    let image = if class.image.is_none() { score::whole(board, Term::Image).max(0) } else { 0 };
+    // From all against it to all for it.
+    image + if neighbours { 2 * score::whole(board, Term::Affinity).abs() } else { 0 }
 }
 
 /// The first in order of a part that `may` serve.
@@ -240,6 +260,14 @@ fn beside(ask: Ask<'_>, class: &Class, board: &Board) -> BTreeSet<usize> {
         nodes.extend(with(rule, board));
     }
     nodes
+}
+
+impl Index {
+    /// What a workload's copies ask the engine for, as far as that is known.
+    pub(super) fn engine_ask(&self, ask: Ask<'_>) -> Option<place::Ask> {
+        let (generation, _, class) = self.classes.get(&ask.id)?;
+        (*generation == ask.generation).then_some(class.ask)
+    }
 }
 
 /// The nodes by the parts that `ask` is to be spread over; `None` when there is but one.

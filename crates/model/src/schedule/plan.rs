@@ -6,8 +6,9 @@ use minijinja::Expression;
 
 use super::{
     board::{Ask, Board, Order, Resident},
-    choose::{Nowhere, choose, choose_among},
+    choose::{Nowhere, choose, choose_among, is_told},
     feasible::Claims,
+    filter::{Place, obstacles},
     preempt::{Victims, victims},
     rollout::Succession,
     scheduler::{Needs, Scheduler},
@@ -18,6 +19,7 @@ use crate::{
     ids::{InstanceId, WorkloadId},
     instance::{ContainerOrder, Desired},
     state::{InstanceChange, InstanceRow, Placement, Preemption, RolloutChange, WorkloadRow},
+    workload::Attribute,
 };
 
 /// What the scheduler decided.
@@ -87,11 +89,18 @@ impl Round<'_, '_, '_> {
     }
 
     /// Gives places to what misses one, and says why some get none. The most important workloads come first, then by name.
-    pub(super) fn place(&mut self, workload: &WorkloadRow, needs: &Needs) {
+    pub(super) fn place(&mut self, workload: &WorkloadRow, needs: &mut Needs) {
         let mut reason = if workload.spec.placement.gang && !needs.missing.is_empty() {
             self.place_gang(workload, &needs.missing)
+        } else if let Some(reason) = self.still_refused(workload, needs) {
+            Some(reason)
         } else {
-            self.place_each(workload, &needs.missing)
+            let tried = self.board.mark();
+            let reason = self.place_each(workload, &needs.missing);
+            // What had no effect has none the next time either, as long as nothing changes.
+            let in_vain = self.board.mark() == tried && !needs.missing.is_empty();
+            needs.refused = reason.clone().filter(|_| in_vain).map(|reason| (self.board.now(), reason));
+            reason
         };
         for instance in &needs.moving {
             self.replace(workload, instance, stops_first(&workload.spec));
@@ -103,6 +112,30 @@ impl Round<'_, '_, '_> {
         if reason != workload.pending {
             self.plan.pending.push((workload.id, reason));
         }
+    }
+
+    /// Why the workload has no place, when that is known from an earlier round and holds still: no node that changed since then
+    /// is one that the reason tells of, would do now, or has somebody who might make room.
+    fn still_refused(&self, workload: &WorkloadRow, needs: &mut Needs) -> Option<String> {
+        let (then, reason) = needs.refused.as_mut()?;
+        let placement = &workload.spec.placement;
+        if placement.constraints.iter().any(|rule| rule.attribute == Attribute::Workload) {
+            return None;
+        }
+        let (ask, board) = (Ask::of(workload), &*self.board);
+        let changed = board.touched_since(*then)?;
+        let same = |at: &u32| {
+            let at = *at as usize;
+            let less = |resident: &Resident| resident.priority < placement.priority;
+            !is_told(board, at)
+                && !board.seats[at].residents.iter().any(less)
+                && !obstacles(ask, Place::now(board, at), false).is_empty()
+        };
+        if !changed.iter().all(same) {
+            return None;
+        }
+        *then = board.now();
+        Some(reason.clone())
     }
 
     fn place_each(&mut self, workload: &WorkloadRow, missing: &[u32]) -> Option<String> {

@@ -59,6 +59,8 @@ pub(super) struct Needs {
     pub(super) ended: Option<Rollout>,
     /// When time alone changes what is to be done, in milliseconds since 1970.
     pub(super) wake_at_ms: Option<i64>,
+    /// That it had no place, after so many changes of the board, and why.
+    pub(super) refused: Option<(u64, String)>,
 }
 
 impl Needs {
@@ -72,11 +74,11 @@ impl Needs {
         let moving = standing.moving.iter().filter_map(|row| kept(row)).collect();
         let outdated = standing.outdated.iter().filter_map(|(row, how)| Some((kept(row)?, *how))).collect();
         let Standing { changes, ended, wake_at_ms, .. } = standing;
-        Self { changes, missing, moving, outdated, ended, wake_at_ms, existing }
+        Self { changes, missing, moving, outdated, ended, wake_at_ms, existing, refused: None }
     }
 
     fn nothing(&self) -> bool {
-        let Self { existing: _, changes, missing, moving, outdated, ended, wake_at_ms } = self;
+        let Self { existing: _, changes, missing, moving, outdated, ended, wake_at_ms, refused: _ } = self;
         changes.is_empty()
             && missing.is_empty()
             && moving.is_empty()
@@ -141,7 +143,7 @@ impl Scheduler {
             Change::Instance(instance) => self.put_instance(Arc::from(instance)),
             Change::NoInstance(id) => self.remove_instance(id),
             Change::Volume(volume) => self.board.put_volume(&volume),
-            Change::NoVolume(name) => self.board.homes.forget(&name),
+            Change::NoVolume(name) => self.board.remove_volume(&name),
             Change::Placement(settings) => self.board.put_settings(*settings),
         }
     }
@@ -206,9 +208,9 @@ impl Scheduler {
         // It was read before it was written to the state.
         let expression = self.board.settings.expression.clone();
         let expression = expression.as_deref().and_then(|text| environment.compile_expression(text).ok());
-        let mut busy: Vec<(Arc<WorkloadRow>, &Needs)> = self
+        let mut busy: Vec<(Arc<WorkloadRow>, &mut Needs)> = self
             .busy
-            .iter()
+            .iter_mut()
             .filter_map(|(id, needs)| Some((Arc::clone(self.board.workloads.get(id)?), needs)))
             .collect();
         busy.sort_by(|(one, _), (other, _)| one.spec.name.cmp(&other.spec.name));
@@ -220,7 +222,7 @@ impl Scheduler {
         }
         // The most important first; the rest by name.
         busy.sort_by_key(|(workload, _)| Reverse(workload.spec.placement.priority));
-        for (workload, needs) in &busy {
+        for (workload, needs) in &mut busy {
             round.place(workload, needs);
         }
         let plan = round.plan;

@@ -116,12 +116,40 @@ pub(super) fn points(
                 });
                 (value, None)
             }
-            (Term::Gpus, _) => of_cards(ask.spec, place),
+            (Term::Gpus, _) => (value(term, ask, ordinal, place, field), cards_told(ask, place)),
             _ => (value(term, ask, ordinal, place, field), None),
         };
         points.push(Points { term, value, weight, points: value * f64::from(weight), why });
     }
     (points, failure)
+}
+
+/// The sum of the points without the words.
+pub(super) fn sum(
+    ask: Ask<'_>,
+    ordinal: u32,
+    place: Place<'_>,
+    field: &Field<'_>,
+    expression: Option<&Expression<'_, '_>>,
+) -> i64 {
+    let of = |term: Term| {
+        let value = match (term, place.board.weight(term), expression) {
+            (_, 0, _) => 0.0,
+            (Term::Expression, _, Some(expression)) => {
+                let has_image = place.board.has_image(place.at, ask.spec.image.as_str());
+                let numbers = numbers(ask.spec, place, place.claims.copies(ask.id), has_image);
+                expression::points(expression, &numbers).unwrap_or(0.0)
+            }
+            _ => value(term, ask, ordinal, place, field),
+        };
+        millionths(value, place.board.weight(term))
+    };
+    Term::ALL.into_iter().map(of).sum()
+}
+
+/// The points of a term of which there is all that can be.
+pub(super) fn whole(board: &Board, term: Term) -> i64 {
+    millionths(1.0, board.weight(term))
 }
 
 /// The sum, as a number that can be compared: millionths of a point.
@@ -199,8 +227,9 @@ fn value(term: Term, ask: Ask<'_>, ordinal: u32, place: Place<'_>, field: &Field
         }
         Term::Taints => taints(ask.spec, node),
         Term::Random => chance(ask, ordinal, place),
-        // Told with more than a number.
-        Term::Gpus | Term::Expression => 0.0,
+        Term::Gpus => of_cards(ask, place),
+        // It may fail, and is told with that.
+        Term::Expression => 0.0,
     }
 }
 
@@ -238,7 +267,7 @@ fn crowd(place: Place<'_>) -> f64 {
 
 /// How much of what is asked for would then be reserved, on average.
 fn fit(spec: &WorkloadSpec, place: Place<'_>) -> f64 {
-    let (capacity, reserved) = (place.board.capacity(place.at), place.claims.reserved());
+    let (capacity, reserved) = (place.board.seats[place.at].capacity, place.claims.reserved());
     let resources = &spec.resources;
     let part = |wanted: u64, reserved: u64, all: u64| ((reserved + wanted) as f64 / all.max(1) as f64).min(1.0);
     let cpu = resources.cpu_reserved_millis.map(|wanted| part(wanted.into(), reserved.cpu_millis, capacity.cpu_millis));
@@ -250,16 +279,28 @@ fn fit(spec: &WorkloadSpec, place: Place<'_>) -> f64 {
     }
 }
 
-/// The value of the cards' term, and the reason where it needs words.
-fn of_cards(spec: &WorkloadSpec, place: Place<'_>) -> (f64, Option<String>) {
-    let node = place.engine_node();
-    let ask = place.engine_ask(spec);
-    let Some((gain, given)) = place.board.fleet.judge(&node, &ask) else { return (0.0, None) };
-    if place.board.settings.policy == Policy::BestFit {
-        let told = (!node.cards.is_empty()).then(|| told(gain, ask.gpus, &node.cards));
-        return (worth(gain, ask.gpus, &node.cards), told);
+/// The value of the cards' term.
+fn of_cards(ask: Ask<'_>, place: Place<'_>) -> f64 {
+    let wanted = place.engine_ask(ask);
+    if place.is_now() {
+        return cards_left(&wanted, place.at, place.board).unwrap_or(0.0);
     }
-    (filling(ask.gpus, given, &node.cards), None)
+    let node = place.engine_node();
+    let Some((gain, given)) = place.board.fleet.judge(&node, &wanted) else { return 0.0 };
+    match place.board.settings.policy {
+        Policy::BestFit => worth(gain, wanted.gpus, &node.cards),
+        Policy::Binpack | Policy::Spread | Policy::Random | Policy::Custom => filling(wanted.gpus, given, &node.cards),
+    }
+}
+
+/// The same in words, where a number says too little.
+fn cards_told(ask: Ask<'_>, place: Place<'_>) -> Option<String> {
+    let (node, wanted) = (place.engine_node(), place.engine_ask(ask));
+    if place.board.settings.policy != Policy::BestFit || node.cards.is_empty() {
+        return None;
+    }
+    let (gain, _) = place.board.fleet.judge(&node, &wanted)?;
+    Some(told(gain, wanted.gpus, &node.cards))
 }
 
 /// What a placement leaves to others, from -1 to 1: cards, which count less the more they are. Who asks for no cards leaves those
@@ -334,7 +375,7 @@ fn chance(ask: Ask<'_>, ordinal: u32, place: Place<'_>) -> f64 {
 fn numbers(spec: &WorkloadSpec, place: Place<'_>, copies: u32, has_image: bool) -> BTreeMap<&'static str, f64> {
     const GIB: f64 = (1_u64 << 30) as f64;
     let Place { node, claims, board, at } = place;
-    let (capacity, reserved, cards) = (board.capacity(at), claims.reserved(), &node.inventory.gpus);
+    let (capacity, reserved, cards) = (board.seats[at].capacity, claims.reserved(), &node.inventory.gpus);
     let deck = place.engine_node().cards;
     let left = |all: u64, held: u64| all.saturating_sub(held) as f64;
     let vram: u64 = cards.iter().filter(|card| card.parent.is_none()).map(|card| u64::from(card.memory_mib)).sum();
