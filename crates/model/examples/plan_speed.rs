@@ -21,6 +21,8 @@ type Failure = Box<dyn std::error::Error>;
 /// Memory of a card of the trace, of which a thousandth is the unit.
 const CARD_MIB: u32 = 100_000;
 
+const ARRIVALS: usize = 1_000;
+
 struct Shape {
     cores: u32,
     memory_bytes: u64,
@@ -91,7 +93,7 @@ fn wish(random: &mut Random) -> Result<WorkloadSpec, Failure> {
         2 => r#"{"constraints":["node.labels.disk == ssd"]}"#,
         3 => r#"{"affinities":["node.labels.zone == z1 weight 80"],"priority":200}"#,
         4 => r#"{"spread":["node.labels.zone"]}"#,
-        5 => r#"{"tolerations":["gpu"],"priority":50}"#,
+        5 => r#"{"tolerations":["gpu"],"priority":150}"#,
         6 => r#"{"constraints":["node.memory >= 64GiB","node.labels.zone != z2"],"max_per_node":2}"#,
         7 => r#"{"spread":["node.hostname"],"priority":300}"#,
         _ => "{}",
@@ -176,7 +178,7 @@ fn synthetic(policy: &str, nodes: usize, instances: usize) -> Result<(), Failure
     let (mut random, mut mint, mut count) = (Random::new(5), minter(), 0);
     while count < instances {
         let mut spec = wish(&mut random)?;
-        spec.replicas = [1, 1, 2, 4, 8, 32][random.below(6)];
+        spec.replicas = if spec.mounts.is_empty() { [1, 1, 2, 4, 8, 32][random.below(6)] } else { 1 };
         count += spec.replicas as usize;
         snapshot.workloads.push(workload(snapshot.workloads.len(), spec)?);
     }
@@ -191,8 +193,8 @@ fn synthetic(policy: &str, nodes: usize, instances: usize) -> Result<(), Failure
         scheduler.apply(Change::Instance(Box::new(row)));
     }
     scheduler.plan(1, &mut mint);
-    let (known, changed) = arrivals(&mut scheduler, &mut random, snapshot.workloads.len(), false)?;
-    let (new, _) = arrivals(&mut scheduler, &mut random, snapshot.workloads.len() + 10_000, true)?;
+    let (known, changed) = arrivals(&mut scheduler, &mut random, &mut mint, Some(snapshot.workloads.len()))?;
+    let (new, _) = arrivals(&mut scheduler, &mut random, &mut mint, None)?;
     println!(
         "{{\"measure\":\"{policy}, {nodes} nodes\",\"instances\":{placed},\"asked\":{count},\"loading_ms\":{:.0},\
          \"decisions_per_second\":{filling:.0},\"arrival_p50_us\":{:.1},\"arrival_p99_us\":{:.1},\"commit_p50_us\":{:.1},\
@@ -207,27 +209,27 @@ fn synthetic(policy: &str, nodes: usize, instances: usize) -> Result<(), Failure
     Ok(())
 }
 
+/// One workload comes, and goes again, after the other; their numbers begin at `first`, and without it each asks for something new.
 /// Median and 99th percentile of learning of a workload and planning, and the median of learning what came of it, in
 /// microseconds.
 fn arrivals(
     scheduler: &mut Scheduler,
     random: &mut Random,
-    first: usize,
-    new: bool,
+    mint: &mut dyn FnMut() -> InstanceId,
+    first: Option<usize>,
 ) -> Result<((f64, f64), f64), Failure> {
-    let mut mint = minter();
     let (mut taken, mut learnt) = (Vec::new(), Vec::new());
-    for number in 0..1_000 {
+    for number in 0..ARRIVALS {
         let mut spec = wish(random)?;
-        if new {
+        if first.is_none() {
             // A request that nobody made before.
             spec.resources.cpu_reserved_millis = Some(10_000 + number as u32);
         }
-        let mut row = workload(first + number, spec)?;
+        let mut row = workload(first.unwrap_or(500_000) + number, spec)?;
         let change = Change::Workload(Box::new(row.clone()));
         let began = Instant::now();
         scheduler.apply(change);
-        let plan = scheduler.plan(1, &mut mint);
+        let plan = scheduler.plan(1, mint);
         taken.push(began.elapsed().as_secs_f64() * 1e6);
         // It goes again, so that the cluster stays as full as it is.
         row.pending = plan.pending.first().and_then(|(_, why)| why.clone());
@@ -237,7 +239,7 @@ fn arrivals(
         let changes: Vec<Change> = changes.chain(gone).chain([Change::NoWorkload(row.id)]).collect();
         let began = Instant::now();
         changes.into_iter().for_each(|change| scheduler.apply(change));
-        scheduler.plan(1, &mut mint);
+        scheduler.plan(1, mint);
         learnt.push(began.elapsed().as_secs_f64() * 1e6);
     }
     Ok(((percentile(&mut taken, 50), percentile(&mut taken, 99)), percentile(&mut learnt, 50)))

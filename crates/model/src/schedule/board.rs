@@ -402,7 +402,7 @@ impl Board {
         let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
         seat.capacity = self.settings.capacity(node);
         seat.deck = seat.claims.gpus().deck(Cards::of(node), &|card| self.outlook.kind(card));
-        seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.address(subnet).is_some());
+        seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.has_address(subnet));
     }
 
     /// A node as the engine sees it, beside those who hold `claims` there.
@@ -488,7 +488,7 @@ impl Board {
             self.look_at_cards(at);
         } else {
             let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
-            seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.address(subnet).is_some());
+            seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.has_address(subnet));
         }
         let seat = &self.seats[at];
         let all = seat.capacity;

@@ -31,6 +31,10 @@ pub(super) fn choose(ask: Ask<'_>, ordinal: u32, board: &mut Board, expression: 
         Some(candidates) => best(ask, ordinal, board, now(board, candidates.iter().copied()), expression),
         None => best(ask, ordinal, board, now(board, 0..board.nodes.len()), expression),
     };
+    if cfg!(test) && candidates.is_some() {
+        let scan = best(ask, ordinal, board, now(board, 0..board.nodes.len()), expression);
+        assert_eq!(found.as_ref().ok(), scan.as_ref().ok(), "the candidates {candidates:?} are not enough");
+    }
     found.unwrap_or_else(|why| Err(Nowhere(told(ask, board, why))))
 }
 

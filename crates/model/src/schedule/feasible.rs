@@ -1,7 +1,7 @@
 //! What the instances of a node hold, what is left for one more, and whether one is what its user asks for.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::Ipv4Addr,
 };
 
@@ -31,7 +31,7 @@ const FREE_PORTS: std::ops::Range<u16> = 20_000..30_000;
 pub(crate) struct Claims {
     instances: usize,
     copies: HashMap<WorkloadId, u32>,
-    addresses: HashSet<Ipv4Addr>,
+    addresses: BTreeSet<Ipv4Addr>,
     ports: HashSet<(u16, Protocol)>,
     cpu_millis: u64,
     memory_bytes: u64,
@@ -101,8 +101,14 @@ impl Claims {
     /// The first address of `subnet` that nobody holds.
     pub(super) fn address(&self, subnet: Subnet) -> Option<Ipv4Addr> {
         // The first address is the bridge's, the last the broadcast address.
+        let mut held = self.addresses.range(subnet.nth(2)?..).peekable();
         let mut addresses = (2..subnet.size() - 1).filter_map(|offset| subnet.nth(offset));
-        addresses.find(|address| !self.addresses.contains(address))
+        addresses.find(|address| held.next_if(|held| *held == address).is_none())
+    }
+
+    /// Whether [`Self::address`] finds one.
+    pub(super) fn has_address(&self, subnet: Subnet) -> bool {
+        self.addresses.len() < (subnet.size() as usize).saturating_sub(3) || self.address(subnet).is_some()
     }
 
     /// Whether somebody holds a host port.

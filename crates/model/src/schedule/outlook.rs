@@ -16,6 +16,8 @@ use crate::{
 
 /// Most requests of a mix.
 const TYPICAL: usize = 64;
+/// A request that occurs so many times less often than the most frequent one is none of a mix.
+const RARE: u64 = 32;
 
 /// What requests and constraints can tell cards apart by, but for their names and places.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +58,8 @@ pub(super) struct Outlook {
     wanted: BTreeMap<Typical, (u64, Wanted)>,
     stale: bool,
     mix: Mix,
+    /// How often the most frequent request occurs, rounded.
+    heaviest: u64,
 }
 
 /// The kind of all models beyond the number of kinds; who asks for cards of one of them is asked about each card.
@@ -96,7 +100,9 @@ impl Outlook {
         let (count, _) = self.wanted.entry(typical.clone()).or_insert((0, Wanted { gpus, constraints }));
         let before = rounded(*count, 2);
         *count = if more { *count + copies } else { count.saturating_sub(copies) };
-        self.stale |= before != rounded(*count, 2);
+        let after = rounded(*count, 2);
+        // What is rare before and after is in no mix.
+        self.stale |= before != after && before.max(after) >= self.heaviest / RARE;
         if *count == 0 {
             self.wanted.remove(&typical);
         }
@@ -110,6 +116,7 @@ impl Outlook {
         let numbered = self.models.keys().enumerate();
         let numbers: HashMap<Model, Kind> =
             numbered.filter_map(|(number, model)| Some((model.clone(), Kind::new(number.min(OTHERS))?))).collect();
+        self.heaviest = self.wanted.values().map(|(count, _)| rounded(*count, 2)).max().unwrap_or(0);
         let mut changed = numbers != self.numbers;
         self.numbers = numbers;
         let mix = self.typical();
@@ -126,6 +133,7 @@ impl Outlook {
     fn typical(&self) -> Mix {
         let mut asks: Vec<(&Typical, u64, &Wanted)> =
             self.wanted.iter().map(|(typical, (count, wanted))| (typical, rounded(*count, 2), wanted)).collect();
+        asks.retain(|(_, count, _)| *count >= self.heaviest / RARE);
         asks.sort_by(|(one, many, _), (other, more, _)| (more, one).cmp(&(many, other)));
         asks.truncate(TYPICAL);
         let mut mix: Vec<(Ask, u32)> = Vec::with_capacity(asks.len());

@@ -9,7 +9,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{Assignment, Desired, Exit, InstanceReport, InstanceState, NetworkOrder},
     node::Inventory,
-    schedule::{Plan, Snapshot, plan, starts_first},
+    schedule::{Change, Plan, Scheduler, Snapshot, plan, starts_first},
     state::{
         Applied, Command, InstanceRow, NodeRow, Placement, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow,
         apply, query_assignments, query_snapshot,
@@ -176,8 +176,14 @@ impl Cluster {
         let first = self.minted;
         let decided = plan(&snapshot, &mut || InstanceId(self.mint()));
         let last = std::mem::replace(&mut self.minted, first);
-        let again = plan(&snapshot, &mut || InstanceId(self.mint()));
-        assert_eq!((&decided, last), (&again, self.minted), "one snapshot gave two plans");
+        // The same by who was there all along and learns only what changed.
+        let mut kept = self.kept.take().unwrap_or_else(|| (Snapshot::default(), Scheduler::of(&Snapshot::default())));
+        for change in changes(&kept.0, &snapshot) {
+            kept.1.apply(change);
+        }
+        let again = kept.1.plan(now_ms, &mut || InstanceId(self.mint()));
+        assert_eq!((&decided, last), (&again, self.minted), "one state gave two plans");
+        self.kept = Some((snapshot, kept.1));
         decided
     }
 
