@@ -1,5 +1,8 @@
 //! What a round of planning moves its pieces on: the nodes, and who is on each, those placed in this round included.
 
+mod rows;
+mod tried;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Deref,
@@ -12,7 +15,7 @@ use super::{
     index::Index,
     outlook::Outlook,
     place::{self, Fleet},
-    policy::{Capacity, PlacementSettings, Policy, Term, Weights},
+    policy::{Capacity, PlacementSettings, Term, Weights},
     rules,
     snapshot::Snapshot,
 };
@@ -20,8 +23,8 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceState},
     name::Name,
-    state::{InstanceRow, NodeRow, VolumeRow, WorkloadRow},
-    workload::{Attribute, Rule, WorkloadSpec},
+    state::{InstanceRow, NodeRow, WorkloadRow},
+    workload::{Rule, WorkloadSpec},
 };
 
 /// The order of an instance: that of its row, or one that was decided in this round.
@@ -133,6 +136,10 @@ pub(super) struct Board {
     copies: HashMap<WorkloadId, BTreeMap<usize, u32>>,
     /// On which nodes how many instances of an image ran.
     images: HashMap<String, BTreeMap<usize, u32>>,
+    /// How many instances there are of each priority.
+    priorities: BTreeMap<u32, usize>,
+    /// The number of the last change of where volumes lie.
+    homes_moved: u64,
     /// Nodes from which somebody goes, and some from which nobody does any more.
     leaving: BTreeSet<usize>,
     tried: Vec<Tried>,
@@ -177,6 +184,8 @@ impl Board {
             shy: BTreeMap::new(),
             copies: HashMap::new(),
             images: HashMap::new(),
+            priorities: BTreeMap::new(),
+            homes_moved: 0,
             leaving: BTreeSet::new(),
             tried: Vec::new(),
             touched: Vec::new(),
@@ -187,153 +196,26 @@ impl Board {
         }
     }
 
-    pub(super) fn put_settings(&mut self, settings: PlacementSettings) {
-        if self.settings != settings {
-            self.settings = settings;
-            self.stale.extend(0..self.nodes.len());
-            self.stale_nodes = true;
-            self.upheave();
-        }
-    }
-
-    /// A node that is new or changed.
-    pub(super) fn put_node(&mut self, node: NodeRow) {
-        let at = match self.position(node.id) {
-            Some(at) => {
-                self.outlook.count_cards(&self.nodes[at], false);
-                self.by_name.remove(&self.nodes[at].name);
-                at
-            }
-            None => {
-                self.positions.insert(node.id, self.nodes.len());
-                self.seats.push(Seat::default());
-                self.index.forget_nodes();
-                self.nodes.len()
-            }
-        };
-        self.outlook.count_cards(&node, true);
-        self.by_name.insert(node.name.clone(), at);
-        let node = Arc::new(node);
-        match self.nodes.get_mut(at) {
-            Some(known) => *known = node,
-            None => self.nodes.push(node),
-        }
-        self.index.node_changed(at);
-        self.stale.insert(at);
-        self.stale_nodes = true;
-        // A name, a price, another node: reasons tell of them.
-        self.upheave();
-    }
-
-    pub(super) fn put_workload(&mut self, workload: Arc<WorkloadRow>) {
-        self.remove_workload(workload.id);
-        let id = workload.id;
-        self.outlook.count_workload(&workload, true);
-        self.names.insert(workload.spec.name.to_string(), id);
-        if workload.spec.placement.constraints.iter().any(|rule| rule.attribute == Attribute::Workload) {
-            self.shy.insert(workload.spec.name.clone(), Arc::clone(&workload));
-            self.upheave();
-        }
-        let priority = workload.spec.placement.priority;
-        self.workloads.insert(id, workload);
-        self.set_priority(id, priority);
-    }
-
-    pub(super) fn remove_workload(&mut self, id: WorkloadId) {
-        let Some(workload) = self.workloads.remove(&id) else { return };
-        self.outlook.count_workload(&workload, false);
-        self.names.remove(workload.spec.name.as_str());
-        if self.shy.remove(&workload.spec.name).is_some() {
-            self.upheave();
-        }
-        self.set_priority(id, 0);
-    }
-
-    fn set_priority(&mut self, id: WorkloadId, priority: u32) {
-        let nodes: Vec<usize> = self.copies.get(&id).into_iter().flatten().map(|(at, _)| *at).collect();
-        for at in nodes {
-            let own = self.seats[at].residents.iter_mut().filter(|resident| resident.workload == id);
-            own.for_each(|resident| resident.priority = priority);
-            self.touch(at);
-        }
-    }
-
-    /// An instance that is new or changed; the node must be there.
-    pub(super) fn put_instance(&mut self, row: Arc<InstanceRow>) {
-        let Some(at) = self.position(row.node_id) else { return };
-        let priority = self.priority(row.workload_id);
-        let resident = Resident::of(row, priority);
-        if resident.leaving {
-            self.leaving.insert(at);
-        }
-        self.touch(at);
-        let seat = &mut self.seats[at];
-        let found = seat.residents.binary_search_by(|other| other.place().cmp(&resident.place()));
-        let holds = |order: &Order| (order.network.clone(), order.resources.clone(), order.gpus.clone());
-        match found {
-            Ok(who) if holds(&seat.residents[who].order) == holds(&resident.order) => {
-                // What it holds is the same; its image may be there by now.
-                let before = std::mem::replace(&mut seat.residents[who], resident);
-                let now = self.seats[at].residents[who].clone();
-                if has_image(&before) != has_image(&now) || before.order.image != now.order.image {
-                    self.count_image(at, &before, false);
-                    self.count_image(at, &now, true);
-                    self.index.changed(at);
-                }
-            }
-            Ok(who) => {
-                let before = std::mem::replace(&mut seat.residents[who], resident);
-                let now = self.seats[at].residents[who].clone();
-                self.count_image(at, &before, false);
-                self.count_image(at, &now, true);
-                self.reseat(at);
-            }
-            Err(who) => {
-                claim(&mut seat.claims, &resident);
-                seat.residents.insert(who, resident);
-                let now = self.seats[at].residents[who].clone();
-                self.count(at, &now, true);
-                self.stale.insert(at);
-            }
-        }
-    }
-
-    pub(super) fn remove_instance(&mut self, row: &InstanceRow) {
-        let Some(at) = self.position(row.node_id) else { return };
-        let Some(who) = self.seats[at].residents.iter().position(|one| one.instance == Some(row.id)) else { return };
-        let gone = self.seats[at].residents.remove(who);
-        self.count(at, &gone, false);
-        self.reseat(at);
-    }
-
-    pub(super) fn put_volume(&mut self, volume: &VolumeRow) {
-        self.homes.put(volume);
-        self.upheave();
-    }
-
-    pub(super) fn remove_volume(&mut self, volume: &Name) {
-        self.homes.forget(volume);
-        self.upheave();
-    }
-
-    /// What is held on the node, from who is there.
-    fn reseat(&mut self, at: usize) {
-        self.touch(at);
-        let mut claims = Claims::default();
-        self.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
-        self.seats[at].claims = claims;
-        self.stale.insert(at);
-        if !self.seats[at].residents.iter().any(|resident| resident.leaving) {
-            self.leaving.remove(&at);
-        }
-    }
-
     fn count(&mut self, at: usize, resident: &Resident, more: bool) {
+        self.count_priority(resident.priority, more);
         count(self.copies.entry(resident.workload).or_default(), at, more);
         if self.copies.get(&resident.workload).is_some_and(BTreeMap::is_empty) {
             self.copies.remove(&resident.workload);
         }
         self.count_image(at, resident, more);
+    }
+
+    fn count_priority(&mut self, priority: u32, more: bool) {
+        let count = self.priorities.entry(priority).or_default();
+        *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            self.priorities.remove(&priority);
+        }
+    }
+
+    /// Whether anybody has a lower priority.
+    pub(super) fn has_lower(&self, priority: u32) -> bool {
+        self.priorities.first_key_value().is_some_and(|(lowest, _)| *lowest < priority)
     }
 
     fn count_image(&mut self, at: usize, resident: &Resident, more: bool) {
@@ -349,60 +231,6 @@ impl Board {
         if self.images.get(image).is_some_and(BTreeMap::is_empty) {
             self.images.remove(image);
         }
-    }
-
-    /// Makes everything follow the rows. Whoever chooses on a board has called this since its rows changed.
-    pub(super) fn refresh(&mut self) {
-        if std::mem::take(&mut self.stale_nodes) {
-            let mut ids: Vec<(NodeId, usize)> = self.positions.iter().map(|(id, at)| (*id, *at)).collect();
-            ids.sort_unstable();
-            let cost = |node: &Arc<NodeRow>| self.settings.cost(node);
-            let dearest = self.nodes.iter().filter_map(cost).fold(0.0, f64::max);
-            let most_watts = self.nodes.iter().filter_map(|node| node.settings.watts).max().unwrap_or(0);
-            self.dearest = (dearest, most_watts);
-            self.weights = self.settings.weights(self.outlook.has_cards());
-            let ids = ids.iter().map(|(_, at)| *at);
-            self.index.follow(ids, (self.weights, self.dearest), &self.settings);
-        }
-        let policy = match self.settings.policy {
-            Policy::BestFit => place::Policy::Balanced,
-            Policy::Binpack | Policy::Spread | Policy::Random | Policy::Custom => place::Policy::Binpack,
-        };
-        if self.outlook.refresh() || self.fleet.policy() != policy {
-            self.fleet = Fleet::new(policy, self.outlook.mix(), 0);
-            for at in 0..self.nodes.len() {
-                self.look_at_cards(at);
-                self.fleet.add(self.engine_node(at, &self.seats[at].claims));
-            }
-            self.stale.clear();
-            self.index.forget_all();
-        }
-        let stale: Vec<usize> = self.stale.drain().collect();
-        for at in stale {
-            self.look_at_cards(at);
-            let node = self.engine_node(at, &self.seats[at].claims);
-            if at < self.fleet.len() {
-                self.fleet.change(place::Place::at(at), node);
-            } else {
-                // Places are in order.
-                for at in self.fleet.len()..self.nodes.len() {
-                    self.look_at_cards(at);
-                    self.fleet.add(self.engine_node(at, &self.seats[at].claims));
-                }
-            }
-            self.index.changed(at);
-            self.touch(at);
-        }
-        if self.fleet.follow_supply() {
-            self.index.forget_scores();
-        }
-    }
-
-    fn look_at_cards(&mut self, at: usize) {
-        let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
-        seat.capacity = self.settings.capacity(node);
-        seat.deck = seat.claims.gpus().deck(Cards::of(node), &|card| self.outlook.kind(card));
-        seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.has_address(subnet));
     }
 
     /// A node as the engine sees it, beside those who hold `claims` there.
@@ -446,9 +274,11 @@ impl Board {
         self.forgotten + self.touched.len() as u64
     }
 
-    /// The nodes that changed since there were so many changes; `None` when all may have.
-    pub(super) fn touched_since(&self, then: u64) -> Option<&[u32]> {
-        (then >= self.upheaval).then(|| self.touched.get(then.checked_sub(self.forgotten)? as usize..)).flatten()
+    /// The nodes that changed since there were so many changes; `None` when all may have, for who uses volumes or not.
+    pub(super) fn touched_since(&self, then: u64, volumes: bool) -> Option<&[u32]> {
+        (then >= self.upheaval && (!volumes || then >= self.homes_moved))
+            .then(|| self.touched.get(then.checked_sub(self.forgotten)? as usize..))
+            .flatten()
     }
 
     /// How much a term counts.
@@ -469,124 +299,6 @@ impl Board {
     /// The nodes' places, by name.
     pub(super) fn in_order(&self) -> impl Iterator<Item = usize> {
         self.by_name.values().copied()
-    }
-
-    /// Somebody is on the node until it is taken back.
-    pub(super) fn sit(&mut self, at: usize, resident: Resident) {
-        let seat = &mut self.seats[at];
-        claim(&mut seat.claims, &resident);
-        let cards = !resident.order.gpus.is_empty();
-        self.count(at, &resident, true);
-        self.seats[at].residents.push(resident);
-        self.tried.push(Tried::Sat(at));
-        self.seat_changed(at, cards);
-    }
-
-    /// The engine and the index learn what is left on a node.
-    fn seat_changed(&mut self, at: usize, cards: bool) {
-        if cards {
-            self.look_at_cards(at);
-        } else {
-            let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
-            seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.has_address(subnet));
-        }
-        let seat = &self.seats[at];
-        let all = seat.capacity;
-        let held = seat.claims.reserved();
-        self.fleet.adjust(place::Place::at(at), |node| {
-            node.cpu_free = u32::try_from(all.cpu_millis.saturating_sub(held.cpu_millis)).unwrap_or(u32::MAX);
-            node.memory_free = all.memory_bytes.saturating_sub(held.memory_bytes);
-            node.slots_free = u32::MAX - seat.claims.instances() as u32;
-            if cards {
-                node.cards.clone_from(&seat.deck);
-            }
-        });
-        self.index.changed(at);
-        self.touch(at);
-    }
-
-    /// The instance was ordered to go, until that is taken back.
-    pub(super) fn leave(&mut self, node: NodeId, instance: InstanceId) {
-        let Some(at) = self.position(node) else { return };
-        let mut residents = self.seats[at].residents.iter_mut();
-        if let Some(found) = residents.find(|resident| resident.instance == Some(instance) && !resident.leaving) {
-            found.leaving = true;
-            self.leaving.insert(at);
-            self.touch(at);
-            self.tried.push(Tried::Left(at, instance));
-        }
-    }
-
-    /// The volumes that an instance of `spec` uses lie on `node` until that is taken back.
-    pub(super) fn settle(&mut self, spec: &WorkloadSpec, node: NodeId) {
-        let settled = self.homes.settle(spec, node);
-        if !settled.is_empty() {
-            self.upheave();
-        }
-        self.tried.extend(settled.into_iter().map(Tried::Settled));
-    }
-
-    /// The nodes from which somebody may be going.
-    pub(super) fn being_left(&self) -> impl Iterator<Item = usize> {
-        self.leaving.iter().copied()
-    }
-
-    /// How much was tried so far.
-    pub(super) fn mark(&self) -> usize {
-        self.tried.len()
-    }
-
-    /// Takes back what was tried since.
-    pub(super) fn take_back(&mut self, mark: usize) {
-        let mut seats = BTreeMap::new();
-        for tried in self.tried.split_off(mark).into_iter().rev() {
-            match tried {
-                Tried::Sat(at) => {
-                    // Those of this round are the last, in the order in which they came.
-                    let Some(gone) = self.seats[at].residents.pop() else { continue };
-                    *seats.entry(at).or_insert(false) |= !gone.order.gpus.is_empty();
-                    self.count(at, &gone, false);
-                }
-                Tried::Left(at, instance) => {
-                    let mut residents = self.seats[at].residents.iter_mut();
-                    if let Some(back) = residents.find(|resident| resident.instance == Some(instance)) {
-                        back.leaving = false;
-                    }
-                    self.touch(at);
-                }
-                Tried::Settled(volume) => {
-                    self.homes.forget(&volume);
-                    self.upheave();
-                }
-            }
-        }
-        for (at, cards) in seats {
-            let mut claims = Claims::default();
-            self.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
-            self.seats[at].claims = claims;
-            self.seat_changed(at, cards);
-        }
-    }
-
-    /// Does something while an instance is not there.
-    pub(super) fn without<T>(&mut self, row: &InstanceRow, act: impl FnOnce(&mut Self) -> T) -> T {
-        let at = self.position(row.node_id);
-        let who = at.and_then(|at| self.seats[at].residents.iter().position(|one| one.instance == Some(row.id)));
-        let Some((at, who)) = at.zip(who) else { return act(self) };
-        let resident = self.seats[at].residents.remove(who);
-        self.count(at, &resident, false);
-        let rebuild = |board: &mut Self| {
-            let mut claims = Claims::default();
-            board.seats[at].residents.iter().for_each(|resident| claim(&mut claims, resident));
-            board.seats[at].claims = claims;
-            board.seat_changed(at, true);
-        };
-        rebuild(self);
-        let outcome = act(self);
-        self.count(at, &resident, true);
-        self.seats[at].residents.insert(who, resident);
-        rebuild(self);
-        outcome
     }
 
     /// What is held on a node by those that `stays` picks.

@@ -123,7 +123,8 @@ impl Round<'_, '_, '_> {
             return None;
         }
         let (ask, board) = (Ask::of(workload), &*self.board);
-        let changed = board.touched_since(*then)?;
+        let volumes = workload.spec.mounts.iter().any(|mount| mount.volume().is_some());
+        let changed = board.touched_since(*then, volumes)?;
         let same = |at: &u32| {
             let at = *at as usize;
             let less = |resident: &Resident| resident.priority < placement.priority;

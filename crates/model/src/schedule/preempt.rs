@@ -25,6 +25,9 @@ pub(super) struct Victims {
 /// priority is among them.
 pub(super) fn victims(ask: Ask<'_>, board: &Board) -> Option<Victims> {
     let priority = ask.spec.placement.priority;
+    if !board.has_lower(priority) {
+        return None;
+    }
     let mut best: Option<((u32, usize, u32), Victims)> = None;
     let mut found = 0;
     for at in board.in_order() {

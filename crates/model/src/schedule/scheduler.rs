@@ -148,7 +148,9 @@ impl Scheduler {
         }
     }
 
-    fn put_node(&mut self, node: NodeRow) {
+    fn put_node(&mut self, mut node: NodeRow) {
+        // They move with every order, and nothing here depends on them.
+        (node.assignments_generation, node.registered_at_ms) = (0, 0);
         let id = node.id;
         if let Some(at) = self.board.position(id) {
             if *self.board.nodes[at] == node {
@@ -167,10 +169,10 @@ impl Scheduler {
 
     fn put_instance(&mut self, row: Arc<InstanceRow>) {
         self.stale.insert(row.workload_id);
-        if let Some(before) = self.instances.insert(row.id, Arc::clone(&row)) {
-            if (before.node_id, before.workload_id, before.ordinal) != (row.node_id, row.workload_id, row.ordinal) {
-                self.drop_instance(&before);
-            }
+        let place = |row: &InstanceRow| (row.node_id, row.workload_id, row.ordinal);
+        let before = self.instances.insert(row.id, Arc::clone(&row));
+        if let Some(before) = before.filter(|before| place(before) != place(&row)) {
+            self.drop_instance(&before);
         }
         self.of_workload.entry(row.workload_id).or_default().insert((row.ordinal, row.id), Arc::clone(&row));
         if self.board.position(row.node_id).is_none() {
