@@ -32,7 +32,8 @@ pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip
 dns     questions for a name of the zone from inside a container, beside dnsmasq
 state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
 schedule
-        GPUs filled by the placement policies on the traces of the FGD paper, and decisions a second; not as root
+        GPUs filled by the placement policies and by the whole planner on the traces of the FGD paper, and decisions a
+        second of both; not as root
 END
 }
 
@@ -66,15 +67,16 @@ install_packages() {
     apt-get install --yes -qq --no-install-recommends "${missing[@]}" >&2
 }
 
-# Measures the placement engine, for which nothing has to run.
+# Measures the placement engine and the planner around it, for which nothing has to run.
 schedule() {
   local toft=$1 profile=$2 traces=$3 target
   shift 3
-  (cd "$repository" && cargo build --quiet --locked --release --package toft-model --example place_speed) >&2
+  (cd "$repository" && cargo build --quiet --locked --release --package toft-model \
+    --example place_speed --example plan_speed) >&2
   target=$(cd "$repository" && cargo metadata --format-version 1 --no-deps --locked |
     sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
   python3 -B "$here/measure/schedule.py" --toft "$toft" --profile "$profile" --traces "$traces" \
-    --speed "$target/release/examples/place_speed" "$@"
+    --speed "$target/release/examples/place_speed" --planner "$target/release/examples/plan_speed" "$@"
 }
 
 # Builds toft and prints where it is.

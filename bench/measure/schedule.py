@@ -1,5 +1,5 @@
-"""`schedule`: how much of a cluster's GPUs the placement policies fill, and how fast they decide. Needs neither root nor
-an engine: it drives `toft sim` and the model's own `place_speed`."""
+"""`schedule`: how much of a cluster's GPUs the placement policies and the whole planner fill, and how fast they decide. Needs
+neither root nor an engine: it drives `toft sim` and the model's own `place_speed` and `plan_speed`."""
 
 import argparse
 import json
@@ -18,6 +18,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--toft", required=True)
     parser.add_argument("--speed", required=True)
+    parser.add_argument("--planner", required=True)
     parser.add_argument("--traces", required=True)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--runs", type=int, default=10)
@@ -35,6 +36,7 @@ def main():
         for policy, measured in migrated.items():
             replayed[trace][policy]["migration"] = measured["migration"]
     speeds = [json.loads(line) for line in output([options.speed]).splitlines()]
+    planned = [json.loads(line) for line in output([options.planner, options.traces, str(options.runs)]).splitlines()]
     result = {
         "bench": "schedule",
         "runs": options.runs,
@@ -42,6 +44,7 @@ def main():
         "machine": report.machine([output([options.toft, "--version"]).strip()], options.profile),
         "traces": replayed,
         "speed": {speed["policy"]: speed for speed in speeds},
+        "planner": planned,
     }
     show(result)
     if options.out:
@@ -94,12 +97,34 @@ def show(result):
              one["known_p99_us"], one["new_p50_us"], one["new_p99_us"]] for policy, one in speed.items()]
     report.print_table("5,000 nodes: decisions a second, and one arrival in microseconds",
                        ["policy", "instances", "filling/s", "changing/s", "known p50", "p99", "new p50", "p99"], rows)
+    rows = []
+    for trace in TRACES:
+        runs = of_planner(result, f"trace {trace}")
+        rows.append([trace, f"{mean(runs, 'allocated_percent'):.2f}", f"{at(traces[trace]['fgd-balanced'], 130):.2f}",
+                     round(mean(runs, "decisions_per_second"))])
+    report.print_table("The whole planner: % of all GPUs allocated at 130 %, beside the bare engine",
+                       ["trace", "planner", "engine", "decisions/s"], rows)
+    rows = [[one["measure"], one["instances"], one["decisions_per_second"], one["arrival_p50_us"], one["arrival_p99_us"],
+             one["new_p50_us"], one["new_p99_us"], one["commit_p50_us"]] for one in result["planner"]
+            if not one["measure"].startswith("trace")]
+    report.print_table("The whole planner with all features: decisions a second, and one arrival in microseconds",
+                       ["policy", "instances", "decisions/s", "arrival p50", "p99", "new p50", "p99", "commit p50"], rows)
     report.print_goals(goals(result))
+
+
+def of_planner(result, measure):
+    return [one for one in result["planner"] if one["measure"] == measure]
+
+
+def mean(runs, what):
+    return sum(one[what] for one in runs) / len(runs)
 
 
 def goals(result):
     """Each is met when the value is at most the limit."""
     traces, speed = result["traces"], result["speed"]
+    small, large, packed = (of_planner(result, measure)[0]
+                            for measure in ("best-fit, 1213 nodes", "best-fit, 5000 nodes", "binpack, 5000 nodes"))
     default = traces["default"]
     fgd, best_fit = default["fgd"], default["best-fit"]
     gains = {trace: at(traces[trace]["fgd-balanced"], 130) - at(traces[trace]["fgd"], 130) for trace in TRACES}
@@ -118,6 +143,14 @@ def goals(result):
           for policy, one in speed.items()),
         *((f"{policy}, one arrival of a new class on 5,000 nodes, median in microseconds", one["new_p50_us"], 200.0)
           for policy, one in speed.items()),
+        ("planner, best-fit, 1,213 nodes, microseconds a decision (20,000 a second)",
+         1e6 / small["decisions_per_second"], 50.0),
+        ("planner, binpack, 5,000 nodes, 50,000 instances, microseconds a decision (10,000 a second)",
+         1e6 / packed["decisions_per_second"], 100.0),
+        ("planner, one arrival on 5,000 nodes, median in microseconds", large["arrival_p50_us"], 200.0),
+        *((f"planner, {trace}, allocation at 130 %: below the bare engine, points",
+           at(traces[trace]["fgd-balanced"], 130) - mean(of_planner(result, f"trace {trace}"), "allocated_percent"), 0.2)
+          for trace in TRACES),
     ]
 
 

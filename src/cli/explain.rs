@@ -110,7 +110,10 @@ fn reasons(verdict: &NodeVerdict) -> Vec<String> {
         let lines = verdict.refused.iter();
         return lines.map(|refused| format!("{}: {} -> {}", refused.filter, refused.message, refused.remedy)).collect();
     }
-    let told = |one: &Points| format!("{} {:+.1}", one.term, one.points);
+    let told = |one: &Points| {
+        let why = one.why.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("{} {:+.1}{why}", one.term, one.points)
+    };
     let counted: Vec<String> = verdict.points.iter().filter(|one| one.points != 0.0).map(told).collect();
     vec![if counted.is_empty() { "nothing speaks for or against it".to_owned() } else { counted.join(", ") }]
 }
@@ -133,8 +136,8 @@ fn meaning(term: Term) -> &'static str {
     match term {
         Term::Fit => "how much of what is asked for would be reserved there",
         Term::Copies => "more copies of the workload there than elsewhere",
-        Term::Instances => "instances there, compared with the most",
-        Term::Gpus => "how full the cards would be; of what asks for none, how many cards are free there",
+        Term::Instances => "instances there",
+        Term::Gpus => "what is left of the cards for others",
         Term::Image => "something of the same image runs there",
         Term::Cost => "what the node costs, compared with the dearest",
         Term::Watts => "what the node draws, compared with the most",
@@ -207,7 +210,13 @@ mod tests {
     fn verdict(node: &str, points: &[(Term, f64)]) -> NodeVerdict {
         let points: Vec<Points> = points
             .iter()
-            .map(|(term, points)| Points { term: *term, value: *points / 100.0, weight: 100, points: *points })
+            .map(|(term, points)| Points {
+                term: *term,
+                value: *points / 100.0,
+                weight: 100,
+                points: *points,
+                why: None,
+            })
             .collect();
         let score = Some(points.iter().map(|one| one.points).sum());
         NodeVerdict { node: node.into(), score, points, refused: Vec::new() }

@@ -21,7 +21,7 @@ use super::{
     network::Peers,
     propose::{Proposal, Stage},
     space::Space,
-    state_machine::{ReadError, Readers, StateMachine},
+    state_machine::{ReadError, Readers, Rows, StateMachine, Written},
     types::{Fatal, Identity, Member, MemberId, Raft},
 };
 
@@ -135,6 +135,7 @@ pub struct Handle {
     readers: Arc<Readers>,
     applied: watch::Receiver<u64>,
     schedule: watch::Receiver<u64>,
+    written: Written,
     proposals: mpsc::Sender<Proposal>,
     leadership: Leadership,
     space: Arc<Space>,
@@ -144,7 +145,19 @@ impl Handle {
     pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
         let HandleParts { raft, peers, identity, proposals, leadership } = parts;
         let (readers, applied, schedule) = (Arc::clone(state.readers()), state.applied(), state.schedule());
-        Self { raft, peers, identity, readers, applied, schedule, proposals, leadership, space: Arc::new(space) }
+        let written = state.written().clone();
+        Self {
+            raft,
+            peers,
+            identity,
+            readers,
+            applied,
+            schedule,
+            written,
+            proposals,
+            leadership,
+            space: Arc::new(space),
+        }
     }
 
     /// Applies a command. When this returns `Ok`, a majority of the members has it on disk and reads here see it.
@@ -301,6 +314,12 @@ impl Handle {
     /// The index of the last applied entry; changes with each.
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// The rows the scheduler depends on that were written since this was last asked; reads from now on see them. There is one
+    /// who follows them.
+    pub fn take_written(&self) -> Rows {
+        self.written.take()
     }
 
     /// The index of the last applied entry after which the scheduler may decide otherwise; changes with each.

@@ -28,4 +28,4 @@ pub use found::{OpenError, adopt, detach};
 pub use handle::{ClusterStatus, Handle, MemberStatus, NotCurrent, ProposeError};
 pub use open::{Door, Files, Opened, open};
 pub use recover::{Account, recover, survey};
-pub use state_machine::ReadError;
+pub use state_machine::{ReadError, Rows};

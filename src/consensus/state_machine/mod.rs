@@ -10,6 +10,7 @@
 mod readers;
 pub mod snapshot;
 mod writer;
+mod written;
 
 use std::{
     path::{Path, PathBuf},
@@ -28,6 +29,8 @@ pub(super) use readers::Readers;
 pub use snapshot::SnapshotFile;
 use snapshot::Snapshots;
 use writer::{Ends, Order};
+pub use written::Rows;
+pub(super) use written::Written;
 
 use super::{
     copy::CopyError,
@@ -129,6 +132,7 @@ pub struct StateMachine {
     snapshots: Arc<Snapshots>,
     applied: watch::Receiver<u64>,
     schedule: watch::Receiver<u64>,
+    written: Written,
 }
 
 impl StateMachine {
@@ -140,9 +144,9 @@ impl StateMachine {
         waits: watch::Sender<bool>,
     ) -> Result<(Self, oneshot::Receiver<()>), StateError> {
         let readers = Arc::new(readers);
-        let Ends { orders, applied, schedule, end } = writer::start(connection, Arc::clone(&readers), waits)?;
+        let Ends { orders, applied, schedule, written, end } = writer::start(connection, Arc::clone(&readers), waits)?;
         let snapshots = Arc::new(Snapshots::open(snapshots)?);
-        Ok((Self { orders, readers, snapshots, applied, schedule }, end))
+        Ok((Self { orders, readers, snapshots, applied, schedule, written }, end))
     }
 
     /// Connections that read.
@@ -158,6 +162,11 @@ impl StateMachine {
     /// The index of the last entry applied that concerns the scheduler, as it moves.
     pub(super) fn schedule(&self) -> watch::Receiver<u64> {
         self.schedule.clone()
+    }
+
+    /// The rows that were written.
+    pub(super) fn written(&self) -> &Written {
+        &self.written
     }
 
     /// Makes a snapshot if there is none of that position or a later one, and does not wait for room.

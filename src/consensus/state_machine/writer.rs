@@ -10,7 +10,7 @@ use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use toft_model::state::{Applied, ClusterRow, Refusal, RefusalKind, Request, applied_index, apply_request, migrate};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{StateError, readers::Readers, text};
+use super::{StateError, readers::Readers, text, written::Written};
 use crate::{
     consensus::{
         open::configure,
@@ -37,12 +37,14 @@ pub(super) struct Ends {
     pub(super) applied: watch::Receiver<u64>,
     /// The index of the last entry that concerns the scheduler.
     pub(super) schedule: watch::Receiver<u64>,
+    /// The rows that were written.
+    pub(super) written: Written,
     /// Gives an error when the thread has ended.
     pub(super) end: oneshot::Receiver<()>,
 }
 
 pub(super) fn start(
-    connection: Connection,
+    mut connection: Connection,
     readers: Arc<Readers>,
     waits: watch::Sender<bool>,
 ) -> Result<Ends, StateError> {
@@ -51,22 +53,26 @@ pub(super) fn start(
     let (applied_sender, applied) = watch::channel(index);
     let (schedule_sender, schedule) = watch::channel(index);
     let (ended, end) = oneshot::channel::<()>();
+    let written = Written::default();
+    written.watch(&mut connection).map_err(StateError::of_database(readers.path()))?;
+    let kept = written.clone();
     std::thread::Builder::new()
         .name("state-writer".into())
         .spawn(move || {
-            let told = Told { applied: applied_sender, schedule: schedule_sender, waits };
+            let told = Told { applied: applied_sender, schedule: schedule_sender, written: kept, waits };
             run(connection, receiver, &readers, &told);
             drop(readers);
             drop(ended);
         })
         .map_err(|source| StateError::File { verb: "served by a thread", path: "state".into(), source })?;
-    Ok(Ends { orders, applied, schedule, end })
+    Ok(Ends { orders, applied, schedule, written, end })
 }
 
 /// What the thread tells.
 struct Told {
     applied: watch::Sender<u64>,
     schedule: watch::Sender<u64>,
+    written: Written,
     waits: watch::Sender<bool>,
 }
 
@@ -80,6 +86,8 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
                 let outcome =
                     until_there_is_room(&told.waits, StateError::is_full, || apply_entries(open, path, &entries));
                 let outcome = outcome.map(|done| {
+                    // Before the index: who hears of it finds the rows.
+                    told.written.tell();
                     // Before the answer: who has one finds it in the watch.
                     told.applied.send_replace(done.index);
                     if done.concerns_scheduler {
@@ -94,6 +102,12 @@ fn run(connection: Connection, mut orders: mpsc::Receiver<Order>, readers: &Read
                 let outcome = until_there_is_room(&told.waits, StateError::is_full, || {
                     readers.without_readers(|| replace(&mut connection, readers, &path))
                 });
+                if let Some(open) = connection.as_mut()
+                    && let Err(error) = told.written.watch(open)
+                {
+                    tracing::error!(error = chain(&error), "what is written cannot be followed");
+                }
+                told.written.tell_all();
                 if let Ok(index) = &outcome {
                     told.applied.send_replace(*index);
                     told.schedule.send_replace(*index);

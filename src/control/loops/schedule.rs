@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use toft_model::{
     ids::InstanceId,
-    schedule::plan,
-    state::{Command, Reply, query_snapshot},
+    state::{Command, Follower, Reply},
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{consensus::Handle, control::ops::now_ms, observe::chain};
+use crate::{
+    consensus::{Handle, Rows},
+    control::ops::now_ms,
+    observe::chain,
+};
 
 /// Longest time between two rounds.
 const PERIOD: Duration = Duration::from_secs(30);
@@ -20,9 +23,10 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Runs until `cancel`.
 pub async fn run(state: Handle, cancel: CancellationToken) {
     let mut moves = state.watch_schedule();
+    let mut follower = None;
     loop {
         moves.mark_unchanged();
-        let wait = match round(&state).await {
+        let wait = match round(&state, &mut follower).await {
             Ok(wake_at_ms) => until(wake_at_ms),
             Err(error) => {
                 tracing::warn!(error, "planning failed and will be tried again");
@@ -43,14 +47,29 @@ fn until(at_ms: Option<i64>) -> Duration {
     left.map_or(PERIOD, |left| Duration::from_millis(left + 1).min(PERIOD))
 }
 
-/// Plans once; gives when to plan again although nothing happens.
-async fn round(state: &Handle) -> Result<Option<i64>, String> {
+/// Plans once; gives when to plan again although nothing happens. Who follows the state is kept while this member leads and
+/// nothing fails.
+async fn round(state: &Handle, follower: &mut Option<Follower>) -> Result<Option<i64>, String> {
+    let kept = follower.take();
     if !state.leads() {
         return Ok(None);
     }
-    let mut snapshot = state.read(query_snapshot).await.map_err(|e| chain(&e))?;
-    snapshot.now_ms = now_ms();
-    let decided = plan(&snapshot, &mut || InstanceId(Uuid::now_v7()));
+    // Before the read, which then sees them all.
+    let written = state.take_written();
+    let follow = move |connection: &rusqlite::Connection| match (kept, written) {
+        (Some(mut kept), Rows::These(rows)) => {
+            kept.follow(connection, &rows)?;
+            Ok(kept)
+        }
+        (None, _) | (_, Rows::All) => Follower::read(connection),
+    };
+    let mut known = state.read(follow).await.map_err(|e| chain(&e).to_string())?;
+    let planned = tokio::task::spawn_blocking(move || {
+        let decided = known.scheduler().plan(now_ms(), &mut || InstanceId(Uuid::now_v7()));
+        (known, decided)
+    });
+    let (known, decided) = planned.await.map_err(|e| e.to_string())?;
+    *follower = Some(known);
     let wake_at_ms = decided.wake_at_ms;
     if decided.is_empty() {
         return Ok(wake_at_ms);

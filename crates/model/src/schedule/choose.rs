@@ -6,84 +6,108 @@ use super::{
     board::{Ask, Board},
     feasible::Claims,
     filter::{Place, obstacles, order},
+    index,
     obstacle::Obstacle,
     score::{self, Field},
     snapshot::Snapshot,
 };
-use crate::{instance::ContainerOrder, state::NodeRow, workload::WorkloadSpec};
+use crate::{instance::ContainerOrder, workload::WorkloadSpec};
 
 /// Most nodes that a reason names one by one.
 const TOLD: usize = 16;
 
-/// Why no node takes an instance: each node's first obstacle, by the node's place on the board.
-#[derive(Debug, Clone)]
-pub(super) struct Nowhere(pub(super) Vec<(usize, Obstacle)>);
+/// Why no node takes an instance, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Nowhere(pub(super) String);
 
-impl Nowhere {
-    /// The reason in words.
-    pub(super) fn told(&self, nodes: &[NodeRow]) -> String {
-        if self.0.is_empty() {
-            return "no node has registered yet".into();
-        }
-        let mut reasons: Vec<_> = self.0.iter().map(|(at, why)| (&nodes[*at].name, why)).collect();
-        reasons.sort_by_key(|(name, _)| *name);
-        let told = reasons.iter().take(TOLD).map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>().join("; ");
-        match reasons.len().saturating_sub(TOLD) {
-            0 => told,
-            more => format!("{told}; and {more} more nodes, of which `toft explain` tells"),
-        }
-    }
-}
+/// A place, with the order there.
+pub(super) type Found = Result<(usize, ContainerOrder), Nowhere>;
 
 /// The best node for the instance, as things are now, with its order there.
-pub(super) fn choose(
-    ask: Ask<'_>,
-    ordinal: u32,
-    board: &Board<'_>,
-    expression: Option<&Expression<'_, '_>>,
-) -> Result<(usize, ContainerOrder), Nowhere> {
-    let everywhere = (0..board.nodes.len()).map(|at| (at, &board.seats[at].claims));
-    choose_among(ask, ordinal, board, everywhere, expression)
+pub(super) fn choose(ask: Ask<'_>, ordinal: u32, board: &mut Board, expression: Option<&Expression<'_, '_>>) -> Found {
+    let candidates = index::candidates(ask, board, expression);
+    let board = &*board;
+    let found = match &candidates {
+        Some(candidates) => best(ask, ordinal, board, now(board, candidates.iter().copied()), expression),
+        None => best(ask, ordinal, board, now(board, 0..board.nodes.len()), expression),
+    };
+    if cfg!(test) && candidates.is_some() {
+        let scan = best(ask, ordinal, board, now(board, 0..board.nodes.len()), expression);
+        assert_eq!(found.as_ref().ok(), scan.as_ref().ok(), "the candidates {candidates:?} are not enough");
+    }
+    found.unwrap_or_else(|why| Err(Nowhere(told(ask, board, why))))
+}
+
+fn now(board: &Board, nodes: impl Iterator<Item = usize>) -> impl Iterator<Item = Place<'_>> {
+    nodes.map(|at| Place::now(board, at))
 }
 
 /// The same among some nodes, each beside those who hold the claims.
 pub(super) fn choose_among<'b>(
     ask: Ask<'_>,
     ordinal: u32,
-    board: &'b Board<'_>,
+    board: &'b Board,
     nodes: impl Iterator<Item = (usize, &'b Claims)>,
     expression: Option<&Expression<'_, '_>>,
-) -> Result<(usize, ContainerOrder), Nowhere> {
-    let (mut feasible, mut refused) = (Vec::new(), Vec::new());
-    for (at, claims) in nodes {
-        let place = Place::now(board, at).beside(claims);
-        match obstacles(ask, place, false).pop() {
-            None => feasible.push(place),
-            Some(why) => refused.push((at, why)),
-        }
-    }
+) -> Option<(usize, ContainerOrder)> {
+    let places = nodes.map(|(at, claims)| Place::now(board, at).beside(claims));
+    best(ask, ordinal, board, places, expression).ok()?.ok()
+}
+
+/// The best of these places; `Err` when none takes the instance, with a reason if it is a rare one.
+fn best<'b>(
+    ask: Ask<'_>,
+    ordinal: u32,
+    board: &'b Board,
+    places: impl Iterator<Item = Place<'b>>,
+    expression: Option<&Expression<'_, '_>>,
+) -> Result<Found, Option<(usize, Obstacle)>> {
+    let feasible: Vec<Place<'b>> = places.filter(|place| obstacles(ask, *place, false).is_empty()).collect();
     let field = Field::of(ask, board, feasible.iter().copied());
-    let key = |place: &Place<'_, '_>| {
-        let (points, _) = score::points(ask, ordinal, *place, &field, expression);
+    let key = |place: &Place<'_>| {
         // The most points; then the fewest instances, then the lower id.
-        (std::cmp::Reverse(score::total(&points)), place.claims.instances(), place.node.id)
+        let sum = score::sum(ask, ordinal, *place, &field, expression);
+        (std::cmp::Reverse(sum), place.claims.instances(), place.node.id)
     };
     let best = match feasible.len() {
         0 | 1 => feasible.first(),
-        _ => feasible.iter().min_by_key(|place| key(place)),
+        _ => feasible.iter().map(|place| (key(place), place)).min_by_key(|(key, _)| *key).map(|(_, place)| place),
     };
-    let Some(best) = best else { return Err(Nowhere(refused)) };
+    let Some(best) = best else { return Err(None) };
     match order(ask, *best) {
-        Ok(order) => Ok((best.at, order)),
-        Err(why) => Err(Nowhere(vec![(best.at, why)])),
+        Ok(order) => Ok(Ok((best.at, order))),
+        Err(why) => Err(Some((best.at, why))),
     }
+}
+
+/// Why no node takes the instance, node by node, in the order of their names.
+fn told(ask: Ask<'_>, board: &Board, rare: Option<(usize, Obstacle)>) -> String {
+    if board.nodes.is_empty() {
+        return "no node has registered yet".into();
+    }
+    let told = board.in_order().take(TOLD).filter_map(|at| {
+        let found = obstacles(ask, Place::now(board, at), false).pop();
+        let why = found.or_else(|| rare.clone().filter(|(of, _)| *of == at).map(|(_, why)| why))?;
+        Some(format!("{}: {why}", board.nodes[at].name))
+    });
+    let told = told.collect::<Vec<_>>().join("; ");
+    match board.nodes.len().saturating_sub(TOLD) {
+        0 => told,
+        more => format!("{told}; and {more} more nodes, of which `toft explain` tells"),
+    }
+}
+
+/// Whether reasons tell of the node by name.
+pub(super) fn is_told(board: &Board, at: usize) -> bool {
+    board.nodes.len() <= TOLD || board.in_order().take(TOLD).any(|told| told == at)
 }
 
 /// Why an instance of `spec` can be placed on no node; `None` when one can take it.
 pub fn why_nowhere(spec: &WorkloadSpec, snapshot: &Snapshot) -> Option<String> {
-    let board = Board::of(snapshot);
+    let mut board = Board::of(snapshot);
     // One that is not there yet has no id, and nobody has this one.
     let named = snapshot.workloads.iter().find(|workload| workload.spec.name == spec.name);
     let id = named.map_or(crate::ids::WorkloadId(uuid::Uuid::nil()), |workload| workload.id);
-    choose(Ask { id, spec }, 0, &board, None).err().map(|nowhere| nowhere.told(&snapshot.nodes))
+    // No specification that is there has this number.
+    choose(Ask { id, generation: 0, spec }, 0, &mut board, None).err().map(|nowhere| nowhere.0)
 }

@@ -47,14 +47,14 @@ pub fn remaining(snapshot: &Snapshot, node: NodeId) -> Vec<Remaining> {
     let environment = expression::environment();
     let expression = snapshot.placement.expression.as_deref();
     let expression = expression.and_then(|text| environment.compile_expression(text).ok());
-    let board = Board::of(snapshot);
+    let mut board = Board::of(snapshot);
     let mut remaining = Vec::new();
     for instance in snapshot.instances.iter().filter(|instance| instance.node_id == node) {
         let Some(workload) = snapshot.workloads.iter().find(|one| one.id == instance.workload_id) else { continue };
         let (state, why) = told(snapshot, workload, instance).unwrap_or_else(|| {
-            match choose(Ask::of(workload), instance.ordinal, &board, expression.as_ref()) {
+            match choose(Ask::of(workload), instance.ordinal, &mut board, expression.as_ref()) {
                 Ok((at, _)) => (RemainingState::Moving, format!("a successor will start on {}", board.nodes[at].name)),
-                Err(nowhere) => (RemainingState::Stuck, nowhere.told(board.nodes)),
+                Err(nowhere) => (RemainingState::Stuck, nowhere.0),
             }
         });
         let instance = format!("{}-{}", workload.spec.name, instance.ordinal);

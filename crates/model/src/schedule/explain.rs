@@ -144,7 +144,7 @@ pub fn explain(snapshot: &Snapshot, name: &Name) -> Option<Explanation> {
 }
 
 struct Eye<'b, 'a, 'e> {
-    board: &'b Board<'a>,
+    board: &'b Board,
     workload: &'a WorkloadRow,
     expression: Option<&'e minijinja::Expression<'e, 'e>>,
     failure: Option<String>,
@@ -154,14 +154,14 @@ impl Eye<'_, '_, '_> {
     /// Every node as a place for a copy, as if `without` was not there.
     fn nodes(&mut self, ordinal: u32, without: Option<InstanceId>) -> Vec<NodeVerdict> {
         let (ask, board) = (Ask::of(self.workload), self.board);
-        let is_without = |resident: &Resident<'_>| without.is_some() && resident.instance == without;
+        let is_without = |resident: &Resident| without.is_some() && resident.instance == without;
         let claims: Vec<_> = (0..board.nodes.len())
             .map(|at| match board.seats[at].residents.iter().any(is_without) {
                 true => Some(board.claims_of(at, |resident| !is_without(resident))),
                 false => None,
             })
             .collect();
-        let places: Vec<Place<'_, '_>> = (0..board.nodes.len())
+        let places: Vec<Place<'_>> = (0..board.nodes.len())
             .map(|at| {
                 let now = Place::now(board, at);
                 claims[at].as_ref().map_or(now, |claims| now.beside(claims))
@@ -189,12 +189,14 @@ impl Eye<'_, '_, '_> {
                 verdicts.push((i64::MIN, 0, verdict));
             }
         }
-        // The same order in which one is chosen; the nodes are by name, and ids break what ties are left.
+        // The same order in which one is chosen; those that refuse are by name.
         let id = |verdict: &NodeVerdict| {
-            board.nodes.iter().find(|node| node.name.as_str() == verdict.node).map(|node| node.id)
+            let name = verdict.node.parse().ok()?;
+            board.named(&name).map(|at| board.nodes[at].id)
         };
-        verdicts.sort_by_key(|(total, instances, verdict)| {
-            (std::cmp::Reverse(*total), *instances, verdict.score.and_then(|_| id(verdict)))
+        verdicts.sort_by_cached_key(|(total, instances, verdict)| {
+            let refuses = verdict.score.is_none().then(|| verdict.node.clone());
+            (std::cmp::Reverse(*total), *instances, verdict.score.and_then(|_| id(verdict)), refuses)
         });
         verdicts.into_iter().map(|(.., verdict)| verdict).collect()
     }

@@ -1,11 +1,12 @@
 //! What the instances of a node hold, what is left for one more, and whether one is what its user asks for.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     net::Ipv4Addr,
 };
 
 use super::{
+    board::Board,
     gpus::{self, Cards, GpuClaims},
     obstacle::Obstacle,
     policy::Capacity,
@@ -16,7 +17,7 @@ use crate::{
     ids::{NodeId, WorkloadId},
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     name::Name,
-    node::{Availability, TaintEffect},
+    node::{Availability, Subnet, TaintEffect},
     state::{NodeRow, VolumeRow},
     workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
@@ -30,7 +31,7 @@ const FREE_PORTS: std::ops::Range<u16> = 20_000..30_000;
 pub(crate) struct Claims {
     instances: usize,
     copies: HashMap<WorkloadId, u32>,
-    addresses: HashSet<Ipv4Addr>,
+    addresses: BTreeSet<Ipv4Addr>,
     ports: HashSet<(u16, Protocol)>,
     cpu_millis: u64,
     memory_bytes: u64,
@@ -97,6 +98,24 @@ impl Claims {
         self.copies.get(&workload).copied().unwrap_or(0)
     }
 
+    /// The first address of `subnet` that nobody holds.
+    pub(super) fn address(&self, subnet: Subnet) -> Option<Ipv4Addr> {
+        // The first address is the bridge's, the last the broadcast address.
+        let mut held = self.addresses.range(subnet.nth(2)?..).peekable();
+        let mut addresses = (2..subnet.size() - 1).filter_map(|offset| subnet.nth(offset));
+        addresses.find(|address| held.next_if(|held| *held == address).is_none())
+    }
+
+    /// Whether [`Self::address`] finds one.
+    pub(super) fn has_address(&self, subnet: Subnet) -> bool {
+        self.addresses.len() < (subnet.size() as usize).saturating_sub(3) || self.address(subnet).is_some()
+    }
+
+    /// Whether somebody holds a host port.
+    pub(super) fn has_port(&self, port: (u16, Protocol)) -> bool {
+        self.ports.contains(&port)
+    }
+
     /// How many instances hold them.
     pub(super) fn instances(&self) -> usize {
         self.instances
@@ -105,36 +124,55 @@ impl Claims {
 
 /// Where the data of volumes lies. What is not in it can be used on any node, and a local volume then lies there.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Homes<'a> {
-    nodes: HashMap<&'a Name, NodeId>,
-    everywhere: HashSet<&'a Name>,
+pub(super) struct Homes {
+    nodes: HashMap<Name, NodeId>,
+    everywhere: HashSet<Name>,
 }
 
-impl<'a> Homes<'a> {
-    pub(super) fn of(volumes: &'a [VolumeRow]) -> Self {
-        let nodes = volumes.iter().filter_map(|volume| Some((&volume.name, volume.node_id?))).collect();
-        let remote = volumes.iter().filter(|volume| volume.options.is_remote());
-        Self { nodes, everywhere: remote.map(|volume| &volume.name).collect() }
-    }
-
-    /// An instance of `spec` is placed on `node`.
-    pub(super) fn settle(&mut self, spec: &'a WorkloadSpec, node: NodeId) {
-        for volume in spec.mounts.iter().filter_map(Mount::volume) {
-            if !self.everywhere.contains(&volume.name) {
-                self.nodes.entry(&volume.name).or_insert(node);
-            }
+impl Homes {
+    /// A volume that is new or changed.
+    pub(super) fn put(&mut self, volume: &VolumeRow) {
+        self.forget(&volume.name);
+        if let Some(node) = volume.node_id {
+            self.nodes.insert(volume.name.clone(), node);
+        }
+        if volume.options.is_remote() {
+            self.everywhere.insert(volume.name.clone());
         }
     }
 
-    /// The volume that keeps an instance of `spec` off `node`, one of `nodes`.
-    pub(super) fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, nodes: &[NodeRow]) -> Option<Obstacle> {
+    /// A volume lies nowhere any more.
+    pub(super) fn forget(&mut self, volume: &Name) {
+        self.nodes.remove(volume);
+        self.everywhere.remove(volume);
+    }
+
+    /// An instance of `spec` is placed on `node`; gives the volumes that lie there from now on.
+    pub(super) fn settle(&mut self, spec: &WorkloadSpec, node: NodeId) -> Vec<Name> {
+        let mut settled = Vec::new();
+        for volume in spec.mounts.iter().filter_map(Mount::volume) {
+            if !self.everywhere.contains(&volume.name) && !self.nodes.contains_key(&volume.name) {
+                self.nodes.insert(volume.name.clone(), node);
+                settled.push(volume.name.clone());
+            }
+        }
+        settled
+    }
+
+    /// Where a volume lies.
+    pub(super) fn of_volume(&self, volume: &Name) -> Option<NodeId> {
+        self.nodes.get(volume).copied()
+    }
+
+    /// The volume that keeps an instance of `spec` off `node`.
+    pub(super) fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, board: &Board) -> Option<Obstacle> {
         let away = |mount: &&Mount| {
             let home = mount.volume().and_then(|volume| self.nodes.get(&volume.name));
             home.is_some_and(|home| *home != node.id)
         };
         let volume = spec.mounts.iter().find(away)?.volume()?;
-        let home = self.nodes.get(&volume.name)?;
-        let home = nodes.iter().find(|node| node.id == *home).map_or("another node", |node| node.name.as_str());
+        let home = board.position(*self.nodes.get(&volume.name)?);
+        let home = home.map_or("another node", |at| board.nodes[at].name.as_str());
         Some(Obstacle::Volume { volume: volume.name.clone(), node: home.to_owned() })
     }
 }
@@ -179,11 +217,7 @@ pub(super) fn network(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> R
 
 fn bridge(spec: &WorkloadSpec, node: &NodeRow, claims: &Claims) -> Result<NetworkOrder, Obstacle> {
     let subnet = node.inventory.subnet.ok_or(Obstacle::NoNetwork)?;
-    // The first address is the bridge's, the last the broadcast address.
-    let address = (2..subnet.size() - 1)
-        .filter_map(|offset| subnet.nth(offset))
-        .find(|address| !claims.addresses.contains(address))
-        .ok_or(Obstacle::Addresses { subnet })?;
+    let address = claims.address(subnet).ok_or(Obstacle::Addresses { subnet })?;
     let mut ports = Vec::with_capacity(spec.ports.len());
     for PortSpec { host, container, protocol } in &spec.ports {
         let free = |port: &u16| {

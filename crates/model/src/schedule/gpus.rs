@@ -1,8 +1,12 @@
-//! Which GPUs of a node an instance can have.
+//! What is left of a node's GPUs: the only place that knows it. Instances hold cards; this says what the engine may give of each.
 
 use std::collections::HashMap;
 
-use super::{rules::allows_card, topology};
+use super::{
+    place::{self, CardSet, Gpus, Kind},
+    rules::allows_card,
+    topology,
+};
 use crate::{
     gpu::{Gpu, GpuAmount, GpuHold, GpuId, GpuPolicy, GpuRequest, GpuSettings, GpuSettingsOf},
     state::NodeRow,
@@ -13,7 +17,7 @@ use crate::{
 /// A node's cards and what users say of them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cards<'a> {
-    cards: &'a [Gpu],
+    pub(super) cards: &'a [Gpu],
     settings: &'a GpuSettingsOf,
 }
 
@@ -21,6 +25,34 @@ impl<'a> Cards<'a> {
     /// Of a node.
     pub(super) fn of(node: &'a NodeRow) -> Self {
         Self { cards: &node.inventory.gpus, settings: &node.gpus }
+    }
+
+    /// Whether it is cut into MIG devices.
+    pub(super) fn is_in_parts(&self, card: &Gpu) -> bool {
+        self.cards.iter().any(|part| part.parent.as_ref() == Some(&card.id))
+    }
+
+    /// Why nobody gets anything of a card, whoever holds it.
+    fn out_of_service(&self, card: &Gpu) -> Option<String> {
+        if let Some(sick) = &card.sick {
+            return Some(format!("it takes no work: {sick}"));
+        }
+        let GpuSettings { policy, cordoned } = self.settings.of(&card.id);
+        let of_parent = card.parent.as_ref().is_some_and(|parent| self.settings.of(parent).cordoned);
+        if cordoned || of_parent {
+            return Some("it is cordoned".into());
+        }
+        let only_parts = self.is_in_parts(card) || (policy == GpuPolicy::Mig && card.parent.is_none());
+        only_parts.then(|| "only its MIG devices are given".into())
+    }
+}
+
+/// What a request takes, in the engine's terms.
+pub(super) fn amount(wanted: &GpuRequest) -> Gpus {
+    match wanted.amount {
+        GpuAmount::Share(mib) => Gpus::Share(mib),
+        GpuAmount::Cards(count) => Gpus::Whole(u16::try_from(count).unwrap_or(u16::MAX)),
+        GpuAmount::All => Gpus::All,
     }
 }
 
@@ -47,130 +79,142 @@ impl GpuClaims {
         }
     }
 
+    fn held(&self, card: &Gpu) -> Held {
+        self.0.get(&card.id).copied().unwrap_or_default()
+    }
+
+    /// What is left of one of `cards`, in MiB; `kind` is what it counts as.
+    pub(super) fn card(&self, card: &Gpu, kind: Kind, cards: Cards<'_>) -> place::Card {
+        if cards.out_of_service(card).is_some() {
+            return place::Card { kind, capacity: 0, free: 0 };
+        }
+        let held = self.held(card);
+        let exclusive = cards.settings.of(&card.id).policy == GpuPolicy::Exclusive;
+        let inside = card.memory_mib.saturating_sub(card.outside_mib);
+        // A card whose memory nobody tells can be given whole.
+        let capacity = if is_whole(card) { inside.max(1) } else { card.memory_mib };
+        let free = match held {
+            Held { whole: false, shared_mib: 0 } if is_whole(card) => capacity,
+            Held { whole: false, shared_mib } if !exclusive || shared_mib == 0 => {
+                inside.saturating_sub(u32::try_from(shared_mib).unwrap_or(u32::MAX))
+            }
+            Held { .. } => 0,
+        };
+        place::Card { kind, capacity, free }
+    }
+
+    /// The same of all, in their order.
+    pub(super) fn deck(&self, cards: Cards<'_>, kind: &dyn Fn(&Gpu) -> Kind) -> Vec<place::Card> {
+        cards.cards.iter().map(|card| self.card(card, kind(card), cards)).collect()
+    }
+
     /// Whether every one of `holds` is there and free among `cards`.
     pub(super) fn allow(&self, holds: &[GpuHold], cards: Cards<'_>) -> bool {
         holds.iter().enumerate().all(|(i, hold)| {
             let twice = holds[..i].iter().any(|other| other.gpu == hold.gpu);
-            let card = cards.cards.iter().find(|card| card.id == hold.gpu);
-            !twice && card.is_some_and(|card| self.room(card, hold.vram_mib, cards).is_ok())
+            let found = cards.cards.iter().find(|card| card.id == hold.gpu);
+            let fits = found.is_some_and(|card| {
+                let wanted = hold.vram_mib.map_or(Gpus::Whole(1), Gpus::Share);
+                self.card(card, Kind::default(), cards).serves(wanted)
+            });
+            !twice && fits
         })
     }
 
-    /// Those among `cards` that `wanted` gets, in their order; else why it gets none.
-    pub(super) fn choose(
+    /// Why the node's cards do not do for `wanted`, card by card; `None` when they do. What `constrained` refuses is not looked
+    /// at further.
+    pub(super) fn refusal(
         &self,
         wanted: &GpuRequest,
         cards: Cards<'_>,
         constrained: &dyn Fn(&Gpu) -> Result<(), String>,
-    ) -> Result<Vec<GpuHold>, String> {
-        let share = match wanted.amount {
-            GpuAmount::Share(mib) => Some(mib),
-            GpuAmount::Cards(_) | GpuAmount::All => None,
-        };
-        let (mut free, mut why) = (Vec::new(), Vec::new());
-        let mut allowed = 0;
+    ) -> Option<String> {
+        let gpus = amount(wanted);
+        let (mut free, mut allowed, mut why) = (0, 0, Vec::new());
         for (place, card) in cards.cards.iter().enumerate() {
-            let refused = |reason: String| format!("GPU {place}: {reason}");
-            if let Err(reason) = wanted.allows(cards.cards, place).and_then(|()| constrained(card)) {
-                why.push(refused(reason));
-                continue;
-            }
+            let allows = wanted.allows(cards.cards, place).and_then(|()| constrained(card));
             // Of a card in parts only the parts are given.
-            allowed += usize::from(!in_parts(card, cards));
-            match self.room(card, share, cards) {
-                Ok(left) => free.push((left, card)),
-                Err(reason) => why.push(refused(reason)),
+            allowed += usize::from(allows.is_ok() && !cards.is_in_parts(card));
+            match allows.and_then(|()| self.room(card, gpus, cards)) {
+                Ok(()) => free += 1,
+                Err(reason) => why.push(format!("GPU {place}: {reason}")),
             }
         }
-        let count = match wanted.amount {
-            GpuAmount::Share(_) => 1,
-            GpuAmount::Cards(count) => count as usize,
-            GpuAmount::All => allowed.max(1),
+        let count = match gpus {
+            Gpus::None => 0,
+            Gpus::Share(_) => 1,
+            Gpus::Whole(count) => usize::from(count),
+            Gpus::All => allowed.max(1),
         };
         if cards.cards.is_empty() {
-            return Err("it has no GPU".into());
+            return Some("it has no GPU".into());
         }
-        if free.len() < count {
-            let begin = format!("`{wanted}` is wanted and {} of {} GPUs can be given", free.len(), cards.cards.len());
-            return Err(if why.is_empty() { begin } else { format!("{begin} ({})", why.join(", ")) });
+        if free >= count {
+            return None;
         }
-        let chosen: Vec<&Gpu> = match share {
-            // The fullest, so that others stay whole.
-            Some(_) => free.iter().min_by_key(|(left, _)| *left).map(|(_, card)| *card).into_iter().collect(),
-            None => topology::choose(&free.iter().map(|(_, card)| *card).collect::<Vec<_>>(), count),
-        };
-        Ok(chosen.into_iter().map(|card| GpuHold { gpu: card.id.clone(), vram_mib: share }).collect())
+        let begin = format!("`{wanted}` is wanted and {free} of {} GPUs can be given", cards.cards.len());
+        Some(if why.is_empty() { begin } else { format!("{begin} ({})", why.join(", ")) })
     }
 
-    /// How full the cards of `holds` are once they are given, 0 to 1: for shares the card's memory, for whole cards how many of the
-    /// node's `cards` somebody then has.
-    pub(super) fn fullness(&self, holds: &[GpuHold], cards: Cards<'_>) -> f64 {
-        let shares = holds
-            .iter()
-            .filter_map(|hold| Some((cards.cards.iter().find(|card| card.id == hold.gpu)?, hold.vram_mib?)));
-        let of_shares = shares.map(|(card, mib)| {
-            let held = self.0.get(&card.id).map_or(0, |held| held.shared_mib);
-            (held + u64::from(mib)) as f64 / f64::from(card.memory_mib.max(1))
-        });
-        match of_shares.reduce(f64::max) {
-            Some(fullest) => fullest.min(1.0),
-            None => 1.0 - self.free_cards(cards).saturating_sub(holds.len()) as f64 / cards.cards.len().max(1) as f64,
+    /// Whether one of `cards` can be given; else why not.
+    fn room(&self, card: &Gpu, wanted: Gpus, cards: Cards<'_>) -> Result<(), String> {
+        let left = self.card(card, Kind::default(), cards);
+        if left.serves(wanted) {
+            return Ok(());
         }
-    }
-
-    /// How many of `cards` nobody has anything of.
-    pub(super) fn free_cards(&self, cards: Cards<'_>) -> usize {
-        cards.cards.iter().filter(|card| self.room(card, None, cards).is_ok()).count()
-    }
-
-    /// The memory in MiB that is left on all of `cards` together.
-    pub(super) fn free_mib(&self, cards: Cards<'_>) -> u64 {
-        cards.cards.iter().filter_map(|card| self.room(card, Some(0), cards).ok()).sum()
-    }
-
-    /// The memory in MiB that is left on `card`, one of `cards`, for who wants `share` of it or all; else why it has none.
-    fn room(&self, card: &Gpu, share: Option<u32>, cards: Cards<'_>) -> Result<u64, String> {
-        if let Some(sick) = &card.sick {
-            return Err(format!("it takes no work: {sick}"));
+        if let Some(why) = cards.out_of_service(card) {
+            return Err(why);
         }
-        let GpuSettings { policy, cordoned } = cards.settings.of(&card.id);
-        let of_parent = card.parent.as_ref().is_some_and(|parent| cards.settings.of(parent).cordoned);
-        if cordoned || of_parent {
-            return Err("it is cordoned".into());
-        }
-        if in_parts(card, cards) || (policy == GpuPolicy::Mig && card.parent.is_none()) {
-            return Err("only its MIG devices are given".into());
-        }
-        let held = self.0.get(&card.id).copied().unwrap_or_default();
-        if held.whole {
-            return Err("it is held whole".into());
-        }
-        if policy == GpuPolicy::Exclusive && held.shared_mib > 0 {
-            return Err("it is held, and its policy is exclusive".into());
-        }
-        let (memory, outside) = (u64::from(card.memory_mib), u64::from(card.outside_mib));
-        let left = memory.saturating_sub(outside).saturating_sub(held.shared_mib);
-        let amount = |mib: u64| format_bytes(mib << 20);
-        match share {
-            Some(wanted) if u64::from(wanted) > left => Err(match outside {
-                0 => format!("{} are left", amount(left)),
-                outside => format!("{} are left, {} are used outside toft", amount(left), amount(outside)),
-            }),
-            None if held.shared_mib > 0 => Err("it is shared".into()),
-            None if outside > (memory / 10).max(WHOLE_THOUGH_MIB) => {
-                Err(format!("{} are used outside toft", amount(outside)))
+        let held = self.held(card);
+        let amount = |mib: u32| format_bytes(u64::from(mib) << 20);
+        Err(match wanted {
+            _ if held.whole => "it is held whole".into(),
+            _ if held.shared_mib > 0 && cards.settings.of(&card.id).policy == GpuPolicy::Exclusive => {
+                "it is held, and its policy is exclusive".into()
             }
-            Some(_) | None => Ok(left),
-        }
+            Gpus::Share(_) if card.outside_mib == 0 => format!("{} are left", amount(left.free)),
+            Gpus::Share(_) => {
+                format!("{} are left, {} are used outside toft", amount(left.free), amount(card.outside_mib))
+            }
+            _ if held.shared_mib > 0 => "it is shared".into(),
+            _ => format!("{} are used outside toft", amount(card.outside_mib)),
+        })
     }
 }
 
-fn in_parts(card: &Gpu, cards: Cards<'_>) -> bool {
-    cards.cards.iter().any(|part| part.parent.as_ref() == Some(&card.id))
+/// How many cards nobody has anything of.
+pub(super) fn idle(deck: &[place::Card]) -> usize {
+    deck.iter().filter(|card| card.is_idle()).count()
+}
+
+/// Whether a card can be given whole.
+fn is_whole(card: &Gpu) -> bool {
+    card.outside_mib <= (card.memory_mib / 10).max(WHOLE_THOUGH_MIB)
 }
 
 /// A card counts as whole although so much of it, in MiB, or a tenth is used outside toft: a desktop takes some.
-const WHOLE_THOUGH_MIB: u64 = 1_024;
+const WHOLE_THOUGH_MIB: u32 = 1_024;
+
+/// As many of a node's cards as are `given`, among the places that `suit`: those that have the best ways to each other.
+pub(super) fn together(cards: &[Gpu], given: CardSet, suit: &[usize]) -> CardSet {
+    let free: Vec<&Gpu> = suit.iter().filter_map(|place| cards.get(*place)).collect();
+    let chosen = topology::choose(&free, given.iter().count());
+    cards
+        .iter()
+        .enumerate()
+        .filter(|(_, card)| chosen.iter().any(|one| one.id == card.id))
+        .map(|(place, _)| place)
+        .collect()
+}
+
+/// What is held of the cards at these places by who wants `wanted`.
+pub(super) fn holds_of(wanted: &GpuRequest, cards: &[Gpu], places: place::CardSet) -> Vec<GpuHold> {
+    let vram_mib = match wanted.amount {
+        GpuAmount::Share(mib) => Some(mib),
+        GpuAmount::Cards(_) | GpuAmount::All => None,
+    };
+    places.iter().filter_map(|place| Some(GpuHold { gpu: cards.get(place)?.id.clone(), vram_mib })).collect()
+}
 
 /// Whether every held card is there and well.
 pub(super) fn are_there(holds: &[GpuHold], cards: &[Gpu]) -> bool {
@@ -222,7 +266,14 @@ mod tests {
         settings: &GpuSettingsOf,
     ) -> Result<String, String> {
         let all = Cards { cards, settings };
-        let holds = claims.choose(&wanted.parse().unwrap(), all, &|_| Ok(()))?;
+        let wanted: GpuRequest = wanted.parse().unwrap();
+        if let Some(why) = claims.refusal(&wanted, all, &|_| Ok(())) {
+            return Err(why);
+        }
+        let node = place::Node { cards: claims.deck(all, &|_| Kind::default()), ..place::Node::default() };
+        let allowed = (0..cards.len()).filter(|place| wanted.allows(cards, *place).is_ok());
+        let holds = holds_of(&wanted, cards, node.tightest(amount(&wanted), allowed.collect()));
+        let wanted = &wanted.to_string();
         assert!(claims.allow(&holds, all) && serve(&holds, &asking(Some(wanted)), cards));
         let show =
             |hold: &GpuHold| format!("{}{}", hold.gpu, hold.vram_mib.map(|mib| format!("={mib}")).unwrap_or_default());

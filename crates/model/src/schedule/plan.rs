@@ -1,27 +1,25 @@
 //! Walks the workloads and decides.
 
-use std::{
-    borrow::Cow,
-    cmp::Reverse,
-    collections::{HashMap, HashSet},
-};
+use std::{collections::HashSet, sync::Arc};
 
 use minijinja::Expression;
 
 use super::{
-    board::{Ask, Board, Resident, Seat},
-    choose::{Nowhere, choose, choose_among},
-    expression,
+    board::{Ask, Board, Order, Resident},
+    choose::{Nowhere, choose, choose_among, is_told},
     feasible::Claims,
+    filter::{Place, obstacles},
     preempt::{Victims, victims},
     rollout::Succession,
+    scheduler::{Needs, Scheduler},
     snapshot::Snapshot,
-    standing::{Standing, stops_first},
+    standing::stops_first,
 };
 use crate::{
-    ids::{InstanceId, NodeId, WorkloadId},
+    ids::{InstanceId, WorkloadId},
     instance::{ContainerOrder, Desired},
-    state::{InstanceChange, InstanceRow, NodeRow, Placement, Preemption, RolloutChange, WorkloadRow},
+    state::{InstanceChange, InstanceRow, Placement, Preemption, RolloutChange, WorkloadRow},
+    workload::Attribute,
 };
 
 /// What the scheduler decided.
@@ -55,45 +53,7 @@ impl Plan {
 
 /// Decides what should change. `mint` gives fresh instance ids.
 pub fn plan(snapshot: &Snapshot, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
-    let environment = expression::environment();
-    // It was read before it was written to the state.
-    let expression = snapshot.placement.expression.as_deref();
-    let expression = expression.and_then(|text| environment.compile_expression(text).ok());
-    let nodes: HashMap<NodeId, &NodeRow> = snapshot.nodes.iter().map(|node| (node.id, node)).collect();
-    let mut by_workload: HashMap<WorkloadId, Vec<&InstanceRow>> = HashMap::new();
-    for instance in &snapshot.instances {
-        by_workload.entry(instance.workload_id).or_default().push(instance);
-    }
-    let (board, plan) = (Board::of(snapshot), Plan::default());
-    let mut round = Round { board, plan, expression: expression.as_ref(), mint, journal: None };
-    let mut work = Vec::with_capacity(snapshot.workloads.len());
-    for workload in &snapshot.workloads {
-        let existing = by_workload.remove(&workload.id).unwrap_or_default();
-        let standing = Standing::of(workload, &existing, &nodes, snapshot.now_ms);
-        for change in &standing.changes {
-            if let Some(going) =
-                existing.iter().find(|one| one.id == change.instance_id && change.desired == Desired::Removed)
-            {
-                round.board.leave(going.node_id, going.id);
-            }
-        }
-        round.plan.changes.extend(&standing.changes);
-        round.plan.wake_at_ms = [round.plan.wake_at_ms, standing.wake_at_ms].into_iter().flatten().min();
-        if let Some(rollout) = standing.ended.clone() {
-            let (workload_id, generation) = (workload.id, workload.generation);
-            round.plan.rollouts.push(RolloutChange { workload_id, generation, rollout });
-        }
-        work.push((workload, standing));
-    }
-    // The most important first; the rest by name, as the snapshot has them.
-    work.sort_by_key(|(workload, _)| Reverse(workload.spec.placement.priority));
-    for (workload, standing) in &work {
-        let reason = round.place(workload, standing);
-        if reason != workload.pending {
-            round.plan.pending.push((workload.id, reason));
-        }
-    }
-    round.plan
+    Scheduler::of(snapshot).plan(snapshot.now_ms, mint)
 }
 
 /// What became of one copy that had no place.
@@ -104,86 +64,127 @@ enum Found {
     Waits(String),
 }
 
-struct Round<'a, 'm, 'e> {
-    board: Board<'a>,
-    plan: Plan,
-    expression: Option<&'e Expression<'e, 'e>>,
-    mint: &'m mut dyn FnMut() -> InstanceId,
-    /// Nodes as they were, when what follows may be taken back.
-    journal: Option<Vec<(usize, Seat<'a>)>>,
+/// One walk over what misses something.
+pub(super) struct Round<'b, 'm, 'e> {
+    pub(super) board: &'b mut Board,
+    pub(super) plan: Plan,
+    pub(super) expression: Option<&'e Expression<'e, 'e>>,
+    pub(super) mint: &'m mut dyn FnMut() -> InstanceId,
 }
 
-impl<'a> Round<'a, '_, '_> {
-    /// Gives places to what misses one, and says why some get none.
-    fn place(&mut self, workload: &'a WorkloadRow, standing: &Standing<'a>) -> Option<String> {
-        let missing = standing.missing(workload);
-        let mut reason = if workload.spec.placement.gang && !missing.is_empty() {
-            self.place_gang(workload, &missing)
+impl Round<'_, '_, '_> {
+    /// What goes and what ended, without looking for places. Workloads come by name.
+    pub(super) fn begin(&mut self, workload: &WorkloadRow, needs: &Needs) {
+        for change in needs.changes.iter().filter(|change| change.desired == Desired::Removed) {
+            if let Some(going) = needs.existing.iter().find(|one| one.id == change.instance_id) {
+                self.board.leave(going.node_id, going.id);
+            }
+        }
+        self.plan.changes.extend(&needs.changes);
+        self.plan.wake_at_ms = [self.plan.wake_at_ms, needs.wake_at_ms].into_iter().flatten().min();
+        if let Some(rollout) = needs.ended.clone() {
+            let (workload_id, generation) = (workload.id, workload.generation);
+            self.plan.rollouts.push(RolloutChange { workload_id, generation, rollout });
+        }
+    }
+
+    /// Gives places to what misses one, and says why some get none. The most important workloads come first, then by name.
+    pub(super) fn place(&mut self, workload: &WorkloadRow, needs: &mut Needs) {
+        let mut reason = if workload.spec.placement.gang && !needs.missing.is_empty() {
+            self.place_gang(workload, &needs.missing)
+        } else if let Some(reason) = self.still_refused(workload, needs) {
+            Some(reason)
         } else {
-            self.place_each(workload, missing)
+            let tried = self.board.mark();
+            let reason = self.place_each(workload, &needs.missing);
+            // What had no effect has none the next time either, as long as nothing changes.
+            let in_vain = self.board.mark() == tried && !needs.missing.is_empty();
+            needs.refused = reason.clone().filter(|_| in_vain).map(|reason| (self.board.now(), reason));
+            reason
         };
-        for instance in &standing.moving {
+        for instance in &needs.moving {
             self.replace(workload, instance, stops_first(&workload.spec));
         }
-        for (instance, succession) in &standing.outdated {
+        for (instance, succession) in &needs.outdated {
             let waits = self.succeed(workload, instance, *succession);
             reason = reason.or(waits);
         }
-        reason
+        if reason != workload.pending {
+            self.plan.pending.push((workload.id, reason));
+        }
     }
 
-    fn place_each(&mut self, workload: &'a WorkloadRow, missing: Vec<u32>) -> Option<String> {
+    /// Why the workload has no place, when that is known from an earlier round and holds still: no node that changed since then
+    /// is one that the reason tells of, would do now, or has somebody who might make room.
+    fn still_refused(&self, workload: &WorkloadRow, needs: &mut Needs) -> Option<String> {
+        let (then, reason) = needs.refused.as_mut()?;
+        let placement = &workload.spec.placement;
+        if placement.constraints.iter().any(|rule| rule.attribute == Attribute::Workload) {
+            return None;
+        }
+        let (ask, board) = (Ask::of(workload), &*self.board);
+        let volumes = workload.spec.mounts.iter().any(|mount| mount.volume().is_some());
+        let changed = board.touched_since(*then, volumes)?;
+        let same = |at: &u32| {
+            let at = *at as usize;
+            let less = |resident: &Resident| resident.priority < placement.priority;
+            !is_told(board, at)
+                && !board.seats[at].residents.iter().any(less)
+                && !obstacles(ask, Place::now(board, at), false).is_empty()
+        };
+        if !changed.iter().all(same) {
+            return None;
+        }
+        *then = board.now();
+        Some(reason.clone())
+    }
+
+    fn place_each(&mut self, workload: &WorkloadRow, missing: &[u32]) -> Option<String> {
         let mut waits = None;
         for ordinal in missing {
-            match self.place_one(workload, ordinal) {
+            match self.place_one(workload, *ordinal) {
                 Ok(Found::Placed) => {}
                 Ok(Found::Waits(reason)) => waits = waits.or(Some(reason)),
                 // What has no place for this copy has none for the next.
-                Err(nowhere) => return Some(nowhere.told(self.board.nodes)),
+                Err(nowhere) => return Some(nowhere.0),
             }
         }
         waits
     }
 
     /// All at once, or none.
-    fn place_gang(&mut self, workload: &'a WorkloadRow, missing: &[u32]) -> Option<String> {
-        let before = self.plan.clone();
-        let homes = self.board.homes.clone();
-        self.journal = Some(Vec::new());
+    fn place_gang(&mut self, workload: &WorkloadRow, missing: &[u32]) -> Option<String> {
+        let (mark, placements, preemptions) =
+            (self.board.mark(), self.plan.placements.len(), self.plan.preemptions.len());
+        let changes = self.plan.changes.clone();
         let (mut placed, mut waits) = (0, None);
-        let mut failed = None;
         for ordinal in missing {
             match self.place_one(workload, *ordinal) {
                 Ok(Found::Placed) => placed += 1,
                 Ok(Found::Waits(reason)) => waits = waits.or(Some(reason)),
                 Err(nowhere) => {
-                    failed = Some(nowhere.told(self.board.nodes));
-                    break;
+                    self.board.take_back(mark);
+                    self.plan.placements.truncate(placements);
+                    self.plan.preemptions.truncate(preemptions);
+                    self.plan.changes = changes;
+                    return Some(format!(
+                        "all {} copies are placed at once or none, and {placed} have a place; {}",
+                        missing.len(),
+                        nowhere.0
+                    ));
                 }
             }
         }
-        let journal = self.journal.take().unwrap_or_default();
-        if let Some(why) = failed {
-            // What was undone last was done first.
-            for (at, seat) in journal.into_iter().rev() {
-                self.board.seats[at] = seat;
-            }
-            (self.plan, self.board.homes) = (before, homes);
-            return Some(format!(
-                "all {} copies are placed at once or none, and {placed} have a place; {why}",
-                missing.len()
-            ));
-        }
         if waits.is_some() {
             // They keep their places on the board, so that nobody less important takes them.
-            self.plan.placements = before.placements;
+            self.plan.placements.truncate(placements);
         }
         waits
     }
 
-    fn place_one(&mut self, workload: &'a WorkloadRow, ordinal: u32) -> Result<Found, Nowhere> {
+    fn place_one(&mut self, workload: &WorkloadRow, ordinal: u32) -> Result<Found, Nowhere> {
         let ask = Ask::of(workload);
-        let nowhere = match choose(ask, ordinal, &self.board, self.expression) {
+        let nowhere = match choose(ask, ordinal, self.board, self.expression) {
             Ok((at, order)) => {
                 self.decide(workload, ordinal, at, order);
                 return Ok(Found::Placed);
@@ -194,47 +195,39 @@ impl<'a> Round<'a, '_, '_> {
     }
 
     /// Pushes less important ones aside for what has no place, if that helps.
-    fn make_room(&mut self, workload: &'a WorkloadRow, ordinal: u32, nowhere: Nowhere) -> Result<Found, Nowhere> {
+    fn make_room(&mut self, workload: &WorkloadRow, ordinal: u32, nowhere: Nowhere) -> Result<Found, Nowhere> {
         let ask = Ask::of(workload);
         if let Some((at, order)) = self.soon(ask, ordinal) {
             let waits = self.waits_for(ask, at);
             self.promise(ask, ordinal, at, order);
             return Ok(Found::Waits(waits));
         }
-        let Some(chosen) = victims(ask, &self.board) else { return Err(nowhere) };
+        let Some(chosen) = victims(ask, self.board) else { return Err(nowhere) };
         let at = chosen.at;
         self.push_aside(workload, chosen);
         let claims = self.board.claims_of(at, |resident| !resident.leaving);
-        let Ok((at, order)) = choose_among(ask, ordinal, &self.board, std::iter::once((at, &claims)), None) else {
-            return Err(nowhere);
-        };
+        let there = std::iter::once((at, &claims));
+        let Some((at, order)) = choose_among(ask, ordinal, self.board, there, None) else { return Err(nowhere) };
         let waits = self.waits_for(ask, at);
         self.promise(ask, ordinal, at, order);
         Ok(Found::Waits(waits))
     }
 
     /// Where it fits when those are gone who were pushed aside.
-    fn soon(&self, ask: Ask<'a>, ordinal: u32) -> Option<(usize, ContainerOrder)> {
-        let less = |resident: &Resident<'_>| {
-            resident.leaving && self.board.priority(resident.workload) < ask.spec.placement.priority
-        };
-        let nodes = (0..self.board.nodes.len()).filter(|at| self.board.seats[*at].residents.iter().any(less));
+    fn soon(&self, ask: Ask<'_>, ordinal: u32) -> Option<(usize, ContainerOrder)> {
+        let less = |resident: &Resident| resident.leaving && resident.priority < ask.spec.placement.priority;
+        let nodes = self.board.being_left().filter(|at| self.board.seats[*at].residents.iter().any(less));
         let claims: Vec<(usize, Claims)> =
             nodes.map(|at| (at, self.board.claims_of(at, |resident| !resident.leaving))).collect();
-        if claims.is_empty() {
-            return None;
-        }
         let claims = claims.iter().map(|(at, claims)| (*at, claims));
-        choose_among(ask, ordinal, &self.board, claims, self.expression).ok()
+        choose_among(ask, ordinal, self.board, claims, self.expression)
     }
 
     /// Whom it waits for on a node.
     fn waits_for(&self, ask: Ask<'_>, at: usize) -> String {
-        let board = &self.board;
-        let leaving = board.seats[at]
-            .residents
-            .iter()
-            .filter(|resident| resident.leaving && board.priority(resident.workload) < ask.spec.placement.priority);
+        let board = &*self.board;
+        let less = |resident: &&Resident| resident.leaving && resident.priority < ask.spec.placement.priority;
+        let leaving = board.seats[at].residents.iter().filter(less);
         let mut names: Vec<String> = leaving.map(|resident| board.name_of(resident)).collect();
         names.sort();
         let more = names.len().saturating_sub(8);
@@ -251,9 +244,11 @@ impl<'a> Round<'a, '_, '_> {
             match instance {
                 // The rest of a gang is of no use without it.
                 Some(_) if gang => {
-                    for (at, seat) in self.board.seats.iter().enumerate() {
-                        let own = seat.residents.iter().filter(|other| other.workload == workload && !other.leaving);
-                        going.extend(own.filter_map(|other| Some((at, other.instance?))));
+                    let nodes = self.board.copies_of(workload).into_iter().flatten();
+                    for (at, _) in nodes {
+                        let residents = self.board.seats[*at].residents.iter();
+                        let own = residents.filter(|other| other.workload == workload && !other.leaving);
+                        going.extend(own.filter_map(|other| Some((*at, other.instance?))));
                     }
                 }
                 Some(instance) => drop(going.insert((chosen.at, instance))),
@@ -263,7 +258,6 @@ impl<'a> Round<'a, '_, '_> {
         let mut going: Vec<(usize, InstanceId)> = going.into_iter().collect();
         going.sort();
         for (at, instance_id) in going {
-            self.note(at);
             let node = self.board.nodes[at].id;
             self.board.leave(node, instance_id);
             // An order that was to change it is of no use any more.
@@ -273,9 +267,9 @@ impl<'a> Round<'a, '_, '_> {
     }
 
     /// It is placed there.
-    fn decide(&mut self, workload: &'a WorkloadRow, ordinal: u32, at: usize, container: ContainerOrder) {
+    fn decide(&mut self, workload: &WorkloadRow, ordinal: u32, at: usize, container: ContainerOrder) {
         let node_id = self.board.nodes[at].id;
-        self.board.homes.settle(&workload.spec, node_id);
+        self.board.settle(&workload.spec, node_id);
         self.promise(Ask::of(workload), ordinal, at, container.clone());
         self.plan.placements.push(Placement {
             instance_id: (self.mint)(),
@@ -289,30 +283,29 @@ impl<'a> Round<'a, '_, '_> {
 
     /// Nobody else gets this place in this round.
     fn promise(&mut self, ask: Ask<'_>, ordinal: u32, at: usize, order: ContainerOrder) {
-        self.note(at);
-        let order = Cow::Owned(order);
-        self.board.sit(at, Resident { instance: None, workload: ask.id, ordinal, order, leaving: false });
+        let (priority, order) = (ask.spec.placement.priority, Order::New(Arc::new(order)));
+        let (instance, workload) = (None, ask.id);
+        self.board.sit(at, Resident { instance, workload, ordinal, priority, order, leaving: false });
     }
 
     /// An instance of an older specification gets its successor, or makes room for it; what works never goes for a successor
     /// that has no place at all. Gives why it stays.
-    fn succeed(&mut self, workload: &'a WorkloadRow, instance: &InstanceRow, succession: Succession) -> Option<String> {
-        let (ask, ordinal) = (Ask::of(workload), instance.ordinal);
+    fn succeed(&mut self, workload: &WorkloadRow, instance: &InstanceRow, succession: Succession) -> Option<String> {
+        let (ask, ordinal, expression) = (Ask::of(workload), instance.ordinal, self.expression);
         let beside = match succession {
-            Succession::Beside | Succession::Either => Some(choose(ask, ordinal, &self.board, self.expression)),
+            Succession::Beside | Succession::Either => Some(choose(ask, ordinal, self.board, expression)),
             Succession::Instead => None,
         };
         if let Some(Ok((at, order))) = beside {
             self.decide(workload, ordinal, at, order);
             return None;
         }
-        let instead = (succession != Succession::Beside).then(|| {
-            let claims: Vec<(usize, Claims)> = (0..self.board.nodes.len())
-                .map(|at| (at, self.board.claims_of(at, |resident| resident.instance != Some(instance.id))))
-                .collect();
-            let without = claims.iter().map(|(at, claims)| (*at, claims));
-            choose_among(ask, ordinal, &self.board, without, self.expression)
-        });
+        let instead = match succession {
+            Succession::Beside => None,
+            Succession::Either | Succession::Instead => {
+                Some(self.board.without(instance, |board| choose(ask, ordinal, board, expression)))
+            }
+        };
         match (instead, beside) {
             (Some(Ok((at, order))), _) => {
                 self.promise(ask, ordinal, at, order);
@@ -322,16 +315,16 @@ impl<'a> Round<'a, '_, '_> {
             (Some(Err(nowhere)), _) | (None, Some(Err(nowhere))) => match self.make_room(workload, ordinal, nowhere) {
                 Ok(Found::Waits(reason)) => Some(reason),
                 Ok(Found::Placed) => None,
-                Err(nowhere) => Some(nowhere.told(self.board.nodes)),
+                Err(nowhere) => Some(nowhere.0),
             },
             (None, _) => None,
         }
     }
 
     /// An instance that is to leave its node gets a successor elsewhere, if there is room.
-    fn replace(&mut self, workload: &'a WorkloadRow, instance: &InstanceRow, stops_first: bool) {
+    fn replace(&mut self, workload: &WorkloadRow, instance: &InstanceRow, stops_first: bool) {
         let ask = Ask::of(workload);
-        let Ok((at, order)) = choose(ask, instance.ordinal, &self.board, self.expression) else { return };
+        let Ok((at, order)) = choose(ask, instance.ordinal, self.board, self.expression) else { return };
         if !stops_first {
             return self.decide(workload, instance.ordinal, at, order);
         }
@@ -344,11 +337,5 @@ impl<'a> Round<'a, '_, '_> {
         self.plan.changes.retain(|change| change.instance_id != instance.id);
         let change = InstanceChange { instance_id: instance.id, desired: Desired::Removed, epoch: workload.epoch };
         self.plan.changes.push(change);
-    }
-
-    fn note(&mut self, at: usize) {
-        if let Some(journal) = &mut self.journal {
-            journal.push((at, self.board.seats[at].clone()));
-        }
     }
 }

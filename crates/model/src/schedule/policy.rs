@@ -71,9 +71,10 @@ pub enum Term {
     Fit,
     /// -1 where more copies of the workload are than elsewhere.
     Copies,
-    /// How many instances are there, compared with the most: -1 to 0.
+    /// How many instances are there: -1 to 0.
     Instances,
-    /// Who asks for cards: how full they then are, 0 to 1. Who does not: how many are free there, -1 to 0.
+    /// By `best-fit` what the placement leaves to others of the cards, -1 to 1. Else, who asks for cards: how full they then
+    /// are, 0 to 1; who does not: how many are free there, -1 to 0.
     Gpus,
     /// 1 where an instance of the same image runs.
     Image,
@@ -148,6 +149,9 @@ impl fmt::Display for Term {
 
 written_as_text!(Term);
 
+/// How much each term counts, in the order of [`Term::ALL`].
+pub(super) type Weights = [i32; Term::ALL.len()];
+
 /// What the cluster says about placement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default)]
@@ -217,7 +221,7 @@ fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Opti
 }
 
 /// How much of a node can be reserved.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Capacity {
     pub(crate) cpu_millis: u64,
     pub(crate) memory_bytes: u64,
@@ -260,9 +264,14 @@ impl PlacementSettings {
         Ok(self)
     }
 
-    /// How much a term counts.
-    pub fn weight(&self, term: Term) -> i32 {
-        self.weights.get(&term).copied().unwrap_or_else(|| usual_weight(self.policy, term))
+    /// How much each term counts in a cluster with or without cards.
+    pub(super) fn weights(&self, cards: bool) -> Weights {
+        let usual = |term| match (term, self.policy) {
+            // What is left over of the cards weighs more than what is left over beside them.
+            (Term::Fit, Policy::BestFit) if cards => 10,
+            (term, policy) => usual_weight(policy, term),
+        };
+        Term::ALL.map(|term| self.weights.get(&term).copied().unwrap_or_else(|| usual(term)))
     }
 
     /// How much of `node` can be reserved.
@@ -299,7 +308,8 @@ fn usual_weight(policy: Policy, term: Term) -> i32 {
         (Term::Instances, Policy::BestFit) => 1,
         (Term::Instances, Policy::Binpack) => -50,
         (Term::Instances, Policy::Spread) => 100,
-        (Term::Gpus, Policy::BestFit | Policy::Binpack) => 100,
+        (Term::Gpus, Policy::BestFit) => 300,
+        (Term::Gpus, Policy::Binpack) => 100,
         (Term::Gpus, Policy::Spread) => -50,
         (Term::Image, _) => 20,
         (Term::Cost, _) => 10,
@@ -324,9 +334,11 @@ mod tests {
         let one =
             changed(&start, r#"{"policy":"binpack","weights":{"cost":500},"expression":"-price","cpu_percent":150}"#);
         let one = one.unwrap();
-        assert_eq!((one.weight(Term::Cost), one.weight(Term::Fit), one.weight(Term::Random)), (500, 100, 0));
+        let weight = |settings: &PlacementSettings, term: Term| settings.weights(false)[term as usize];
+        assert_eq!((weight(&one, Term::Cost), weight(&one, Term::Fit), weight(&one, Term::Random)), (500, 100, 0));
         let two = changed(&one, r#"{"policy":"custom","weights":{"cost":null},"expression":null}"#).unwrap();
-        assert_eq!((two.weight(Term::Cost), two.weight(Term::Fit), two.weight(Term::Taints)), (0, 0, 500));
+        assert_eq!((weight(&two, Term::Cost), weight(&two, Term::Fit), weight(&two, Term::Taints)), (0, 0, 500));
+        assert_eq!(start.weights(true)[Term::Fit as usize], 10);
         assert_eq!((two.expression.as_deref(), two.cpu_percent), (None, 150));
         assert_eq!(serde_json::from_str::<PlacementSettings>(&serde_json::to_string(&one).unwrap()).unwrap(), one);
     }

@@ -23,17 +23,20 @@ pub(super) struct Victims {
 
 /// The smallest set of the least important residents of one node whose places would do for `ask`. Nobody of the same
 /// priority is among them.
-pub(super) fn victims(ask: Ask<'_>, board: &Board<'_>) -> Option<Victims> {
+pub(super) fn victims(ask: Ask<'_>, board: &Board) -> Option<Victims> {
     let priority = ask.spec.placement.priority;
+    if !board.has_lower(priority) {
+        return None;
+    }
     let mut best: Option<((u32, usize, u32), Victims)> = None;
     let mut found = 0;
-    for at in 0..board.nodes.len() {
+    for at in board.in_order() {
         if found == ENOUGH_NODES {
             break;
         }
         let Some(residents) = of_node(ask, priority, board, at) else { continue };
         found += 1;
-        let priorities = residents.iter().map(|who| board.priority(board.seats[at].residents[*who].workload));
+        let priorities = residents.iter().map(|who| board.seats[at].residents[*who].priority);
         let key = (priorities.clone().max().unwrap_or(0), residents.len(), priorities.sum());
         if best.as_ref().is_none_or(|(least, _)| key < *least) {
             best = Some((key, Victims { at, residents }));
@@ -43,10 +46,10 @@ pub(super) fn victims(ask: Ask<'_>, board: &Board<'_>) -> Option<Victims> {
 }
 
 /// Who of the node's residents is to go.
-fn of_node(ask: Ask<'_>, priority: u32, board: &Board<'_>, at: usize) -> Option<Vec<usize>> {
+fn of_node(ask: Ask<'_>, priority: u32, board: &Board, at: usize) -> Option<Vec<usize>> {
     let residents = &board.seats[at].residents;
-    let of = |resident: &Resident<'_>| board.priority(resident.workload);
-    let may_go = |resident: &Resident<'_>| resident.instance.is_some() && !resident.leaving && of(resident) < priority;
+    let of = |resident: &Resident| resident.priority;
+    let may_go = |resident: &Resident| resident.instance.is_some() && !resident.leaving && of(resident) < priority;
     let mut candidates: Vec<usize> = (0..residents.len()).filter(|who| may_go(&residents[*who])).collect();
     if candidates.is_empty() || !could(ask, Place::now(board, at)) {
         return None;

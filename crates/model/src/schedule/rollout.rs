@@ -76,17 +76,23 @@ fn works_from_ms(spec: &WorkloadSpec, instance: &InstanceRow) -> Option<i64> {
     }
 }
 
+/// Until when it may fail to start, such as for an image that cannot be pulled, before it counts as one that never will.
+fn to_start_by_ms(instance: &InstanceRow) -> i64 {
+    instance.created_at_ms.saturating_add(30_000)
+}
+
 /// Why an instance will not come to work, as far as it looks.
 fn failure(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Option<String> {
     let report = instance.report.as_ref().filter(|report| report.epoch >= instance.epoch);
     let named = |why: &str| Some(format!("{}-{}: {why}", workload.spec.name, instance.ordinal));
-    let ended = report.and_then(|report| report.last_exit).is_some();
     match report.and_then(|report| report.state.as_ref()) {
-        // A registry may be away for a moment, and so may what a program needs at its start.
-        Some(InstanceState::BackOff { reason, .. })
-            if report.is_some_and(|report| report.restarts >= if ended { 1 } else { 3 }) =>
-        {
-            return named(reason);
+        Some(InstanceState::BackOff { reason, .. }) => {
+            // What ended once may need something that starts beside it; what was never started may need its registry.
+            let ended = report.is_some_and(|report| report.last_exit.is_some());
+            let again = report.is_some_and(|report| report.restarts >= 1);
+            if if ended { again } else { to_start_by_ms(instance) <= now_ms } {
+                return named(reason);
+            }
         }
         Some(InstanceState::Finished { exit, .. }) if exit.code != Some(0) => return named(&exit.reason()),
         Some(InstanceState::Running { .. })
@@ -112,11 +118,12 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
     let rolling = workload.rollout == Rollout::Rolling;
     if rolling && is_careful(workload) {
         let under_way = || fresh.values().flatten().filter(|instance| !works(instance));
-        let at = |instance: &&&InstanceRow| {
+        let at = |instance: &&InstanceRow| {
             let deadline = instance.created_at_ms.saturating_add(spec.update.deadline_ms.into());
-            works_from_ms(spec, instance).unwrap_or(deadline)
+            let next = [to_start_by_ms(instance), deadline].into_iter().filter(|at| *at > now_ms).min();
+            works_from_ms(spec, instance).or(next)
         };
-        step.wake_at_ms = under_way().map(|instance| at(&instance)).filter(|at| *at > now_ms).min();
+        step.wake_at_ms = under_way().filter_map(at).filter(|at| *at > now_ms).min();
         let first = workload.generation == 1;
         let failed = under_way().find_map(|instance| failure(workload, instance, now_ms));
         if let Some(reason) = failed.filter(|_| !first && spec.update.on_failure != UpdateFailure::Continue) {

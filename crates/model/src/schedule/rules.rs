@@ -87,8 +87,13 @@ fn card(rule: &Rule, gpu: &Gpu) -> bool {
 
 /// Whether the constraints of `spec` leave this card to it.
 pub(super) fn allows_card<'a>(spec: &'a WorkloadSpec, gpu: &Gpu) -> Result<(), &'a Rule> {
-    let rules = spec.placement.constraints.iter().filter(|rule| rule.attribute.is_of_card());
-    rules.into_iter().find(|rule| !card(rule, gpu)).map_or(Ok(()), Err)
+    allow_card(&spec.placement.constraints, gpu)
+}
+
+/// Whether these constraints do.
+pub(super) fn allow_card<'a>(constraints: &'a [Rule], gpu: &Gpu) -> Result<(), &'a Rule> {
+    let mut rules = constraints.iter().filter(|rule| rule.attribute.is_of_card());
+    rules.find(|rule| !card(rule, gpu)).map_or(Ok(()), Err)
 }
 
 /// Whether a workload with that constraint wants no instance of `name` beside it.

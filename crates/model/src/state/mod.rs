@@ -5,6 +5,7 @@
 mod apply;
 mod command;
 mod commit_plan;
+mod follow;
 mod gpus;
 mod migrate;
 mod names;
@@ -24,6 +25,7 @@ pub use apply::{Applied, apply};
 pub use command::{
     Command, InstanceChange, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply, RolloutChange,
 };
+pub use follow::{Followed, Follower};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{

@@ -1,8 +1,10 @@
 //! What is asked for.
 
+use super::CardSet;
+
 /// A class of cards that requests tell apart: model, policy of sharing, whatever the caller interns as one. A bit of
 /// [`Kinds`]; there are at most [`Kind::LIMIT`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Kind(u8);
 
 impl Kind {
@@ -15,23 +17,36 @@ impl Kind {
     }
 }
 
-/// A set of kinds.
+/// Which cards may serve: those of some kinds, or of them those at some places among a node's cards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Kinds(u64);
+pub struct Kinds {
+    kinds: u64,
+    places: CardSet,
+}
 
 impl Kinds {
     /// Every kind.
-    pub const ANY: Self = Self(u64::MAX);
+    pub const ANY: Self = Self { kinds: u64::MAX, places: CardSet::ALL };
 
-    /// Whether `kind` is one of them.
+    /// Whether cards of `kind` are among them, wherever they are.
     pub fn allow(self, kind: Kind) -> bool {
-        self.0 & 1 << kind.0 != 0
+        self.kinds & 1 << kind.0 != 0
+    }
+
+    /// The same at these places alone.
+    pub fn at(self, places: CardSet) -> Self {
+        Self { places, ..self }
+    }
+
+    /// Whether a node's card number `place`, which is of `kind`, may serve.
+    pub(super) fn allow_card(self, place: usize, kind: Kind) -> bool {
+        self.allow(kind) && self.places.contains(place)
     }
 }
 
 impl FromIterator<Kind> for Kinds {
     fn from_iter<I: IntoIterator<Item = Kind>>(kinds: I) -> Self {
-        Self(kinds.into_iter().fold(0, |all, kind| all | 1 << kind.0))
+        Self { kinds: kinds.into_iter().fold(0, |all, kind| all | 1 << kind.0), places: CardSet::ALL }
     }
 }
 

@@ -44,7 +44,7 @@ pub(super) struct Balance {
 impl Balance {
     /// There are more or fewer of these cards.
     pub(super) fn count(&mut self, cards: &[Card], more: bool) {
-        for card in cards {
+        for card in cards.iter().filter(|card| card.capacity > 0) {
             let count = self.supply.entry((card.kind, card.capacity)).or_default();
             *count = if more { *count + 1 } else { count.saturating_sub(1) };
         }
@@ -104,8 +104,8 @@ impl Balance {
         if self.ratio == 0 { 0 } else { (FINE * thousandths - FINE * WHOLE * i64::from(cpu) / self.ratio).abs() }
     }
 
-    /// The score of one fall, in fine parts of a thousandth of a card.
-    pub(super) fn score(&self, host: &Host, ask: &Ask, fall: &Fall, weight: i64) -> i64 {
+    /// What one fall is worth.
+    pub(super) fn gain(&self, host: &Host, ask: &Ask, fall: &Fall, weight: i64) -> Gain {
         let cpu = host.node.cpu_free;
         let before = self.imbalance(host.thousandths, cpu);
         let after = self.imbalance(host.thousandths - fall.taken, cpu - ask.cpu_millis);
@@ -118,7 +118,31 @@ impl Balance {
                 cards.map(|place| WHOLE * price(host.node.cards[place].kind)).sum()
             }
         };
-        (FINE * fall.fragmentation).div_euclid(weight.max(1)) + (before - after)
-            - (FINE * cost).div_euclid(UNIT * PRICE)
+        Gain {
+            fragmentation: (FINE * fall.fragmentation).div_euclid(weight.max(1)),
+            balance: before - after,
+            price: (FINE * cost).div_euclid(UNIT * PRICE),
+        }
+    }
+}
+
+/// What a placement is worth, in [`Gain::CARD`]s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Gain {
+    /// `D`: by how much the fragmentation falls.
+    pub fragmentation: i64,
+    /// `B - B'`: by how much the imbalance falls.
+    pub balance: i64,
+    /// `P / 2`: what the cards are worth to others.
+    pub price: i64,
+}
+
+impl Gain {
+    /// One card.
+    pub const CARD: i64 = FINE * WHOLE;
+
+    /// The score of [`Policy::Balanced`](super::Policy::Balanced).
+    pub fn total(self) -> i64 {
+        self.fragmentation + self.balance - self.price
     }
 }

@@ -1,9 +1,8 @@
 //! The nodes, and the search for the best of them.
 
-use std::collections::HashMap;
-
 use super::{
-    Ask, CardSet, Gpus, Mix, Node, Policy, Random, Refusal, host::Host, mix::Tables, policy::Scale, ranking::Ranking,
+    Ask, CardSet, Gain, Gpus, Mix, Node, Policy, Random, Refusal, host::Host, mix::Tables, policy::Scale,
+    ranking::Rankings,
 };
 
 /// A node's place in its fleet: the lowest that was vacant when it was added. On a tie the lower place wins.
@@ -11,6 +10,11 @@ use super::{
 pub struct Place(u32);
 
 impl Place {
+    /// The place with this number.
+    pub(in crate::schedule) fn at(number: usize) -> Self {
+        Self(number as u32)
+    }
+
     /// As a number.
     pub fn number(self) -> usize {
         self.0 as usize
@@ -54,14 +58,6 @@ pub struct Spot {
     pub cards: CardSet,
 }
 
-/// What is remembered of the requests that differ in nothing that a score depends on.
-#[derive(Debug)]
-struct Class {
-    ranking: Ranking,
-    /// The changes up to here are in `ranking`.
-    seen: u64,
-}
-
 /// Nodes, under a policy and a target workload.
 #[derive(Debug)]
 pub struct Fleet {
@@ -73,17 +69,9 @@ pub struct Fleet {
     /// Sums over the hosts.
     fragmentation: i128,
     thousandths: i64,
-    classes: HashMap<Ask, Class>,
-    /// Places that changed, oldest first; the first entry is change number `forgotten`.
-    changes: Vec<u32>,
-    forgotten: u64,
-    /// The walk through the changes that last saw each place.
-    walks: Vec<u64>,
-    walk: u64,
+    /// By what a score depends on.
+    rankings: Rankings<Ask, u32>,
 }
-
-/// How many classes of requests are remembered; then all are forgotten, which costs time only.
-const CLASSES: usize = 512;
 
 impl Fleet {
     /// Without nodes yet. The seed matters to [`Policy::Random`] alone.
@@ -97,12 +85,18 @@ impl Fleet {
             hosts: Vec::new(),
             fragmentation: 0,
             thousandths: 0,
-            classes: HashMap::new(),
-            changes: Vec::new(),
-            forgotten: 0,
-            walks: Vec::new(),
-            walk: 0,
+            rankings: Rankings::new(),
         }
+    }
+
+    /// Who decides.
+    pub(in crate::schedule) fn policy(&self) -> Policy {
+        self.scale.policy
+    }
+
+    /// How many places there are.
+    pub(in crate::schedule) fn len(&self) -> usize {
+        self.hosts.len()
     }
 
     /// Adds a node. Cards beyond [`CardSet::LIMIT`] are left out.
@@ -111,9 +105,8 @@ impl Fleet {
         let number = vacant.unwrap_or(self.hosts.len());
         if vacant.is_none() {
             self.hosts.push(None);
-            self.walks.push(0);
             // The rankings have no place for it.
-            self.classes.clear();
+            self.rankings.resize(self.hosts.len());
         }
         let place = Place(number as u32);
         self.put(place, Some(node));
@@ -147,36 +140,33 @@ impl Fleet {
 
     fn put(&mut self, place: Place, node: Option<Node>) {
         let number = place.number();
-        if let Some(old) = self.hosts[number].take() {
-            self.count(&old, -1);
+        let old = self.hosts[number].take();
+        if let Some(old) = &old {
+            self.count(old, -1);
+        }
+        let supply = |node: &Node| node.cards.iter().map(|card| (card.kind, card.capacity)).collect::<Vec<_>>();
+        let same = old.as_ref().zip(node.as_ref()).is_some_and(|(old, node)| supply(&old.node) == supply(node));
+        if let Some(old) = old.filter(|_| !same) {
             self.scale.balance.count(&old.node.cards, false);
         }
         if let Some(mut node) = node {
             node.cards.truncate(CardSet::LIMIT);
             let host = Host::new(node, &mut self.tables);
             self.count(&host, 1);
-            self.scale.balance.count(&host.node.cards, true);
+            if !same {
+                self.scale.balance.count(&host.node.cards, true);
+            }
             if self.scale.grow(&host) {
-                self.classes.clear();
+                self.rankings.forget();
             }
             self.hosts[number] = Some(host);
         }
-        self.changed(number);
+        self.rankings.changed(number);
     }
 
     fn count(&mut self, host: &Host, sign: i64) {
         self.fragmentation += i128::from(sign) * i128::from(host.fragmentation(&self.tables));
         self.thousandths += sign * host.thousandths;
-    }
-
-    fn changed(&mut self, number: usize) {
-        self.changes.push(number as u32);
-        // Who has not asked for so long looks at every node again.
-        if self.changes.len() > 4 * self.hosts.len() + 1024 {
-            let half = self.changes.len() / 2;
-            self.changes.drain(..half);
-            self.forgotten += half as u64;
-        }
     }
 
     /// The best spot for `ask` among the `eligible` places, all when it is `None`. Nothing is taken.
@@ -185,16 +175,17 @@ impl Fleet {
             return self.choose_any(ask, eligible);
         }
         let class = Ask { memory_bytes: if self.scale.policy.weighs_memory() { ask.memory_bytes } else { 0 }, ..*ask };
-        if self.scale.balance.refresh(&self.mix) && self.scale.policy == Policy::Balanced {
-            self.classes.clear();
-        }
-        self.catch_up(&class);
-        let hosts = &self.hosts;
+        self.follow_supply();
+        let Self { hosts, tables, scale, rankings, .. } = self;
+        let key = |number: usize| {
+            let host = hosts[number].as_ref().filter(|host| host.computes(&class))?;
+            Some(scale.score(host, &class, tables))
+        };
         let may = |number: usize| {
             eligible.is_none_or(|places| places.contains(Place(number as u32)))
                 && hosts[number].as_ref().is_some_and(|host| host.node.holds(ask))
         };
-        let number = self.classes.get(&class)?.ranking.first(may)?;
+        let number = rankings.of(&class, key).first(may)?;
         let cards = self.scale.cards(hosts[number].as_ref()?, ask, &self.tables);
         Some(Spot { place: Place(number as u32), cards })
     }
@@ -219,31 +210,13 @@ impl Fleet {
         Some(Spot { place, cards: suiting.into_iter().take(wanted).collect() })
     }
 
-    /// Makes the ranking of a class follow the changes.
-    fn catch_up(&mut self, class: &Ask) {
-        let now = self.forgotten + self.changes.len() as u64;
-        let Self { hosts, tables, scale, classes, .. } = self;
-        let key = |number: usize| match &hosts[number] {
-            Some(host) if host.computes(class) => scale.score(host, class, tables) + 1,
-            Some(_) | None => Ranking::OUT,
-        };
-        if let Some(known) = classes.get_mut(class).filter(|known| known.seen >= self.forgotten) {
-            self.walk += 1;
-            for number in &self.changes[(known.seen - self.forgotten) as usize..] {
-                let number = *number as usize;
-                if std::mem::replace(&mut self.walks[number], self.walk) != self.walk {
-                    known.ranking.set(number, key(number));
-                }
-            }
-            known.seen = now;
-            return;
+    /// Prices and the like follow what cards there are; whether scores changed with them.
+    pub(in crate::schedule) fn follow_supply(&mut self) -> bool {
+        let changed = self.scale.balance.refresh(&self.mix) && self.scale.policy == Policy::Balanced;
+        if changed {
+            self.rankings.forget();
         }
-        let mut ranking = Ranking::new(hosts.len());
-        ranking.fill((0..hosts.len()).map(key));
-        if classes.len() >= CLASSES {
-            classes.clear();
-        }
-        classes.insert(*class, Class { ranking, seen: now });
+        changed
     }
 
     /// Takes what `ask` needs at `spot`. Nothing changes when it is not there.
@@ -256,6 +229,11 @@ impl Fleet {
         self.alter(spot.place, |node| node.give_back(ask, spot.cards));
     }
 
+    /// A node has other numbers now, and the cards it had.
+    pub(in crate::schedule) fn adjust(&mut self, place: Place, adjust: impl FnOnce(&mut Node)) {
+        self.alter(place, adjust);
+    }
+
     fn alter<T>(&mut self, place: Place, alter: impl FnOnce(&mut Node) -> T) -> Option<T> {
         let mut host = self.hosts.get_mut(place.number())?.take()?;
         self.count(&host, -1);
@@ -263,7 +241,7 @@ impl Fleet {
         host.refresh(&mut self.tables);
         self.count(&host, 1);
         self.hosts[place.number()] = Some(host);
-        self.changed(place.number());
+        self.rankings.changed(place.number());
         Some(outcome)
     }
 
@@ -278,6 +256,26 @@ impl Fleet {
         self.why_not(place, ask).ok()?;
         let host = self.hosts.get(place.number())?.as_ref()?;
         Some(self.scale.score(host, ask, &self.tables))
+    }
+
+    /// What placing `ask` at a place is worth under [`Policy::Balanced`]; `None` when it does not fit there. Only what
+    /// [`Self::follow_supply`] has seen counts.
+    pub(in crate::schedule) fn gain(&self, place: Place, ask: &Ask) -> Option<Gain> {
+        let host = self.hosts.get(place.number())?.as_ref()?;
+        (host.computes(ask) && host.node.holds(ask)).then(|| self.scale.gain(host, ask, &self.tables))
+    }
+
+    /// The cards that `ask` would get at a place; `None` when it does not fit there.
+    pub(in crate::schedule) fn cards(&self, place: Place, ask: &Ask) -> Option<CardSet> {
+        let host = self.hosts.get(place.number())?.as_ref()?;
+        (host.computes(ask) && host.node.holds(ask)).then(|| self.scale.cards(host, ask, &self.tables))
+    }
+
+    /// Both on a node that may be none of these.
+    pub(in crate::schedule) fn judge(&self, node: &Node, ask: &Ask) -> Option<(Gain, CardSet)> {
+        node.why_not(ask).ok()?;
+        let host = Host::known(node.clone(), &self.tables)?;
+        Some((self.scale.gain(&host, ask, &self.tables), self.scale.cards(&host, ask, &self.tables)))
     }
 
     /// The expected idle thousandths of cards that a request of the mix cannot use.

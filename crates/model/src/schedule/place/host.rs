@@ -38,9 +38,21 @@ impl Host {
         host
     }
 
+    /// Of a node whose cards are all of shapes that are known; `None` of another.
+    pub(super) fn known(node: Node, tables: &Tables) -> Option<Self> {
+        let marks = tables.known_marks(&node.cards)?;
+        let mut host = Self { node, marks, alike: true, idle: 0, thousandths: 0, usable: 0 };
+        host.sum_up(tables);
+        Some(host)
+    }
+
     /// After the node changed.
     pub(super) fn refresh(&mut self, tables: &mut Tables) {
         tables.marks(&self.node.cards, &mut self.marks);
+        self.sum_up(tables);
+    }
+
+    fn sum_up(&mut self, tables: &Tables) {
         self.alike = self.marks.windows(2).all(|pair| pair[0].shape == pair[1].shape);
         self.idle = self.marks.iter().filter(|mark| mark.idle).count();
         self.thousandths = self.marks.iter().map(|mark| i64::from(mark.thousandths)).sum();

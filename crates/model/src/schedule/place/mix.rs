@@ -6,7 +6,7 @@ use super::{Ask, Card, CardSet, Gpus, Kind, Kinds, Node};
 
 /// A target workload `M`: typical requests with their weights. Memory is left out of account, and a request for all
 /// cards counts as one for a single card.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mix {
     asks: Vec<(Ask, u32)>,
 }
@@ -161,6 +161,12 @@ impl Tables {
             let shape = self.learn(card);
             marks.push(self.mark(card, shape));
         }
+    }
+
+    /// The same for cards whose shapes are all known.
+    pub(super) fn known_marks(&self, cards: &[Card]) -> Option<Vec<Mark>> {
+        let mark = |card: &Card| Some(self.mark(card, *self.by_kind.get(&(card.kind, card.capacity))?));
+        cards.iter().map(mark).collect()
     }
 
     pub(super) fn mark(&self, card: &Card, shape: u32) -> Mark {

@@ -1,7 +1,7 @@
 //! The placement engine: where a request goes among nodes with CPU, memory and cards.
 //!
-//! Numbers only: no rows, no names, no clock; chance comes in as a seed. `toft sim` translates traces into it
-//! (`replay`).
+//! Numbers only: no rows, no names, no clock; chance comes in as a seed. The scheduler translates nodes and workloads into
+//! it, and `toft sim` traces (`replay`).
 //!
 //! A [`Fleet`] holds the nodes. [`Fleet::choose`] finds the best one for an [`Ask`] under a [`Policy`],
 //! [`Fleet::take`] and [`Fleet::give_back`] change what is free. Requests that no score can tell apart are a class; for
@@ -17,11 +17,12 @@ mod mix;
 mod node;
 mod policy;
 mod random;
-mod ranking;
+pub(super) mod ranking;
 #[cfg(test)]
 mod tests;
 
 pub use ask::{Ask, Gpus, Kind, Kinds};
+pub use balance::Gain;
 pub use fleet::{Fleet, Place, PlaceSet, Spot};
 pub use mix::Mix;
 pub use node::{Card, CardSet, Node, Refusal};

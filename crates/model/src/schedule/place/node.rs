@@ -1,6 +1,6 @@
 //! What nodes have and have left.
 
-use super::{Ask, Gpus, Kind};
+use super::{Ask, Gpus, Kind, Kinds};
 
 /// One card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,7 +8,7 @@ pub struct Card {
     /// What it counts as.
     pub kind: Kind,
     /// Its size, in any unit that is the same for all cards of a fleet that serve the same requests: thousandths in
-    /// the trace, MiB in the product. Never 0.
+    /// the trace, MiB in the product. A card of size 0 is there and serves nobody.
     pub capacity: u32,
     /// What is left of it. A card is idle, and can be given whole, when nothing is missing.
     pub free: u32,
@@ -20,8 +20,18 @@ impl Card {
         Self { kind, capacity, free: capacity }
     }
 
-    pub(super) fn is_idle(&self) -> bool {
-        self.free == self.capacity
+    /// Whether it can be given whole.
+    pub fn is_idle(&self) -> bool {
+        self.free == self.capacity && self.capacity > 0
+    }
+
+    /// Whether it can serve a request, taken alone.
+    pub fn serves(&self, gpus: Gpus) -> bool {
+        match gpus {
+            Gpus::None => false,
+            Gpus::Share(units) => units <= self.free && self.capacity > 0,
+            Gpus::Whole(_) | Gpus::All => self.is_idle(),
+        }
     }
 
     /// What is left, in thousandths of the card.
@@ -31,7 +41,7 @@ impl Card {
 }
 
 /// A set of a node's cards, by their place in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct CardSet(u128);
 
 impl CardSet {
@@ -40,6 +50,14 @@ impl CardSet {
 
     /// No card.
     pub const NONE: Self = Self(0);
+
+    /// Every card.
+    pub const ALL: Self = Self(u128::MAX);
+
+    /// Whether the card at `place` is in it.
+    pub fn contains(self, place: usize) -> bool {
+        place < Self::LIMIT && self.0 & 1 << place != 0
+    }
 
     /// The places, ascending.
     pub fn iter(self) -> impl Iterator<Item = usize> {
@@ -128,17 +146,10 @@ impl Node {
     }
 
     /// The cards that can serve `ask`, each taken alone; ascending.
-    pub(super) fn suiting(&self, ask: &Ask) -> impl Iterator<Item = usize> {
+    pub(in crate::schedule) fn suiting(&self, ask: &Ask) -> impl Iterator<Item = usize> {
         let Ask { gpus, kinds, .. } = *ask;
-        let suits = move |card: &Card| {
-            kinds.allow(card.kind)
-                && match gpus {
-                    Gpus::None => false,
-                    Gpus::Share(units) => units <= card.free,
-                    Gpus::Whole(_) | Gpus::All => card.is_idle(),
-                }
-        };
-        self.cards.iter().enumerate().filter(move |(_, card)| suits(card)).map(|(place, _)| place)
+        let suits = move |place: usize, card: &Card| kinds.allow_card(place, card.kind) && card.serves(gpus);
+        self.cards.iter().enumerate().filter(move |(place, card)| suits(*place, card)).map(|(place, _)| place)
     }
 
     /// How many whole cards `ask` means here.
@@ -151,7 +162,25 @@ impl Node {
     }
 
     fn allowed(&self, ask: &Ask) -> usize {
-        self.cards.iter().filter(|card| ask.kinds.allow(card.kind)).count()
+        self.cards_allowed(ask).count()
+    }
+
+    fn cards_allowed(&self, ask: &Ask) -> impl Iterator<Item = &Card> {
+        let cards = self.cards.iter().enumerate();
+        cards.filter(|(place, card)| ask.kinds.allow_card(*place, card.kind)).map(|(_, card)| card)
+    }
+
+    /// The cards among `allowed` that a request gets when nothing is weighed: for a share the fullest, else the first.
+    pub(in crate::schedule) fn tightest(&self, gpus: Gpus, allowed: CardSet) -> CardSet {
+        let kinds = Kinds::ANY.at(allowed);
+        let ask = Ask { cpu_millis: 0, memory_bytes: 0, gpus, kinds };
+        match gpus {
+            Gpus::None => CardSet::NONE,
+            Gpus::Share(_) => {
+                self.suiting(&ask).min_by_key(|place| (self.cards[*place].free, *place)).into_iter().collect()
+            }
+            Gpus::Whole(_) | Gpus::All => self.suiting(&ask).take(self.whole_wanted(&ask)).collect(),
+        }
     }
 
     /// Why it cannot serve `ask`.
@@ -172,8 +201,7 @@ impl Node {
             (0, _) if self.cards.is_empty() => Refusal::NoCard,
             (0, _) => Refusal::Kind { cards: self.cards.len() },
             (_, Gpus::Share(wanted)) => {
-                let allowed = self.cards.iter().filter(|card| ask.kinds.allow(card.kind));
-                Refusal::Share { wanted, most: allowed.map(|card| card.free).max().unwrap_or(0) }
+                Refusal::Share { wanted, most: self.cards_allowed(ask).map(|card| card.free).max().unwrap_or(0) }
             }
             (cards, _) => Refusal::Cards { wanted: self.whole_wanted(ask), idle: self.suiting(ask).count(), cards },
         })

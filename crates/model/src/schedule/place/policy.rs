@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use super::{
     Ask, CardSet, Gpus,
-    balance::Balance,
+    balance::{Balance, Gain},
     host::Host,
     mix::{Tables, WHOLE},
 };
@@ -156,7 +156,7 @@ impl Scale {
         host.falls(ask, tables, |fall| {
             let score = match self.policy {
                 Policy::Balanced => {
-                    let score = self.balance.score(host, ask, &fall, tables.weight);
+                    let score = self.balance.gain(host, ask, &fall, tables.weight).total();
                     (MIDDLE + score.clamp(-MIDDLE, MIDDLE)) as u32
                 }
                 _ => self.step(fall.fragmentation),
@@ -166,6 +166,19 @@ impl Scale {
             }
         });
         best.unwrap_or((0, 0))
+    }
+
+    /// What the best of the placements of `ask`, which fits, is worth.
+    pub(super) fn gain(&self, host: &Host, ask: &Ask, tables: &Tables) -> Gain {
+        let mut best = Gain::default();
+        let mut most = i64::MIN;
+        host.falls(ask, tables, |fall| {
+            let gain = self.balance.gain(host, ask, &fall, tables.weight);
+            if gain.total() > most {
+                (most, best) = (gain.total(), gain);
+            }
+        });
+        best
     }
 
     fn best_fit(&self, host: &Host, ask: &Ask) -> u32 {

@@ -186,13 +186,18 @@ fn every_way_to_fail_is_seen() {
     let up = InstanceState::Running { pid: 7, since_ms: 1 };
     let finished = InstanceState::Finished { exit: Exit::new(Some(3), 1), reason: None };
     type Change = fn(&mut InstanceReport);
-    let ways: [(InstanceState, Change, &str); 4] = [
-        (finished, |_| {}, "exited with code 3"),
-        (back_off(), |report| report.restarts = 3, "exited with code 1"),
-        (up.clone(), |report| report.health = Some(Health::Unhealthy), "it runs and is not healthy"),
-        (up, |report| report.health = Some(Health::Starting), "it did not come to work in time"),
+    let ends = |report: &mut InstanceReport| {
+        (report.restarts, report.last_exit) = (1, Some(Exit::new(Some(1), 1)));
+    };
+    // With how long one waits for it.
+    let ways: [(InstanceState, Change, i64, &str); 5] = [
+        (finished, |_| {}, 0, "exited with code 3"),
+        (back_off(), ends, 0, "exited with code 1"),
+        (back_off(), |_| {}, 30_000, "exited with code 1"),
+        (up.clone(), |report| report.health = Some(Health::Unhealthy), 0, "it runs and is not healthy"),
+        (up, |report| report.health = Some(Health::Starting), 600_000, "it did not come to work in time"),
     ];
-    for (i, (state, change, why)) in ways.into_iter().enumerate() {
+    for (state, change, wait_ms, why) in ways {
         let pausing = |image: &str| {
             let with_health = WorkloadSpec { health: Some(health.clone()), ..web(image, 1) };
             updating(with_health, |update| update.on_failure = UpdateFailure::Pause)
@@ -208,9 +213,11 @@ fn every_way_to_fail_is_seen() {
         cluster.put(pausing("two"));
         assert_eq!(plan(&mut cluster), "0:one 0:two");
         tell(&mut cluster, "two", state, change);
-        if i == 3 {
+        if wait_ms > 0 {
             check(&mut cluster, &[]);
-            cluster.waited_ms += 600_000;
+            let wake_at_ms = cluster.think().wake_at_ms.unwrap();
+            assert!(wake_at_ms <= cluster.now_ms() + wait_ms, "it looks again in time");
+            cluster.waited_ms += wait_ms;
         }
         check(&mut cluster, &["web generation 2 failed"]);
         cluster.schedule();

@@ -44,7 +44,7 @@ fn from_json<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
         .map_err(|e| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(e)))
 }
 
-fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
+pub(super) fn name(row: &Row<'_>, column: usize) -> rusqlite::Result<Name> {
     text(row, column)
 }
 

@@ -9,7 +9,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{Assignment, Desired, Exit, InstanceReport, InstanceState, NetworkOrder},
     node::Inventory,
-    schedule::{Plan, Snapshot, plan, starts_first},
+    schedule::{Change, Plan, Scheduler, Snapshot, plan, starts_first},
     state::{
         Applied, Command, InstanceRow, NodeRow, Placement, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow,
         apply, query_assignments, query_snapshot,
@@ -36,6 +36,41 @@ pub(crate) struct Cluster {
     configured: bool,
     /// Time that passed without a command, in milliseconds.
     pub(crate) waited_ms: i64,
+    /// A scheduler that is kept, and the state that it knows.
+    kept: Option<(Snapshot, Scheduler)>,
+}
+
+/// What makes `after` of `before`.
+fn changes(before: &Snapshot, after: &Snapshot) -> Vec<Change> {
+    fn by<K: Eq + std::hash::Hash, R>(rows: &[R], key: impl Fn(&R) -> K) -> HashMap<K, &R> {
+        rows.iter().map(|row| (key(row), row)).collect()
+    }
+    let mut changes = Vec::new();
+    let known = by(&before.instances, |row| row.id);
+    let news = after.instances.iter().filter(|row| known.get(&row.id) != Some(row));
+    changes.extend(news.map(|row| Change::Instance(Box::new(row.clone()))));
+    let now = by(&after.instances, |row| row.id);
+    let gone = before.instances.iter().filter(|row| !now.contains_key(&row.id));
+    changes.extend(gone.map(|row| Change::NoInstance(row.id)));
+    let now = by(&after.workloads, |row| row.id);
+    let gone = before.workloads.iter().filter(|row| !now.contains_key(&row.id));
+    changes.extend(gone.map(|row| Change::NoWorkload(row.id)));
+    let known = by(&before.workloads, |row| row.id);
+    let news = after.workloads.iter().filter(|row| known.get(&row.id) != Some(row));
+    changes.extend(news.map(|row| Change::Workload(Box::new(row.clone()))));
+    let now = by(&after.volumes, |row| row.name.clone());
+    let gone = before.volumes.iter().filter(|row| !now.contains_key(&row.name));
+    changes.extend(gone.map(|row| Change::NoVolume(row.name.clone())));
+    let known = by(&before.volumes, |row| row.name.clone());
+    let news = after.volumes.iter().filter(|row| known.get(&row.name) != Some(row));
+    changes.extend(news.map(|row| Change::Volume(Box::new(row.clone()))));
+    let known = by(&before.nodes, |row| row.id);
+    let news = after.nodes.iter().filter(|row| known.get(&row.id) != Some(row));
+    changes.extend(news.map(|row| Change::Node(Box::new(row.clone()))));
+    if before.placement != after.placement {
+        changes.push(Change::Placement(Box::new(after.placement.clone())));
+    }
+    changes
 }
 
 pub(crate) fn spec(name: &str, image: &str) -> WorkloadSpec {
@@ -66,7 +101,15 @@ impl Cluster {
         let mut connection = Connection::open_in_memory().unwrap();
         connection.pragma_update(None, "foreign_keys", "ON").unwrap();
         crate::state::migrate(&mut connection).unwrap();
-        Self { connection, history: Vec::new(), minted: 0, told: HashMap::new(), configured: false, waited_ms: 0 }
+        Self {
+            connection,
+            history: Vec::new(),
+            minted: 0,
+            told: HashMap::new(),
+            configured: false,
+            waited_ms: 0,
+            kept: None,
+        }
     }
 
     /// A cluster with one node, `box`.
@@ -176,8 +219,14 @@ impl Cluster {
         let first = self.minted;
         let decided = plan(&snapshot, &mut || InstanceId(self.mint()));
         let last = std::mem::replace(&mut self.minted, first);
-        let again = plan(&snapshot, &mut || InstanceId(self.mint()));
-        assert_eq!((&decided, last), (&again, self.minted), "one snapshot gave two plans");
+        // The same by who was there all along and learns only what changed.
+        let mut kept = self.kept.take().unwrap_or_else(|| (Snapshot::default(), Scheduler::of(&Snapshot::default())));
+        for change in changes(&kept.0, &snapshot) {
+            kept.1.apply(change);
+        }
+        let again = kept.1.plan(now_ms, &mut || InstanceId(self.mint()));
+        assert_eq!((&decided, last), (&again, self.minted), "one state gave two plans");
+        self.kept = Some((snapshot, kept.1));
         decided
     }
 

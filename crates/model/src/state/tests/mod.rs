@@ -3,6 +3,7 @@
 mod applying;
 pub(crate) mod cluster;
 mod fixtures;
+mod following;
 mod gpus;
 mod registries;
 mod replay;
