@@ -5,9 +5,9 @@
 
 use std::{path::Path, sync::Arc};
 
-use tokio::io::AsyncReadExt;
 use toft_mesh::{Device, Settings, keys::Keys, userspace::UserspaceDevice};
 use toft_model::mesh::MeshConfig;
+use tokio::io::AsyncReadExt;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {

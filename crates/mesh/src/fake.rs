@@ -8,11 +8,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use toft_model::mesh::{
-    MeshConfig, MeshDevice, MeshNet, MeshPeer, MeshPeerStatus, MeshStatus, PublicKey, canonical,
-};
+use toft_model::mesh::{MeshConfig, MeshDevice, MeshNet, MeshPeer, MeshPeerStatus, MeshStatus, PublicKey, canonical};
 
-use crate::{Device, MeshError};
+use crate::{Device, MeshError, keys::Keys};
 
 /// The network that devices are on.
 #[derive(Debug, Clone, Default)]
@@ -41,13 +39,21 @@ struct Seen {
 pub struct FakeDevice {
     net: FakeNet,
     at: IpAddr,
+    /// The keys it has; without them it has every key.
+    keys: Option<Arc<Keys>>,
 }
 
 impl FakeDevice {
     /// One at an address of the network.
     pub fn new(net: &FakeNet, at: IpAddr) -> Self {
         net.nodes().insert(at, Node::default());
-        Self { net: net.clone(), at }
+        Self { net: net.clone(), at, keys: None }
+    }
+
+    /// The same with keys of its own.
+    pub fn with_keys(mut self, keys: Arc<Keys>) -> Self {
+        self.keys = Some(keys);
+        self
     }
 
     /// How often it was set.
@@ -123,6 +129,9 @@ fn behind(peer: &MeshPeer, address: IpAddr) -> bool {
 impl Device for FakeDevice {
     async fn set(&self, config: &MeshConfig) -> Result<(), MeshError> {
         config.check()?;
+        if self.keys.as_ref().is_some_and(|keys| keys.private(config.key).is_none()) {
+            return Err(MeshError::NoKey { key: config.key });
+        }
         let mut nodes = self.net.nodes();
         let node = nodes.entry(self.at).or_default();
         if node.failures > 0 {

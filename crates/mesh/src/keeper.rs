@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use toft_model::mesh::{MeshConfig, MeshStatus, PublicKey};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
-use toft_model::mesh::{MeshConfig, MeshStatus, PublicKey};
 
 use crate::{Device, MeshError};
 
@@ -62,7 +62,8 @@ pub async fn keep(
                 match looked {
                     Ok(status) => {
                         failures = 0;
-                        let quiet = status.as_ref().is_some_and(|status| status.peers.values().all(|peer| peer.is_live()));
+                        let quiet =
+                            status.as_ref().is_some_and(|status| status.peers.values().all(|peer| peer.is_live()));
                         observed.send_replace(status);
                         Some(if quiet && !changing { LOOK } else { LOOK_CLOSELY })
                     }

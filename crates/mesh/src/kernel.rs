@@ -9,8 +9,8 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec,
     packet_route::link::{InfoKind, LinkAttribute, LinkInfo},
 };
-use tokio::sync::Mutex;
 use toft_model::mesh::{MeshConfig, MeshDevice, MeshNet, MeshPeer, MeshPeerStatus, MeshStatus, PublicKey, canonical};
+use tokio::sync::Mutex;
 use wireguard_control::{AllowedIp, Backend, DeviceUpdate, InterfaceName, Key, PeerConfigBuilder, PeerInfo};
 
 use crate::{
@@ -166,7 +166,12 @@ fn uses_next(key: PublicKey, peer: &MeshPeer, seen: &Seen) -> bool {
 
 impl Entry<'_> {
     /// What must be said of it, if anything.
-    fn changes(&self, key: PublicKey, there: Option<&PeerInfo>, last: Option<&MeshConfig>) -> Option<PeerConfigBuilder> {
+    fn changes(
+        &self,
+        key: PublicKey,
+        there: Option<&PeerInfo>,
+        last: Option<&MeshConfig>,
+    ) -> Option<PeerConfigBuilder> {
         let mut change = PeerConfigBuilder::new(&Key(key.0));
         let mut differs = there.is_none();
         let first = |peer: &MeshPeer| peer.endpoints.first().map(|endpoint| canonical(endpoint.address));
@@ -177,7 +182,9 @@ impl Entry<'_> {
             Some(known) => first(self.peer) != known,
             None => endpoint.is_none() || !there.is_some_and(is_live),
         };
-        if let Some(address) = first(self.peer).filter(|address| (news || there.is_none()) && Some(*address) != endpoint) {
+        if let Some(address) =
+            first(self.peer).filter(|address| (news || there.is_none()) && Some(*address) != endpoint)
+        {
             change = change.set_endpoint(address);
             differs = true;
         }

@@ -82,7 +82,9 @@ impl MeshError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::NotPermitted { .. } => Some("run toft as root"),
-            Self::Unsupported { .. } => Some("load the kernel's module `wireguard` or `tun`; `toft doctor` looks at both"),
+            Self::Unsupported { .. } => {
+                Some("load the kernel's module `wireguard` or `tun`; `toft doctor` looks at both")
+            }
             Self::PortTaken { .. } => Some("set `mesh.listen_port` to a free port"),
             Self::NameTaken { .. } => Some("remove that interface, or set `mesh.interface` to another name"),
             Self::Failed { .. } | Self::Invalid(_) | Self::NoKey { .. } => None,

@@ -20,9 +20,7 @@ use toft_model::mesh::{MeshConfig, MeshNet};
 use super::{MeshError, path::Sizes};
 
 /// Does `work` with an open netlink socket.
-pub(super) async fn with_netlink<T>(
-    work: impl AsyncFnOnce(&Handle) -> Result<T, MeshError>,
-) -> Result<T, MeshError> {
+pub(super) async fn with_netlink<T>(work: impl AsyncFnOnce(&Handle) -> Result<T, MeshError>) -> Result<T, MeshError> {
     let (connection, handle, _) =
         rtnetlink::new_connection().map_err(|error| MeshError::io("opening a netlink socket", &error))?;
     tokio::select! {

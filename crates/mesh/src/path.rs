@@ -78,8 +78,7 @@ fn get(socket: &UdpSocket, level: i32, option: i32) -> io::Result<i32> {
     let mut value = 0_i32;
     let mut length = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the kernel writes a number of that length at most, which both outlive the call.
-    let done =
-        unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length) };
+    let done = unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 

@@ -16,8 +16,8 @@ use std::io;
 
 use async_trait::async_trait;
 use nix::errno::Errno;
-use tokio::sync::{Mutex, oneshot};
 use toft_model::mesh::{MeshConfig, MeshDevice, MeshStatus};
+use tokio::sync::{Mutex, oneshot};
 
 use crate::{
     Device, MeshError, Settings,

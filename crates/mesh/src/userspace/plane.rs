@@ -18,8 +18,8 @@ use nix::{
         eventfd::{EfdFlags, EventFd},
     },
 };
-use tokio::sync::oneshot;
 use toft_model::mesh::{MeshConfig, MeshPeerStatus, PublicKey};
+use tokio::sync::oneshot;
 
 use super::{
     super::keys::PrivateKey,

@@ -105,7 +105,12 @@ pub(super) fn split(header: VnetHeader, packet: &[u8], mut give: impl FnMut(Byte
     }
     let count = content.len().div_ceil(size);
     for (number, content) in content.chunks(size).enumerate() {
-        give(segment(packet, at, protocol, Piece { number, offset: number * size, content, last: number + 1 == count }));
+        give(segment(
+            packet,
+            at,
+            protocol,
+            Piece { number, offset: number * size, content, last: number + 1 == count },
+        ));
     }
     Ok(())
 }

@@ -162,7 +162,12 @@ fn datagrams_that_stand_for_many_are_cut_up() {
     packet[..10].copy_from_slice(&[0x45, 0, 0, 0, 0, 1, 0, 0, 64, UDP]);
     let length = packet.len();
     set_ip_length(&mut packet, false, length);
-    let header = VnetHeader { needs_checksum: true, segmentation: Segmentation::Udp, segment_size: 1_000, ..VnetHeader::default() };
+    let header = VnetHeader {
+        needs_checksum: true,
+        segmentation: Segmentation::Udp,
+        segment_size: 1_000,
+        ..VnetHeader::default()
+    };
     let all = pieces(header, &packet).unwrap();
     assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [1_028, 1_028, 528]);
     assert!(all.iter().all(|piece| is_whole(piece, UDP)));

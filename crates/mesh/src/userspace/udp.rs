@@ -65,7 +65,8 @@ impl Udp {
         let _ = setsockopt(&fd, sockopt::SndBufForce, &BUFFER_BYTES);
         let _ = setsockopt(&fd, sockopt::UdpGroSegment, &true);
         // As the kernel's own WireGuard: routers on the way may cut up what is too large.
-        for (level, name) in [(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER), (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)] {
+        for (level, name) in [(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER), (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER)]
+        {
             let off = libc::IP_PMTUDISC_DONT;
             let length = size_of_val(&off) as libc::socklen_t;
             // SAFETY: the option is a number, which outlives the call.
@@ -178,9 +179,7 @@ impl Udp {
 
     fn address(&self, to: SocketAddr) -> SockaddrStorage {
         match to {
-            SocketAddr::V4(four) if self.dual => {
-                SocketAddr::from((four.ip().to_ipv6_mapped(), four.port())).into()
-            }
+            SocketAddr::V4(four) if self.dual => SocketAddr::from((four.ip().to_ipv6_mapped(), four.port())).into(),
             other => other.into(),
         }
     }

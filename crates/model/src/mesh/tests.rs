@@ -76,7 +76,8 @@ fn limits_are_named_with_their_field() {
         let refused = config.check().unwrap_err();
         assert!(refused.field.contains(field) && !refused.hint.is_empty(), "{field}: {refused:?}");
     };
-    let first = |config: &mut MeshConfig, change: &dyn Fn(&mut MeshPeer)| change(config.peers.get_mut(&key(1)).unwrap());
+    let first =
+        |config: &mut MeshConfig, change: &dyn Fn(&mut MeshPeer)| change(config.peers.get_mut(&key(1)).unwrap());
     check(&|config| config.listen_port = 0, "listen_port");
     check(&|config| config.mtu = Some(1_279), "mtu");
     check(&|config| config.mtu = Some(9_001), "mtu");
@@ -86,7 +87,8 @@ fn limits_are_named_with_their_field() {
         check(&|config| first(config, &|peer| peer.endpoints = vec![at(wrong)]), "endpoints");
     }
     check(&|config| first(config, &|peer| peer.endpoints = vec![at("192.0.2.1:5"); MAX_ENDPOINTS + 1]), "endpoints");
-    let many = |count: u32| (0..count).map(|n| MeshNet::of(from_number(number("10.9.0.0".parse().unwrap()) + u128::from(n))));
+    let many =
+        |count: u32| (0..count).map(|n| MeshNet::of(from_number(number("10.9.0.0".parse().unwrap()) + u128::from(n))));
     check(&|config| first(config, &|peer| peer.allowed = many(65).collect()), "allowed");
     let crowd = |n: u16| PublicKey(std::array::from_fn(|at| if at < 2 { n.to_be_bytes()[at] } else { 7 }));
     check(&|config| config.peers = (0..1_025).map(|n| (crowd(n), MeshPeer::default())).collect(), "peers");
