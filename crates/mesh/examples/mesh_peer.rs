@@ -1,13 +1,14 @@
-//! One end of a mesh, for measuring: runs toft's userspace device until its standard input ends.
+//! One end of a mesh, for measuring: runs toft's userspace device until it is told to end.
 //!
 //! `mesh_peer key DIR` prints the public key of the keys in DIR, making them first if there are none;
-//! `mesh_peer run DIR INTERFACE FILE` sets the configuration in FILE (JSON) and prints `ready`.
+//! `mesh_peer run DIR INTERFACE FILE` sets the configuration in FILE (JSON) prints `ready`, and ends
+//! with SIGTERM.
 
 use std::{path::Path, sync::Arc};
 
 use toft_mesh::{Device, Settings, keys::Keys, userspace::UserspaceDevice};
 use toft_model::mesh::MeshConfig;
-use tokio::io::AsyncReadExt;
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -21,9 +22,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             let config: MeshConfig = serde_json::from_str(&std::fs::read_to_string(file)?)?;
             device.set(&config).await?;
             println!("ready");
-            let mut input = Vec::new();
-            tokio::io::stdin().read_to_end(&mut input).await?;
-            eprintln!("{:?}", device.status().await?);
+            signal(SignalKind::terminate())?.recv().await;
+            println!("{:?}", device.status().await?);
             device.remove().await?;
         }
         _ => return Err("usage: mesh_peer key DIR | mesh_peer run DIR INTERFACE FILE".into()),

@@ -58,12 +58,12 @@ impl UserspaceDevice {
     async fn start(&self, config: &MeshConfig) -> Result<Plane, MeshError> {
         const DOING: &str = "opening the mesh device";
         let key = self.settings.keys.private(config.key).ok_or(MeshError::NoKey { key: config.key })?;
+        // What a killed daemon left, or the kernel's own device of another run, which holds the port.
+        with_netlink(async |handle| link::remove(handle, &self.settings.interface).await).await?;
         let udp = Udp::bind(config.listen_port).map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EADDRINUSE) => MeshError::PortTaken { port: config.listen_port },
             _ => MeshError::io(DOING, &error),
         })?;
-        // What a killed daemon left, or the kernel's own device of another run.
-        with_netlink(async |handle| link::remove(handle, &self.settings.interface).await).await?;
         let tun = Tun::open(&self.settings.interface).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => MeshError::Unsupported { what: "/dev/net/tun" },
             _ => MeshError::io(DOING, &error),

@@ -47,7 +47,7 @@ fn setting_again_disturbs_nobody(which: Which) {
     let first = lab.seen(0, 1);
     let stays = |lab: &Lab, what: &str| {
         let now = lab.seen(0, 1);
-        assert!(now.handshake_age_ms >= first.handshake_age_ms, "{what}: a new session was made");
+        assert!(now.handshake_age_ms >= first.handshake_age_ms, "{what}: a new session was made: {first:?}, {now:?}");
         assert!(now.rx_bytes >= first.rx_bytes, "{what}: what was counted is lost");
         assert!(lab.reaches(0, inner(1)), "{what}");
     };
