@@ -18,4 +18,3 @@ pub mod seal;
 pub mod wire;
 
 pub use toft_files as files;
-pub use toft_mesh as mesh;

@@ -158,6 +158,7 @@ mod tests {
             key: PublicKey([1; 32]),
             listen_port: 51820,
             addresses: BTreeSet::new(),
+            networks: BTreeSet::new(),
             mtu: None,
             peers: BTreeMap::from([(OTHER, MeshPeer { endpoints, ..MeshPeer::default() })]),
         }

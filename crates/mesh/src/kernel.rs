@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, io, net::SocketAddr, time::SystemTime};
 use async_trait::async_trait;
 use nix::errno::Errno;
 use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec,
+    Handle, LinkMessageBuilder, LinkUnspec,
     packet_route::link::{InfoKind, LinkAttribute, LinkInfo},
 };
 use toft_model::mesh::{MeshConfig, MeshDevice, MeshNet, MeshPeer, MeshPeerStatus, MeshStatus, PublicKey, canonical};
@@ -33,9 +33,17 @@ impl KernelDevice {
         Self { settings, last: Mutex::new(None) }
     }
 
+    /// Whether this kernel has WireGuard. It makes an interface to find out, so this is for a network namespace of one's own.
+    pub async fn is_supported() -> Result<bool, MeshError> {
+        const NAME: &str = "toft-wg-probe";
+        match with_netlink(async |handle| make(handle, NAME).await).await {
+            Err(MeshError::Unsupported { .. }) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
     /// Makes the interface exist. What else of ours has the name makes room.
     async fn ensure(&self) -> Result<(), MeshError> {
-        const DOING: &str = "making the mesh interface";
         let name = self.settings.interface.as_str();
         with_netlink(async |handle| {
             match find(handle, name).await? {
@@ -44,14 +52,7 @@ impl KernelDevice {
                 Some(Found { kind: Kind::Tun, .. }) => link::remove(handle, name).await?,
                 None => {}
             }
-            let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]);
-            let message = LinkMessageBuilder::<LinkUnspec>::default().name(name).append_extra_attribute(kind).build();
-            match handle.link().add(message).execute().await {
-                Err(error) if code(&error) == Some(Errno::EOPNOTSUPP) => {
-                    Err(MeshError::Unsupported { what: "the kernel's module `wireguard`" })
-                }
-                other => other.map_err(failed(DOING)),
-            }
+            make(handle, name).await
         })
         .await
     }
@@ -107,6 +108,17 @@ impl Device for KernelDevice {
     }
 }
 
+async fn make(handle: &Handle, name: &str) -> Result<(), MeshError> {
+    let kind = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]);
+    let message = LinkMessageBuilder::<LinkUnspec>::default().name(name).append_extra_attribute(kind).build();
+    match handle.link().add(message).execute().await {
+        Err(error) if code(&error) == Some(Errno::EOPNOTSUPP) => {
+            Err(MeshError::Unsupported { what: "the kernel's module `wireguard`" })
+        }
+        other => other.map_err(failed("making the mesh interface")),
+    }
+}
+
 type Seen = BTreeMap<PublicKey, PeerInfo>;
 
 fn seen(there: &wireguard_control::Device) -> Seen {
@@ -121,7 +133,8 @@ fn update(
     last: Option<&MeshConfig>,
 ) -> DeviceUpdate {
     let mut update = DeviceUpdate::new();
-    if there.private_key.as_ref().is_none_or(|own| own.0 != *key.bytes()) {
+    // Told again it would make every session anew. The kernel keeps the private half in a form of its own.
+    if there.public_key.as_ref().is_none_or(|own| own.0 != key.public().0) {
         update = update.set_private_key(Key(*key.bytes()));
     }
     if there.listen_port != Some(config.listen_port) {

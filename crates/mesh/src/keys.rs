@@ -22,6 +22,8 @@ use toft_files::write_whole;
 use toft_model::mesh::PublicKey;
 use zeroize::{Zeroize, Zeroizing};
 
+/// How old a key gets before its node makes the next.
+pub const KEY_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 /// How long the others have time to learn the next key, when some of them do not answer.
 pub const PATIENCE: Duration = Duration::from_secs(60 * 60);
 
@@ -37,6 +39,9 @@ impl PrivateKey {
             .secure_random
             .fill(&mut *bytes)
             .map_err(|_| io::Error::other("the kernel gave no random bytes"))?;
+        // The form in which Curve25519 uses it, and in which `wg` shows it.
+        bytes[0] &= 248;
+        bytes[31] = (bytes[31] & 127) | 64;
         Ok(Self(bytes))
     }
 
@@ -188,8 +193,6 @@ mod tests {
 
     use super::*;
 
-    const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
     fn make_old(path: PathBuf, by: Duration) {
         let file = fs::File::options().write(true).open(path).unwrap();
         file.set_modified(std::time::SystemTime::now() - by).unwrap();
@@ -224,19 +227,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let keys = Keys::open(dir.path()).unwrap();
         let old = keys.current();
-        assert_eq!(keys.step(MONTH, true).unwrap(), Step::Wait);
-        make_old(dir.path().join("key"), MONTH);
-        let Step::Announce(next) = keys.step(MONTH, false).unwrap() else { panic!("nothing is announced") };
+        assert_eq!(keys.step(KEY_AGE, true).unwrap(), Step::Wait);
+        make_old(dir.path().join("key"), KEY_AGE);
+        let Step::Announce(next) = keys.step(KEY_AGE, false).unwrap() else { panic!("nothing is announced") };
         assert_eq!((keys.current(), keys.next()), (old, Some(next)));
         // The same after a restart, and until all know it.
         let keys = Keys::open(dir.path()).unwrap();
-        assert_eq!(keys.step(MONTH, false).unwrap(), Step::Announce(next));
+        assert_eq!(keys.step(KEY_AGE, false).unwrap(), Step::Announce(next));
         assert!(keys.private(old).is_some() && keys.private(next).is_some());
-        assert_eq!(keys.step(MONTH, true).unwrap(), Step::Switch);
+        assert_eq!(keys.step(KEY_AGE, true).unwrap(), Step::Switch);
         make_old(dir.path().join("next-key"), PATIENCE);
-        assert_eq!(keys.step(MONTH, false).unwrap(), Step::Switch);
+        assert_eq!(keys.step(KEY_AGE, false).unwrap(), Step::Switch);
         assert_eq!(keys.switch().unwrap(), next);
-        assert_eq!(keys.step(MONTH, true).unwrap(), Step::Wait);
+        assert_eq!(keys.step(KEY_AGE, true).unwrap(), Step::Wait);
         assert!(keys.private(old).is_none() && keys.next().is_none());
         assert_eq!(Keys::open(dir.path()).unwrap().current(), next);
         assert_eq!(keys.switch().unwrap(), next);

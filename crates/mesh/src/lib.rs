@@ -9,7 +9,7 @@ use std::{io, sync::Arc};
 use async_trait::async_trait;
 use toft_model::{
     invalid::Invalid,
-    mesh::{MeshConfig, MeshStatus, PublicKey},
+    mesh::{MeshConfig, MeshNet, MeshStatus, PublicKey},
 };
 
 pub mod choice;
@@ -59,6 +59,12 @@ pub enum MeshError {
         /// Its name.
         name: String,
     },
+    /// The machine sends packets for a peer's network elsewhere already.
+    #[error("this machine has a route to {net} already, which leads elsewhere")]
+    RouteTaken {
+        /// The network.
+        net: MeshNet,
+    },
     /// The configuration contradicts itself.
     #[error("the mesh's configuration is wrong: {0}")]
     Invalid(#[from] Invalid),
@@ -87,6 +93,7 @@ impl MeshError {
             }
             Self::PortTaken { .. } => Some("set `mesh.listen_port` to a free port"),
             Self::NameTaken { .. } => Some("remove that interface, or set `mesh.interface` to another name"),
+            Self::RouteTaken { .. } => Some("`ip route` shows it; give the peer another network, or remove that route"),
             Self::Failed { .. } | Self::Invalid(_) | Self::NoKey { .. } => None,
         }
     }
@@ -105,6 +112,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// Removes the device with its addresses and routes. Without one nothing happens.
     async fn remove(&self) -> Result<(), MeshError>;
+}
+
+/// Removes the interface called `name` with its addresses and routes, whatever carried it. Without one nothing happens.
+pub async fn remove_interface(name: &str) -> Result<(), MeshError> {
+    link::with_netlink(async |handle| link::remove(handle, name).await).await
 }
 
 /// What a device needs besides its configuration.

@@ -152,6 +152,7 @@ async fn addresses(handle: &Handle, index: u32, wanted: &BTreeSet<IpAddr>) -> Re
 async fn routes(handle: &Handle, index: u32, wanted: &BTreeMap<MeshNet, Option<u32>>) -> Result<(), MeshError> {
     const DOING: &str = "setting the routes of the mesh";
     let mut missing_ones = wanted.clone();
+    let mut changed = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut query = RouteMessage::default();
         query.header.address_family = family;
@@ -166,7 +167,9 @@ async fn routes(handle: &Handle, index: u32, wanted: &BTreeMap<MeshNet, Option<u
             let Some(net) = network(&route).filter(|_| ours) else { continue };
             if missing_ones.get(&net).is_some_and(|size| *size == metric(&route)) {
                 missing_ones.remove(&net);
-            } else if !wanted.contains_key(&net) {
+            } else if wanted.contains_key(&net) {
+                changed.insert(net);
+            } else {
                 settle(handle.route().del(route).execute().await, DOING)?;
             }
         }
@@ -185,8 +188,15 @@ async fn routes(handle: &Handle, index: u32, wanted: &BTreeMap<MeshNet, Option<u
         if let Some(size) = size {
             message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(size)]));
         }
-        // In place of one with another size.
-        handle.route().add(message).replace().execute().await.map_err(failed(DOING))?;
+        let request = handle.route().add(message);
+        // Only what is ours is replaced.
+        let request = if changed.contains(&net) { request.replace() } else { request };
+        match request.execute().await {
+            Err(error) if code(&error) == Some(nix::errno::Errno::EEXIST) => {
+                return Err(MeshError::RouteTaken { net });
+            }
+            other => other.map_err(failed(DOING))?,
+        }
     }
     Ok(())
 }

@@ -212,6 +212,9 @@ pub struct MeshConfig {
     pub listen_port: u16,
     /// Its own addresses in the mesh.
     pub addresses: BTreeSet<IpAddr>,
+    /// Networks that are on this node, such as that of its containers. Nobody else may claim them.
+    #[serde(default)]
+    pub networks: BTreeSet<MeshNet>,
     /// Size in bytes of the packets the tunnel carries; absent: what the paths to the peers have room for.
     pub mtu: Option<u16>,
     /// The others, by their key.
@@ -246,8 +249,13 @@ impl MeshConfig {
             return Err(Invalid::value(message, format!("use at most {MAX_PEERS}")).at("peers"));
         }
         let mut keys = BTreeSet::from([self.key]);
-        let mut claims: Vec<(MeshNet, Option<PublicKey>)> =
-            self.addresses.iter().map(|address| (MeshNet::of(*address), None)).collect();
+        let mut claims: Vec<(MeshNet, Option<PublicKey>)> = self
+            .addresses
+            .iter()
+            .map(|address| MeshNet::of(*address))
+            .chain(self.networks.iter().copied())
+            .map(|net| (net, None))
+            .collect();
         for (key, peer) in &self.peers {
             let at = |invalid: Invalid| invalid.at(&format!("peers[{key}]"));
             for key in std::iter::once(key).chain(&peer.next_key) {

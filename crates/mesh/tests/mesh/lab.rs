@@ -190,6 +190,7 @@ impl Lab {
                 key: keys.current(),
                 listen_port: DEFAULT_PORT,
                 addresses: BTreeSet::from([inner(n), inner6(n)]),
+                networks: BTreeSet::new(),
                 mtu: None,
                 peers: BTreeMap::new(),
             };

@@ -15,6 +15,7 @@ fn config(peers: &[(u8, &[&str])]) -> MeshConfig {
         key: key(0),
         listen_port: DEFAULT_PORT,
         addresses: BTreeSet::from(["10.210.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]),
+        networks: BTreeSet::from(["10.220.1.0/24".parse().unwrap()]),
         mtu: None,
         peers: peers.iter().map(|(byte, allowed)| (key(*byte), peer(allowed))).collect(),
     }
@@ -58,6 +59,7 @@ fn a_peer_cannot_claim_what_is_anothers() {
         (&[(1, &["10.210.0.0/16"][..]), (2, &["10.211.0.0/16"][..])][..], "of this node"),
         (&[(1, &["10.211.0.0/16", "10.211.9.0/24"][..]), (2, &["10.211.200.0/24"][..])][..], "overlaps 10.211.0.0/16"),
         (&[(1, &["fd00::/64"][..])][..], "of this node"),
+        (&[(1, &["10.220.1.9"][..])][..], "of this node"),
         (&[(0, &["10.9.0.0/16"][..])][..], "used twice"),
     ] {
         let refused = config(peers).check().unwrap_err();
