@@ -26,7 +26,7 @@ use super::{
     merge::Merger,
     peers::{Outbox, Peers},
     split::split,
-    tun::Tun,
+    tun::{Next, Tun},
     udp::Udp,
 };
 
@@ -159,8 +159,11 @@ impl Carrier {
     fn outbound(&mut self) -> io::Result<()> {
         let now = Instant::now();
         for _ in 0..READS_A_TURN {
-            let Some(read) = self.tun.read()? else { break };
-            let Ok((header, packet)) = read else { continue };
+            let (header, packet) = match self.tun.read()? {
+                Next::Nothing => break,
+                Next::Malformed => continue,
+                Next::Packet(header, packet) => (header, packet),
+            };
             let Some(way) = self.peers.way(packet) else { continue };
             let (peers, out) = (&mut self.peers, &mut self.out);
             // A malformed packet is lost, as it would be in the kernel.

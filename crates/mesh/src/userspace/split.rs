@@ -96,7 +96,12 @@ pub(super) fn split(header: VnetHeader, packet: &[u8], mut give: impl FnMut(Byte
     let size = usize::from(header.segment_size);
     let content = &packet[at.payload..];
     // A packet of 64 KiB in pieces of one byte would be a flood of our own making.
-    if size == 0 || content.len().div_ceil(size) > MAX_SEGMENTS || (header.segmentation == Segmentation::Tcp6) > at.v6 {
+    let other_version = match header.segmentation {
+        Segmentation::Tcp4 => at.v6,
+        Segmentation::Tcp6 => !at.v6,
+        Segmentation::Udp | Segmentation::None => false,
+    };
+    if other_version || size == 0 || content.len().div_ceil(size) > MAX_SEGMENTS {
         return Err(Malformed);
     }
     if content.is_empty() {

@@ -11,7 +11,7 @@ use std::{
 
 use nix::libc;
 
-use super::split::{Malformed, VNET_LENGTH, VnetHeader};
+use super::split::{VNET_LENGTH, VnetHeader};
 
 const PATH: &str = "/dev/net/tun";
 /// Longest name of an interface.
@@ -33,6 +33,16 @@ const OFFLOAD_UDP: libc::c_ulong = 0x20 | 0x40;
 pub(super) struct Tun {
     file: File,
     buffer: Box<[u8]>,
+}
+
+/// What a read gave.
+pub(super) enum Next<'a> {
+    /// There is nothing now.
+    Nothing,
+    /// Something that is no packet.
+    Malformed,
+    /// A packet as the kernel left it.
+    Packet(VnetHeader, &'a [u8]),
 }
 
 #[repr(C)]
@@ -67,16 +77,16 @@ impl Tun {
         Ok(Self { file, buffer: vec![0; VNET_LENGTH + 0x1_0000].into_boxed_slice() })
     }
 
-    /// The next packet, if there is one, as the kernel left it.
-    pub(super) fn read(&mut self) -> io::Result<Option<Result<(VnetHeader, &[u8]), Malformed>>> {
+    /// The next packet, if there is one.
+    pub(super) fn read(&mut self) -> io::Result<Next<'_>> {
         let length = match self.file.read(&mut self.buffer) {
             Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Next::Nothing),
             Err(error) => return Err(error),
         };
-        let Some((front, packet)) = self.buffer[..length].split_first_chunk() else { return Ok(Some(Err(Malformed))) };
-        Ok(Some(VnetHeader::parse(front).map(|header| (header, packet))))
+        let Some((front, packet)) = self.buffer[..length].split_first_chunk() else { return Ok(Next::Malformed) };
+        Ok(VnetHeader::parse(front).map_or(Next::Malformed, |header| Next::Packet(header, packet)))
     }
 
     /// Hands one packet to the kernel, its [`VnetHeader`] first. What the kernel does not want is lost.
