@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -33,6 +33,8 @@ const HANDSHAKES_OF_ALL: u32 = 200;
 /// Handshakes a second that are answered at all, and that are looked at at all. The rest is lost.
 const MOST_ANSWERED: u32 = 500;
 const MOST_SEEN: u32 = 5_000;
+/// The same for those that come from where peers are, so that a flood from elsewhere keeps no peer out.
+const MOST_OF_KNOWN: u32 = 1_000;
 /// How long sessions of a key go on that this node has changed: as long as sessions live.
 const RETIREMENT: Duration = Duration::from_secs(180);
 
@@ -67,6 +69,7 @@ struct Identity {
 struct Second {
     seen: u32,
     answered: u32,
+    of_known: u32,
 }
 
 struct Peer {
@@ -281,7 +284,7 @@ impl Peers {
         let length = datagram.len() as u64;
         let kind = self.admit(from, Packet::from_bytes(datagram), out)?;
         let way = match &kind {
-            WgKind::HandshakeInit(initiation) => self.initiator(initiation)?,
+            WgKind::HandshakeInit(initiation) => self.initiator(from.ip(), initiation)?,
             WgKind::HandshakeResp(response) => *self.by_index.get(&response.receiver_idx.get())?,
             WgKind::CookieReply(reply) => *self.by_index.get(&reply.receiver_idx.get())?,
             WgKind::Data(data) => *self.by_index.get(&data.header.receiver_idx.get())?,
@@ -318,12 +321,16 @@ impl Peers {
         if *datagram.first()? == DATA {
             return self.identity.limiter.verify_packet(from, datagram).ok();
         }
-        self.second.seen += 1;
-        if self.second.seen > MOST_SEEN {
+        self.second.seen = self.second.seen.saturating_add(1);
+        let crowded = self.second.seen > HANDSHAKES_OF_ALL;
+        let known = crowded && self.is_where_a_peer_is(from.ip());
+        if known {
+            self.second.of_known = self.second.of_known.saturating_add(1);
+        }
+        if (known && self.second.of_known > MOST_OF_KNOWN) || (!known && self.second.seen > MOST_SEEN) {
             return None;
         }
-        let crowded = self.second.seen > HANDSHAKES_OF_ALL;
-        let limiter = if crowded { &self.identity.strict } else { &*self.identity.limiter };
+        let limiter = if crowded && !known { &self.identity.strict } else { &*self.identity.limiter };
         match limiter.verify_packet(from, datagram) {
             Ok(kind) => Some(kind),
             Err(TunnResult::WriteToNetwork(cookie)) => {
@@ -334,10 +341,18 @@ impl Peers {
         }
     }
 
+    /// Whether a peer is, or may be, at that address.
+    fn is_where_a_peer_is(&self, address: IpAddr) -> bool {
+        self.slots.iter().flatten().any(|peer| {
+            let told = peer.config.endpoints.iter().map(|endpoint| canonical(endpoint.address));
+            peer.endpoint.into_iter().chain(told).any(|endpoint| endpoint.ip() == address)
+        })
+    }
+
     /// Who begins a handshake, if it is somebody known.
-    fn initiator(&mut self, initiation: &gotatun::packet::WgHandshakeInit) -> Option<Way> {
-        self.second.answered += 1;
-        if self.second.answered > MOST_ANSWERED {
+    fn initiator(&mut self, from: IpAddr, initiation: &gotatun::packet::WgHandshakeInit) -> Option<Way> {
+        self.second.answered = self.second.answered.saturating_add(1);
+        if self.second.answered > MOST_ANSWERED && !self.is_where_a_peer_is(from) {
             return None;
         }
         let half = parse_handshake_anon(&self.identity.private, &self.identity.public, initiation).ok()?;
