@@ -10,8 +10,10 @@ usage() {
 usage: bench/run.sh NAME [options]
        bench/run.sh --list
 
-  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 3, dns: 5, density: 3)
-  --seconds N      idle: length of the watch (60); length of each point (state: 5, dns: 3)
+  --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 3, dns: 5, density: 3,
+                   mesh: 7)
+  --seconds N      idle: length of the watch (60); length of each point (state: 5, dns: 3),
+                   of each run (mesh: 5)
   --million        state: also write a million times
   --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc;
                    density: toft, ctr and docker
@@ -31,6 +33,7 @@ idle    memory, CPU and start of the daemons with 0 and 10 containers, beside do
 pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip and zstd, beside ctr, docker and podman
 dns     questions for a name of the zone from inside a container, beside dnsmasq
 state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
+mesh    TCP between two network namespaces through a tunnel carried by toft, beside wireguard-go
 schedule
         GPUs filled by the placement policies and by the whole planner on the traces of the FGD paper, and decisions a
         second of both; not as root
@@ -79,6 +82,19 @@ schedule() {
     --speed "$target/release/examples/place_speed" --planner "$target/release/examples/plan_speed" "$@"
 }
 
+# Measures tunnels, in namespaces of their own.
+mesh() {
+  local profile=$1 work=$2 target folder
+  shift 2
+  folder=$profile
+  [[ $profile != dev ]] || folder=debug
+  (cd "$repository" && cargo build --quiet --locked --profile "$profile" --package toft-mesh --example mesh_peer) >&2
+  target=$(cd "$repository" && cargo metadata --format-version 1 --no-deps --locked |
+    sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+  unshare --net --mount --pid --fork --kill-child --mount-proc sh -c 'mount -t tmpfs bench /run && exec "$@"' sh \
+    python3 -B "$here/measure/mesh.py" --work "$work" --toft "$target/$folder/examples/mesh_peer" --profile "$profile" "$@"
+}
+
 # Builds toft and prints where it is.
 build_toft() {
   local target
@@ -118,7 +134,7 @@ main() {
     esac
     shift
   done
-  [[ " start idle pull dns density state schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
+  [[ " start idle pull dns density state mesh schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
   if [[ $name == schedule ]]; then
     if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
     [[ -z $out ]] || arguments+=(--out "$out")
@@ -127,6 +143,13 @@ main() {
   fi
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"
   install_packages
+  if [[ $name == mesh ]]; then
+    [[ -z $out ]] || arguments+=(--out "$out")
+    work=$(mktemp -d /var/tmp/toft-bench.XXXXXX)
+    trap clean_up EXIT
+    mesh "$profile" "$work" "${arguments[@]}"
+    return
+  fi
   if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
 
   # A short path: the engines put sockets under it.

@@ -13,7 +13,8 @@ pub mod dashboard;
 pub mod doctor;
 pub mod embedded;
 pub mod enroll;
-pub mod files;
 pub mod observe;
 pub mod seal;
 pub mod wire;
+
+pub use toft_files as files;

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{backup::BackupSection, registries::RegistryConfig};
+use super::{backup::BackupSection, mesh::MeshSection, registries::RegistryConfig};
 
 /// Faults found in the configuration, all of them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,6 +27,7 @@ pub(super) struct File {
     pub(super) images: ImagesSection,
     pub(super) logs: LogsSection,
     pub(super) network: NetworkSection,
+    pub(super) mesh: MeshSection,
     pub(super) cluster: ClusterSection,
     pub(super) backup: BackupSection,
     pub(super) volumes: VolumesSection,

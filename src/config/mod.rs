@@ -5,6 +5,7 @@
 
 mod backup;
 mod file;
+mod mesh;
 mod proxy;
 mod registries;
 mod resolve;
@@ -15,6 +16,7 @@ use toft_model::{name::Name, node::Subnet};
 
 pub use backup::{BackupConfig, BackupKey};
 pub use file::ConfigError;
+pub use mesh::MeshConfig;
 pub use proxy::{ProxyAddress, ProxyConfig, ProxyVariables};
 pub use registries::RegistryConfig;
 pub use resolve::{DEFAULT_DATA_DIR, DEFAULT_SOCKET, Flags};
@@ -38,6 +40,8 @@ pub struct Config {
     pub logs: LogsConfig,
     /// The network of containers.
     pub network: NetworkConfig,
+    /// The encrypted network between nodes.
+    pub mesh: MeshConfig,
     /// The other members of the cluster.
     pub cluster: ClusterConfig,
     /// Backups of this node.

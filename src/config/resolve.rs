@@ -199,6 +199,7 @@ impl Config {
             note(field, Invalid::value(message, "write it like `/etc/cdi`"));
         }
         let backup = file.backup.resolve(&data, &mut note);
+        let mesh = file.mesh.resolve(&mut note);
         registries::check(&file.registries, &mut note);
         let (true, Some(range)) = (faults.is_empty(), range) else { return Err(ConfigError(faults)) };
         let run = if private { data.clone() } else { DEFAULT_RUN_DIR.into() };
@@ -211,6 +212,7 @@ impl Config {
             proxy,
             logs: LogsConfig { max_bytes, max_files, gone_max_age, gone_max_bytes },
             network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },
+            mesh,
             cluster,
             backup,
             volumes: VolumesConfig { bind_roots: file.volumes.bind_roots },
@@ -296,6 +298,8 @@ mod tests {
         let shown = resolve(&shown.join("\n")).unwrap();
         let defaults = resolve("").unwrap();
         assert_eq!((shown.logs, shown.network), (defaults.logs, defaults.network));
+        assert_eq!((shown.mesh.enabled, shown.mesh.listen_port), (defaults.mesh.enabled, defaults.mesh.listen_port));
+        assert!(shown.mesh.peers.len() == 1 && defaults.mesh.peers.is_empty());
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));

@@ -29,6 +29,7 @@ pub(super) struct Directories {
 pub(super) struct NetworkNames {
     pub(super) bridge: String,
     pub(super) table: String,
+    pub(super) mesh: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -143,11 +144,22 @@ impl Directories {
         self.run.join("toft.pid")
     }
 
-    /// Names for bridge and nftables table; an appliance with a data directory of its own has its own.
+    /// Private keys for the mesh.
+    pub(super) fn mesh_keys(&self) -> PathBuf {
+        self.data.join("mesh")
+    }
+
+    /// Names for bridge, nftables table and mesh interface; an appliance with a data directory of its own has its own.
     pub(super) fn network_names(&self) -> NetworkNames {
         match &self.suffix {
-            None => NetworkNames { bridge: "toft0".into(), table: "toft".into() },
-            Some(suffix) => NetworkNames { bridge: format!("toft-{suffix}"), table: format!("toft_{suffix}") },
+            None => {
+                NetworkNames { bridge: "toft0".into(), table: "toft".into(), mesh: toft_mesh::DEFAULT_INTERFACE.into() }
+            }
+            Some(suffix) => NetworkNames {
+                bridge: format!("toft-{suffix}"),
+                table: format!("toft_{suffix}"),
+                mesh: format!("toftwg-{suffix}"),
+            },
         }
     }
 

@@ -17,7 +17,7 @@ use nix::{
 use toft_model::ids::InstanceId;
 use tokio_util::sync::CancellationToken;
 
-use super::{Hinted, directories::Directories, runtime, tasks::Tasks};
+use super::{Hinted, directories::Directories, mesh, runtime, tasks::Tasks};
 use crate::{
     agent::{
         network::{
@@ -62,12 +62,14 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
     let names = directories.network_names();
     let network = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
     let removed = network.remove_all().await;
+    let mesh = toft_mesh::remove_interface(&mesh::interface(&config, &directories)).await;
     directories.remove_traces();
     let ended = ended?;
     Volumes::unmount_all(&directories.volumes(), &directories.mounts()).context("unmounting volumes")?;
     SecretFiles::remove_all(&directories.secrets()).context("removing secrets from memory")?;
     remove_cgroup(Path::new("/sys/fs/cgroup"), &directories.cgroup_parent());
     removed.context("removing the container network")?;
+    mesh.context("removing the mesh interface")?;
     Ok(ended)
 }
 

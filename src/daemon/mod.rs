@@ -11,6 +11,7 @@ mod identity;
 mod local_node;
 mod logins;
 mod membership;
+mod mesh;
 mod names;
 mod registration;
 mod restore;
@@ -156,6 +157,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         remembered.outcomes.extend(recall_outcomes(&state, &ledger, identity.node_id).await?);
     }
 
+    if let Some(keys) = mesh::keys(&config, directories) {
+        let wanted = mesh::desired(&config, (&identity, subnet6), keys.current());
+        let (_, wanted) = watch::channel(wanted);
+        mesh::keep(&config, directories, keys, wanted, (&mut *tasks, &cancel));
+    }
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
     let retry = Arc::new(Notify::new());

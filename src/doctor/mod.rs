@@ -5,6 +5,7 @@ mod clock;
 mod dns;
 mod gpu;
 mod kernel;
+mod mesh;
 mod network;
 mod ports;
 mod runtime;
@@ -108,6 +109,8 @@ pub async fn examine(config: &Result<Config, ConfigError>) -> Vec<Check> {
         checks.extend(runtime::checks(config, daemon.is_some()).await);
         let (bind, members) = (config.api.bind, config.cluster.bind);
         checks.extend(blocking(move || ports::checks(bind, members, daemon)).await);
+        let mesh = config.mesh.clone();
+        checks.extend(blocking(move || mesh::checks(&mesh, daemon.is_some())).await);
         checks.extend(examine_gpus(config).await);
     }
     checks.extend(blocking(network::checks).await);

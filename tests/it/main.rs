@@ -36,6 +36,7 @@ mod linearizability;
 mod logs;
 mod many_at_once;
 mod many_writes;
+mod mesh;
 mod names;
 mod network;
 mod placement;

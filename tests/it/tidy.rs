@@ -39,7 +39,6 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("observe", &[][..]),
         ("embedded", &[]),
         ("config", &[]),
-        ("files", &[]),
         ("wire", &[]),
         ("seal", &[]),
         ("consensus", &["observe", "wire"]),

@@ -12,6 +12,7 @@ pub mod image;
 pub mod instance;
 pub mod invalid;
 pub mod log;
+pub mod mesh;
 pub mod name;
 pub mod node;
 pub mod pull;
