@@ -40,6 +40,8 @@ fn node(number: usize, shape: &Shape, settings: NodeSettings) -> Result<NodeRow,
             outside_mib: 0,
             parent: None,
             sick: None,
+            watts: None,
+            links: Vec::new(),
         })
     };
     Ok(NodeRow {
