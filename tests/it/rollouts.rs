@@ -72,7 +72,7 @@ fn an_update_misses_no_copy_and_is_taken_back_by_its_user() {
 
     // More copies are no rollout: nothing is replaced.
     let before = ids(&running(&toft, "web"));
-    toft.good("scale web 4");
+    toft.good("scale web=4");
     wait_until("four", || (running(&toft, "web").len() == 4).then_some(()));
     let after = ids(&running(&toft, "web"));
     assert!(before.iter().all(|id| after.contains(id)));
