@@ -191,10 +191,7 @@ fn synthetic(policy: &str, nodes: usize, instances: usize) -> Result<(), Failure
     let plan = scheduler.plan(1, &mut mint);
     let filling = count as f64 / began.elapsed().as_secs_f64();
     let placed = plan.placements.len();
-    for row in rows(plan) {
-        scheduler.apply(Change::Instance(Box::new(row)));
-    }
-    scheduler.plan(1, &mut mint);
+    settle(&mut scheduler, &mut snapshot.workloads, plan, &mut mint);
     let (known, changed) = arrivals(&mut scheduler, &mut random, &mut mint, Some(snapshot.workloads.len()))?;
     let (new, _) = arrivals(&mut scheduler, &mut random, &mut mint, None)?;
     println!(
@@ -209,6 +206,32 @@ fn synthetic(policy: &str, nodes: usize, instances: usize) -> Result<(), Failure
         new.1
     );
     Ok(())
+}
+
+/// What was decided is done, who makes way is gone at once, and so on until nothing moves.
+fn settle(
+    scheduler: &mut Scheduler,
+    workloads: &mut [WorkloadRow],
+    mut plan: Plan,
+    mint: &mut dyn FnMut() -> InstanceId,
+) {
+    let places: BTreeMap<WorkloadId, usize> = workloads.iter().enumerate().map(|(at, row)| (row.id, at)).collect();
+    while !plan.is_empty() {
+        for (id, why) in std::mem::take(&mut plan.pending) {
+            let row = &mut workloads[places[&id]];
+            row.pending = why;
+            scheduler.apply(Change::Workload(Box::new(row.clone())));
+        }
+        for ended in std::mem::take(&mut plan.rollouts) {
+            let row = &mut workloads[places[&ended.workload_id]];
+            row.rollout = ended.rollout;
+            scheduler.apply(Change::Workload(Box::new(row.clone())));
+        }
+        let gone = std::mem::take(&mut plan.preemptions);
+        gone.into_iter().for_each(|one| scheduler.apply(Change::NoInstance(one.instance_id)));
+        rows(plan).for_each(|row| scheduler.apply(Change::Instance(Box::new(row))));
+        plan = scheduler.plan(1, mint);
+    }
 }
 
 /// One workload comes, and goes again, after the other; their numbers begin at `first`, and without it each asks for something new.

@@ -24,7 +24,7 @@ use crate::{
     instance::{ContainerOrder, Desired, InstanceState},
     name::Name,
     state::{InstanceRow, NodeRow, WorkloadRow},
-    workload::{Rule, WorkloadSpec},
+    workload::{Mount, Rule, WorkloadSpec},
 };
 
 /// The order of an instance: that of its row, or one that was decided in this round.
@@ -106,6 +106,9 @@ impl<'a> Ask<'a> {
     }
 }
 
+/// Stands for a change that is none of a node's.
+const NO_NODE: u32 = u32::MAX;
+
 /// What was tried on the board and can be taken back.
 #[derive(Debug)]
 enum Tried {
@@ -138,8 +141,8 @@ pub(super) struct Board {
     images: HashMap<String, BTreeMap<usize, u32>>,
     /// How many instances there are of each priority.
     priorities: BTreeMap<u32, usize>,
-    /// The number of the last change of where volumes lie.
-    homes_moved: u64,
+    /// The number of the last change of where each volume lies.
+    homes_moved: HashMap<Name, u64>,
     /// Nodes from which somebody goes, and some from which nobody does any more.
     leaving: BTreeSet<usize>,
     tried: Vec<Tried>,
@@ -185,7 +188,7 @@ impl Board {
             copies: HashMap::new(),
             images: HashMap::new(),
             priorities: BTreeMap::new(),
-            homes_moved: 0,
+            homes_moved: HashMap::new(),
             leaving: BTreeSet::new(),
             tried: Vec::new(),
             touched: Vec::new(),
@@ -255,18 +258,24 @@ impl Board {
 
     /// What is left on a node changed, or who goes from it.
     fn touch(&mut self, at: usize) {
-        self.touched.push(at as u32);
+        self.note_change(at as u32);
+    }
+
+    /// A change of a node, or of [`NO_NODE`].
+    fn note_change(&mut self, node: u32) {
+        self.touched.push(node);
         if self.touched.len() > 4 * self.nodes.len() + 1024 {
             let half = self.touched.len() / 2;
             self.touched.drain(..half);
             self.forgotten += half as u64;
+            self.homes_moved.retain(|_, at| *at >= self.forgotten);
         }
     }
 
     /// Something changed that may concern every node.
     pub(super) fn upheave(&mut self) {
         self.upheaval = self.now() + 1;
-        self.touch(0);
+        self.note_change(NO_NODE);
     }
 
     /// How many changes there were.
@@ -274,11 +283,14 @@ impl Board {
         self.forgotten + self.touched.len() as u64
     }
 
-    /// The nodes that changed since there were so many changes; `None` when all may have, for who uses volumes or not.
-    pub(super) fn touched_since(&self, then: u64, volumes: bool) -> Option<&[u32]> {
-        (then >= self.upheaval && (!volumes || then >= self.homes_moved))
+    /// The nodes that changed for an instance of `spec` since there were so many changes; `None` when all may have.
+    pub(super) fn touched_since(&self, then: u64, spec: &WorkloadSpec) -> Option<impl Iterator<Item = u32>> {
+        let mut volumes = spec.mounts.iter().filter_map(Mount::volume);
+        let moved = volumes.any(|volume| self.homes_moved.get(&volume.name).is_some_and(|at| *at > then));
+        (then >= self.upheaval && !moved)
             .then(|| self.touched.get(then.checked_sub(self.forgotten)? as usize..))
             .flatten()
+            .map(|touched| touched.iter().copied().filter(|node| *node != NO_NODE))
     }
 
     /// How much a term counts.

@@ -123,16 +123,15 @@ impl Round<'_, '_, '_> {
             return None;
         }
         let (ask, board) = (Ask::of(workload), &*self.board);
-        let volumes = workload.spec.mounts.iter().any(|mount| mount.volume().is_some());
-        let changed = board.touched_since(*then, volumes)?;
-        let same = |at: &u32| {
-            let at = *at as usize;
+        let mut changed = board.touched_since(*then, ask.spec)?;
+        let same = |at: u32| {
+            let at = at as usize;
             let less = |resident: &Resident| resident.priority < placement.priority;
             !is_told(board, at)
                 && !board.seats[at].residents.iter().any(less)
                 && !obstacles(ask, Place::now(board, at), false).is_empty()
         };
-        if !changed.iter().all(same) {
+        if !changed.all(same) {
             return None;
         }
         *then = board.now();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Board, Order, Resident, Seat, claim, has_image};
+use super::{Board, NO_NODE, Order, Resident, Seat, claim, has_image};
 use crate::{
     ids::{NodeId, WorkloadId},
     name::Name,
@@ -142,17 +142,18 @@ impl Board {
 
     pub(in crate::schedule) fn put_volume(&mut self, volume: &VolumeRow) {
         self.homes.put(volume);
-        self.homes_move();
+        self.home_moves(volume.name.clone());
     }
 
     pub(in crate::schedule) fn remove_volume(&mut self, volume: &Name) {
         self.homes.forget(volume);
-        self.homes_move();
+        self.home_moves(volume.clone());
     }
 
-    pub(super) fn homes_move(&mut self) {
-        self.touch(0);
-        self.homes_moved = self.now();
+    /// A volume lies elsewhere, or nowhere any more.
+    pub(super) fn home_moves(&mut self, volume: Name) {
+        self.note_change(NO_NODE);
+        self.homes_moved.insert(volume, self.now());
     }
 
     /// What is held on the node, from who is there.

@@ -60,8 +60,8 @@ impl Board {
     /// The volumes that an instance of `spec` uses lie on `node` until that is taken back.
     pub(in crate::schedule) fn settle(&mut self, spec: &WorkloadSpec, node: NodeId) {
         let settled = self.homes.settle(spec, node);
-        if !settled.is_empty() {
-            self.homes_move();
+        for volume in &settled {
+            self.home_moves(volume.clone());
         }
         self.tried.extend(settled.into_iter().map(Tried::Settled));
     }
@@ -96,7 +96,7 @@ impl Board {
                 }
                 Tried::Settled(volume) => {
                     self.homes.forget(&volume);
-                    self.homes_move();
+                    self.home_moves(volume);
                 }
             }
         }
