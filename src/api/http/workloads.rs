@@ -33,7 +33,7 @@ use crate::{
     control::{
         ControlError, ErrorKind,
         ops::{
-            logs::{NamedLine, merged},
+            logs::{NamedLine, in_time, merged},
             now_ms,
             wait::Milestone,
         },
@@ -233,7 +233,8 @@ pub async fn logs(
             .into());
     }
     let tail = query.tail.map(|tail| tail.min(100_000));
-    let asked = LogQuery { tail, since_ns, until_ns, grep: query.grep, follow: query.follow };
+    let follow = query.follow;
+    let asked = LogQuery { tail, since_ns, until_ns, grep: query.grep, follow };
     let mut logs = match api.ops.workload_logs(&name, asked.clone()).await {
         Err(error) if error.kind == ErrorKind::NotFound => {
             let gone = api.ops.gone_logs(&name, asked.clone()).await?;
@@ -263,7 +264,8 @@ pub async fn logs(
         }
     }
     // Lines that are there together travel together.
-    let body = merged(logs).ready_chunks(256).map(|lines| lines.into_iter().map(encode).collect::<Result<Vec<_>, _>>());
+    let lines = if follow { merged(logs) } else { in_time(logs) };
+    let body = lines.ready_chunks(256).map(|lines| lines.into_iter().map(encode).collect::<Result<Vec<_>, _>>());
     let body = body.map(|chunk| chunk.map(|lines| lines.concat()));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], RawBody::from_stream(body)).into_response())
 }

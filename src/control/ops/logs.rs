@@ -1,5 +1,7 @@
 //! What workloads wrote.
 
+use std::pin::Pin;
+
 use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
@@ -105,4 +107,45 @@ async fn cancel_at_end(state: Handle, name: Name, id: InstanceId, ended: Cancell
 pub fn merged(logs: Vec<InstanceLogs>) -> BoxStream<'static, NamedLine> {
     let named = |logs: InstanceLogs| logs.lines.map(move |line| (logs.instance.clone(), line)).boxed();
     stream::select_all(logs.into_iter().map(named)).boxed()
+}
+
+/// The lines of logs that end, by when they were written.
+pub fn in_time(logs: Vec<InstanceLogs>) -> BoxStream<'static, NamedLine> {
+    let logs: Vec<_> = logs.into_iter().map(|logs| (logs.instance, logs.lines.peekable())).collect();
+    let next = async |mut logs: Vec<(String, stream::Peekable<LogLines>)>| {
+        let mut first: Option<(i64, usize)> = None;
+        for (i, (_, lines)) in logs.iter_mut().enumerate() {
+            let Some(head) = Pin::new(lines).peek().await else { continue };
+            // What went wrong is told at once.
+            let at_ns = head.as_ref().map_or(i64::MIN, |line| line.at_ns);
+            if first.is_none_or(|(earliest_ns, _)| at_ns < earliest_ns) {
+                first = Some((at_ns, i));
+            }
+        }
+        let (_, i) = first?;
+        let line = logs[i].1.next().await?;
+        Some(((logs[i].0.clone(), line), logs))
+    };
+    stream::unfold(logs, next).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use toft_model::log::LogStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_of_several_instances_come_in_the_order_of_their_times() {
+        let of = |instance: &str, times: &[i64]| {
+            let line =
+                |at_ns: &i64| LogLine { at_ns: *at_ns, stream: LogStream::Stdout, text: String::new(), partial: false };
+            let lines: Vec<Result<LogLine, ControlError>> = times.iter().map(line).map(Ok).collect();
+            InstanceLogs { instance: instance.into(), lines: stream::iter(lines).boxed() }
+        };
+        let lines = in_time(vec![of("c", &[]), of("b", &[2, 5, 5]), of("a", &[1, 3, 5, 9])]);
+        let told: Vec<String> =
+            lines.map(|(instance, line)| format!("{instance}{}", line.unwrap().at_ns)).collect().await;
+        assert_eq!(told, ["a1", "b2", "a3", "b5", "b5", "a5", "a9"]);
+    }
 }
