@@ -17,6 +17,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -165,6 +166,8 @@ impl OwnRegistry {
         let shelf = Shelf { blobs: HashMap::new(), manifests: HashMap::new(), whim: None, asked: Vec::new() };
         let shelf = Arc::new(Mutex::new(shelf));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        // The kernel takes a piece at once, so that it arrives however late it is read: see `breaks_after`.
+        setsockopt(&listener, sockopt::SndBufForce, &(16 << 20)).unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().fallback(serve).with_state(shelf.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -265,7 +268,7 @@ pub fn breaks_after(bytes: &[u8], most: usize) -> Response {
     let pieces = futures_util::stream::unfold(Some(head), |head| async {
         let Some(head) = head else { return Some((Err(std::io::Error::other("the line breaks")), None)) };
         if head.is_empty() {
-            // What was sent before shall arrive.
+            // Whoever waits lets what was sent before go to the kernel.
             tokio::time::sleep(Duration::from_millis(50)).await;
             return Some((Ok(Bytes::new()), None));
         }
