@@ -22,8 +22,10 @@ use super::{
 mod effect;
 mod gpu;
 mod health;
+mod lease;
 
 pub use effect::{Effect, Incoming, Work};
+pub use lease::Lease;
 
 /// Wait after a stop or removal that failed.
 const AFTER_FAILURE_MS: i64 = 1_000;
@@ -73,6 +75,8 @@ pub struct Keeper {
     watched: BTreeMap<InstanceId, health::Watched>,
     /// Instances whose process was ended for holding too much of a GPU.
     over_share: BTreeSet<InstanceId>,
+    /// Whether what is exclusive may run.
+    lease: Lease,
     effects: Vec<Effect>,
 }
 
@@ -294,7 +298,8 @@ impl Keeper {
             return;
         }
         loop {
-            let order = self.orders.get(&id).cloned();
+            let order = self.orders.get(&id).map(|order| self.leased(order));
+            let waits = self.waits_for_lease(order.as_ref());
             let observed = self.observed.get(&id).copied();
             let memory = self.memory.entry(id).or_default();
             let grace_ms = order.as_ref().map_or(GRACE_MS, |order| order.container.stop_grace_ms);
@@ -345,6 +350,7 @@ impl Keeper {
                     }
                     return;
                 }
+                Step::Start if waits => return,
                 Step::Start => return self.start(id, order, observed, now_ms),
                 Step::Stop => {
                     self.begin_to_stop(id, now_ms);
@@ -446,7 +452,8 @@ impl Keeper {
             InstanceState::Stopping
             | InstanceState::Stopped { .. }
             | InstanceState::BackOff { .. }
-            | InstanceState::Finished { .. } => false,
+            | InstanceState::Finished { .. }
+            | InstanceState::Unknown => false,
         });
         wanted && ran
     }

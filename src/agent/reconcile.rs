@@ -105,7 +105,7 @@ pub fn next_step(assignment: Option<&Assignment>, observed: Option<Observed>, me
             (TaskState::Ended(_), _) => Step::Reap,
             // Left by a daemon that died between preparing and starting.
             (TaskState::Created { .. }, _) => Step::Start,
-            (TaskState::None, InstanceState::Assigned) => Step::Start,
+            (TaskState::None, InstanceState::Assigned | InstanceState::Unknown) => Step::Start,
             (TaskState::None, InstanceState::BackOff { until_ms, .. }) if *until_ms > now_ms => Step::Wait(*until_ms),
             (TaskState::None, InstanceState::BackOff { .. }) => Step::Start,
             (TaskState::None, InstanceState::Finished { .. }) => Step::Rest,

@@ -24,7 +24,7 @@ use super::{
     execute::{Done, Executor, Start},
     gpu::Offence,
     health::{self, Answer},
-    keeper::{Effect, Incoming, Keeper, Work},
+    keeper::{Effect, Incoming, Keeper, Lease, Work},
     ledger::{Outcome, Remembered},
     network::NetworkConfig,
     ports::{OpenPorts, Share},
@@ -62,6 +62,8 @@ pub struct AgentParts {
     pub assignments: watch::Receiver<Option<AssignmentSet>>,
     /// Rung when what failed may work now: an image was imported.
     pub retry: Arc<Notify>,
+    /// Whether the cluster's leader hears of this node.
+    pub lease: watch::Receiver<Lease>,
     /// Instances that hold more of a GPU than their share.
     pub offences: mpsc::Receiver<Offence>,
 }
@@ -118,6 +120,8 @@ impl Agent {
         let mut availability = self.parts.executor.runtime.availability();
         let mut events = self.parts.executor.runtime.events();
         let mut assignments = self.parts.assignments.clone();
+        let mut lease = self.parts.lease.clone();
+        lease.mark_changed();
         let retry = Arc::clone(&self.parts.retry);
         let mut resync = tokio::time::interval_at(tokio::time::Instant::now() + RESYNC, RESYNC);
         assignments.mark_changed();
@@ -136,6 +140,11 @@ impl Agent {
                     let up = matches!(*availability.borrow_and_update(), Availability::Up(_));
                     metrics::gauge!("toft_runtime_up").set(f64::from(u8::from(up)));
                     if up { self.compare().await } else { self.keeper.runtime_was_away() }
+                }
+                changed = lease.changed() => {
+                    if changed.is_err() { break }
+                    let now = *lease.borrow_and_update();
+                    self.keeper().lease_is(now, now_ms());
                 }
                 _ = resync.tick() => self.compare().await,
                 event = events.recv() => match event {

@@ -178,6 +178,13 @@ pub struct Node {
     pub cost_per_hour: Option<f64>,
     /// When it last registered.
     pub registered_at: String,
+    /// Where it stands: `ready`, `cordoned`, `draining`, `away` (toft is restarted there), `unreachable` (not heard of for a
+    /// moment) or `down`.
+    #[serde(default)]
+    pub state: String,
+    /// Since when it is heard of, or not; absent when that never changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard_since: Option<String>,
 }
 
 /// The members that share the state, as the node that answers sees them.
@@ -384,6 +391,7 @@ impl From<&InstanceView> for Instance {
                 started_at = Some(time(*since_ms));
             }
             InstanceState::Assigned | InstanceState::Starting => reason = view.note.clone(),
+            InstanceState::Unknown => reason = Some("its node is down".into()),
             InstanceState::Stopping | InstanceState::Stopped { .. } => {}
         }
         let (address, address6, ports) = match &view.row.container.network {
@@ -417,6 +425,8 @@ impl Node {
     /// Of a row, under what the cluster says.
     pub fn of(row: NodeRow, settings: &PlacementSettings) -> Self {
         Self {
+            state: row.state().to_owned(),
+            heard_since: row.health_since_ms.map(time),
             watts: row.watts(),
             cost_per_hour: settings.cost(&row),
             name: row.name.to_string(),

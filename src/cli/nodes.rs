@@ -34,7 +34,7 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
             let inventory = &node.inventory;
             vec![
                 node.name.clone(),
-                node.settings.availability.as_str().to_owned(),
+                node.state.clone(),
                 inventory.cpus.to_string(),
                 output::bytes(inventory.memory_bytes),
                 inventory.os.clone(),
@@ -46,7 +46,7 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
             ]
         });
         output::table(
-            &["NODE", "WORK", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"],
+            &["NODE", "STATE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"],
             rows,
         );
     }
@@ -75,7 +75,9 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
         return Ok(0);
     }
     let mut lines = vec![("Name", node.name.clone()), ("Id", node.id.clone())];
-    lines.push(("Work", node.settings.availability.as_str().to_owned()));
+    let since = node.heard_since.as_ref().filter(|_| !matches!(node.state.as_str(), "ready" | "cordoned" | "draining"));
+    let since = since.map(|since| format!(" for {}", output::age(since))).unwrap_or_default();
+    lines.push(("State", node.state.clone() + &since));
     let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if !labels.is_empty() {
         lines.push(("Labels", labels.join(", ")));

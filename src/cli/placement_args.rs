@@ -3,7 +3,7 @@
 use clap::Args;
 use toft_model::{
     node::Toleration,
-    workload::{Affinity, PlacementSpec, Rule, Spread},
+    workload::{Affinity, OnNodeLoss, PlacementSpec, Rule, Spread, WorkloadSpec},
 };
 
 use super::args::parsed;
@@ -40,12 +40,30 @@ pub(super) struct PlacementArgs {
     /// Place all copies at once or none
     #[arg(long, help_heading = "Placement")]
     gang: bool,
+    /// What becomes of instances whose node is lost: reschedule or wait [default: wait for what writes to a volume or folder of its
+    /// node, else reschedule]
+    #[arg(long, value_name = "WHAT", value_parser = parsed::<OnNodeLoss>, help_heading = "Placement")]
+    on_node_loss: Option<OnNodeLoss>,
+    /// Never run two of an instance at a time, not even when its node is cut off
+    #[arg(long, help_heading = "Placement")]
+    exclusive: bool,
 }
 
 impl PlacementArgs {
-    /// As the specification has them.
-    pub(super) fn spec(self) -> PlacementSpec {
-        let Self { constraints, affinities, spread, tolerations, max_per_node, priority, gang } = self;
-        PlacementSpec { constraints, affinities, spread, tolerations, max_per_node, priority, gang }
+    /// Writes them into a specification.
+    pub(super) fn write(self, spec: &mut WorkloadSpec) {
+        let Self {
+            constraints,
+            affinities,
+            spread,
+            tolerations,
+            max_per_node,
+            priority,
+            gang,
+            on_node_loss,
+            exclusive,
+        } = self;
+        spec.placement = PlacementSpec { constraints, affinities, spread, tolerations, max_per_node, priority, gang };
+        (spec.on_node_loss, spec.exclusive) = (on_node_loss, exclusive);
     }
 }

@@ -156,7 +156,7 @@ fn spec(args: RunArgs) -> Result<WorkloadSpec, Failure> {
     spec.gpus = args.gpus;
     spec.update = args.update.over(spec.update);
     spec.node = args.node;
-    spec.placement = args.placement.spec();
+    args.placement.write(&mut spec);
     spec.stop_grace_ms = args.stop_timeout.saturating_mul(1_000);
     args.network.write_to(&mut spec)?;
     Ok(spec)

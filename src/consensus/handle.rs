@@ -267,9 +267,24 @@ impl Handle {
         Ok(true)
     }
 
+    /// Asks the leader whether it hears of this member, and leads.
+    pub async fn is_heard(&self) -> bool {
+        matches!(self.try_catch_up().await, Ok(true))
+    }
+
     /// Whether this member leads, as far as it knows.
     pub fn leads(&self) -> bool {
         leader(&self.raft.metrics().borrow()) == Some(self.identity.member_id)
+    }
+
+    /// How long nothing was heard of another member, as far as this one asked. Only the leader asks all of them.
+    pub fn silence(&self, id: MemberId) -> Duration {
+        self.peers.silence(id)
+    }
+
+    /// When this member heard of the leader last, or of one who wanted to be it.
+    pub async fn leader_heard(&self) -> Option<Instant> {
+        self.raft.with_raft_state(|state| state.vote_last_modified()).await.ok().flatten()
     }
 
     /// What this member knows of the cluster.

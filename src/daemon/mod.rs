@@ -8,6 +8,7 @@ mod directories;
 mod doors;
 mod down;
 mod identity;
+mod lease;
 mod local_node;
 mod logins;
 mod membership;
@@ -124,9 +125,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let Membership { state, join_token, cluster_key } = entered;
     // Whoever leads plans, a witness too.
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
+    tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
         let api = witness::api(state, directories, &config, join_token, cluster_key)?;
-        return serving.until_the_end(api, &config, &mut stop_signals, None).await;
+        return serving.until_the_end((api, None), &config, &mut stop_signals, None).await;
     }
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
@@ -232,7 +234,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     tasks.spawn("volumes", volumes::keep(ops.clone(), identity.node_id, volumes, assignments.clone(), cancel.clone()));
-    let parts = AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, retry, offences };
+    let lease = lease::keep(state.clone(), assignments.clone(), (&mut *tasks, &cancel));
+    let parts =
+        AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, lease, retry, offences };
     let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
@@ -253,11 +257,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         }
         .run(cancel.clone()),
     );
+    let node_id = identity.node_id;
+    tasks.spawn("presence", registration::come_back(ops.clone(), node_id, cancel.clone()));
     tasks.spawn("assignments", feed_assignments(state.clone(), identity, feed, cancel.clone()));
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
     let api = ApiState { ops, metrics: Metrics::install(), readiness, kept: KeptPage::default() };
     drop((node, state));
-    serving.until_the_end(api, &config, &mut stop_signals, supervisor).await
+    serving.until_the_end((api, Some(node_id)), &config, &mut stop_signals, supervisor).await
 }
 
 /// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.

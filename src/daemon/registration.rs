@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use toft_model::{
     gpu::{Gpu, GpuId},
-    node::Subnet6,
+    ids::NodeId,
+    node::{NodeHealth, Subnet6},
     state::NodeRow,
 };
 use tokio::time::Instant;
@@ -27,6 +28,17 @@ use crate::{
 const FOR_GPUS: Duration = Duration::from_secs(60);
 /// Wait after a registration that was not taken.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// Tells that this node is back, if it said before that it would be.
+pub(super) async fn come_back(ops: Ops, node_id: NodeId, cancel: CancellationToken) {
+    while let Err(error) = ops.tell_presence(node_id, NodeHealth::Ready).await {
+        tracing::warn!(error = chain(&error), "the others could not be told that this node is back");
+        if cancel.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+            return;
+        }
+    }
+    cancel.cancelled().await;
+}
 
 /// What this node tells of itself.
 pub(super) struct Registration {

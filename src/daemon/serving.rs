@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use toft_model::{ids::NodeId, node::NodeHealth};
 use tokio_util::sync::CancellationToken;
 
 use super::{StopSignals, directories::Directories, doors, tasks::Tasks};
@@ -9,6 +10,8 @@ use crate::{agent::runtime::supervisor::ContainerdSupervisor, api::http::ApiStat
 
 /// Longest wait for the doors to finish what they are answering.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
+/// Longest wait for the others to take note that this node will be back.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest wait for the tasks to end.
 const LAST_TASKS: Duration = Duration::from_secs(10);
 
@@ -24,16 +27,16 @@ impl Serving {
         Self { directories, tasks: Tasks::default(), cancel: CancellationToken::new() }
     }
 
-    /// Opens the doors and runs until a signal or the end of a task.
+    /// Opens the doors and runs until a signal or the end of a task. `node`: this node, if it runs instances.
     pub(super) async fn until_the_end(
         self,
-        api: ApiState,
+        (api, node): (ApiState, Option<NodeId>),
         config: &Config,
         stop_signals: &mut StopSignals,
         supervisor: Option<Arc<ContainerdSupervisor>>,
     ) -> anyhow::Result<()> {
         let Self { directories, mut tasks, cancel } = self;
-        let doors_cancel = CancellationToken::new();
+        let (doors_cancel, ops) = (CancellationToken::new(), api.ops.clone());
         let mut doors = doors::open(api, config, &directories, doors_cancel.clone()).await?;
         tracing::info!(
             "toft {} serves on http://{} and {}",
@@ -49,6 +52,11 @@ impl Serving {
             name = doors.tasks.first_end() => Some(name),
         };
         tell_systemd(&[sd_notify::NotifyState::Stopping]);
+        if let (Some(node), None) = (node, ended_early) {
+            // Whoever is not told finds out.
+            drop(tokio::time::timeout(FAREWELL, ops.tell_presence(node, NodeHealth::Away)).await);
+        }
+        drop(ops);
         doors_cancel.cancel();
         doors.tasks.join(LAST_ANSWERS).await;
         cancel.cancel();

@@ -130,13 +130,14 @@ fn said(node: &NodeRow) -> Facts {
     facts.into_iter().filter_map(|(key, value)| Some(pair(key, value?))).collect()
 }
 
-fn work(availability: Availability) -> (Pill, Vec<(&'static str, &'static str)>) {
+fn work(node: &NodeRow) -> (Pill, Vec<(&'static str, &'static str)>) {
     let (uncordon, cordon, drain) = (("uncordon", "Let it take work"), ("cordon", "Cordon"), ("drain", "Drain"));
-    match availability {
+    let (pill, actions) = match node.settings.availability {
         Availability::Active => (Pill { word: "takes work", tone: "ok" }, vec![cordon, drain]),
         Availability::Cordoned => (Pill { word: "cordoned", tone: "warn" }, vec![uncordon, drain]),
         Availability::Draining => (Pill { word: "draining", tone: "busy" }, vec![uncordon]),
-    }
+    };
+    (Pill::of_lost(node).unwrap_or(pill), actions)
 }
 
 async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
@@ -165,7 +166,7 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let draining = node.settings.availability == Availability::Draining;
     let mut left = if draining { ops.remaining_on(name).await? } else { Vec::new() };
     left.retain(|one: &Remaining| one.state != RemainingState::Down);
-    let (work, actions) = work(node.settings.availability);
+    let (work, actions) = work(&node);
     Ok(One {
         name: name.to_string(),
         registered: Moment::ago(node.registered_at_ms, now_ms),

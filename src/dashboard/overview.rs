@@ -76,10 +76,9 @@ struct NodeCard {
 
 impl NodeCard {
     fn of(node: NodeRow, trouble: bool, now_ms: i64) -> Self {
+        let state = Pill::of_node(&node, trouble);
         let inventory = node.inventory;
         let or = |text: String, other: &str| if text.is_empty() { other.to_owned() } else { text };
-        let state =
-            if trouble { Pill { tone: "bad", word: "runtime down" } } else { Pill { tone: "ok", word: "ready" } };
         Self {
             name: node.name.to_string(),
             state,
@@ -105,7 +104,14 @@ async fn read(ops: &Ops) -> Result<Overview, PageError> {
     let events = ops.events(None, None, EVENTS).await?;
     Ok(Overview {
         counts: Counts::of(&workloads),
-        nodes: nodes.into_iter().map(|node| NodeCard::of(node, trouble.is_some(), now_ms)).collect(),
+        nodes: nodes
+            .into_iter()
+            .map(|node| {
+                // Only of its own runtime a node knows.
+                let trouble = trouble.is_some() && ops.node_id() == Some(node.id);
+                NodeCard::of(node, trouble, now_ms)
+            })
+            .collect(),
         events: events.into_iter().map(|event| EventLine::of(event, now_ms)).collect(),
         trouble,
     })

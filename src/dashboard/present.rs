@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use toft_model::{
     instance::{Desired, Exit, InstanceState, NetworkOrder, PublishedPort},
-    state::{EventLevel, EventRow, InstanceView, WorkloadView},
+    node::{Availability, NodeHealth},
+    state::{EventLevel, EventRow, InstanceView, NodeRow, WorkloadView},
     workload::{Health, Protocol, Rollout},
 };
 
@@ -38,12 +39,33 @@ impl Pill {
         if instance.row.desired == Desired::Removed {
             return Self { tone: "busy", word: "removing" };
         }
-        match instance.row.report.as_ref().and_then(|report| report.health) {
+        let known = instance.row.report.as_ref().filter(|_| !instance.row.lost);
+        match known.and_then(|report| report.health) {
             Some(Health::Unhealthy) => return Self { tone: "bad", word: "unhealthy" },
             Some(Health::Starting) => return Self { tone: "busy", word: "running, not yet healthy" },
             Some(Health::Healthy) | None => {}
         }
         if failed(&state) { Self { tone: "bad", word: "failed" } } else { Self::of_word(state.as_str()) }
+    }
+
+    /// Of a node; `trouble`: its containers' runtime does not answer.
+    pub(super) fn of_node(node: &NodeRow, trouble: bool) -> Self {
+        Self::of_lost(node).unwrap_or(match node.settings.availability {
+            _ if trouble => Self { tone: "bad", word: "runtime down" },
+            Availability::Active => Self { tone: "ok", word: "ready" },
+            Availability::Cordoned => Self { tone: "warn", word: "cordoned" },
+            Availability::Draining => Self { tone: "busy", word: "draining" },
+        })
+    }
+
+    /// Of a node that is not there.
+    pub(super) fn of_lost(node: &NodeRow) -> Option<Self> {
+        match node.health {
+            NodeHealth::Ready => None,
+            NodeHealth::Away => Some(Self { tone: "busy", word: "restarting" }),
+            NodeHealth::Unreachable => Some(Self { tone: "warn", word: "unreachable" }),
+            NodeHealth::Down | NodeHealth::Fenced => Some(Self { tone: "bad", word: "down" }),
+        }
     }
 
     pub(super) fn of_rollout(rollout: &Rollout) -> Self {
@@ -57,6 +79,7 @@ impl Pill {
     fn of_word(word: &'static str) -> Self {
         match word {
             "running" => Self { tone: "ok", word },
+            "unknown" => Self { tone: "bad", word },
             "pending" => Self { tone: "warn", word: "waiting" },
             "back_off" => Self { tone: "warn", word: "backing off" },
             "assigned" | "starting" | "stopping" | "removing" => Self { tone: "busy", word },

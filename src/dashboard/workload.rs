@@ -135,6 +135,7 @@ impl InstanceLine {
             InstanceState::Assigned | InstanceState::Starting if instance.note.is_some() => {
                 (instance.note.clone(), None, None)
             }
+            InstanceState::Unknown => (Some("its node is down".into()), None, None),
             InstanceState::Assigned
             | InstanceState::Starting
             | InstanceState::Stopping

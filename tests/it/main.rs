@@ -39,6 +39,7 @@ mod many_writes;
 mod mesh;
 mod names;
 mod network;
+mod node_loss;
 mod placement;
 mod process;
 mod reboot;

@@ -45,6 +45,8 @@ fn node(number: usize, shape: &Shape, settings: NodeSettings) -> Result<NodeRow,
         })
     };
     Ok(NodeRow {
+        health: Default::default(),
+        health_since_ms: None,
         id: NodeId(Uuid::from_u128(1 + number as u128)),
         name: format!("node-{number:05}").parse()?,
         labels: BTreeMap::from([
@@ -147,6 +149,7 @@ fn minter() -> impl FnMut() -> InstanceId {
 /// The rows that the plan makes, as their nodes would report them.
 fn rows(plan: Plan) -> impl Iterator<Item = InstanceRow> {
     plan.placements.into_iter().map(|placed| InstanceRow {
+        lost: false,
         id: placed.instance_id,
         workload_id: placed.workload_id,
         ordinal: placed.ordinal,

@@ -359,3 +359,37 @@ fn who_holds_too_much_of_a_gpu_is_warned_then_stopped_as_a_failure() {
     });
     assert!(!last.unwrap().gpu_out_of_memory);
 }
+
+#[test]
+fn what_is_exclusive_runs_only_while_the_node_is_heard_of() {
+    let exclusive = |generation| {
+        let mut set = set(generation, Desired::Running, 1);
+        set.assignments[0].container.exclusive = true;
+        set.assignments[0].container.stop_grace_ms = 60_000;
+        set
+    };
+    // After a start nobody has answered yet: what runs goes on, and nothing starts.
+    let mut keeper = Keeper::new(Remembered { run: 3, set: Some(exclusive(5)), outcomes: Default::default() });
+    keeper.lease_is(Lease::Awaited, 5);
+    keeper.runtime_is(true);
+    keeper.compare([(ID, TaskState::None)], 10);
+    keeper.take_orders(exclusive(6), true, 15);
+    assert!(!works(&keeper.take_effects()).iter().any(|work| matches!(work, Work::Start { .. })));
+    keeper.lease_is(Lease::Held, 20);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Start { .. }]));
+    keeper.done(ID, Done::Started { pid: 7 }, 30);
+    keeper.lease_is(Lease::Awaited, 40);
+    assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0]);
+    // Nobody hears of the node: it stops, soon, and is not taken for one that ended by itself.
+    keeper.lease_is(Lease::Over, 50);
+    assert_eq!(works(&keeper.take_effects()), [&Work::Stop { grace_ms: 5_000 }]);
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 60);
+    assert_eq!(reported(&keeper.take_effects()).last(), Some(&Some("stopped")));
+    keeper.lease_is(Lease::Held, 70);
+    assert!(matches!(works(&keeper.take_effects())[..], [Work::Start { .. }]));
+    // What is not exclusive does not care.
+    let mut keeper = started(Some(set(5, Desired::Running, 1)), None, Some(TaskState::Running { pid: 7 }));
+    keeper.take_effects();
+    keeper.lease_is(Lease::Over, 20);
+    assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0]);
+}

@@ -45,12 +45,13 @@ pub async fn metrics(State(api): State<ApiState>) -> Response {
 /// Counts what the state holds, so that a scrape sees this moment.
 async fn record(api: &ApiState) -> Result<(), ControlError> {
     let workloads = api.ops.workloads().await?;
-    let statuses = ["running", "starting", "pending", "back_off", "stopping", "stopped", "finished", "removing"];
+    let statuses =
+        ["running", "starting", "pending", "back_off", "stopping", "stopped", "finished", "unknown", "removing"];
     for status in statuses {
         let count = workloads.iter().filter(|workload| workload.status() == status).count();
         metrics::gauge!("toft_workloads", "status" => status).set(count as f64);
     }
-    let states = ["assigned", "starting", "running", "stopping", "stopped", "back_off", "finished"];
+    let states = ["assigned", "starting", "running", "stopping", "stopped", "back_off", "finished", "unknown"];
     for state in states {
         let instances = workloads.iter().flat_map(|workload| &workload.instances);
         let count = instances.filter(|instance| instance.state().as_str() == state).count();

@@ -158,8 +158,13 @@ impl Peers {
 
     /// Whether a member answered in the time before now; all did when this began.
     pub(in super::super) fn heard_within(&self, id: MemberId, time: Duration) -> bool {
+        self.silence(id) < time
+    }
+
+    /// How long a member has not answered; all did when this began.
+    pub(in super::super) fn silence(&self, id: MemberId) -> Duration {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&id).map_or(self.began, |heard| heard.last).elapsed() < time
+        heard.get(&id).map_or(self.began, |heard| heard.last).elapsed()
     }
 
     /// Notes what came of a call, and tells when a member falls silent or answers again.

@@ -1,5 +1,6 @@
-//! Loops: `schedule` is the leader's, `images` every node's own. They take no input but the state: whatever woke them,
+//! Loops: `schedule` and `node_health` are the leader's, `images` every node's own. They take no input but the state: whatever woke them,
 //! they look at all of it.
 
 pub mod images;
+pub mod node_health;
 pub mod schedule;

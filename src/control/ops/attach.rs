@@ -51,6 +51,7 @@ impl Ops {
             let state = instance.state();
             let why = match &state {
                 _ if instance.row.desired == Desired::Removed => Some("it is being removed".to_owned()),
+                InstanceState::Unknown => Some("its node is down".to_owned()),
                 InstanceState::BackOff { reason, .. } if current => Some(reason.clone()),
                 InstanceState::Finished { exit, reason } if current => Some(reason.clone().unwrap_or(exit.reason())),
                 InstanceState::Stopped { .. } if current => Some("it is stopped".to_owned()),

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use toft_model::{
-    ids::RequestId,
+    ids::{NodeId, RequestId},
     state::{Command, Reply, Request},
 };
 
@@ -109,6 +109,11 @@ impl Ops {
     /// Why no container can be started now, if that is so.
     pub fn runtime_trouble(&self) -> Option<String> {
         self.node.runtime_trouble()
+    }
+
+    /// The node that is asked; none on a witness.
+    pub fn node_id(&self) -> Option<NodeId> {
+        self.node.node_id()
     }
 }
 

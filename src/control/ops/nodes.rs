@@ -6,7 +6,7 @@ use toft_model::{
     ids::NodeId,
     instance::InstanceReport,
     name::Name,
-    node::{Inventory, NodeFacts},
+    node::{Inventory, NodeFacts, NodeHealth},
     state::{Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of, query_instances},
 };
 
@@ -23,6 +23,15 @@ impl Ops {
         inventory: Inventory,
     ) -> Result<(), ControlError> {
         self.state.propose(Command::RegisterNode { node_id, name, labels, inventory, at_ms: now_ms() }).await?;
+        Ok(())
+    }
+
+    /// A node tells that it will be back in a moment, or that it is back. Alone it has nobody to tell.
+    pub async fn tell_presence(&self, node_id: NodeId, health: NodeHealth) -> Result<(), ControlError> {
+        let known = self.state.read(move |connection| NodeRow::by_id(connection, node_id)).await?;
+        if self.state.status().members.len() > 1 && known.is_some_and(|node| node.health != health) {
+            self.state.propose(Command::NoteNodes { nodes: vec![(node_id, health)], at_ms: now_ms() }).await?;
+        }
         Ok(())
     }
 

@@ -1,5 +1,5 @@
-//! Three members of one cluster, each on a machine of its own, joined by a switch. They are witnesses: they have the whole
-//! state and no containers, which play no part where this is used.
+//! Three members of one cluster, each on a machine of its own, joined by a switch: witnesses, which have the whole state and no
+//! containers, where those play no part.
 
 use std::{
     fs,
@@ -49,8 +49,18 @@ impl Drop for Holder {
 }
 
 impl Trio {
-    /// All three vote, and each of them says so.
+    /// Three witnesses.
     pub fn start() -> Self {
+        Self::of("witness")
+    }
+
+    /// Three that run containers.
+    pub fn of_servers() -> Self {
+        Self::of("server")
+    }
+
+    /// All three vote, and each of them says so.
+    fn of(role: &str) -> Self {
         let switch = Machine::new();
         switch.run("ip", &["link", "add", "lan", "type", "bridge"]);
         switch.run("ip", &["link", "set", "lan", "up"]);
@@ -66,7 +76,7 @@ impl Trio {
             let toft = Appliance::prepare(&machine, "d");
             let (name, address) = (name(i), address(i));
             let text =
-                format!("[node]\nname = \"{name}\"\n[cluster]\nbind = \"{address}:{PORT}\"\nrole = \"witness\"\n");
+                format!("[node]\nname = \"{name}\"\n[cluster]\nbind = \"{address}:{PORT}\"\nrole = \"{role}\"\n");
             fs::write(toft.data.join("toft.toml"), text).unwrap();
             toft
         });

@@ -116,6 +116,9 @@ pub struct ContainerOrder {
     /// GPUs it holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gpus: Vec<GpuHold>,
+    /// Whether it may run only while its node is heard of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub exclusive: bool,
 }
 
 impl ContainerOrder {
@@ -138,6 +141,7 @@ impl ContainerOrder {
             process: spec.process.clone(),
             health: spec.health.clone(),
             gpus: Vec::new(),
+            exclusive: spec.exclusive,
         }
     }
 }

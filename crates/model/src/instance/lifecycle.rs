@@ -84,6 +84,8 @@ pub enum InstanceState {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// Its node is lost, and what became of it is not known. No node reports that.
+    Unknown,
 }
 
 /// What can happen to an instance.
@@ -144,6 +146,7 @@ impl InstanceState {
             Self::Stopped { .. } => "stopped",
             Self::BackOff { .. } => "back_off",
             Self::Finished { .. } => "finished",
+            Self::Unknown => "unknown",
         }
     }
 

@@ -67,13 +67,16 @@ pub fn remaining(snapshot: &Snapshot, node: NodeId) -> Vec<Remaining> {
 /// What can be said of it without looking for a place.
 fn told(snapshot: &Snapshot, workload: &WorkloadRow, instance: &InstanceRow) -> Option<(RemainingState, String)> {
     let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
+    if instance.desired == Desired::Removed && instance.lost {
+        return Some((RemainingState::Down, "its node is down, and its place is given to another".into()));
+    }
     if instance.desired == Desired::Removed {
         return Some((RemainingState::Moving, "it is stopping".into()));
     }
     if instance.desired == Desired::Stopped || matches!(state, Some(InstanceState::Finished { .. })) {
         return Some((RemainingState::Down, "nothing of it runs".into()));
     }
-    if workload.spec.kind == WorkloadKind::Job {
+    if workload.spec.kind == WorkloadKind::Job && !instance.lost {
         return Some((RemainingState::Finishing, "a job, which is left to end".into()));
     }
     if !moves(workload, instance) {

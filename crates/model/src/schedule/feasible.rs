@@ -17,7 +17,7 @@ use crate::{
     ids::{NodeId, WorkloadId},
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     name::Name,
-    node::{Availability, Subnet, TaintEffect},
+    node::{Availability, NodeHealth, Subnet, TaintEffect},
     state::{NodeRow, VolumeRow},
     workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
@@ -159,6 +159,11 @@ impl Homes {
         settled
     }
 
+    /// Whether the data of a volume lies on one node.
+    pub(super) fn is_local(&self, volume: &Name) -> bool {
+        !self.everywhere.contains(volume)
+    }
+
     /// Where a volume lies.
     pub(super) fn of_volume(&self, volume: &Name) -> Option<NodeId> {
         self.nodes.get(volume).copied()
@@ -177,8 +182,14 @@ impl Homes {
     }
 }
 
-/// Whether `node` takes new work of `spec` at all, as far as its users say.
+/// Whether `node` takes new work of `spec` at all: it is there, and its users do not say otherwise.
 pub(crate) fn welcome(spec: &WorkloadSpec, node: &NodeRow) -> Result<(), Obstacle> {
+    match node.health {
+        NodeHealth::Ready => {}
+        NodeHealth::Away => return Err(Obstacle::Away),
+        NodeHealth::Unreachable => return Err(Obstacle::Unreachable),
+        NodeHealth::Down | NodeHealth::Fenced => return Err(Obstacle::Down),
+    }
     match node.settings.availability {
         Availability::Active => {}
         Availability::Cordoned => return Err(Obstacle::Cordoned),
@@ -258,6 +269,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         process,
         health,
         gpus,
+        exclusive,
     } = order;
     pinned_to(spec, node)
         && rules::suits(spec, node)
@@ -276,6 +288,7 @@ pub fn serves(order: &ContainerOrder, spec: &WorkloadSpec, node: &NodeRow) -> bo
         && *stop_grace_ms == spec.stop_grace_ms
         && *process == spec.process
         && *health == spec.health
+        && *exclusive == spec.exclusive
         && gpus::serve(gpus, spec, &node.inventory.gpus)
 }
 

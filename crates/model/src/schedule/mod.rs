@@ -39,4 +39,4 @@ pub(crate) use rules::{holds, keeps_off};
 pub use scheduler::{Change, Scheduler};
 pub use score::Points;
 pub use snapshot::Snapshot;
-pub(crate) use standing::{is_up, moves, stops_first};
+pub(crate) use standing::{Losses, is_up, moves, stops_first};

@@ -17,6 +17,12 @@ pub enum Obstacle {
         /// The one that it names.
         node: Name,
     },
+    /// The node said that it will be back in a moment.
+    Away,
+    /// The node has not been heard of for a moment.
+    Unreachable,
+    /// The node is lost.
+    Down,
     /// The node takes nothing new.
     Cordoned,
     /// The node is being drained.
@@ -108,6 +114,7 @@ impl Obstacle {
     pub fn filter(&self) -> &'static str {
         match self {
             Self::Pinned { .. } => "node",
+            Self::Away | Self::Unreachable | Self::Down => "health",
             Self::Cordoned | Self::Draining => "availability",
             Self::Taint { .. } => "taints",
             Self::Constraint { .. } => "constraints",
@@ -126,6 +133,7 @@ impl Obstacle {
     pub fn remedy(&self, workload: &Name, node: &Name) -> String {
         match self {
             Self::Pinned { node: pinned } => format!("let {workload} run on {node}: it names {pinned}"),
+            Self::Away | Self::Unreachable | Self::Down => format!("{node} within reach again"),
             Self::Cordoned | Self::Draining => format!("toft node uncordon {node}"),
             Self::Taint { taint } => {
                 format!("toft node taint {node} {}:{}-, or a toleration `{taint}`", taint.key, taint.effect.as_str())
@@ -157,6 +165,9 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Pinned { .. } => f.write_str("the specification names another node"),
+            Self::Away => f.write_str("toft is restarted there"),
+            Self::Unreachable => f.write_str("it has not been heard of for a moment"),
+            Self::Down => f.write_str("it is down"),
             Self::Cordoned => f.write_str("it is cordoned"),
             Self::Draining => f.write_str("it is being drained"),
             Self::Taint { taint } => write!(f, "it has the taint `{taint}`"),

@@ -324,8 +324,13 @@ impl Round<'_, '_, '_> {
     fn replace(&mut self, workload: &WorkloadRow, instance: &InstanceRow, stops_first: bool) {
         let ask = Ask::of(workload);
         let Ok((at, order)) = choose(ask, instance.ordinal, self.board, self.expression) else { return };
-        if !stops_first {
-            return self.decide(workload, instance.ordinal, at, order);
+        // Nobody waits for a lost node to say that its own is gone.
+        if instance.lost || !stops_first {
+            self.decide(workload, instance.ordinal, at, order);
+            if instance.lost && stops_first {
+                self.let_go(workload, instance);
+            }
+            return;
         }
         self.promise(ask, instance.ordinal, at, order);
         self.let_go(workload, instance);

@@ -117,7 +117,7 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
     let works = |instance: &&InstanceRow| works_from_ms(spec, instance).is_some_and(|at| at <= now_ms);
     let rolling = workload.rollout == Rollout::Rolling;
     if rolling && is_careful(workload) {
-        let under_way = || fresh.values().flatten().filter(|instance| !works(instance));
+        let under_way = || fresh.values().flatten().filter(|instance| !instance.lost && !works(instance));
         let at = |instance: &&InstanceRow| {
             let deadline = instance.created_at_ms.saturating_add(spec.update.deadline_ms.into());
             let next = [to_start_by_ms(instance), deadline].into_iter().filter(|at| *at > now_ms).min();

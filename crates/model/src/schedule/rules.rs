@@ -153,6 +153,8 @@ mod tests {
             inventory: Inventory { gpus, ..inventory(None) },
             registered_at_ms: 1,
             assignments_generation: 1,
+            health: Default::default(),
+            health_since_ms: None,
             gpus: Default::default(),
             settings: NodeSettings {
                 labels: [("disk", "SSD")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),

@@ -12,7 +12,7 @@ use super::{
     plan::{Plan, Round},
     rollout::Succession,
     snapshot::Snapshot,
-    standing::Standing,
+    standing::{Losses, Standing},
 };
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
@@ -68,7 +68,8 @@ impl Needs {
         let rows: Vec<&InstanceRow> = existing.iter().map(Arc::as_ref).collect();
         let nodes = rows.iter().filter_map(|row| board.position(row.node_id));
         let nodes: HashMap<NodeId, &NodeRow> = nodes.map(|at| (board.nodes[at].id, board.nodes[at].as_ref())).collect();
-        let standing = Standing::of(workload, &rows, &nodes, now_ms);
+        let losses = Losses::of(&workload.spec, |volume| board.homes.is_local(volume));
+        let standing = Standing::of(workload, &rows, &nodes, (losses, now_ms));
         let missing = standing.missing(workload);
         let kept = |row: &InstanceRow| existing.iter().find(|one| one.id == row.id).map(Arc::clone);
         let moving = standing.moving.iter().filter_map(|row| kept(row)).collect();

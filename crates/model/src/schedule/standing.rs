@@ -9,9 +9,31 @@ use super::{
 use crate::{
     ids::NodeId,
     instance::{Desired, InstanceState},
+    name::Name,
+    node::NodeHealth,
     state::{InstanceChange, InstanceRow, NodeRow, WorkloadRow},
-    workload::{Health, Rollout, WorkloadKind, WorkloadSpec},
+    workload::{Health, OnNodeLoss, Rollout, WorkloadKind, WorkloadSpec},
 };
+
+/// What becomes of the instances of one workload whose node is lost.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Losses {
+    policy: OnNodeLoss,
+    exclusive: bool,
+}
+
+impl Losses {
+    /// As `spec` wants it. `is_local` says of a volume whether its data lies on one node.
+    pub(crate) fn of(spec: &WorkloadSpec, is_local: impl Fn(&Name) -> bool) -> Self {
+        Self { policy: spec.on_node_loss(is_local), exclusive: spec.exclusive }
+    }
+
+    /// Whether another may take the place of an instance on `node`, which nobody hears of.
+    pub(crate) fn give_up(self, node: &NodeRow) -> bool {
+        let over = if self.exclusive { node.health == NodeHealth::Fenced } else { node.health.is_down() };
+        over && self.policy == OnNodeLoss::Reschedule
+    }
+}
 
 /// The instances of one workload.
 #[derive(Debug, Default)]
@@ -35,19 +57,24 @@ impl<'a> Standing<'a> {
         workload: &WorkloadRow,
         existing: &[&'a InstanceRow],
         nodes: &HashMap<NodeId, &NodeRow>,
-        now_ms: i64,
+        (losses, now_ms): (Losses, i64),
     ) -> Self {
         let mut standing = Self::default();
         let mut copies = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
         let mut old = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
         let mut going = HashSet::new();
         for instance in existing {
-            standing.held.insert(instance.ordinal);
+            let node = nodes.get(&instance.node_id);
             if instance.desired == Desired::Removed {
-                going.insert(instance.ordinal);
+                // Nobody waits for a lost node to say that it is gone.
+                if !node.is_some_and(|node| losses.give_up(node)) {
+                    standing.held.insert(instance.ordinal);
+                    going.insert(instance.ordinal);
+                }
                 continue;
             }
-            let node = nodes.get(&instance.node_id).filter(|_| instance.ordinal < workload.spec.replicas);
+            standing.held.insert(instance.ordinal);
+            let node = node.filter(|_| instance.ordinal < workload.spec.replicas);
             if node.is_some_and(|node| serves(&instance.container, &workload.spec, node)) {
                 copies.entry(instance.ordinal).or_default().push(instance);
             } else if node.is_some_and(|node| waits_its_turn(workload, instance, node)) {
@@ -59,7 +86,7 @@ impl<'a> Standing<'a> {
         }
         standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going }, now_ms);
         for (ordinal, of) in copies {
-            standing.settle(workload, of, nodes, going.contains(&ordinal));
+            standing.settle((workload, losses), of, nodes, going.contains(&ordinal));
         }
         standing
     }
@@ -86,14 +113,16 @@ impl<'a> Standing<'a> {
     /// While another of its ordinal is `going`, it gets no successor yet.
     fn settle(
         &mut self,
-        workload: &WorkloadRow,
+        (workload, losses): (&WorkloadRow, Losses),
         mut copies: Vec<&'a InstanceRow>,
         nodes: &HashMap<NodeId, &NodeRow>,
         going: bool,
     ) {
         let on_its_way = |instance: &InstanceRow| {
             moves(workload, instance)
-                && nodes.get(&instance.node_id).is_some_and(|node| moves_off(&workload.spec, node))
+                && nodes
+                    .get(&instance.node_id)
+                    .is_some_and(|node| moves_off(&workload.spec, node) || losses.give_up(node))
         };
         copies.sort_by_key(|instance| {
             (on_its_way(instance), !is_up(&workload.spec, instance), instance.created_at_ms, instance.id)
@@ -120,10 +149,11 @@ impl<'a> Standing<'a> {
     }
 }
 
-/// Whether the instance would be moved from a node that is drained: jobs are left to end, and what is down stays.
+/// Whether the instance would be moved from a node that is drained or lost: jobs are left to end as long as somebody hears of
+/// them, and what is down stays.
 pub(crate) fn moves(workload: &WorkloadRow, instance: &InstanceRow) -> bool {
     let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
-    workload.spec.kind == WorkloadKind::Service
+    (workload.spec.kind == WorkloadKind::Service || instance.lost)
         && workload.desired == Desired::Running
         && instance.desired == Desired::Running
         && !matches!(state, Some(InstanceState::Finished { .. }))
@@ -133,10 +163,10 @@ pub(crate) fn moves(workload: &WorkloadRow, instance: &InstanceRow) -> bool {
 pub(crate) fn is_up(spec: &WorkloadSpec, instance: &InstanceRow) -> bool {
     let Some(report) = instance.report.as_ref().filter(|report| report.epoch >= instance.epoch) else { return false };
     let works = spec.health.is_none() || report.health == Some(Health::Healthy);
-    matches!(report.state, Some(InstanceState::Running { .. })) && works
+    !instance.lost && matches!(report.state, Some(InstanceState::Running { .. })) && works
 }
 
-/// Whether its successor may start only when it is gone: the only copy that writes to a volume.
+/// Whether its successor may start only when it is gone: it wants to be alone, or is the only copy that writes to a volume.
 pub(crate) fn stops_first(spec: &WorkloadSpec) -> bool {
-    spec.replicas == 1 && spec.mounts.iter().any(|mount| mount.volume().is_some())
+    spec.exclusive || spec.replicas == 1 && spec.mounts.iter().any(|mount| mount.volume().is_some())
 }

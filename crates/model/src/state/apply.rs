@@ -8,7 +8,7 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     gpus::{self, Configure},
-    nodes, registries, rollouts,
+    node_health, nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -19,7 +19,7 @@ use crate::{
     instance::{Desired, InstanceReport, InstanceState},
     invalid::Invalid,
     name::Name,
-    node::NodeSettings,
+    node::{NodeHealth, NodeSettings},
     workload::{VersionCause, WorkloadSpec},
 };
 
@@ -43,6 +43,8 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 assignments_generation: index,
                 gpus: Default::default(),
                 settings: NodeSettings::default(),
+                health: NodeHealth::default(),
+                health_since_ms: None,
             };
             register_node(connection, &row)?
         }
@@ -115,6 +117,12 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         }
         Command::ConfigureNode { name, changes, at_ms } => nodes::configure(connection, name, changes, *at_ms)?,
         Command::ConfigurePlacement { changes, at_ms } => nodes::configure_placement(connection, changes, *at_ms)?,
+        Command::NoteNodes { nodes, at_ms } => {
+            for (node_id, health) in nodes {
+                node_health::note(connection, *node_id, *health, *at_ms)?;
+            }
+            Ok(Reply::Done)
+        }
     };
     Ok(applied)
 }
@@ -402,7 +410,7 @@ fn take_report(
 /// The sentence an observation adds to the story, if it is worth one.
 fn story(state: &InstanceState) -> Option<(EventLevel, String)> {
     match state {
-        InstanceState::Assigned | InstanceState::Starting | InstanceState::Stopping => None,
+        InstanceState::Assigned | InstanceState::Starting | InstanceState::Stopping | InstanceState::Unknown => None,
         InstanceState::Running { pid, .. } => Some((EventLevel::Info, format!("runs as process {pid}"))),
         InstanceState::Stopped { .. } => Some((EventLevel::Info, "stopped".into())),
         InstanceState::BackOff { reason, .. } => Some((EventLevel::Warning, format!("{reason}; will be tried again"))),

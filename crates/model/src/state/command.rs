@@ -10,7 +10,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     name::Name,
-    node::{Inventory, NodeChanges, Subnet},
+    node::{Inventory, NodeChanges, NodeHealth, Subnet},
     registry::RegistryName,
     schedule::PlacementChanges,
     secret::SealedSecret,
@@ -226,6 +226,13 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// The leader tells which nodes it hears of, or does not, where that changed.
+    NoteNodes {
+        /// Nodes.
+        nodes: Vec<(NodeId, NodeHealth)>,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -251,7 +258,8 @@ impl Command {
             | Self::RemoveVolume { .. }
             | Self::ConfigureGpu { .. }
             | Self::ConfigureNode { .. }
-            | Self::ConfigurePlacement { .. } => true,
+            | Self::ConfigurePlacement { .. }
+            | Self::NoteNodes { .. } => true,
         }
     }
 }

@@ -112,6 +112,7 @@ impl<'a> PlanCommit<'a> {
             container: placement.container.clone(),
             report: None,
             created_at_ms: self.at_ms,
+            lost: false,
         };
         if !row.insert(connection)? {
             return Ok(false);
@@ -238,13 +239,26 @@ fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32) -> ru
     if !InstanceRow::holds_ordinal(connection, workload.id, ordinal)? {
         return Ok(true);
     }
-    let mut own = InstanceRow::of_workload(connection, workload.id)?;
-    own.retain(|instance| instance.ordinal == ordinal && instance.desired != Desired::Removed);
-    let [alone] = &own[..] else { return Ok(false) };
-    let Some(node) = NodeRow::by_id(connection, alone.node_id)? else { return Ok(false) };
     let spec = &workload.spec;
-    let leaves = moves(workload, alone) && !stops_first(spec) && moves_off(spec, &node);
-    let outdated = !serves(&alone.container, spec, &node) && waits_its_turn(workload, alone, &node);
+    let losses = volumes::losses(connection, spec)?;
+    let (mut own, mut going) = (Vec::new(), 0);
+    for instance in InstanceRow::of_workload(connection, workload.id)? {
+        if instance.ordinal != ordinal {
+            continue;
+        }
+        let Some(node) = NodeRow::by_id(connection, instance.node_id)? else { return Ok(false) };
+        match instance.desired {
+            Desired::Removed => going += usize::from(!losses.give_up(&node)),
+            _ => own.push((instance, node)),
+        }
+    }
+    let (alone, node) = match &own[..] {
+        [] => return Ok(going == 0),
+        [(alone, node)] => (alone, node),
+        _ => return Ok(false),
+    };
+    let leaves = moves(workload, alone) && (losses.give_up(node) || (!stops_first(spec) && moves_off(spec, node)));
+    let outdated = !serves(&alone.container, spec, node) && waits_its_turn(workload, alone, node);
     Ok(leaves || (outdated && starts_first(spec)))
 }
 

@@ -21,6 +21,8 @@ pub enum Followed {
     Nodes,
     /// `node_settings`.
     NodeSettings,
+    /// `node_health`.
+    NodeHealth,
     /// `gpus`.
     Gpus,
     /// `workloads`.
@@ -34,8 +36,16 @@ pub enum Followed {
 }
 
 impl Followed {
-    const ALL: [Self; 7] =
-        [Self::Nodes, Self::NodeSettings, Self::Gpus, Self::Workloads, Self::Instances, Self::Volumes, Self::Placement];
+    const ALL: [Self; 8] = [
+        Self::Nodes,
+        Self::NodeSettings,
+        Self::NodeHealth,
+        Self::Gpus,
+        Self::Workloads,
+        Self::Instances,
+        Self::Volumes,
+        Self::Placement,
+    ];
 
     /// The table of that name; `None` when the scheduler does not depend on it.
     pub fn named(table: &str) -> Option<Self> {
@@ -46,6 +56,7 @@ impl Followed {
         match self {
             Self::Nodes => "nodes",
             Self::NodeSettings => "node_settings",
+            Self::NodeHealth => "node_health",
             Self::Gpus => "gpus",
             Self::Workloads => "workloads",
             Self::Instances => "instances",
@@ -80,7 +91,7 @@ impl Follower {
         let mut nodes = BTreeSet::new();
         for (table, row) in written {
             match table {
-                Followed::Nodes | Followed::NodeSettings | Followed::Gpus => {
+                Followed::Nodes | Followed::NodeSettings | Followed::NodeHealth | Followed::Gpus => {
                     match node_of(connection, *table, *row)? {
                         Some(node) => drop(nodes.insert(node)),
                         // What users said of some node or card is said no more, and nobody knows which.

@@ -9,6 +9,7 @@ mod follow;
 mod gpus;
 mod migrate;
 mod names;
+mod node_health;
 mod nodes;
 mod query;
 mod registries;

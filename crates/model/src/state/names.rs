@@ -68,6 +68,6 @@ fn named(row: &InstanceRow) -> Option<NamedInstance> {
         address: *address,
         address6: *address6,
         networks: NetworkName::of(row.container.deployment.as_ref(), &row.container.networks),
-        serves: runs && healthy && row.desired == Desired::Running,
+        serves: runs && healthy && !row.lost && row.desired == Desired::Running,
     })
 }

@@ -37,6 +37,9 @@ impl InstanceView {
 
     /// Where it stands; what no node has reported on is merely assigned.
     pub fn state(&self) -> InstanceState {
+        if self.row.lost {
+            return InstanceState::Unknown;
+        }
         self.row.report.as_ref().and_then(|report| report.state.clone()).unwrap_or(InstanceState::Assigned)
     }
 }
@@ -56,7 +59,8 @@ impl WorkloadView {
         self.instances.iter().filter(|i| matches!(i.state(), InstanceState::Running { .. })).count()
     }
 
-    /// One word for the whole: `running`, `stopped`, `finished`, `pending`, `starting`, `stopping`, `back_off`, `removing`.
+    /// One word for the whole: `running`, `stopped`, `finished`, `pending`, `starting`, `stopping`, `back_off`, `unknown`,
+    /// `removing`.
     pub fn status(&self) -> &'static str {
         let any = |word: &str| self.instances.iter().any(|i| i.state().as_str() == word);
         let live = self.instances.iter().filter(|i| i.row.desired != Desired::Removed).count();
@@ -70,6 +74,9 @@ impl WorkloadView {
             Desired::Running if any("back_off") => "back_off",
             Desired::Running if live < self.row.spec.replicas as usize || any("assigned") || any("starting") => {
                 "starting"
+            }
+            Desired::Running if self.instances.iter().any(|i| i.row.lost && i.row.desired != Desired::Removed) => {
+                "unknown"
             }
             Desired::Running if live == 0 => "stopped",
             Desired::Running if any("stopping") || any("stopped") => "stopping",

@@ -1,6 +1,6 @@
 //! Commands on volumes, who uses which, and what a node has of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::Connection;
 
@@ -13,9 +13,21 @@ use crate::{
     ids::NodeId,
     instance::{ContainerOrder, Desired},
     name::Name,
+    schedule::Losses,
     volume::{MAX_VOLUMES, VolumeOptions, VolumeOrder},
     workload::{Mount, WorkloadSpec},
 };
+
+/// What becomes of the instances of `spec` whose node is lost.
+pub(super) fn losses(connection: &Connection, spec: &WorkloadSpec) -> rusqlite::Result<Losses> {
+    let mut remote = BTreeSet::new();
+    for volume in spec.mounts.iter().filter_map(Mount::volume) {
+        if VolumeRow::named(connection, &volume.name)?.is_some_and(|row| row.options.is_remote()) {
+            remote.insert(&volume.name);
+        }
+    }
+    Ok(Losses::of(spec, |volume| !remote.contains(volume)))
+}
 
 /// A volume on its way into the state.
 pub(super) struct NewVolume<'a> {

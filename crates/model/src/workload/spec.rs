@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    HealthCheck, Mount, NetworkName, PlacementSpec, PortSpec, ProcessSpec, RestartPolicy, UpdateSpec, is_default,
+    HealthCheck, Mount, NetworkName, OnNodeLoss, PlacementSpec, PortSpec, ProcessSpec, RestartPolicy, UpdateSpec,
+    is_default,
 };
 use crate::{gpu::GpuRequest, image::ImageRef, invalid::Invalid, name::Name, pull::PullPolicy, secret::SecretMount};
 
@@ -174,6 +175,14 @@ pub struct WorkloadSpec {
     /// Where instances may be, where they should be, and what they may push aside.
     #[serde(default, skip_serializing_if = "is_default")]
     pub placement: PlacementSpec,
+    /// What becomes of instances whose node is lost: `reschedule` or `wait`. Default: `wait` for what writes to a volume or a
+    /// folder of its node, `reschedule` for the rest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_node_loss: Option<OnNodeLoss>,
+    /// Never two of an instance at a time, not even for a moment: updates and moves stop the one before they start the other, and a
+    /// node that is cut off stops its own before another starts elsewhere.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub exclusive: bool,
 }
 
 fn one() -> u32 {
@@ -222,6 +231,8 @@ impl WorkloadSpec {
             gpus: None,
             update: UpdateSpec::default(),
             placement: PlacementSpec::default(),
+            on_node_loss: None,
+            exclusive: false,
         }
     }
 

@@ -8,7 +8,7 @@ use super::oracle::{assert_moved, could_take};
 use crate::{
     gpu::{Gpu, made},
     instance::{Desired, NetworkOrder},
-    node::Inventory,
+    node::{Inventory, NodeHealth},
     schedule::Plan,
     state::{
         Command, InstanceRow, NodeRow, PowerAction, PutMode, VolumeRow, WorkloadRow, query_snapshot,
@@ -16,8 +16,8 @@ use crate::{
     },
     volume::VolumeOptions,
     workload::{
-        Mount, NetworkMode, PlacementSpec, PortSpec, Protocol, Resources, TmpfsMount, UpdateOrder, UpdateSpec,
-        WorkloadKind, WorkloadSpec,
+        Mount, NetworkMode, OnNodeLoss, PlacementSpec, PortSpec, Protocol, Resources, TmpfsMount, UpdateOrder,
+        UpdateSpec, WorkloadKind, WorkloadSpec,
     },
 };
 
@@ -25,6 +25,16 @@ const NODES: [&str; 3] = ["one", "two", "six"];
 const NAMES: [&str; 4] = ["aaa", "bbb", "ccc", "ddd"];
 /// Volumes; whoever makes the last one by hand says that it lies on a server.
 const VOLUMES: [&str; 4] = ["data", "logs", "site", "nas"];
+
+/// What the leader may say of a node.
+const HEALTHS: [NodeHealth; 6] = [
+    NodeHealth::Ready,
+    NodeHealth::Ready,
+    NodeHealth::Away,
+    NodeHealth::Unreachable,
+    NodeHealth::Down,
+    NodeHealth::Fenced,
+];
 
 /// Something that can happen to a cluster.
 #[derive(Debug, Clone)]
@@ -40,6 +50,8 @@ enum Happening {
     Configure(&'static str, &'static str),
     /// A user says something of the whole cluster.
     ConfigurePlacement(&'static str),
+    /// The leader says whether it hears of a node.
+    Hear(&'static str, NodeHealth),
     /// The scheduler looks at the state, and commits later.
     Think,
     /// The oldest thought is committed.
@@ -188,10 +200,11 @@ fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
             prop::sample::select(&[None, None, Some(1_000), Some(2_500)][..]),
             prop_oneof![6 => Just(WorkloadKind::Service), 1 => Just(WorkloadKind::Job)],
             an_update(),
+            prop_oneof![4 => Just((None, false)), 1 => Just((Some(OnNodeLoss::Wait), false)), 1 => Just((Some(OnNodeLoss::Reschedule), true))],
         ),
     )
         .prop_map(
-            |(name, image, replicas, ports, network, memory_bytes, node, mounts, (wishes, gpus, cpu, kind, update))| {
+            |(name, image, replicas, ports, network, memory_bytes, node, mounts, (wishes, gpus, cpu, kind, update, loss))| {
                 let placement: PlacementSpec = serde_json::from_str(wishes).unwrap();
                 let mut spec = WorkloadSpec {
                     replicas,
@@ -199,6 +212,8 @@ fn a_spec() -> impl Strategy<Value = WorkloadSpec> {
                     placement,
                     kind,
                     update,
+                    on_node_loss: loss.0,
+                    exclusive: loss.1,
                     gpus: gpus.map(|gpus| gpus.parse().unwrap()),
                     resources: Resources {
                         memory_bytes,
@@ -246,6 +261,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         4 => (prop::sample::select(&NODES[..]), prop::sample::select(&SAID[..]))
             .prop_map(|(node, said)| Happening::Configure(node, said)),
         1 => prop::sample::select(&POLICIES[..]).prop_map(Happening::ConfigurePlacement),
+        3 => (prop::sample::select(&NODES[..]), prop::sample::select(&HEALTHS[..]))
+            .prop_map(|(node, health)| Happening::Hear(node, health)),
         4 => Just(Happening::Think),
         4 => Just(Happening::Commit),
         4 => (prop::sample::select(&NODES[..]), outcome, any::<u8>())
@@ -289,6 +306,7 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
             let changes = serde_json::from_str(said).unwrap();
             drop(cluster.try_apply(Command::ConfigurePlacement { changes, at_ms }));
         }
+        Happening::Hear(node, health) => cluster.hear(node, health),
         Happening::Think => thoughts.push(cluster.think()),
         Happening::Commit if thoughts.is_empty() => {}
         Happening::Commit => drop(cluster.commit(thoughts.remove(0))),
@@ -409,6 +427,9 @@ proptest! {
         let mut thoughts = Vec::new();
         for happening in past {
             happen(&mut cluster, &mut thoughts, happening);
+        }
+        for node in NODES {
+            cluster.hear(node, NodeHealth::Ready);
         }
         // What was thought long ago arrives at last.
         for late in thoughts {

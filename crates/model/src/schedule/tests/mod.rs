@@ -2,6 +2,7 @@
 
 mod convergence;
 mod draining;
+mod losing;
 mod oracle;
 mod placing;
 mod preempting;

@@ -31,6 +31,8 @@ pub struct InstanceRow {
     pub report: Option<InstanceReport>,
     /// When it was placed.
     pub created_at_ms: i64,
+    /// Whether its node is lost: what it reported last says nothing of now.
+    pub lost: bool,
 }
 
 /// The part of a [`ContainerOrder`] that others cannot have meanwhile.
@@ -45,7 +47,7 @@ pub struct Holding {
     pub gpus: Vec<GpuHold>,
 }
 
-const COLUMNS: &str = "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms";
+const COLUMNS: &str = "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms, lost";
 
 impl InstanceRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -59,6 +61,7 @@ impl InstanceRow {
             container: from_json(row.get_ref(6)?.as_str()?)?,
             report: row.get_ref(7)?.as_str_or_null()?.map(from_json).transpose()?,
             created_at_ms: row.get(8)?,
+            lost: row.get(9)?,
         })
     }
 
@@ -132,6 +135,14 @@ impl InstanceRow {
                 self.created_at_ms
             ])?;
         Ok(inserted > 0)
+    }
+
+    /// Says of all instances on a node whether that is lost.
+    pub fn set_lost(connection: &Connection, node: NodeId, lost: bool) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE instances SET lost = ?2 WHERE node_id = ?1 AND lost <> ?2")?
+            .execute(params![node, lost])?;
+        Ok(())
     }
 
     /// Changes the order.

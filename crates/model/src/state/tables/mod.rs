@@ -33,7 +33,7 @@ use std::str::FromStr;
 use rusqlite::{Row, types::FromSqlError};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{instance::Desired, invalid::Invalid, name::Name};
+use crate::{instance::Desired, invalid::Invalid, name::Name, node::NodeHealth};
 
 fn to_json<T: Serialize>(value: &T) -> rusqlite::Result<String> {
     serde_json::to_string(value).map_err(|e| rusqlite::Error::ToSqlConversionFailure(Box::new(e)))
@@ -60,6 +60,20 @@ fn text<T: FromStr<Err = Invalid>>(row: &Row<'_>, column: usize) -> rusqlite::Re
 impl rusqlite::types::ToSql for Desired {
     fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
         Ok(self.as_str().into())
+    }
+}
+
+impl rusqlite::types::ToSql for NodeHealth {
+    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
+        Ok(self.as_str().into())
+    }
+}
+
+impl rusqlite::types::FromSql for NodeHealth {
+    fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
+        let all = [Self::Ready, Self::Away, Self::Unreachable, Self::Down, Self::Fenced];
+        let text = value.as_str()?;
+        all.into_iter().find(|health| health.as_str() == text).ok_or(FromSqlError::InvalidType)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     gpu::GpuSettingsOf,
     ids::NodeId,
     name::Name,
-    node::{Inventory, NodeSettings},
+    node::{Availability, Inventory, NodeHealth, NodeSettings},
 };
 
 /// One row of `nodes`.
@@ -31,12 +31,17 @@ pub struct NodeRow {
     pub gpus: GpuSettingsOf,
     /// What users say of it; no part of what [`Self::save`] writes.
     pub settings: NodeSettings,
+    /// Whether the others hear of it; no part of what [`Self::save`] writes.
+    pub health: NodeHealth,
+    /// Since when, in milliseconds since 1970; `None`: since it is known.
+    pub health_since_ms: Option<i64>,
 }
 
 const SELECT: &str = "SELECT id, name, labels, inventory, registered_at_ms, assignments_generation, (
         SELECT json_group_object(gpu, json_object('policy', policy, 'cordoned', json(iif(cordoned, 'true', 'false'))))
         FROM gpus WHERE gpus.node_id = id
-    ), settings FROM nodes LEFT JOIN node_settings ON node_settings.node_id = id";
+    ), settings, health, since_ms FROM nodes
+    LEFT JOIN node_settings ON node_settings.node_id = id LEFT JOIN node_health ON node_health.node_id = id";
 
 impl NodeRow {
     /// What it draws in watts: what its cards measure and what users say of the rest; where no card tells, what users say of all.
@@ -57,7 +62,20 @@ impl NodeRow {
             assignments_generation: row.get(5)?,
             gpus: from_json(row.get_ref(6)?.as_str()?)?,
             settings: row.get_ref(7)?.as_str_or_null()?.map(from_json).transpose()?.unwrap_or_default(),
+            health: row.get::<_, Option<NodeHealth>>(8)?.unwrap_or_default(),
+            health_since_ms: row.get(9)?,
         })
+    }
+
+    /// Where it stands, in one word: `away`, `unreachable` or `down` when it is not heard of, else what its users say: `ready`,
+    /// `cordoned` or `draining`.
+    pub fn state(&self) -> &'static str {
+        match (self.health, self.settings.availability) {
+            (NodeHealth::Ready, Availability::Active) => "ready",
+            (NodeHealth::Ready, other) => other.as_str(),
+            (NodeHealth::Fenced, _) => NodeHealth::Down.as_str(),
+            (other, _) => other.as_str(),
+        }
     }
 
     /// Every node, by name.
@@ -68,6 +86,14 @@ impl NodeRow {
     /// The node of that id.
     pub fn by_id(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<Self>> {
         connection.prepare_cached(&format!("{SELECT} WHERE id = ?1"))?.query_row([id], Self::read).optional()
+    }
+
+    /// Every node, by what the others hear of it.
+    pub fn healths(connection: &Connection) -> rusqlite::Result<BTreeMap<NodeId, NodeHealth>> {
+        connection
+            .prepare_cached("SELECT id, health FROM nodes LEFT JOIN node_health ON node_id = id")?
+            .query_map([], |row| Ok((row.get(0)?, row.get::<_, Option<NodeHealth>>(1)?.unwrap_or_default())))?
+            .collect()
     }
 
     /// Id of the node of that name.
@@ -105,6 +131,17 @@ impl NodeRow {
                  ON CONFLICT (node_id) DO UPDATE SET settings = ?2",
             )?
             .execute(params![id, to_json(settings)?])?;
+        Ok(())
+    }
+
+    /// Writes whether the others hear of it.
+    pub fn save_health(connection: &Connection, id: NodeId, health: NodeHealth, since_ms: i64) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached(
+                "INSERT INTO node_health (node_id, health, since_ms) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (node_id) DO UPDATE SET health = ?2, since_ms = ?3",
+            )?
+            .execute(params![id, health, since_ms])?;
         Ok(())
     }
 

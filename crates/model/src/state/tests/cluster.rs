@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{Assignment, Desired, Exit, InstanceReport, InstanceState, NetworkOrder},
-    node::Inventory,
+    node::{Inventory, NodeHealth},
     schedule::{Change, Plan, Scheduler, Snapshot, plan, starts_first},
     state::{
         Applied, Command, InstanceRow, NodeRow, Placement, PowerAction, PutMode, RefusalKind, Reply, WorkloadRow,
@@ -134,7 +134,7 @@ impl Cluster {
         let index = self.history.len() as u64 + 1;
         let before = self.connection.total_changes();
         let applied = apply(&self.connection, index, &command).unwrap();
-        self.configured |= matches!(command, Command::ConfigureNode { .. });
+        self.configured |= matches!(command, Command::ConfigureNode { .. } | Command::NoteNodes { .. });
         if let (Command::CommitPlan { placements, .. }, Ok(_)) = (&command, &applied) {
             self.assert_not_overbooked(placements);
         }
@@ -196,6 +196,12 @@ impl Cluster {
         let command = self.put_command(spec, PutMode::Replace { if_generation: None });
         let Reply::Workload(row) = self.apply(command) else { panic!("no workload was answered") };
         *row
+    }
+
+    /// The leader says whether it hears of a node.
+    pub(crate) fn hear(&mut self, name: &str, health: NodeHealth) {
+        let at_ms = self.now_ms();
+        self.apply(Command::NoteNodes { nodes: vec![(node_id(name), health)], at_ms });
     }
 
     pub(crate) fn power(&mut self, name: &str, action: PowerAction) -> WorkloadRow {
@@ -364,6 +370,9 @@ impl Cluster {
                 let count = live.entry(copy).or_insert(0);
                 *count += 1;
                 assert!(*count <= 2, "an ordinal has more than one successor");
+                let exclusive = workload.is_some_and(|workload| workload.spec.exclusive);
+                // One of an older specification may not know yet that it is exclusive.
+                assert!(*count == 1 || !exclusive || !instance.container.exclusive, "what is exclusive exists twice");
             }
             for hold in &instance.container.gpus {
                 let card = cards.entry((instance.node_id, hold.gpu.clone())).or_insert((0, 0));

@@ -6,7 +6,7 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 20] = [
+const STORY: [&str; 21] = [
     "claim_subnet",
     "register_node",
     "configure_gpu",
@@ -19,6 +19,7 @@ const STORY: [&str; 20] = [
     "report_instances",
     "configure_node",
     "configure_placement",
+    "note_nodes",
     "label_workload",
     "power_workload",
     "roll_back_workload",

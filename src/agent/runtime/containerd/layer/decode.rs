@@ -116,14 +116,9 @@ impl<R: BufRead> Decoded<R> {
         Ok(Self { inner, digest: Sha256::new() })
     }
 
-    /// Digest of all that was read, and the source.
-    pub(super) fn finish(self) -> (String, R) {
-        let source = match self.inner {
-            Compression::None(source) => source,
-            Compression::Gzip(decoder) => decoder.into_inner(),
-            Compression::Zstd(decoder) => decoder.finish(),
-        };
-        (format!("sha256:{}", hex::encode(self.digest.finalize())), source)
+    /// Digest of all that was read.
+    pub(super) fn digest(self) -> String {
+        format!("sha256:{}", hex::encode(self.digest.finalize()))
     }
 
     /// The source.

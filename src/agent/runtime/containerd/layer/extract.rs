@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashSet},
     ffi::OsStr,
-    io::{self, BufReader, Read},
+    io::{self, Read},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -17,16 +17,11 @@ use rustix::{
 };
 use tar::EntryType;
 
-use super::{
-    Fault, OPAQUE, OVERLAY_ATTRIBUTES,
-    decode::{Decoded, Incoming},
-};
+use super::{Fault, OPAQUE, OVERLAY_ATTRIBUTES, ahead::Ahead, decode::Incoming};
 use crate::agent::tree::{
     self, Attribute, Devices, Existing, Links, Made, Member, Members, Owner, Parents, Policy, Tree, Zeros, from_root,
 };
 
-/// Bytes read at once.
-const PIECE_BYTES: usize = 256 << 10;
 /// How a name begins that hides one of a layer below.
 const WHITEOUT: &[u8] = b".wh.";
 /// A name that hides everything of its directory in the layers below.
@@ -68,25 +63,23 @@ pub(in super::super) struct Extracted {
 
 /// Writes a layer below `root`, an empty directory that nobody else writes into. Blocks.
 pub(in super::super) fn extract(blob: Incoming, root: &Path, place: Place) -> Result<Extracted, Fault> {
-    let decoded = Decoded::new(blob).map_err(|_| Fault::CutOff)?;
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let root = openat(CWD, root, flags, Mode::empty()).map_err(|error| Fault::Disk(error.into()))?;
-    let mut members = Members::new(BufReader::with_capacity(PIECE_BYTES, decoded));
+    let mut members = Members::new(Ahead::start(blob).map_err(Fault::Disk)?);
     let tree = Tree::new(root.as_fd(), POLICY)?;
     let mut layer = Layer { tree, place, describes_root: false, hides_all: false, hidden: HashSet::new() };
     let written = layer.take(&mut members);
     let mut rest = members.into_source();
-    if rest.get_ref().source().was_cut_off() {
+    if rest.was_cut_off() {
         return Err(Fault::CutOff);
     }
     written?;
     // What follows the last file belongs to the digest too.
     if let Err(error) = io::copy(&mut rest, &mut io::sink()) {
-        let cut_off = rest.get_ref().source().was_cut_off();
-        return Err(if cut_off { Fault::CutOff } else { tree::Fault::Unreadable(error).into() });
+        return Err(if rest.was_cut_off() { Fault::CutOff } else { tree::Fault::Unreadable(error).into() });
     }
     let (_, implied) = layer.tree.finish()?;
-    let (diff_id, _) = rest.into_inner().finish();
+    let diff_id = rest.digest().ok_or(Fault::CutOff)?;
     Ok(Extracted { diff_id, implied, describes_root: layer.describes_root, hides_all: layer.hides_all })
 }
 

@@ -7,6 +7,7 @@
 
 use std::io;
 
+mod ahead;
 mod decode;
 mod extract;
 mod merge;

@@ -1,0 +1,205 @@
+//! Says which nodes are heard of, and which are lost. Only the leader knows, because it asks all members all the time.
+//!
+//! What is said goes through the log only when it changes. Silence counts by this machine's own steady clock; nobody's wall clock
+//! takes part, so clocks that differ change nothing.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use toft_model::{
+    ids::NodeId,
+    node::NodeHealth,
+    state::{Command, NodeRow},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    consensus::{
+        Handle,
+        types::{MemberId, Role},
+    },
+    control::ops::now_ms,
+    observe::chain,
+};
+
+/// Time between two looks of the leader.
+const PERIOD: Duration = Duration::from_millis(100);
+/// The same of others, who only remember whom they heard.
+const PERIOD_OF_OTHERS: Duration = Duration::from_millis(500);
+/// Silence after which a node gets nothing new. Members are asked five times a second.
+const UNREACHABLE: Duration = Duration::from_millis(1_500);
+/// Silence after which a node is lost.
+const DOWN: Duration = Duration::from_millis(2_500);
+/// The same for one that said it would be back.
+const AWAY: Duration = Duration::from_secs(60);
+/// Silence after which what is exclusive has stopped on a node that was only cut off: its lease, the time it takes to stop, and
+/// something for clocks that run at different speeds.
+pub const FENCED: Duration = Duration::from_secs(18);
+
+/// What follows from how long a node has been silent. `leads`: how long this member has led; before, it did not ask.
+fn judge(known: NodeHealth, silence: Duration, leads: Duration) -> NodeHealth {
+    // It was asked, and answered.
+    let answered = silence < leads;
+    match known {
+        NodeHealth::Away if silence >= AWAY => NodeHealth::Down,
+        // It says itself when it is back.
+        NodeHealth::Away => NodeHealth::Away,
+        _ if answered && silence < UNREACHABLE => NodeHealth::Ready,
+        NodeHealth::Fenced => NodeHealth::Fenced,
+        NodeHealth::Down | NodeHealth::Unreachable | NodeHealth::Ready => {
+            // What was granted under another leader ends after what this one began with.
+            if silence.min(leads) >= FENCED {
+                NodeHealth::Fenced
+            } else if silence >= DOWN || known == NodeHealth::Down {
+                NodeHealth::Down
+            } else if silence >= UNREACHABLE || known == NodeHealth::Unreachable {
+                NodeHealth::Unreachable
+            } else {
+                NodeHealth::Ready
+            }
+        }
+    }
+}
+
+/// What one lead knows.
+struct Lead {
+    since: Instant,
+    /// The one who led before, and when it was heard of last: its silence began before this lead.
+    before: Option<(MemberId, Instant)>,
+    known: BTreeMap<NodeId, NodeHealth>,
+    /// Index of the newest command that may have changed it.
+    known_at: Option<u64>,
+}
+
+impl Lead {
+    /// How long a member has been silent: since it answered, since this member asks, or since it led.
+    fn silence(&self, state: &Handle, id: MemberId) -> Duration {
+        let (silence, leads) = (state.silence(id), self.since.elapsed());
+        match self.before {
+            _ if silence < leads => silence,
+            Some((before, heard)) if before == id => heard.elapsed(),
+            _ => leads,
+        }
+    }
+
+    /// What is news.
+    fn news(&self, state: &Handle) -> Vec<(NodeId, NodeHealth)> {
+        let status = state.status();
+        let judged = status.members.iter().filter(|member| member.member.role == Role::Server).filter_map(|member| {
+            let node = member.member.node_id;
+            let known = *self.known.get(&node)?;
+            let now = match member.id == status.identity.member_id {
+                true => NodeHealth::Ready,
+                false => judge(known, self.silence(state, member.id), self.since.elapsed()),
+            };
+            (now != known).then_some((node, now))
+        });
+        judged.collect()
+    }
+}
+
+/// Runs until `cancel`.
+pub async fn run(state: Handle, cancel: CancellationToken) {
+    let mut lead: Option<Lead> = None;
+    let mut leader: Option<(MemberId, Instant)> = None;
+    let mut applied = state.watch_schedule();
+    loop {
+        let wait = async {
+            // A node that stands alone has nobody to hear of, and is not woken for it.
+            if state.status().members.len() < 2 {
+                drop(applied.changed().await);
+            }
+            tokio::time::sleep(if lead.is_some() { PERIOD } else { PERIOD_OF_OTHERS }).await;
+        };
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = wait => {}
+        }
+        if !state.leads() {
+            lead = None;
+            let now = state.status().leader;
+            if let (Some(id), Some(heard)) = (now, state.leader_heard().await) {
+                leader = Some((id, heard.into_std()));
+            }
+            continue;
+        }
+        let now = match lead.take() {
+            Some(lead) => lead,
+            None => Lead { since: Instant::now(), before: leader.take(), known: BTreeMap::new(), known_at: None },
+        };
+        let index = *applied.borrow_and_update();
+        lead = Some(round(&state, now, index).await);
+    }
+}
+
+/// Looks once.
+async fn round(state: &Handle, mut lead: Lead, index: u64) -> Lead {
+    if lead.known_at != Some(index) {
+        match state.read(NodeRow::healths).await {
+            Ok(known) => (lead.known, lead.known_at) = (known, Some(index)),
+            Err(error) => {
+                tracing::error!(error = chain(&error), "what is known of the nodes could not be read");
+                return lead;
+            }
+        }
+    }
+    let nodes = lead.news(state);
+    if nodes.is_empty() {
+        return lead;
+    }
+    if let Err(error) = state.propose(Command::NoteNodes { nodes, at_ms: now_ms() }).await {
+        tracing::warn!(
+            error = chain(&error),
+            "which nodes are heard of could not be written down and will be tried again"
+        );
+    }
+    lead
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: fn(f64) -> Duration = Duration::from_secs_f64;
+
+    #[track_caller]
+    fn check(known: NodeHealth, silence: f64, leads: f64, expected: NodeHealth) {
+        assert_eq!(judge(known, S(silence), S(leads)), expected);
+    }
+
+    #[test]
+    fn silence_makes_a_node_unreachable_then_down_then_fenced_and_an_answer_ready() {
+        use NodeHealth::{Down, Fenced, Ready, Unreachable};
+        check(Ready, 1.4, 100.0, Ready);
+        check(Ready, 1.6, 100.0, Unreachable);
+        check(Unreachable, 2.6, 100.0, Down);
+        check(Ready, 2.6, 100.0, Down);
+        check(Down, 17.9, 100.0, Down);
+        check(Down, 18.1, 100.0, Fenced);
+        for known in [Unreachable, Down, Fenced] {
+            check(known, 0.1, 100.0, Ready);
+        }
+    }
+
+    #[test]
+    fn a_new_leader_believes_what_is_known_until_it_asked() {
+        use NodeHealth::{Down, Fenced, Ready, Unreachable};
+        for known in [Ready, Unreachable, Down, Fenced] {
+            check(known, 0.5, 0.5, known);
+        }
+        // The one before has been silent for longer; the leases it granted, nobody knows.
+        check(Ready, 2.6, 1.0, Down);
+        check(Down, 30.0, 17.0, Down);
+        check(Down, 30.0, 18.0, Fenced);
+    }
+
+    #[test]
+    fn who_said_that_it_comes_back_is_waited_for() {
+        use NodeHealth::{Away, Down};
+        check(Away, 0.1, 100.0, Away);
+        check(Away, 59.0, 100.0, Away);
+        check(Away, 60.0, 100.0, Down);
+    }
+}
