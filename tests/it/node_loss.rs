@@ -65,7 +65,7 @@ fn a_node_that_dies_is_down_soon_and_its_service_runs_elsewhere_until_it_returns
     let waits = seen.toft(&["run", "-n", "pinned", "--node", &name, "--no-wait", "toft/demo"]);
     assert_eq!(waits.code, 0, "{}", waits.err);
     wait_until("it says why", || {
-        seen.json("inspect pinned --json")["pending"].as_str()?.contains(&format!("{name}: it is down")).then_some(())
+        seen.json("inspect pinned")["pending"].as_str()?.contains(&format!("{name}: it is down")).then_some(())
     });
 
     // Its container went on all the time. It hears that it was given to another, and lets it go.
