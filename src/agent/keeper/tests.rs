@@ -372,7 +372,7 @@ fn what_is_exclusive_runs_only_while_the_node_is_heard_of() {
     let mut keeper = Keeper::new(Remembered { run: 3, set: Some(exclusive(5)), outcomes: Default::default() });
     keeper.lease_is(Lease::Awaited, 5);
     keeper.runtime_is(true);
-    keeper.compare([(ID, TaskState::None)], 10);
+    keeper.compare([], 10);
     keeper.take_orders(exclusive(6), true, 15);
     assert!(!works(&keeper.take_effects()).iter().any(|work| matches!(work, Work::Start { .. })));
     keeper.lease_is(Lease::Held, 20);
