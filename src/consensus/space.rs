@@ -95,6 +95,7 @@ fn grows(command: &Command) -> bool {
         | Command::RemoveVolume { .. }
         | Command::ForgetVolumes { .. }
         | Command::ConfigureNode { .. }
-        | Command::ConfigurePlacement { .. } => false,
+        | Command::ConfigurePlacement { .. }
+        | Command::MoveInstances { .. } => false,
     }
 }

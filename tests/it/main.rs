@@ -41,6 +41,7 @@ mod names;
 mod network;
 mod placement;
 mod process;
+mod rebalance;
 mod reboot;
 mod registries;
 mod rest_api;

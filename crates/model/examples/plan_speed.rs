@@ -147,6 +147,7 @@ fn minter() -> impl FnMut() -> InstanceId {
 /// The rows that the plan makes, as their nodes would report them.
 fn rows(plan: Plan) -> impl Iterator<Item = InstanceRow> {
     plan.placements.into_iter().map(|placed| InstanceRow {
+        moves_to: None,
         id: placed.instance_id,
         workload_id: placed.workload_id,
         ordinal: placed.ordinal,

@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::{
     command::{InstanceChange, Placement, Preemption},
+    move_orders,
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, placement_settings},
     volumes,
 };
@@ -97,7 +98,7 @@ impl<'a> PlanCommit<'a> {
             && placement_spec.max_per_node.is_none_or(|most| claims.copies(workload.id) < most);
         if !current
             || claims.conflict(&placement.container, node, self.settings.capacity(node))
-            || !has_room(connection, workload, placement.ordinal)?
+            || !has_room(connection, workload, placement.ordinal, placement.node_id)?
             || !volumes::can_be_on(connection, &placement.container, node.id)?
         {
             return Ok(false);
@@ -112,6 +113,7 @@ impl<'a> PlanCommit<'a> {
             container: placement.container.clone(),
             report: None,
             created_at_ms: self.at_ms,
+            moves_to: None,
         };
         if !row.insert(connection)? {
             return Ok(false);
@@ -197,6 +199,9 @@ impl<'a> PlanCommit<'a> {
         if row.desired == Desired::Removed || late || same {
             return Ok(());
         }
+        if change.desired == Desired::Removed {
+            move_orders::tell(self.connection, &row, self.at_ms)?;
+        }
         InstanceRow::set_order(self.connection, row.id, change.desired, change.epoch.max(row.epoch))?;
         self.touched.insert(row.node_id);
         Ok(())
@@ -232,9 +237,9 @@ fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeR
     Ok(Some((node, claims)))
 }
 
-/// Whether the workload can have one more instance of that ordinal: it has none, or one alone that waits for its successor,
-/// because it is to leave its node or was made from an older specification.
-fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32) -> rusqlite::Result<bool> {
+/// Whether the workload can have one more instance of that ordinal on node `to`: it has none, or one alone that waits for its
+/// successor, because it is to leave its node, was ordered there or was made from an older specification.
+fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32, to: NodeId) -> rusqlite::Result<bool> {
     if !InstanceRow::holds_ordinal(connection, workload.id, ordinal)? {
         return Ok(true);
     }
@@ -243,7 +248,9 @@ fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32) -> ru
     let [alone] = &own[..] else { return Ok(false) };
     let Some(node) = NodeRow::by_id(connection, alone.node_id)? else { return Ok(false) };
     let spec = &workload.spec;
-    let leaves = moves(workload, alone) && !stops_first(spec) && moves_off(spec, &node);
+    let leaves = moves(workload, alone)
+        && !stops_first(spec)
+        && (moves_off(spec, &node) || alone.moves_to.is_some_and(|order| order.node_id == to));
     let outdated = !serves(&alone.container, spec, &node) && waits_its_turn(workload, alone, &node);
     Ok(leaves || (outdated && starts_first(spec)))
 }
