@@ -92,10 +92,7 @@ fn instance(one: &InstanceVerdict) -> Line {
         one => reasons(&one.verdict),
     };
     if let (Some(better), false) = (&one.better, one.leaving || one.outdated) {
-        why.push(match one.moves_to {
-            Some(_) => format!("{better} would be taken now"),
-            None => format!("{better} would be taken now; `toft rebalance` tells whether a move is worth it"),
-        });
+        why.push(format!("{better} would be taken now; `toft rebalance` moves what runs"));
     }
     if let (Some(to), false) = (&one.moves_to, one.leaving) {
         why.push(format!("it is to be moved to {to}"));
@@ -303,8 +300,7 @@ the expression fails: it divides\u{fffd}[31m by zero
 
 INSTANCE   NODE      SCORE   WHY HERE
 web-0      attic    -105.0   fit +75.0, copies -200.0, image +20.0
-                             cellar would be taken now; `toft rebalance` tells whether a move is worth
-                               it
+                             cellar would be taken now; `toft rebalance` moves what runs
 web-1      cellar       no   it is stopping
 web-2      desk        0.0   it is of an earlier generation, and serves until its successor works
 

@@ -51,7 +51,7 @@ fn a_rebalance_does_what_it_showed_and_misses_no_copy() {
     a.good("cluster set placement.policy=spread");
     a.good("node cordon b");
     a.good("run -n web --replicas 4 --update-healthy 0s toft/demo");
-    a.good("run -n db --node a -v data:/data toft/demo");
+    a.good("run -n db -v data:/data toft/demo");
     wait_until("all on one", || (places(&b) == ["a"; 4]).then_some(()));
     assert!(a.good("rebalance --dry-run").contains("no instance would be better off"));
     a.good("node uncordon b");
