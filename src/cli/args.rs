@@ -27,6 +27,7 @@ use super::{
     node_args::NodeCommand,
     placement_args::{PlacementArgs, SET_HELP},
     process_args::{ProcessArgs, ResourceArgs},
+    rebalance_args::{REBALANCE_HELP, RebalanceArgs},
     registry_args::RegistryCommand,
     secret_args::SecretCommand,
     sim_args::{SIM_HELP, SimArgs},
@@ -138,6 +139,9 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show which instances would be better off on other nodes, ask, and move them
+    #[command(after_help = REBALANCE_HELP)]
+    Rebalance(RebalanceArgs),
     /// Nodes of the cluster
     Node {
         #[command(subcommand)]

@@ -92,7 +92,10 @@ fn instance(one: &InstanceVerdict) -> Line {
         one => reasons(&one.verdict),
     };
     if let (Some(better), false) = (&one.better, one.leaving || one.outdated) {
-        why.push(format!("{better} would be taken now; what runs is not moved"));
+        why.push(format!("{better} would be taken now; `toft rebalance` moves what runs"));
+    }
+    if let (Some(to), false) = (&one.moves_to, one.leaving) {
+        why.push(format!("it is to be moved to {to}"));
     }
     Line { cells: vec![one.instance.clone(), one.node.clone(), score(&one.verdict)], why }
 }
@@ -247,6 +250,7 @@ mod tests {
                     node: "attic".into(),
                     leaving: false,
                     outdated: false,
+                    moves_to: None,
                     verdict: verdict("attic", &[(Term::Fit, 75.0), (Term::Copies, -200.0), (Term::Image, 20.0), (Term::Cost, 0.0)]),
                     better: Some("cellar".into()),
                 },
@@ -255,6 +259,7 @@ mod tests {
                     node: "cellar".into(),
                     leaving: true,
                     outdated: false,
+                    moves_to: None,
                     verdict: refused("cellar", &[]),
                     better: None,
                 },
@@ -263,6 +268,7 @@ mod tests {
                     node: "desk".into(),
                     leaving: false,
                     outdated: true,
+                    moves_to: None,
                     verdict: verdict("desk", &[]),
                     better: Some("attic".into()),
                 },
@@ -294,7 +300,7 @@ the expression fails: it divides\u{fffd}[31m by zero
 
 INSTANCE   NODE      SCORE   WHY HERE
 web-0      attic    -105.0   fit +75.0, copies -200.0, image +20.0
-                             cellar would be taken now; what runs is not moved
+                             cellar would be taken now; `toft rebalance` moves what runs
 web-1      cellar       no   it is stopping
 web-2      desk        0.0   it is of an earlier generation, and serves until its successor works
 

@@ -36,6 +36,8 @@ mod process_args;
 mod progress;
 mod prompt;
 mod pull;
+mod rebalance;
+mod rebalance_args;
 mod registries;
 mod registry_args;
 mod restore;
@@ -153,6 +155,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             NodeCommand::Uncordon { names } => nodes::make(client, names, Availability::Active).await,
             NodeCommand::Drain(args) => nodes::drain(client, args).await,
         },
+        Command::Rebalance(args) => rebalance::rebalance(client, args).await,
         Command::Gpu { command } => gpus::gpu(client, command).await,
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,

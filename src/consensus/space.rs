@@ -96,6 +96,7 @@ fn grows(command: &Command) -> bool {
         | Command::ForgetVolumes { .. }
         | Command::ConfigureNode { .. }
         | Command::ConfigurePlacement { .. }
-        | Command::NoteNodes { .. } => false,
+        | Command::NoteNodes { .. }
+        | Command::MoveInstances { .. } => false,
     }
 }

@@ -26,7 +26,7 @@ pub fn join(toft: &mut Appliance, through: &Appliance, port: u16) {
 }
 
 /// Members called a, b and c, of which `a` founded the cluster.
-fn three(machine: &Arc<Machine>) -> [Appliance; 3] {
+pub fn three(machine: &Arc<Machine>) -> [Appliance; 3] {
     let mut a = prepare(machine, "a", 7501);
     a.up();
     let mut b = prepare(machine, "b", 7502);

@@ -42,6 +42,7 @@ mod network;
 mod node_loss;
 mod placement;
 mod process;
+mod rebalance;
 mod reboot;
 mod registries;
 mod rest_api;

@@ -150,6 +150,7 @@ fn minter() -> impl FnMut() -> InstanceId {
 fn rows(plan: Plan) -> impl Iterator<Item = InstanceRow> {
     plan.placements.into_iter().map(|placed| InstanceRow {
         lost: false,
+        moves_to: None,
         id: placed.instance_id,
         workload_id: placed.workload_id,
         ordinal: placed.ordinal,

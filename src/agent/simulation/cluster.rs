@@ -108,6 +108,10 @@ impl Cluster {
                 }
                 return;
             }
+            Command::MoveInstances { moves, .. } => {
+                self.left.extend(moves.iter().map(|one| one.from));
+                return;
+            }
             Command::PutWorkload { spec, .. } => {
                 let desired = match self.asked.get(&spec.name).map(|asked| asked.desired) {
                     Some(desired @ (Desired::Running | Desired::Stopped)) => desired,

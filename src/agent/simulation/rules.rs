@@ -34,6 +34,10 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
     if snapshot.workloads.len() > world.cluster.asked.len() {
         return Err("there is a workload that nobody asked for".into());
     }
+    let twins: BTreeSet<_> = snapshot.instances.iter().map(|row| (row.workload_id, row.ordinal)).collect();
+    if snapshot.instances.iter().any(|row| row.moves_to.is_some()) && twins.len() == snapshot.instances.len() {
+        return Err("an order to move has no end, although no successor is on its way".into());
+    }
     for row in &snapshot.instances {
         let machine = world.machines.iter().find(|machine| machine.id == row.node_id).ok_or("an unknown node")?;
         told_truly(row, machine)?;

@@ -2,8 +2,9 @@
 
 use toft_model::{
     ids::WorkloadId,
+    instance::Desired,
     node::{Availability, NodeChanges},
-    state::{Command, PowerAction, PutMode},
+    state::{Command, InstanceMove, PowerAction, PutMode, query_snapshot},
     workload::{HealthCheck, HealthTest, NetworkMode, PortSpec, Protocol, WorkloadKind, WorkloadSpec},
 };
 
@@ -51,6 +52,7 @@ impl World {
             (_, 59..=72) => Command::PowerWorkload { name, action: PowerAction::Start, at_ms },
             (_, 73..=84) => Command::PowerWorkload { name, action: PowerAction::Restart, at_ms },
             (_, 85..=92) => Command::RemoveWorkload { name, at_ms },
+            (_, 93..=95) => self.some_moves(),
             _ => {
                 let node = self.dice.number(0, 4);
                 let all = [Availability::Active, Availability::Active, Availability::Draining, Availability::Cordoned];
@@ -60,6 +62,23 @@ impl World {
             }
         };
         self.ask(number, command);
+    }
+
+    /// Some instances are to move, each to some node.
+    fn some_moves(&mut self) -> Command {
+        let snapshot = query_snapshot(&self.cluster.connection).unwrap();
+        let mut moves = Vec::new();
+        for instance in &snapshot.instances {
+            let workload = snapshot.workloads.iter().find(|workload| workload.id == instance.workload_id);
+            let number = self.dice.number(0, snapshot.nodes.len() as i64 - 1) as usize;
+            let Some((workload, node)) = workload.zip(snapshot.nodes.get(number)) else { continue };
+            let moves_now = instance.desired == Desired::Running && node.id != instance.node_id;
+            if moves_now && self.dice.chance(40) {
+                let (instance_id, generation) = (instance.id, workload.generation);
+                moves.push(InstanceMove { instance_id, generation, from: instance.node_id, to: node.id });
+            }
+        }
+        Command::MoveInstances { moves, at_ms: self.now }
     }
 
     fn put(&mut self, number: usize, spec: WorkloadSpec) -> Command {

@@ -360,6 +360,7 @@ impl World {
             pending: decided.pending,
             rollouts: decided.rollouts,
             preemptions: decided.preemptions,
+            unmoved: decided.unmoved,
             at_ms: self.now,
         });
         self.send(None, Event::Arrives { asker: Asker::Scheduler { thought }, command });

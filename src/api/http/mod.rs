@@ -19,6 +19,7 @@ mod kept;
 mod nodes;
 mod placement;
 mod query;
+mod rebalance;
 mod registries;
 mod secrets;
 pub mod serve;
@@ -94,6 +95,8 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(placement::remaining))
         .routes(routes!(placement::explain))
         .routes(routes!(placement::show, placement::change))
+        .routes(routes!(rebalance::remaining, rebalance::order, rebalance::stop))
+        .routes(routes!(rebalance::plan))
         .routes(routes!(events::list))
 }
 

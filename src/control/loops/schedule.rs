@@ -80,6 +80,7 @@ async fn round(state: &Handle, follower: &mut Option<Follower>) -> Result<Option
         pending: decided.pending,
         rollouts: decided.rollouts,
         preemptions: decided.preemptions,
+        unmoved: decided.unmoved,
         at_ms: now_ms(),
     };
     let reply = state.propose(command).await.map_err(|e| chain(&e))?;

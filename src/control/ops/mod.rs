@@ -12,6 +12,7 @@ pub mod images;
 pub mod logs;
 mod nodes;
 mod placement;
+mod rebalance;
 pub mod registries;
 mod secrets;
 pub mod usage;
@@ -20,6 +21,7 @@ mod volumes;
 pub mod wait;
 mod workloads;
 
+pub use rebalance::RebalancePlan;
 pub use volumes::{NewVolume, VolumeInfo};
 
 use std::sync::Arc;

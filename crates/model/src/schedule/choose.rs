@@ -1,5 +1,7 @@
 //! The best place for one instance.
 
+use std::cmp::Reverse;
+
 use minijinja::Expression;
 
 use super::{
@@ -8,6 +10,7 @@ use super::{
     filter::{Place, obstacles, order},
     index,
     obstacle::Obstacle,
+    policy::Term,
     score::{self, Field},
     snapshot::Snapshot,
 };
@@ -40,6 +43,45 @@ pub(super) fn choose(ask: Ask<'_>, ordinal: u32, board: &mut Board, expression: 
 
 fn now(board: &Board, nodes: impl Iterator<Item = usize>) -> impl Iterator<Item = Place<'_>> {
     nodes.map(|at| Place::now(board, at))
+}
+
+/// The order on one node as things are now, or what keeps the instance off it.
+pub(super) fn there(ask: Ask<'_>, board: &Board, at: usize) -> Result<ContainerOrder, Obstacle> {
+    let place = Place::now(board, at);
+    obstacles(ask, place, false).pop().map_or_else(|| order(ask, place), Err)
+}
+
+/// A better place for an instance than the one it has.
+pub(super) struct Better {
+    pub(super) at: usize,
+    pub(super) order: ContainerOrder,
+    /// How many points more, in millionths.
+    pub(super) gain: i64,
+}
+
+/// The best of all places but `home`, when it is better than that. The instance is not on the board; what it runs is at home
+/// all the same. Chance makes no place better.
+pub(super) fn better(
+    ask: Ask<'_>,
+    home: usize,
+    board: &mut Board,
+    expression: Option<&Expression<'_, '_>>,
+) -> Option<Better> {
+    let mut nodes = index::candidates(ask, board, expression).unwrap_or_else(|| (0..board.nodes.len()).collect());
+    if !nodes.contains(&home) {
+        nodes.push(home);
+    }
+    let board = &*board;
+    let feasible: Vec<Place<'_>> =
+        now(board, nodes.into_iter()).filter(|place| obstacles(ask, *place, false).is_empty()).collect();
+    let field = Field::of(ask, board, feasible.iter().copied());
+    let sum = |place: &Place<'_>| score::lasting(ask, *place, &field, expression);
+    let at_home = feasible.iter().find(|place| place.at == home)?;
+    let image = if board.has_image(home, ask.spec.image.as_str()) { 0 } else { score::whole(board, Term::Image) };
+    let others = feasible.iter().filter(|place| place.at != home).map(|place| (sum(place), place));
+    let (points, best) = others.min_by_key(|(sum, place)| (Reverse(*sum), place.claims.instances(), place.node.id))?;
+    let gain = points - sum(at_home) - image;
+    (gain > 0).then(|| order(ask, *best).ok().map(|order| Better { at: best.at, order, gain })).flatten()
 }
 
 /// The same among some nodes, each beside those who hold the claims.

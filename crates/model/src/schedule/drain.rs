@@ -82,27 +82,32 @@ fn told(snapshot: &Snapshot, workload: &WorkloadRow, instance: &InstanceRow) -> 
     if !moves(workload, instance) {
         return Some((RemainingState::Moving, "it is stopping".into()));
     }
+    let Some(why) = of_successor(snapshot, workload, instance) else {
+        return waits_for_its_turn(snapshot, workload, instance);
+    };
+    Some((RemainingState::Moving, why))
+}
+
+/// How far the successor is that an instance has on another node, if it has one.
+pub(super) fn of_successor(snapshot: &Snapshot, workload: &WorkloadRow, instance: &InstanceRow) -> Option<String> {
     let is_successor = |other: &&InstanceRow| {
         other.workload_id == workload.id
             && other.ordinal == instance.ordinal
             && other.node_id != instance.node_id
             && other.desired == Desired::Running
     };
-    let Some(successor) = snapshot.instances.iter().find(is_successor) else {
-        return waits_for_its_turn(snapshot, workload, instance);
-    };
+    let successor = snapshot.instances.iter().find(is_successor)?;
     let there = snapshot
         .nodes
         .iter()
         .find(|node| node.id == successor.node_id)
         .map_or("another node", |node| node.name.as_str());
-    let why = match successor.report.as_ref().and_then(|report| report.state.as_ref()) {
+    Some(match successor.report.as_ref().and_then(|report| report.state.as_ref()) {
         _ if is_up(&workload.spec, successor) => format!("its successor runs on {there}"),
         Some(InstanceState::BackOff { reason, .. }) => format!("its successor on {there} does not run: {reason}"),
         Some(InstanceState::Running { .. }) => format!("its successor on {there} is not healthy yet"),
         _ => format!("its successor starts on {there}"),
-    };
-    Some((RemainingState::Moving, why))
+    })
 }
 
 /// What an instance of an earlier specification waits for.

@@ -67,6 +67,9 @@ pub struct InstanceVerdict {
     pub outdated: bool,
     /// Its node's verdict, as if it was not there.
     pub verdict: NodeVerdict,
+    /// The node to which it is to be moved by order of a user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves_to: Option<String>,
     /// The node that would be taken now, when it is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub better: Option<String>,
@@ -217,6 +220,10 @@ impl Eye<'_, '_, '_> {
             instance: format!("{}-{}", self.workload.spec.name, instance.ordinal),
             leaving: instance.desired == Desired::Removed,
             outdated: self.is_outdated(instance),
+            moves_to: instance.moves_to.map(|order| {
+                let to = self.board.position(order.node_id).map(|at| self.board.nodes[at].name.to_string());
+                to.unwrap_or_else(|| "a node that is not known".to_owned())
+            }),
             verdict: verdict.unwrap_or(NodeVerdict {
                 node: here.clone(),
                 score: None,

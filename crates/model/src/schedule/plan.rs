@@ -18,7 +18,7 @@ use super::{
 use crate::{
     ids::{InstanceId, WorkloadId},
     instance::{ContainerOrder, Desired},
-    state::{InstanceChange, InstanceRow, Placement, Preemption, RolloutChange, WorkloadRow},
+    state::{InstanceChange, InstanceRow, Placement, Preemption, RolloutChange, Unmoved, WorkloadRow},
     workload::Attribute,
 };
 
@@ -35,6 +35,8 @@ pub struct Plan {
     pub preemptions: Vec<Preemption>,
     /// Rollouts that ended.
     pub rollouts: Vec<RolloutChange>,
+    /// Orders to move that cannot be carried out.
+    pub unmoved: Vec<Unmoved>,
     /// When to plan again although nothing happens, in milliseconds since 1970.
     pub wake_at_ms: Option<i64>,
 }
@@ -42,12 +44,13 @@ pub struct Plan {
 impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        let Self { placements, changes, pending, preemptions, rollouts, wake_at_ms: _ } = self;
+        let Self { placements, changes, pending, preemptions, rollouts, unmoved, wake_at_ms: _ } = self;
         placements.is_empty()
             && changes.is_empty()
             && pending.is_empty()
             && preemptions.is_empty()
             && rollouts.is_empty()
+            && unmoved.is_empty()
     }
 }
 
@@ -64,7 +67,7 @@ enum Found {
     Waits(String),
 }
 
-/// One walk over what misses something.
+/// One walk over what misses something. Orders to move are carried out in `moving`.
 pub(super) struct Round<'b, 'm, 'e> {
     pub(super) board: &'b mut Board,
     pub(super) plan: Plan,
@@ -81,6 +84,7 @@ impl Round<'_, '_, '_> {
             }
         }
         self.plan.changes.extend(&needs.changes);
+        self.plan.unmoved.extend(needs.unmoved.iter().cloned());
         self.plan.wake_at_ms = [self.plan.wake_at_ms, needs.wake_at_ms].into_iter().flatten().min();
         if let Some(rollout) = needs.ended.clone() {
             let (workload_id, generation) = (workload.id, workload.generation);
@@ -266,7 +270,7 @@ impl Round<'_, '_, '_> {
     }
 
     /// It is placed there.
-    fn decide(&mut self, workload: &WorkloadRow, ordinal: u32, at: usize, container: ContainerOrder) {
+    pub(super) fn decide(&mut self, workload: &WorkloadRow, ordinal: u32, at: usize, container: ContainerOrder) {
         let node_id = self.board.nodes[at].id;
         self.board.settle(&workload.spec, node_id);
         self.promise(Ask::of(workload), ordinal, at, container.clone());

@@ -82,7 +82,7 @@ fn to_start_by_ms(instance: &InstanceRow) -> i64 {
 }
 
 /// Why an instance will not come to work, as far as it looks.
-fn failure(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Option<String> {
+pub(super) fn failure(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Option<String> {
     let report = instance.report.as_ref().filter(|report| report.epoch >= instance.epoch);
     let named = |why: &str| Some(format!("{}-{}: {why}", workload.spec.name, instance.ordinal));
     match report.and_then(|report| report.state.as_ref()) {
@@ -109,6 +109,12 @@ fn failure(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Optio
     None
 }
 
+/// When it counts as one that fails unless it works by then, if that time is still to come.
+pub(super) fn fails_by_ms(workload: &WorkloadRow, instance: &InstanceRow, now_ms: i64) -> Option<i64> {
+    let deadline = instance.created_at_ms.saturating_add(workload.spec.update.deadline_ms.into());
+    [to_start_by_ms(instance), deadline].into_iter().filter(|at| *at > now_ms).min()
+}
+
 /// Decides the next step.
 pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: i64) -> Step<'a> {
     let spec = &workload.spec;
@@ -118,11 +124,8 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: 
     let rolling = workload.rollout == Rollout::Rolling;
     if rolling && is_careful(workload) {
         let under_way = || fresh.values().flatten().filter(|instance| !instance.lost && !works(instance));
-        let at = |instance: &&InstanceRow| {
-            let deadline = instance.created_at_ms.saturating_add(spec.update.deadline_ms.into());
-            let next = [to_start_by_ms(instance), deadline].into_iter().filter(|at| *at > now_ms).min();
-            works_from_ms(spec, instance).or(next)
-        };
+        let at =
+            |instance: &&InstanceRow| works_from_ms(spec, instance).or_else(|| fails_by_ms(workload, instance, now_ms));
         step.wake_at_ms = under_way().filter_map(at).filter(|at| *at > now_ms).min();
         let first = workload.generation == 1;
         let failed = under_way().find_map(|instance| failure(workload, instance, now_ms));

@@ -18,7 +18,7 @@ use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
     name::Name,
     schedule::PlacementSettings,
-    state::{InstanceChange, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
+    state::{InstanceChange, InstanceRow, NodeRow, Unmoved, VolumeRow, WorkloadRow},
     workload::Rollout,
 };
 
@@ -53,6 +53,12 @@ pub(super) struct Needs {
     pub(super) missing: Vec<u32>,
     /// Those that are to leave their node and have no successor yet.
     pub(super) moving: Vec<Arc<InstanceRow>>,
+    /// Those that were ordered to another node, and have no successor yet.
+    pub(super) ordered: Vec<Arc<InstanceRow>>,
+    /// Those that were ordered to another node, and stay.
+    pub(super) unmoved: Vec<Unmoved>,
+    /// Whether some copy is on its way out or just being replaced.
+    pub(super) under_way: bool,
     /// Those of an older specification that get a successor now.
     pub(super) outdated: Vec<(Arc<InstanceRow>, Succession)>,
     /// How the rollout ended, when it did.
@@ -74,15 +80,42 @@ impl Needs {
         let kept = |row: &InstanceRow| existing.iter().find(|one| one.id == row.id).map(Arc::clone);
         let moving = standing.moving.iter().filter_map(|row| kept(row)).collect();
         let outdated = standing.outdated.iter().filter_map(|(row, how)| Some((kept(row)?, *how))).collect();
-        let Standing { changes, ended, wake_at_ms, .. } = standing;
-        Self { changes, missing, moving, outdated, ended, wake_at_ms, existing, refused: None }
+        let ordered = standing.ordered.iter().filter_map(|row| kept(row)).collect();
+        let Standing { changes, ended, wake_at_ms, unmoved, under_way, .. } = standing;
+        Self {
+            changes,
+            missing,
+            moving,
+            ordered,
+            unmoved,
+            under_way,
+            outdated,
+            ended,
+            wake_at_ms,
+            existing,
+            refused: None,
+        }
     }
 
     fn nothing(&self) -> bool {
-        let Self { existing: _, changes, missing, moving, outdated, ended, wake_at_ms, refused: _ } = self;
+        let Self {
+            existing: _,
+            changes,
+            missing,
+            moving,
+            ordered,
+            unmoved,
+            under_way: _,
+            outdated,
+            ended,
+            wake_at_ms,
+            refused: _,
+        } = self;
         changes.is_empty()
             && missing.is_empty()
             && moving.is_empty()
+            && ordered.is_empty()
+            && unmoved.is_empty()
             && outdated.is_empty()
             && ended.is_none()
             && wake_at_ms.is_none()
@@ -228,6 +261,7 @@ impl Scheduler {
         for (workload, needs) in &mut busy {
             round.place(workload, needs);
         }
+        round.move_ordered(&busy);
         let plan = round.plan;
         // Only rows say what is.
         self.board.take_back(mark);

@@ -132,6 +132,20 @@ pub(super) fn sum(
     field: &Field<'_>,
     expression: Option<&Expression<'_, '_>>,
 ) -> i64 {
+    lasting(ask, place, field, expression)
+        + match place.board.weight(Term::Random) {
+            0 => 0,
+            weight => millionths(value(Term::Random, ask, ordinal, place, field), weight),
+        }
+}
+
+/// The same without those of chance.
+pub(super) fn lasting(
+    ask: Ask<'_>,
+    place: Place<'_>,
+    field: &Field<'_>,
+    expression: Option<&Expression<'_, '_>>,
+) -> i64 {
     let of = |term: Term| {
         let value = match (term, place.board.weight(term), expression) {
             (_, 0, _) => 0.0,
@@ -140,11 +154,12 @@ pub(super) fn sum(
                 let numbers = numbers(ask.spec, place, place.claims.copies(ask.id), has_image);
                 expression::points(expression, &numbers).unwrap_or(0.0)
             }
-            _ => value(term, ask, ordinal, place, field),
+            // No other term asks which copy it is.
+            _ => value(term, ask, 0, place, field),
         };
         millionths(value, place.board.weight(term))
     };
-    Term::ALL.into_iter().map(of).sum()
+    Term::ALL.into_iter().filter(|term| *term != Term::Random).map(of).sum()
 }
 
 /// The points of a term of which there is all that can be.

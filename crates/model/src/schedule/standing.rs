@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     feasible::{moves_off, serves},
+    moving::cannot_move,
     rollout::{self, Copies, Succession, waits_its_turn},
 };
 use crate::{
-    ids::NodeId,
+    ids::{InstanceId, NodeId},
     instance::{Desired, InstanceState},
     name::Name,
     node::NodeHealth,
-    state::{InstanceChange, InstanceRow, NodeRow, WorkloadRow},
+    state::{InstanceChange, InstanceRow, NodeRow, Unmoved, WorkloadRow},
     workload::{Health, OnNodeLoss, Rollout, WorkloadKind, WorkloadSpec},
 };
 
@@ -42,6 +43,12 @@ pub(super) struct Standing<'a> {
     pub(super) changes: Vec<InstanceChange>,
     /// Those that are on a node they are to leave, and have no successor yet.
     pub(super) moving: Vec<&'a InstanceRow>,
+    /// Those that were ordered to another node, and have no successor yet.
+    pub(super) ordered: Vec<&'a InstanceRow>,
+    /// Those that were ordered to another node, and stay.
+    pub(super) unmoved: Vec<Unmoved>,
+    /// Whether some copy is on its way out or has a successor beside it.
+    pub(super) under_way: bool,
     /// Those of an older specification that get a successor now.
     pub(super) outdated: Vec<(&'a InstanceRow, Succession)>,
     /// How the rollout ended, when it did.
@@ -85,8 +92,14 @@ impl<'a> Standing<'a> {
             }
         }
         standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going }, now_ms);
+        for instance in old.values().flatten() {
+            let why = || "it is of an earlier generation, and is replaced".to_owned();
+            standing.unmoved.extend(unmoved(instance, why));
+        }
+        standing.under_way = !going.is_empty() || !old.is_empty();
+        let settling = Settling { workload, losses, nodes, now_ms };
         for (ordinal, of) in copies {
-            standing.settle((workload, losses), of, nodes, going.contains(&ordinal));
+            standing.settle(&settling, of, going.contains(&ordinal));
         }
         standing
     }
@@ -111,19 +124,22 @@ impl<'a> Standing<'a> {
 
     /// One instance of an ordinal stays; on a node that it is to leave, until its successor is up.
     /// While another of its ordinal is `going`, it gets no successor yet.
-    fn settle(
-        &mut self,
-        (workload, losses): (&WorkloadRow, Losses),
-        mut copies: Vec<&'a InstanceRow>,
-        nodes: &HashMap<NodeId, &NodeRow>,
-        going: bool,
-    ) {
-        let on_its_way = |instance: &InstanceRow| {
+    fn settle(&mut self, settling: &Settling<'_>, mut copies: Vec<&'a InstanceRow>, going: bool) {
+        let Settling { workload, losses, nodes, now_ms } = settling;
+        let leaves = |instance: &InstanceRow| {
             moves(workload, instance)
                 && nodes
                     .get(&instance.node_id)
                     .is_some_and(|node| moves_off(&workload.spec, node) || losses.give_up(node))
         };
+        let ordered = self.heed(settling, &copies);
+        self.under_way |= copies.len() > 1;
+        let on_its_way = |instance: &InstanceRow| leaves(instance) || Some(instance.id) == ordered;
+        if ordered.is_some() {
+            let looks = copies.iter().filter(|copy| Some(copy.id) != ordered);
+            let next = looks.filter_map(|copy| rollout::fails_by_ms(workload, copy, *now_ms)).min();
+            self.wake_at_ms = [self.wake_at_ms, next].into_iter().flatten().min();
+        }
         copies.sort_by_key(|instance| {
             (on_its_way(instance), !is_up(&workload.spec, instance), instance.created_at_ms, instance.id)
         });
@@ -131,13 +147,42 @@ impl<'a> Standing<'a> {
         let (alone, up) = (on_its_way(first), is_up(&workload.spec, first) || workload.desired != Desired::Running);
         self.change(workload, first, workload.desired);
         // One that has a second beside it gets a successor when that one is gone.
-        if alone && others.is_empty() && !going {
-            self.moving.push(first);
+        if alone && others.is_empty() {
+            if Some(first.id) == ordered {
+                self.ordered.push(first);
+            } else if !going {
+                self.moving.push(first);
+            }
         }
         for other in others {
             let waits = !alone && on_its_way(other) && !up;
             self.change(workload, other, if waits { workload.desired } else { Desired::Removed });
         }
+    }
+
+    /// Which of the copies of one ordinal is to move to a node that a user named. Orders that cannot be carried out are given
+    /// up.
+    fn heed(&mut self, settling: &Settling<'_>, copies: &[&'a InstanceRow]) -> Option<InstanceId> {
+        let Settling { workload, nodes, now_ms, .. } = settling;
+        let mut heeded = None;
+        for instance in copies.iter().filter(|copy| copy.moves_to.is_some()) {
+            let successor = copies.iter().find(|copy| copy.id != instance.id).copied();
+            if instance.lost {
+                self.unmoved.extend(unmoved(instance, || "its node is down".into()));
+                continue;
+            }
+            match nodes.get(&instance.node_id).and_then(|node| cannot_move(workload, instance, node)) {
+                None => match successor.and_then(|successor| rollout::failure(workload, successor, *now_ms)) {
+                    None if heeded.is_none() => heeded = Some(instance.id),
+                    None => self.unmoved.extend(unmoved(instance, || "its copy moves already".into())),
+                    Some(why) => {
+                        self.unmoved.extend(unmoved(instance, || format!("its successor does not work: {why}")))
+                    }
+                },
+                Some(why) => self.unmoved.extend(unmoved(instance, || why.into())),
+            }
+        }
+        heeded
     }
 
     /// The ordinals that have no instance.
@@ -147,6 +192,19 @@ impl<'a> Standing<'a> {
         }
         (0..workload.spec.replicas).filter(|ordinal| !self.held.contains(ordinal)).collect()
     }
+}
+
+/// What the copies of all ordinals are settled by.
+struct Settling<'n> {
+    workload: &'n WorkloadRow,
+    losses: Losses,
+    nodes: &'n HashMap<NodeId, &'n NodeRow>,
+    now_ms: i64,
+}
+
+fn unmoved(instance: &InstanceRow, reason: impl FnOnce() -> String) -> Option<Unmoved> {
+    let order = instance.moves_to?;
+    Some(Unmoved { instance_id: instance.id, to: order.node_id, reason: reason() })
 }
 
 /// Whether the instance would be moved from a node that is drained or lost: jobs are left to end as long as somebody hears of

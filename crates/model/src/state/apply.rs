@@ -8,7 +8,7 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     gpus::{self, Configure},
-    node_health, nodes, registries, rollouts,
+    move_orders, node_health, nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -59,7 +59,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::RollBackWorkload { name, to, if_generation, at_ms } => {
             rollouts::roll_back(connection, name, *to, *if_generation, *at_ms)?
         }
-        Command::CommitPlan { placements, changes, pending, rollouts, preemptions, at_ms } => {
+        Command::CommitPlan { placements, changes, pending, rollouts, preemptions, unmoved, at_ms } => {
             let mut commit = PlanCommit::new(connection, index, *at_ms)?;
             let mut placed = 0;
             for of_workload in placements.chunk_by(|one, next| one.workload_id == next.workload_id) {
@@ -75,6 +75,9 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
                 commit.note_pending(*workload_id, reason.as_deref())?;
             }
             commit.finish()?;
+            for one in unmoved {
+                move_orders::give_up(connection, one, *at_ms)?;
+            }
             for change in rollouts {
                 rollouts::finish(connection, change, *at_ms)?;
             }
@@ -123,6 +126,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             }
             Ok(Reply::Done)
         }
+        Command::MoveInstances { moves, at_ms } => move_orders::order(connection, moves, *at_ms)?,
     };
     Ok(applied)
 }

@@ -76,6 +76,9 @@ pub enum Command {
         /// Instances that make room for more important ones.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         preemptions: Vec<Preemption>,
+        /// Orders to move that cannot be carried out any more.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unmoved: Vec<Unmoved>,
         /// When.
         at_ms: i64,
     },
@@ -233,6 +236,13 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user wants instances moved, in this order. Whatever orders to move there were are taken back.
+    MoveInstances {
+        /// Which, and where to.
+        moves: Vec<InstanceMove>,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -259,7 +269,8 @@ impl Command {
             | Self::ConfigureGpu { .. }
             | Self::ConfigureNode { .. }
             | Self::ConfigurePlacement { .. }
-            | Self::NoteNodes { .. } => true,
+            | Self::NoteNodes { .. }
+            | Self::MoveInstances { .. } => true,
         }
     }
 }
@@ -337,6 +348,30 @@ pub struct Preemption {
     pub by: WorkloadId,
     /// Generation of the specification that it was decided for.
     pub generation: u64,
+}
+
+/// An instance that a user wants on another node. It is refused when the instance is not as the user saw it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceMove {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Generation of its workload's specification.
+    pub generation: u64,
+    /// Where it is.
+    pub from: NodeId,
+    /// Where it is to be.
+    pub to: NodeId,
+}
+
+/// An instance that stays where it is, although a user wanted it moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unmoved {
+    /// The instance.
+    pub instance_id: InstanceId,
+    /// Where it was to be moved.
+    pub to: NodeId,
+    /// Why it is not.
+    pub reason: String,
 }
 
 /// What an applied command answers.

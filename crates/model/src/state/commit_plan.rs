@@ -6,6 +6,7 @@ use rusqlite::Connection;
 
 use super::{
     command::{InstanceChange, Placement, Preemption},
+    move_orders,
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, placement_settings},
     volumes,
 };
@@ -97,7 +98,7 @@ impl<'a> PlanCommit<'a> {
             && placement_spec.max_per_node.is_none_or(|most| claims.copies(workload.id) < most);
         if !current
             || claims.conflict(&placement.container, node, self.settings.capacity(node))
-            || !has_room(connection, workload, placement.ordinal)?
+            || !has_room(connection, workload, placement.ordinal, placement.node_id)?
             || !volumes::can_be_on(connection, &placement.container, node.id)?
         {
             return Ok(false);
@@ -113,6 +114,7 @@ impl<'a> PlanCommit<'a> {
             report: None,
             created_at_ms: self.at_ms,
             lost: false,
+            moves_to: None,
         };
         if !row.insert(connection)? {
             return Ok(false);
@@ -198,6 +200,9 @@ impl<'a> PlanCommit<'a> {
         if row.desired == Desired::Removed || late || same {
             return Ok(());
         }
+        if change.desired == Desired::Removed {
+            move_orders::tell(self.connection, &row, self.at_ms)?;
+        }
         InstanceRow::set_order(self.connection, row.id, change.desired, change.epoch.max(row.epoch))?;
         self.touched.insert(row.node_id);
         Ok(())
@@ -233,9 +238,9 @@ fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeR
     Ok(Some((node, claims)))
 }
 
-/// Whether the workload can have one more instance of that ordinal: it has none, or one alone that waits for its successor,
-/// because it is to leave its node or was made from an older specification.
-fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32) -> rusqlite::Result<bool> {
+/// Whether the workload can have one more instance of that ordinal on node `to`: it has none, or one alone that waits for its
+/// successor, because it is to leave its node, was ordered there or was made from an older specification.
+fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32, to: NodeId) -> rusqlite::Result<bool> {
     if !InstanceRow::holds_ordinal(connection, workload.id, ordinal)? {
         return Ok(true);
     }
@@ -257,7 +262,9 @@ fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32) -> ru
         [(alone, node)] => (alone, node),
         _ => return Ok(false),
     };
-    let leaves = moves(workload, alone) && (losses.give_up(node) || (!stops_first(spec) && moves_off(spec, node)));
+    let is_ordered = alone.moves_to.is_some_and(|order| order.node_id == to);
+    let leaves = moves(workload, alone)
+        && (losses.give_up(node) || (!stops_first(spec) && (moves_off(spec, node) || is_ordered)));
     let outdated = !serves(&alone.container, spec, node) && waits_its_turn(workload, alone, node);
     Ok(leaves || (outdated && starts_first(spec)))
 }

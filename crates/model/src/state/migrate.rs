@@ -18,6 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0010_placement.sql"),
     include_str!("migrations/0011_versions.sql"),
     include_str!("migrations/0012_node_health.sql"),
+    include_str!("migrations/0013_moves.sql"),
 ];
 
 /// The version this program writes.

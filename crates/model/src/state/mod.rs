@@ -8,6 +8,7 @@ mod commit_plan;
 mod follow;
 mod gpus;
 mod migrate;
+mod move_orders;
 mod names;
 mod node_health;
 mod nodes;
@@ -24,19 +25,21 @@ mod volumes;
 
 pub use apply::{Applied, apply};
 pub use command::{
-    Command, InstanceChange, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply, RolloutChange,
+    Command, InstanceChange, InstanceMove, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply,
+    RolloutChange, Unmoved,
 };
 pub use follow::{Followed, Follower};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
+pub use move_orders::MOST_MOVES;
 pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
     query_instances, query_snapshot, query_versions, query_workload, query_workload_page, query_workloads,
 };
-pub use request::{Request, apply_request};
+pub use request::{Request, apply_request, was_applied};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow,
-    VolumeRow, WorkloadRow, applied_index, placement_settings,
+    ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MoveOrder, NodeRow, RegistryRow, SecretRow, SubnetRow,
+    VersionRow, VolumeRow, WorkloadRow, applied_index, placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

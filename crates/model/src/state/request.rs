@@ -67,6 +67,12 @@ pub(crate) enum Answered {
     Volume(Name),
 }
 
+/// Whether a request with that id and fingerprint was applied.
+pub fn was_applied(connection: &Connection, id: RequestId, asked: &str) -> rusqlite::Result<bool> {
+    let answered = RequestRow::answered(connection, id)?;
+    Ok(matches!(answered, Some(Answered::Keyed { fingerprint, .. }) if fingerprint == asked))
+}
+
 impl Answered {
     fn of(request: &Request, reply: &Reply) -> Self {
         let answer = match reply {

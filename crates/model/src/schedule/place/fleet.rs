@@ -283,6 +283,11 @@ impl Fleet {
         self.fragmentation as f64 / self.tables.weight.max(1) as f64
     }
 
+    /// The same without rounding, in a unit that depends on the mix.
+    pub(in crate::schedule) fn fragmented(&self) -> i128 {
+        self.fragmentation
+    }
+
     /// The idle thousandths of all cards.
     pub fn idle_thousandths(&self) -> u64 {
         self.thousandths.max(0) as u64

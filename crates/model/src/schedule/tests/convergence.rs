@@ -9,9 +9,9 @@ use crate::{
     gpu::{Gpu, made},
     instance::{Desired, NetworkOrder},
     node::{Inventory, NodeHealth},
-    schedule::Plan,
+    schedule::{Plan, rebalance},
     state::{
-        Command, InstanceRow, NodeRow, PowerAction, PutMode, VolumeRow, WorkloadRow, query_snapshot,
+        Command, InstanceMove, InstanceRow, NodeRow, PowerAction, PutMode, VolumeRow, WorkloadRow, query_snapshot,
         tests::cluster::{Cluster, Outcome, inventory, node_id, spec},
     },
     volume::VolumeOptions,
@@ -52,6 +52,8 @@ enum Happening {
     ConfigurePlacement(&'static str),
     /// The leader says whether it hears of a node.
     Hear(&'static str, NodeHealth),
+    /// A user has instances moved: those that the planner finds, or any, by what the bits say.
+    Move(u8),
     /// The scheduler looks at the state, and commits later.
     Think,
     /// The oldest thought is committed.
@@ -263,6 +265,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => prop::sample::select(&POLICIES[..]).prop_map(Happening::ConfigurePlacement),
         3 => (prop::sample::select(&NODES[..]), prop::sample::select(&HEALTHS[..]))
             .prop_map(|(node, health)| Happening::Hear(node, health)),
+        2 => any::<u8>().prop_map(Happening::Move),
         4 => Just(Happening::Think),
         4 => Just(Happening::Commit),
         4 => (prop::sample::select(&NODES[..]), outcome, any::<u8>())
@@ -307,6 +310,10 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
             drop(cluster.try_apply(Command::ConfigurePlacement { changes, at_ms }));
         }
         Happening::Hear(node, health) => cluster.hear(node, health),
+        Happening::Move(bits) => {
+            let moves = some_moves(cluster, bits);
+            drop(cluster.try_apply(Command::MoveInstances { moves, at_ms }));
+        }
         Happening::Think => thoughts.push(cluster.think()),
         Happening::Commit if thoughts.is_empty() => {}
         Happening::Commit => drop(cluster.commit(thoughts.remove(0))),
@@ -319,6 +326,27 @@ fn happen(cluster: &mut Cluster, thoughts: &mut Vec<Plan>, happening: Happening)
     }
 }
 
+/// What the planner finds, or some instances each to some node, or none.
+fn some_moves(cluster: &Cluster, bits: u8) -> Vec<InstanceMove> {
+    let snapshot = query_snapshot(&cluster.connection).unwrap();
+    if bits & 1 == 0 {
+        return rebalance(&snapshot, 1 + usize::from(bits >> 6)).1;
+    }
+    let some = snapshot.instances.iter().enumerate().filter(|(i, _)| bits & (2 << (i % 6)) != 0);
+    let moves = some.filter_map(|(i, instance)| {
+        let workload = snapshot.workloads.iter().find(|workload| workload.id == instance.workload_id)?;
+        let to = node_id(NODES[(i + usize::from(bits >> 6)) % NODES.len()]);
+        let (instance_id, generation, from) = (instance.id, workload.generation, instance.node_id);
+        (from != to && instance.desired == Desired::Running).then_some(InstanceMove {
+            instance_id,
+            generation,
+            from,
+            to,
+        })
+    });
+    moves.collect()
+}
+
 /// What a cluster at rest owes its users.
 fn assert_as_wanted(cluster: &Cluster) {
     let snapshot = query_snapshot(&cluster.connection).unwrap();
@@ -328,6 +356,7 @@ fn assert_as_wanted(cluster: &Cluster) {
             assert_eq!(instance.desired, workload.desired);
             assert!(instance.epoch >= workload.epoch, "an instance stays behind");
             assert!(instance.ordinal < workload.spec.replicas);
+            assert_eq!(instance.moves_to, None, "an order to move has no end");
             // What works stays until its successor has a place, and when others failed.
             let reached = workload.pending.is_none() && workload.rollout.as_str() != "failed";
             if reached || is_made_of(instance, workload, &snapshot.nodes) {

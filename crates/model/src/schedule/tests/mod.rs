@@ -7,6 +7,7 @@ mod oracle;
 mod placing;
 mod preempting;
 mod properties;
+mod rebalancing;
 mod rolling;
 
 use crate::{

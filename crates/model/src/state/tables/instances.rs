@@ -33,6 +33,17 @@ pub struct InstanceRow {
     pub created_at_ms: i64,
     /// Whether its node is lost: what it reported last says nothing of now.
     pub lost: bool,
+    /// Where it is to be moved by order of a user.
+    pub moves_to: Option<MoveOrder>,
+}
+
+/// An order to move an instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoveOrder {
+    /// To which node.
+    pub node_id: NodeId,
+    /// Its turn: of two orders the one with the lower turn was to be carried out first.
+    pub turn: u32,
 }
 
 /// The part of a [`ContainerOrder`] that others cannot have meanwhile.
@@ -47,7 +58,8 @@ pub struct Holding {
     pub gpus: Vec<GpuHold>,
 }
 
-const COLUMNS: &str = "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms, lost";
+const COLUMNS: &str =
+    "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms, lost, moves_to, moves_turn";
 
 impl InstanceRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -62,6 +74,10 @@ impl InstanceRow {
             report: row.get_ref(7)?.as_str_or_null()?.map(from_json).transpose()?,
             created_at_ms: row.get(8)?,
             lost: row.get(9)?,
+            moves_to: match row.get(10)? {
+                Some(node_id) => Some(MoveOrder { node_id, turn: row.get(11)? }),
+                None => None,
+            },
         })
     }
 
@@ -117,6 +133,16 @@ impl InstanceRow {
             .collect()
     }
 
+    /// Those that are to be moved by order of a user, in their turn.
+    pub fn ordered_to_move(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        connection
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM instances WHERE moves_to IS NOT NULL ORDER BY moves_turn, id"
+            ))?
+            .query_map([], Self::read)?
+            .collect()
+    }
+
     /// Writes a new row; `false` when the id is in use.
     pub fn insert(&self, connection: &Connection) -> rusqlite::Result<bool> {
         let inserted = connection
@@ -150,6 +176,14 @@ impl InstanceRow {
         connection
             .prepare_cached("UPDATE instances SET desired = ?2, epoch = ?3 WHERE id = ?1")?
             .execute(params![id, desired, epoch])?;
+        Ok(())
+    }
+
+    /// Orders it to be moved, or takes the order back.
+    pub fn set_move(connection: &Connection, id: InstanceId, order: Option<MoveOrder>) -> rusqlite::Result<()> {
+        connection
+            .prepare_cached("UPDATE instances SET moves_to = ?2, moves_turn = ?3 WHERE id = ?1")?
+            .execute(params![id, order.map(|order| order.node_id), order.map(|order| order.turn)])?;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ mod workloads;
 pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
 pub use gpus::GpuRow;
-pub use instances::InstanceRow;
+pub use instances::{InstanceRow, MoveOrder};
 pub use nodes::NodeRow;
 pub use placement::{placement_settings, save_placement_settings};
 pub use registries::RegistryRow;

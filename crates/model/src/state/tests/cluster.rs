@@ -32,7 +32,7 @@ pub(crate) struct Cluster {
     minted: u128,
     /// What each node told last of each instance.
     told: HashMap<InstanceId, InstanceReport>,
-    /// Whether users ever said something of a node: instances may then have successors beside them.
+    /// Whether users ever said something of a node or moved something: instances may then have successors beside them.
     configured: bool,
     /// Time that passed without a command, in milliseconds.
     pub(crate) waited_ms: i64,
@@ -134,7 +134,11 @@ impl Cluster {
         let index = self.history.len() as u64 + 1;
         let before = self.connection.total_changes();
         let applied = apply(&self.connection, index, &command).unwrap();
-        self.configured |= matches!(command, Command::ConfigureNode { .. } | Command::NoteNodes { .. });
+        let moves = matches!(
+            command,
+            Command::ConfigureNode { .. } | Command::MoveInstances { .. } | Command::NoteNodes { .. }
+        );
+        self.configured |= moves;
         if let (Command::CommitPlan { placements, .. }, Ok(_)) = (&command, &applied) {
             self.assert_not_overbooked(placements);
         }
@@ -238,9 +242,9 @@ impl Cluster {
 
     /// Commits `decided`; gives how many placements were made and dropped.
     pub(crate) fn commit(&mut self, decided: Plan) -> (usize, usize) {
-        let Plan { placements, changes, pending, rollouts, preemptions, .. } = decided;
+        let Plan { placements, changes, pending, rollouts, preemptions, unmoved, .. } = decided;
         let at_ms = self.now_ms();
-        match self.apply(Command::CommitPlan { placements, changes, pending, rollouts, preemptions, at_ms }) {
+        match self.apply(Command::CommitPlan { placements, changes, pending, rollouts, preemptions, unmoved, at_ms }) {
             Reply::Plan { placed, dropped } => (placed, dropped),
             other => panic!("a plan was answered with {other:?}"),
         }

@@ -6,7 +6,7 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 21] = [
+const STORY: [&str; 22] = [
     "claim_subnet",
     "register_node",
     "configure_gpu",
@@ -20,6 +20,7 @@ const STORY: [&str; 21] = [
     "configure_node",
     "configure_placement",
     "note_nodes",
+    "move_instances",
     "label_workload",
     "power_workload",
     "roll_back_workload",
@@ -86,7 +87,7 @@ fn what_the_fixtures_write_is_known() {
 fn the_words_inside_commands_parse_for_ever() {
     use crate::{
         instance::{Desired, InstanceState, NetworkOrder},
-        state::{PowerAction, PutMode},
+        state::{InstanceMove, PowerAction, PutMode, Unmoved},
     };
     fn parses<T: serde::de::DeserializeOwned>(texts: &[&str]) {
         for text in texts {
@@ -95,6 +96,15 @@ fn the_words_inside_commands_parse_for_ever() {
     }
     parses::<PutMode>(&[r#"{"mode":"create"}"#, r#"{"mode":"replace","if_generation":7}"#]);
     parses::<PowerAction>(&[r#""start""#, r#""stop""#, r#""restart""#]);
+    // No instance of the story can be moved.
+    parses::<InstanceMove>(&[
+        r#"{"instance_id":"0199c0de-0000-7000-8000-000000000003","generation":2,"from":"0199c0de-0000-7000-8000-000000000001",
+            "to":"0199c0de-0000-7000-8000-000000000009"}"#,
+    ]);
+    parses::<Unmoved>(&[
+        r#"{"instance_id":"0199c0de-0000-7000-8000-000000000003","to":"0199c0de-0000-7000-8000-000000000009",
+            "reason":"it is cordoned"}"#,
+    ]);
     parses::<Desired>(&[r#""running""#, r#""stopped""#, r#""removed""#]);
     parses::<NetworkOrder>(&[
         r#"{"mode":"host"}"#,

@@ -31,6 +31,7 @@ fn ended(cluster: &mut Cluster, generation: u64, rollout: Rollout) {
         pending: vec![],
         rollouts,
         preemptions: vec![],
+        unmoved: vec![],
         at_ms,
     });
 }
