@@ -144,6 +144,7 @@ impl Cluster {
             | Command::RemoveSecret { .. }
             | Command::ConfigureGpu { .. }
             | Command::ClaimSubnet { .. }
+            | Command::AnnounceMesh { .. }
             | Command::ConfigurePlacement { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {

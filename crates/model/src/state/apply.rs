@@ -8,7 +8,7 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     gpus::{self, Configure},
-    nodes, registries, rollouts,
+    mesh, nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -115,6 +115,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         }
         Command::ConfigureNode { name, changes, at_ms } => nodes::configure(connection, name, changes, *at_ms)?,
         Command::ConfigurePlacement { changes, at_ms } => nodes::configure_placement(connection, changes, *at_ms)?,
+        Command::AnnounceMesh { node_id, mesh, at_ms } => mesh::announce(connection, *node_id, mesh, *at_ms)?,
     };
     Ok(applied)
 }

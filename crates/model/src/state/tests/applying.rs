@@ -45,6 +45,7 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::BindVolume { node_id, .. }, Reply::Volume(row)) => assert_eq!(row.node_id, Some(*node_id)),
             (Command::RemoveVolume { .. } | Command::ForgetVolumes { .. }, Reply::Done) => {}
             (Command::ConfigureNode { .. } | Command::ConfigurePlacement { .. }, Reply::Done) => {}
+            (Command::AnnounceMesh { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }
