@@ -14,7 +14,7 @@ use toft_model::{ids::InstanceId, instance::PublishedPort, workload::NetworkName
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::network::{Network, NetworkConfig, PortClaim};
+use super::network::{Network, NetworkConfig, Others, PortClaim};
 use crate::observe::chain;
 
 /// Wait after a configuration that could not be applied.
@@ -62,6 +62,7 @@ impl OpenPorts {
     pub(super) fn new(
         empty: NetworkConfig,
         network: Arc<dyn Network>,
+        others: watch::Receiver<Others>,
         cancel: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (wanted, wants) = watch::channel(None);
@@ -76,7 +77,7 @@ impl OpenPorts {
             wanted,
             in_force,
         };
-        (ports, apply(network, wants, tells, cancel))
+        (ports, apply(network, (wants, others), tells, cancel))
     }
 
     pub(super) fn is_open(&self, id: InstanceId) -> bool {
@@ -142,7 +143,7 @@ impl OpenPorts {
 
 async fn apply(
     network: Arc<dyn Network>,
-    mut wants: watch::Receiver<Option<Wanted>>,
+    (mut wants, mut others): (watch::Receiver<Option<Wanted>>, watch::Receiver<Others>),
     tells: watch::Sender<InForce>,
     cancel: CancellationToken,
 ) {
@@ -150,6 +151,7 @@ async fn apply(
         let wanted = wants.borrow_and_update().clone();
         let mut failed = false;
         if let Some(Wanted { version, config }) = wanted {
+            let config = config.beside(&others.borrow_and_update());
             match network.set(&config).await {
                 Ok(()) => drop(tells.send_replace(InForce { version, trouble: None })),
                 Err(error) => {
@@ -164,6 +166,8 @@ async fn apply(
             () = cancel.cancelled() => return,
             () = tokio::time::sleep(AFTER_FAILURE), if failed => {}
             changed = wants.changed() => if changed.is_err() { return },
+            // Who tells of the others may end before the agent does.
+            Ok(()) = others.changed() => {}
         }
     }
 }

@@ -26,7 +26,7 @@ use super::{
     health::{self, Answer},
     keeper::{Effect, Incoming, Keeper, Lease, Work},
     ledger::{Outcome, Remembered},
-    network::NetworkConfig,
+    network::{NetworkConfig, Others},
     ports::{OpenPorts, Share},
     report::Outbox,
     runtime::{Availability, RuntimeEvent, TaskState},
@@ -48,6 +48,8 @@ pub struct AgentConfig {
     pub subnet6: Option<Subnet6>,
     /// Port where the containers' questions for names are answered, if they are.
     pub names_port: Option<u16>,
+    /// The containers of the other nodes.
+    pub others: watch::Receiver<Others>,
     /// What the ledger knew.
     pub remembered: Remembered,
 }
@@ -95,7 +97,7 @@ impl Agent {
             ..NetworkConfig::new(subnet)
         };
         let (ports, apply) =
-            config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, cancel.clone())).unzip();
+            config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, config.others, cancel.clone())).unzip();
         let agent = Self {
             parts,
             ports,

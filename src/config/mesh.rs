@@ -2,17 +2,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use serde::Deserialize;
 use toft_model::{
     invalid::Invalid,
-    mesh::{DEFAULT_PORT, MAX_MTU, MIN_MTU, MeshConfig as Whole, MeshEndpoint, MeshNet, MeshPeer, PublicKey},
+    mesh::{
+        DEFAULT_PORT, MAX_MTU, MIN_MTU, MeshConfig as Whole, MeshEndpoint, MeshNet, MeshPeer, PublicKey, is_somebodys,
+    },
     name::Name,
     units::parse_span_ms,
 };
 
+/// Most addresses that somebody can write down for this node.
+const MAX_ADVERTISED: usize = 4;
 /// Longest name of an interface.
 const NAME_LENGTH: usize = 15;
 
@@ -27,6 +31,8 @@ pub struct MeshConfig {
     pub listen_port: u16,
     /// Size in bytes of the packets it carries; absent: what the ways to the peers have room for.
     pub mtu: Option<u16>,
+    /// Where others reach this node, when that cannot be seen here: behind a router that forwards a port.
+    pub advertise: Vec<SocketAddr>,
     /// Peers that somebody wrote down, by their key. They need not be nodes.
     pub peers: BTreeMap<PublicKey, MeshPeer>,
 }
@@ -38,6 +44,7 @@ pub(super) struct MeshSection {
     interface: Option<String>,
     listen_port: Option<u16>,
     mtu: Option<u16>,
+    advertise: Vec<String>,
     peers: BTreeMap<String, PeerSection>,
 }
 
@@ -64,6 +71,20 @@ impl MeshSection {
         if let Some(mtu) = self.mtu.filter(|mtu| !(MIN_MTU..=MAX_MTU).contains(mtu)) {
             let hint = format!("use {MIN_MTU} to {MAX_MTU}, or leave it out");
             note("mesh.mtu", Invalid::value(format!("{mtu} is out of range"), hint));
+        }
+        let mut advertise = Vec::new();
+        for text in &self.advertise {
+            match place(text, listen_port) {
+                Some(place) => advertise.push(place),
+                None => {
+                    let hint = "write it like `203.0.113.7` or `203.0.113.7:51820`";
+                    note("mesh.advertise", Invalid::value(format!("`{text}` is no address of this node"), hint));
+                }
+            }
+        }
+        if advertise.len() > MAX_ADVERTISED {
+            let hint = format!("write at most {MAX_ADVERTISED}");
+            note("mesh.advertise", Invalid::value(format!("{} addresses are too many", advertise.len()), hint));
         }
         let mut peers = BTreeMap::new();
         for (name, section) in self.peers {
@@ -93,7 +114,7 @@ impl MeshSection {
         }
         let enabled = self.enabled.unwrap_or(true);
         let Whole { peers, .. } = whole;
-        MeshConfig { enabled, interface: self.interface, listen_port, mtu: self.mtu, peers }
+        MeshConfig { enabled, interface: self.interface, listen_port, mtu: self.mtu, advertise, peers }
     }
 }
 
@@ -124,6 +145,12 @@ impl PeerSection {
     }
 }
 
+/// An address with or without a port, if others can reach somebody there.
+fn place(text: &str, port: u16) -> Option<SocketAddr> {
+    let alone = || text.parse::<IpAddr>().ok().map(|address| SocketAddr::new(address, port));
+    text.parse::<SocketAddr>().ok().or_else(alone).filter(|place| is_somebodys(*place))
+}
+
 fn is_name(name: &str) -> bool {
     (1..=NAME_LENGTH).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
@@ -151,6 +178,9 @@ mod tests {
         let peer = &config.peers[&KEY.parse().unwrap()];
         assert_eq!(peer.endpoints, [MeshEndpoint::direct("192.0.2.7:51820".parse().unwrap())]);
         assert_eq!((peer.allowed.len(), peer.keepalive_s), (2, Some(25)));
+        let (config, faults) = resolve("listen_port = 7\nadvertise = ['192.0.2.7', '[2001:db8::7]:9']");
+        assert_eq!(faults, Vec::<String>::new());
+        assert_eq!(config.advertise, ["192.0.2.7:7".parse().unwrap(), "[2001:db8::7]:9".parse().unwrap()]);
         let (config, faults) = resolve("");
         assert!(faults.is_empty() && config.enabled && config.peers.is_empty());
         assert_eq!((config.listen_port, config.mtu), (51820, None));
@@ -166,6 +196,10 @@ mod tests {
         check("interface = 'a-name-that-is-too-long'", "mesh.interface");
         check("listen_port = 0", "mesh.listen_port");
         check("mtu = 1279", "mesh.mtu");
+        check("advertise = ['home']", "mesh.advertise");
+        check("advertise = ['127.0.0.1']", "mesh.advertise");
+        check("advertise = ['192.0.2.7:0']", "mesh.advertise");
+        check("advertise = ['192.0.2.1', '192.0.2.2', '192.0.2.3', '192.0.2.4', '192.0.2.5']", "mesh.advertise");
         check("[peers.a]\nkey = 'x'\nallowed = []", "mesh.peers.a.key");
         let peer = |name: &str, key: &str, rest: &str| format!("[peers.{name}]\nkey = '{key}'\n{rest}\n");
         check(&peer("a", KEY, "allowed = ['10.0.0.1/8']"), "mesh.peers.a.allowed");

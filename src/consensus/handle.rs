@@ -1,12 +1,12 @@
 //! What other rooms see of consensus.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use openraft::error::{CheckIsLeaderError, RaftError};
 use rusqlite::Connection;
 use serde_json::value::to_raw_value;
 use toft_model::{
-    ids::RequestId,
+    ids::{NodeId, RequestId},
     state::{Command, Refusal, Reply, Request},
 };
 use tokio::{
@@ -335,6 +335,11 @@ impl Handle {
     /// who follows them.
     pub fn take_written(&self) -> Rows {
         self.written.take()
+    }
+
+    /// Says which nodes answer in the mesh, with their address there: calls to them go there first.
+    pub fn prefer(&self, mesh: BTreeMap<NodeId, IpAddr>) {
+        self.peers.prefer(mesh);
     }
 
     /// The index of the last applied entry after which the scheduler may decide otherwise; changes with each.

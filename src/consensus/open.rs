@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot, watch},
+    sync::{Mutex, mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -74,24 +74,27 @@ pub struct Opened {
     pub door: Door,
 }
 
-/// Answers the other members.
+/// Answers the other members, at one place or at several.
+#[derive(Clone)]
 pub struct Door {
     raft: Raft,
     identity: Identity,
     transport: Transport,
     /// Where consensus runs: what the others send is taken there without a detour.
     runtime: tokio::runtime::Handle,
+    /// One joiner at a time, wherever it knocks.
+    joining: Arc<Mutex<()>>,
 }
 
 impl Door {
     /// Answers until `cancel`.
     pub async fn serve(self, listener: TcpListener, admission: Arc<dyn Admission>, cancel: CancellationToken) {
-        let Self { raft, identity, transport, runtime } = self;
+        let Self { raft, identity, transport, runtime, joining } = self;
         let cancel = cancel.child_token();
         // When this future is dropped, what runs elsewhere ends too.
         let _end = cancel.clone().drop_guard();
         let answering = runtime.spawn(async move {
-            if let Err(error) = serve(listener, &transport, (raft, identity), admission, cancel).await {
+            if let Err(error) = serve(listener, &transport, (raft, identity, joining), admission, cancel).await {
                 tracing::error!(error = chain(&error), "the door for other members could not be opened");
             }
         });
@@ -177,7 +180,8 @@ pub(super) async fn start(
     let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
     drop((log, state));
     replay(&raft).await?;
-    let door = Door { raft: raft.clone(), identity, transport, runtime: executor.handle().clone() };
+    let door =
+        Door { raft: raft.clone(), identity, transport, runtime: executor.handle().clone(), joining: Arc::default() };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
     let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);

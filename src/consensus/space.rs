@@ -89,6 +89,7 @@ fn grows(command: &Command) -> bool {
         | Command::RemoveSecret { .. }
         | Command::RemoveRegistry { .. }
         | Command::ClaimSubnet { .. }
+        | Command::AnnounceMesh { .. }
         | Command::CommitPlan { .. }
         | Command::ReportInstances { .. }
         | Command::BindVolume { .. }

@@ -9,7 +9,7 @@ use toft_model::{
     state::{ClusterRow, Command, Reply},
 };
 
-use super::{Hinted, directories::Directories, identity::Identity};
+use super::{Hinted, directories::Directories, identity::Identity, mesh::Me};
 use crate::{
     agent::network::{HostNetwork, kernel::KernelNetwork},
     config::Config,
@@ -84,6 +84,13 @@ pub(super) async fn of_ipv6(config: &Config, identity: &Identity, state: &Handle
     let Some(subnet) = identity.subnet.filter(|_| config.network.ipv6) else { return Ok(None) };
     let cluster = state.read(ClusterRow::load).await.context("reading which cluster this is")?.cluster_id;
     Ok(cluster.map(|cluster| Subnet6::of(cluster, subnet)))
+}
+
+/// Who this node is in the mesh; nobody while it has no network.
+pub(super) async fn in_mesh(identity: &Identity, state: &Handle) -> anyhow::Result<Option<Me>> {
+    let Some(subnet) = identity.subnet else { return Ok(None) };
+    let cluster = state.read(ClusterRow::load).await.context("reading which cluster this is")?.cluster_id;
+    Ok(Some(Me { node_id: identity.node_id, subnet, subnet6: None, cluster }))
 }
 
 /// Asks until there is an answer.

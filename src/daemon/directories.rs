@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -17,12 +18,13 @@ use crate::{backup::restore, config::Paths, consensus, files::write_whole};
 /// Longest wait for the lock of a daemon that was killed: a program it was just about to start holds it for a moment.
 const LEFT_BEHIND: Duration = Duration::from_secs(2);
 
-/// The directories of one appliance, locked for as long as this lives.
+/// The directories of one appliance, locked for as long as this or a copy lives.
+#[derive(Clone)]
 pub(super) struct Directories {
     data: PathBuf,
     run: PathBuf,
     suffix: Option<String>,
-    _lock: Flock<File>,
+    _lock: Arc<Flock<File>>,
 }
 
 /// Names of the kernel's objects.
@@ -62,7 +64,7 @@ impl Directories {
         let run = fs::canonicalize(&paths.run).with_context(|| format!("opening `{}`", paths.run.display()))?;
         let lock = lock(&data, &run)?;
         let suffix = paths.private.then(|| hex::encode(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..4]));
-        Ok(Self { data, run, suffix, _lock: lock })
+        Ok(Self { data, run, suffix, _lock: Arc::new(lock) })
     }
 
     /// The data directory.

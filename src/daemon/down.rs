@@ -60,7 +60,11 @@ pub async fn down(config: Config) -> anyhow::Result<usize> {
     let directories = Directories::prepare(&config.paths)?;
     let ended = end_containers(&config, &directories, Fate::Removed).await;
     let names = directories.network_names();
-    let network = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
+    let network = KernelNetwork::new(KernelNetworkConfig {
+        bridge: names.bridge,
+        table: names.table,
+        mesh: mesh::interface(&config, &directories),
+    });
     let removed = network.remove_all().await;
     let mesh = toft_mesh::remove_interface(&mesh::interface(&config, &directories)).await;
     directories.remove_traces();

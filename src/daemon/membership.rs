@@ -1,8 +1,16 @@
 //! This node as a member of its cluster: joining, answering the others, going on alone.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs, io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    os::fd::AsRawFd,
+    sync::Arc,
+};
 
 use anyhow::Context;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +46,60 @@ pub(super) struct Membership {
     pub(super) join_token: Option<String>,
     /// What seals and opens secrets.
     pub(super) cluster_key: ClusterKey,
+    /// The way in through the mesh; absent when nobody is let in.
+    pub(super) mesh_door: Option<MeshDoor>,
+}
+
+/// Answers the other members at this node's address in the mesh.
+pub(super) struct MeshDoor {
+    door: Door,
+    keys: Arc<Keys>,
+    /// Where it is answered already.
+    bound: SocketAddr,
+    /// The port that the others know.
+    port: u16,
+}
+
+impl MeshDoor {
+    /// Answers until `cancel`. The address may come later.
+    pub(super) async fn answer(self, address: Ipv4Addr, cancel: CancellationToken) {
+        let Self { door, keys, bound, port } = self;
+        if bound.ip().is_unspecified() && bound.port() == port {
+            return cancel.cancelled().await;
+        }
+        match early(SocketAddrV4::new(address, port)) {
+            Ok(listener) => door.serve(listener, keys, cancel).await,
+            Err(error) => {
+                tracing::warn!(%error, "other members are not answered in the mesh at {address}:{port}");
+                cancel.cancelled().await;
+            }
+        }
+    }
+}
+
+/// Listens where the configuration says. A member whose machine has another address now is reached through the mesh.
+async fn listen_at(address: SocketAddr, member: bool) -> io::Result<TcpListener> {
+    match (TcpListener::bind(address).await, address) {
+        (Err(error), SocketAddr::V4(address)) if member && error.kind() == io::ErrorKind::AddrNotAvailable => {
+            tracing::warn!(
+                "`cluster.bind`: this machine has no address {} now; other members reach it through the mesh only",
+                address.ip()
+            );
+            early(address)
+        }
+        (other, _) => other,
+    }
+}
+
+/// Listens at an address that may not be there yet.
+fn early(address: SocketAddrV4) -> io::Result<TcpListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let streams = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    setsockopt(&streams, sockopt::IpFreebind, &true)?;
+    setsockopt(&streams, sockopt::ReuseAddr, &true)?;
+    bind(streams.as_raw_fd(), &SockaddrIn::from(address))?;
+    listen(&streams, Backlog::new(128)?)?;
+    TcpListener::from_std(streams.into())
 }
 
 /// Opens the state, having joined a cluster first if that was asked for, and lets the other members in.
@@ -51,7 +113,7 @@ pub(super) async fn enter(
     let files = directories.consensus();
     // Bound before anything is changed: an address that is taken shall leave no half of a join behind.
     let listener = match config.cluster.bind {
-        Some(address) => Some(TcpListener::bind(address).await.with_context(|| {
+        Some(address) => Some(listen_at(address, files.log.exists()).await.with_context(|| {
             format!("binding {address} for the other members; choose another address with --cluster-bind")
         })?),
         None => None,
@@ -73,20 +135,26 @@ pub(super) async fn enter(
             tracing::info!("joined cluster {} as member {}", identity.cluster_id, identity.member_id);
         }
     }
+    let told = me.address.clone();
     let keys = Keys::load_or_make(&directories.cluster(), FOUNDER).context("reading the cluster's keys")?;
     let opened = consensus::open(&files, me, keys.transport().clone()).await;
     let Opened { handle, task, door } = opened.map_err(hinted)?;
     tasks.spawn("consensus", task);
     let cluster_key = keys.cluster_key().clone();
     let join_token = listener.is_some().then(|| keys.token().to_string());
+    let mut mesh_door = None;
     if let Some(listener) = listener {
+        let keys = Arc::new(keys);
+        let bound = listener.local_addr().context("asking where other members are answered")?;
+        let port = told.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(bound.port());
+        mesh_door = Some(MeshDoor { door: door.clone(), keys: Arc::clone(&keys), bound, port });
         tasks.spawn("member door", answer(door, listener, keys, cancel));
     }
-    Ok(Membership { state: handle, join_token, cluster_key })
+    Ok(Membership { state: handle, join_token, cluster_key, mesh_door })
 }
 
-async fn answer(door: Door, listener: TcpListener, keys: Keys, cancel: CancellationToken) {
-    door.serve(listener, Arc::new(keys), cancel).await;
+async fn answer(door: Door, listener: TcpListener, keys: Arc<Keys>, cancel: CancellationToken) {
+    door.serve(listener, keys, cancel).await;
 }
 
 /// Makes this node a cluster of its own with what it has, if `agree` says so after it saw what that means.

@@ -49,7 +49,7 @@ use crate::{
         image::{LoginFiles, Proxy, ProxySettings, Pulls, Registries, RegistrySettings, Settings},
         ledger::{Ledger, Outcome},
         network::{
-            Network,
+            Network, Others,
             kernel::{KernelNetwork, KernelNetworkConfig},
         },
         report::Outbox,
@@ -77,6 +77,8 @@ use local_node::LocalNode;
 use logins::AllLogins;
 use membership::Membership;
 pub use membership::{Account, recover};
+use mesh::{Me, Mesh};
+use names::Neighbours;
 use registration::Registration;
 pub use restore::{Restore, Restored, restore};
 use serving::Serving;
@@ -122,11 +124,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let cancel = cancel.clone();
 
     let entered = membership::enter(&config, directories, tasks, cancel.clone()).await?;
-    let Membership { state, join_token, cluster_key } = entered;
+    let Membership { state, join_token, cluster_key, mesh_door } = entered;
     // Whoever leads plans, a witness too.
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
+        let place = (config.clone(), directories.clone());
+        tasks.spawn("mesh", witness::mesh(place, (state.clone(), mesh_door), cancel.clone()));
         let api = witness::api(state, directories, &config, join_token, cluster_key)?;
         return serving.until_the_end((api, None), &config, &mut stop_signals, None).await;
     }
@@ -142,7 +146,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tasks.spawn("containerd supervisor", async move { supervisor.run(stop).await });
     }
     let names = directories.network_names();
-    let kernel = KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table });
+    let mesh_interface = mesh::interface(&config, directories);
+    let kernel =
+        KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table, mesh: mesh_interface });
     let identity = tokio::select! {
         settled = addresses::settle(&config, directories, &kernel, &state) => settled?,
         signal = stop_signals.first() => {
@@ -159,10 +165,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         remembered.outcomes.extend(recall_outcomes(&state, &ledger, identity.node_id).await?);
     }
 
-    if let Some(keys) = mesh::keys(&config, directories) {
-        let wanted = mesh::desired(&config, (&identity, subnet6), keys.current());
-        let (_, wanted) = watch::channel(wanted);
-        mesh::keep(&config, directories, keys, wanted, (&mut *tasks, &cancel));
+    let me = addresses::in_mesh(&identity, &state).await?;
+    let (mesh, outlook) = Mesh::new(&config, directories, (&state, mesh_door), me.map(|me| Me { subnet6, ..me }));
+    if let Some(mesh) = mesh {
+        tasks.spawn("mesh", mesh.run(cancel.clone()));
     }
     let network: Arc<dyn Network> = Arc::new(kernel);
     let runtime: Arc<dyn Runtime> = containerd;
@@ -209,7 +215,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             tracing::warn!(%error, "secrets of containers that nobody ordered could not be removed from memory");
         }
     }
-    let names = names::open(&config, (&identity, subnet6), state.clone(), tasks, &cancel);
+    let (names, zone) = names::open(&config, (&identity, subnet6), tasks, &cancel).unzip();
+    let (tell_others, others) = watch::channel(Others::default());
+    let neighbours = Neighbours { nodes: outlook.others, others: tell_others, zone };
+    tasks.spawn("names and neighbours", names::feed(state.clone(), identity.node_id, neighbours, cancel.clone()));
     let left = Arc::new(Notify::new());
     let executor = Executor {
         runtime: Arc::clone(&runtime),
@@ -237,7 +246,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let lease = lease::keep(state.clone(), assignments.clone(), (&mut *tasks, &cancel));
     let parts =
         AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, lease, retry, offences };
-    let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, remembered };
+    let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, others, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 
     let kept = retention::Limits { max_age: config.logs.gone_max_age, max_bytes: config.logs.gone_max_bytes };

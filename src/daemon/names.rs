@@ -2,13 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use toft_model::{ids::NodeId, node::Subnet6, state::query_names};
-use tokio::sync::watch;
+use toft_model::{
+    ids::NodeId,
+    node::Subnet6,
+    state::{NamedWorkload, query_names},
+};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{identity::Identity, tasks::Tasks};
 use crate::{
-    agent::dns::{NameServer, Zone, resolv_conf, zone::OwnAddresses},
+    agent::{
+        dns::{NameServer, Zone, resolv_conf, zone::OwnAddresses},
+        network::{OtherNode, Others},
+    },
     config::Config,
     consensus::Handle,
     observe::chain,
@@ -17,14 +24,13 @@ use crate::{
 /// Shortest time between two zones: what changes faster is seen in one.
 const PACE: Duration = Duration::from_millis(20);
 
-/// Starts what answers, and gives its port; `None` on a node that cannot answer.
+/// Starts what answers, and gives its port and what tells it the names; `None` on a node that cannot answer.
 pub(super) fn open(
     config: &Config,
     (identity, six): (&Identity, Option<Subnet6>),
-    state: Handle,
     tasks: &mut Tasks,
     cancel: &CancellationToken,
-) -> Option<u16> {
+) -> Option<(u16, watch::Sender<Arc<Zone>>)> {
     let subnet = identity.subnet?;
     let (sender, zone) = watch::channel(Arc::new(Zone::default()));
     let places = vec![config.network.resolv_conf.clone(), resolv_conf::BEHIND_RESOLVED.into()];
@@ -33,8 +39,7 @@ pub(super) fn open(
     match bound {
         Ok((port, server)) => {
             tasks.spawn("names", until_cancelled(server, cancel.clone()));
-            tasks.spawn("zone of names", feed(state, identity.node_id, sender, cancel.clone()));
-            Some(port)
+            Some((port, sender))
         }
         Err(error) => {
             tracing::error!(%error, "nobody answers the containers' questions for names: they ask the machine's servers");
@@ -47,27 +52,63 @@ async fn until_cancelled(server: NameServer, cancel: CancellationToken) {
     server.run(cancel).await;
 }
 
-/// Makes the zone anew whenever what it depends on may have changed.
-async fn feed(state: Handle, node_id: NodeId, zone: watch::Sender<Arc<Zone>>, cancel: CancellationToken) {
+/// What the other nodes' containers are told to and asked for.
+pub(super) struct Neighbours {
+    /// The other nodes' networks; empty where there is no mesh, and then nobody there can be reached.
+    pub(super) nodes: watch::Receiver<Vec<OtherNode>>,
+    /// For the packet rules.
+    pub(super) others: watch::Sender<Others>,
+    /// For the names; absent where nobody answers.
+    pub(super) zone: Option<watch::Sender<Arc<Zone>>>,
+}
+
+/// Makes the zone and the list of the others' containers anew whenever what they depend on may have changed.
+pub(super) async fn feed(state: Handle, node_id: NodeId, mut neighbours: Neighbours, cancel: CancellationToken) {
     let mut moves = state.watch_schedule();
     let mut known = None;
     loop {
         moves.mark_unchanged();
+        let began = Instant::now();
         match state.read(move |connection| query_names(connection, node_id)).await {
-            Ok(workloads) if known.as_ref() == Some(&workloads) => {}
-            Ok(workloads) => {
-                zone.send_replace(Arc::new(Zone::new(&workloads)));
-                known = Some(workloads);
+            Ok(mut workloads) => {
+                let nodes = neighbours.nodes.borrow_and_update().clone();
+                let there = |address| nodes.iter().any(|node| node.subnet.contains(address));
+                for workload in &mut workloads {
+                    workload.instances.retain(|one| one.node_id == node_id || there(one.address));
+                }
+                if known.as_ref() != Some(&(workloads.clone(), nodes.clone())) {
+                    let others = others(node_id, &workloads, nodes.clone());
+                    neighbours.others.send_if_modified(|before| {
+                        let changed = *before != others;
+                        *before = others;
+                        changed
+                    });
+                    if let Some(zone) = &neighbours.zone {
+                        zone.send_replace(Arc::new(Zone::new(&workloads)));
+                    }
+                    known = Some((workloads, nodes));
+                }
             }
             Err(error) => tracing::error!(error = chain(&error), "the names of workloads could not be read"),
         }
+        // In a large cluster it takes long, and most of the time is to be others'.
+        let pace = PACE.max(began.elapsed() * 10);
         let next = async {
-            tokio::time::sleep(PACE).await;
-            moves.changed().await
+            tokio::time::sleep(pace).await;
+            tokio::select! {
+                changed = moves.changed() => changed,
+                Ok(()) = neighbours.nodes.changed() => Ok(()),
+            }
         };
         tokio::select! {
             () = cancel.cancelled() => return,
             changed = next => if changed.is_err() { return cancel.cancelled().await },
         }
     }
+}
+
+/// The containers on other nodes, with the networks they are in.
+fn others(node_id: NodeId, workloads: &[NamedWorkload], nodes: Vec<OtherNode>) -> Others {
+    let instances = workloads.iter().flat_map(|workload| &workload.instances).filter(|one| one.node_id != node_id);
+    Others { nodes, members: instances.map(|one| (one.address, one.networks.clone())).collect() }
 }

@@ -19,8 +19,15 @@ use toft_model::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{backup_settings, directories::Directories, identity::Identity};
+use super::{
+    addresses, backup_settings,
+    directories::Directories,
+    identity::Identity,
+    membership::MeshDoor,
+    mesh::{self, Me, Mesh},
+};
 use crate::{
+    agent::network::kernel::{KernelNetwork, KernelNetworkConfig},
     api::http::{ApiState, KeptPage, Readiness},
     backup::Backups,
     config::Config,
@@ -57,6 +64,33 @@ pub(super) fn api(
         .with_cluster_key(cluster_key);
     tracing::info!("this node is a witness: it votes and runs no workloads");
     Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness), kept: KeptPage::default() })
+}
+
+/// A witness has an end of the mesh too, with an address of its own: the first of a /24 that it claims as others do and
+/// of which it uses nothing else. What it lacks is told, and keeps it from nothing else.
+pub(super) async fn mesh(
+    (config, directories): (Config, Directories),
+    (state, door): (Handle, Option<MeshDoor>),
+    cancel: CancellationToken,
+) {
+    let joined = async {
+        let names = directories.network_names();
+        let interface = mesh::interface(&config, &directories);
+        let kernel =
+            KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table, mesh: interface });
+        let identity = addresses::settle(&config, &directories, &kernel, &state).await?;
+        let me = addresses::in_mesh(&identity, &state).await?;
+        let subnet6 = addresses::of_ipv6(&config, &identity, &state).await?;
+        anyhow::Ok(Mesh::new(&config, &directories, (&state, door), me.map(|me| Me { subnet6, ..me })).0)
+    };
+    match cancel.run_until_cancelled(async { if config.mesh.enabled { joined.await } else { Ok(None) } }).await {
+        Some(Ok(Some(mesh))) => mesh.run(cancel).await,
+        Some(Err(error)) => {
+            tracing::error!("this witness has no mesh: {error:#}");
+            cancel.cancelled().await;
+        }
+        Some(Ok(None)) | None => cancel.cancelled().await,
+    }
 }
 
 struct Witness;

@@ -13,7 +13,8 @@ use crate::harness::{
 /// A member-to-be: it has a name and an address for the others, and does not run yet.
 pub fn prepare(machine: &Arc<Machine>, name: &str, port: u16) -> Appliance {
     let toft = Appliance::prepare(machine, name);
-    let text = format!("[node]\nname = \"{name}\"\n[cluster]\nbind = \"127.0.0.1:{port}\"\n");
+    // Several on one machine cannot have a mesh: each would lead the others' networks away.
+    let text = format!("[node]\nname = \"{name}\"\n[mesh]\nenabled = false\n[cluster]\nbind = \"127.0.0.1:{port}\"\n");
     fs::write(toft.data.join("toft.toml"), text).unwrap();
     toft
 }

@@ -37,6 +37,7 @@ mod logs;
 mod many_at_once;
 mod many_writes;
 mod mesh;
+mod mesh_nodes;
 mod names;
 mod network;
 mod node_loss;

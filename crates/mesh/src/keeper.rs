@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use toft_model::mesh::{MeshConfig, MeshStatus, PublicKey};
+use toft_model::mesh::{MAX_ENDPOINTS, MeshConfig, MeshEndpoint, MeshPeerStatus, MeshStatus, PublicKey, canonical};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,9 @@ const LOOK_CLOSELY: Duration = Duration::from_secs(1);
 const REPEAT: Duration = Duration::from_secs(60);
 /// How long a peer is waited for at one address: a handshake is tried again after five seconds.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// How long what was sent to a peer with a session may stay without anything that comes back. WireGuard answers whatever
+/// it receives within ten seconds.
+const SILENCE: Duration = Duration::from_secs(12);
 /// The longest time between tries of something that fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -48,7 +51,8 @@ pub async fn keep(
                 let due = set_at.is_none_or(|at| now.duration_since(at) >= REPEAT);
                 let worked = if news || moved || changing || due {
                     set_at = None;
-                    device.set(&search.order(&config)).await
+                    let ordered = search.order(&config, observed.borrow().as_ref());
+                    device.set(&ordered).await
                 } else {
                     Ok(())
                 };
@@ -62,8 +66,7 @@ pub async fn keep(
                 match looked {
                     Ok(status) => {
                         failures = 0;
-                        let quiet =
-                            status.as_ref().is_some_and(|status| status.peers.values().all(|peer| peer.is_live()));
+                        let quiet = status.as_ref().is_some_and(|status| search.all_answer(status));
                         observed.send_replace(status);
                         Some(if quiet && !changing { LOOK } else { LOOK_CLOSELY })
                     }
@@ -106,34 +109,88 @@ fn tell(error: &MeshError, failures: &mut u32) -> Duration {
 /// Which of its addresses each peer is tried at.
 #[derive(Debug, Default)]
 struct Search {
-    turns: BTreeMap<PublicKey, (usize, Instant)>,
+    peers: BTreeMap<PublicKey, Turn>,
+}
+
+/// What is known of one peer.
+#[derive(Debug)]
+struct Turn {
+    /// Number of the address at which it is tried.
+    turn: usize,
+    /// Since when.
+    since: Instant,
+    /// The address that was thought most likely.
+    first: Option<MeshEndpoint>,
+    /// Bytes it had sent and was sent when it was heard last.
+    heard: (u64, u64),
+    /// When it was seen for the first time that something was sent to it after that.
+    unanswered: Option<Instant>,
+    /// Whether it has been silent for too long.
+    silent: bool,
+}
+
+impl Turn {
+    /// Takes note of what went to and fro.
+    fn count(&mut self, status: &MeshPeerStatus, now: Instant) {
+        if status.rx_bytes != self.heard.0 {
+            self.heard = (status.rx_bytes, status.tx_bytes);
+            self.unanswered = None;
+        } else if status.tx_bytes != self.heard.1 {
+            self.unanswered.get_or_insert(now);
+        }
+        self.silent = self.unanswered.is_some_and(|since| now.duration_since(since) >= SILENCE);
+    }
 }
 
 impl Search {
     /// Turns to the next address of whoever has not answered for a while. True when somebody is tried elsewhere now.
     fn look(&mut self, config: &MeshConfig, seen: Option<&MeshStatus>, now: Instant) -> bool {
-        self.turns.retain(|key, _| config.peers.contains_key(key));
+        self.peers.retain(|key, _| config.peers.contains_key(key));
         let mut moved = false;
         for (key, peer) in &config.peers {
-            let live = seen.and_then(|seen| seen.peers.get(key)).is_some_and(|peer| peer.is_live());
-            let (turn, since) = self.turns.entry(*key).or_insert((0, now));
-            if live {
-                *since = now;
-            } else if now.duration_since(*since) >= PATIENCE {
-                *since = now;
-                *turn += 1;
+            let first = peer.endpoints.first().copied();
+            let new = || Turn { turn: 0, since: now, first, heard: (0, 0), unanswered: None, silent: false };
+            let turn = self.peers.entry(*key).or_insert_with(new);
+            if let Some(status) = seen.and_then(|seen| seen.peers.get(key)) {
+                turn.count(status, now);
+                if status.is_live() && !turn.silent {
+                    (turn.first, turn.turn, turn.since) = (first, 0, now);
+                    continue;
+                }
+            }
+            if turn.first != first {
+                // Somebody knows better now.
+                (turn.first, turn.turn, turn.since) = (first, 0, now);
+                moved = true;
+            } else if now.duration_since(turn.since) >= PATIENCE {
+                turn.since = now;
+                turn.turn += 1;
                 moved |= peer.endpoints.len() > 1;
             }
         }
         moved
     }
 
-    /// The configuration with everybody's addresses in the order in which they are tried.
-    fn order(&self, config: &MeshConfig) -> MeshConfig {
+    /// Whether everybody with a session answers.
+    fn all_answer(&self, status: &MeshStatus) -> bool {
+        let answers = |key: &PublicKey| self.peers.get(key).is_none_or(|turn| turn.unanswered.is_none());
+        status.peers.iter().all(|(key, peer)| peer.is_live() && answers(key))
+    }
+
+    /// The configuration with everybody's addresses in the order in which they are tried. Who answers stays where it is,
+    /// whatever is thought more likely.
+    fn order(&self, config: &MeshConfig, seen: Option<&MeshStatus>) -> MeshConfig {
         let mut config = config.clone();
         for (key, peer) in &mut config.peers {
-            let turn = self.turns.get(key).map_or(0, |(turn, _)| *turn);
-            if let Some(by) = turn.checked_rem(peer.endpoints.len()) {
+            let Some(turn) = self.peers.get(key) else { continue };
+            let status = seen.and_then(|seen| seen.peers.get(key));
+            let here = status.filter(|status| status.is_live() && !turn.silent);
+            if let Some(address) = here.and_then(|status| status.endpoint) {
+                let path = peer.path_of(address);
+                peer.endpoints.retain(|endpoint| canonical(endpoint.address) != canonical(address));
+                peer.endpoints.insert(0, MeshEndpoint { address, path });
+                peer.endpoints.truncate(MAX_ENDPOINTS);
+            } else if let Some(by) = turn.turn.checked_rem(peer.endpoints.len()) {
                 peer.endpoints.rotate_left(by);
             }
         }
@@ -145,7 +202,7 @@ impl Search {
 mod tests {
     use std::{collections::BTreeSet, net::SocketAddr};
 
-    use toft_model::mesh::{MeshDevice, MeshEndpoint, MeshPeer, MeshPeerStatus};
+    use toft_model::mesh::{MeshDevice, MeshPeer};
 
     use super::*;
     use crate::fake::{FakeDevice, FakeNet};
@@ -173,7 +230,7 @@ mod tests {
     #[test]
     fn who_does_not_answer_is_looked_for_at_the_next_address() {
         let config = config(&["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]);
-        let first = |search: &Search| -> SocketAddr { search.order(&config).peers[&OTHER].endpoints[0].address };
+        let first = |search: &Search| -> SocketAddr { search.order(&config, None).peers[&OTHER].endpoints[0].address };
         let mut search = Search::default();
         let start = Instant::now();
         let mut asked = Vec::new();
@@ -189,6 +246,41 @@ mod tests {
         assert!(!search.look(&config, Some(&live), start + Duration::from_secs(600)));
         assert!(!search.look(&config, Some(&status(Some(200_000))), start + Duration::from_secs(603)));
         assert!(search.look(&config, Some(&status(Some(200_000))), start + Duration::from_secs(606)));
+    }
+
+    #[test]
+    fn who_answers_stays_where_it_is_and_who_falls_silent_is_looked_for_soon() {
+        let here: SocketAddr = "198.51.100.1:7".parse().unwrap();
+        let with = |age, rx_bytes, tx_bytes| {
+            let mut status = status(Some(age));
+            let peer = status.peers.get_mut(&OTHER).unwrap();
+            (peer.endpoint, peer.rx_bytes, peer.tx_bytes) = (Some(here), rx_bytes, tx_bytes);
+            status
+        };
+        let mut search = Search::default();
+        let start = Instant::now();
+        let config = config(&["192.0.2.1:1", "192.0.2.2:1"]);
+        let first = |search: &Search, seen| search.order(&config, Some(seen)).peers[&OTHER].endpoints[0].address;
+        let seen = with(1_000, 100, 100);
+        assert!(!search.look(&config, Some(&seen), start));
+        assert_eq!(first(&search, &seen), here, "what is thought likely moves nobody who answers");
+        // Nothing is sent, nothing comes: that is no silence.
+        assert!(!search.look(&config, Some(&seen), start + Duration::from_secs(100)));
+        // Something is sent, and nothing comes for twelve seconds; the session is still young.
+        let sent = with(60_000, 100, 200);
+        let at = |seconds: u64| start + Duration::from_secs(100 + seconds);
+        assert!(!search.look(&config, Some(&sent), at(1)));
+        assert!(!search.look(&config, Some(&with(60_000, 100, 300)), at(10)));
+        assert!(search.look(&config, Some(&with(60_000, 100, 400)), at(19)), "six seconds later it is tried elsewhere");
+        assert_eq!(first(&search, &sent).to_string(), "192.0.2.2:1");
+        // Somebody knows better: that is tried at once.
+        let news = self::config(&["203.0.113.5:1", "192.0.2.1:1"]);
+        assert!(search.look(&news, Some(&with(60_000, 100, 500)), at(20)));
+        assert_eq!(search.order(&news, Some(&sent)).peers[&OTHER].endpoints[0].address.to_string(), "203.0.113.5:1");
+        // It is heard again.
+        let back = with(60_000, 500, 600);
+        assert!(!search.look(&news, Some(&back), at(21)));
+        assert_eq!(search.order(&news, Some(&back)).peers[&OTHER].endpoints[0].address, here);
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ pub mod keeper;
 pub mod kernel;
 pub mod keys;
 mod link;
+pub mod own;
 mod path;
 pub mod userspace;
 

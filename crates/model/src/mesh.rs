@@ -15,8 +15,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::invalid::Invalid;
 
+mod node;
+
+pub use node::{MAX_TOLD, MeshNode, is_somebodys};
+
 /// UDP port of the mesh when nobody chose another.
 pub const DEFAULT_PORT: u16 = 51820;
+/// UDP port at which nodes talk to each other through the mesh.
+pub const TALK_PORT: u16 = 7447;
 /// Most peers of one node.
 pub const MAX_PEERS: usize = 1_024;
 /// Most networks behind one peer.

@@ -225,6 +225,7 @@ mod tests {
     fn workload(name: &str, deployment: Option<&str>, named: &[&str], lasts: &[u8]) -> NamedWorkload {
         let networks = networks(deployment, named);
         let instance = |(ordinal, last): (usize, &u8)| NamedInstance {
+            node_id: toft_model::ids::NodeId(uuid::Uuid::nil()),
             ordinal: ordinal as u32,
             address: address(*last),
             address6: None,

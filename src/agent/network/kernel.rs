@@ -32,6 +32,8 @@ pub struct KernelNetworkConfig {
     pub bridge: String,
     /// The nftables tables, families `inet` and `bridge`: letters, digits and `_`, a letter first.
     pub table: String,
+    /// The interface of the mesh, which others make: letters, digits, `-` and `_`, at most 15.
+    pub mesh: String,
 }
 
 impl KernelNetworkConfig {
@@ -47,6 +49,10 @@ impl KernelNetworkConfig {
         };
         if self.bridge.len() > 15 || !word(&self.bridge, "-_") {
             return Err(bad(&self.bridge));
+        }
+        // It may be one that somebody chose, and begin with a digit.
+        if self.mesh.len() > 15 || !word(&format!("m{}", self.mesh), "-_") {
+            return Err(bad(&self.mesh));
         }
         if self.table.len() > 64 || !word(&self.table, "_") {
             return Err(bad(&self.table));
@@ -192,7 +198,11 @@ mod tests {
     #[test]
     fn names_that_would_break_a_script_are_refused() {
         let check = |bridge: &str, table: &str| {
-            KernelNetworkConfig { bridge: bridge.to_owned(), table: table.to_owned() }.check().is_ok()
+            let with = |mesh: &str| {
+                KernelNetworkConfig { bridge: bridge.into(), table: table.into(), mesh: mesh.into() }.check().is_ok()
+            };
+            assert!(!with("a\"") && !with("a b") && !with("sixteen-letters0"));
+            with("0-mesh")
         };
         assert!(check("toft0", "toft"));
         assert!(check("toft-1a2b_3", "toft_1a2b"));

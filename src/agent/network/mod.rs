@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
 use async_trait::async_trait;
@@ -40,12 +40,63 @@ pub struct NetworkConfig {
     pub members: BTreeMap<Ipv4Addr, BTreeSet<NetworkName>>,
     /// Port on the gateway's address where toft answers questions for names; containers ask port 53.
     pub names_port: Option<u16>,
+    /// Who is on the other nodes.
+    pub others: Others,
+}
+
+/// The containers of the other nodes, whose packets come and go through the mesh.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Their nodes' networks.
+    pub nodes: Vec<OtherNode>,
+    /// Their addresses with the networks they are in.
+    pub members: BTreeMap<Ipv4Addr, BTreeSet<NetworkName>>,
+}
+
+/// Another node's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherNode {
+    /// Of its containers; its host has the first address.
+    pub subnet: Subnet,
+    /// The IPv6 one that belongs to it.
+    pub subnet6: Option<Subnet6>,
+}
+
+impl Others {
+    /// Those who share one of `networks`, which are the only ones that need to be known.
+    fn near(&self, networks: &BTreeSet<&NetworkName>) -> Self {
+        let near = |names: &BTreeSet<NetworkName>| -> BTreeSet<NetworkName> {
+            names.iter().filter(|name| networks.contains(name)).cloned().collect()
+        };
+        let members = self.members.iter().map(|(address, names)| (*address, near(names)));
+        Self { nodes: self.nodes.clone(), members: members.filter(|(_, names)| !names.is_empty()).collect() }
+    }
+
+    /// The IPv6 address that belongs to one of theirs.
+    fn address6(&self, address: Ipv4Addr) -> Option<Ipv6Addr> {
+        let node = self.nodes.iter().find(|node| node.subnet.contains(address))?;
+        Some(node.subnet6?.address(node.subnet, address))
+    }
 }
 
 impl NetworkConfig {
     /// A network of nobody.
     pub fn new(subnet: Subnet) -> Self {
-        Self { subnet, subnet6: None, ports: Vec::new(), members: BTreeMap::new(), names_port: None }
+        Self {
+            subnet,
+            subnet6: None,
+            ports: Vec::new(),
+            members: BTreeMap::new(),
+            names_port: None,
+            others: Others::default(),
+        }
+    }
+
+    /// The same with those of `others` that its containers share a network with.
+    pub(super) fn beside(self, others: &Others) -> Self {
+        let networks = self.members.values().flatten().collect();
+        let others = others.near(&networks);
+        Self { others, ..self }
     }
 }
 

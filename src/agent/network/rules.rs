@@ -12,6 +12,8 @@
 //!                port, else the answer would take a shorter way than the question
 //!   forward      containers may go out; in come answers and published ports, nothing else
 //!   between      containers reach each other when they share a network
+//!   from_nodes   what comes through the mesh: the other nodes themselves reach containers, and their containers those
+//!                with which they share a network
 //! table bridge
 //!   guard        a container sends with its own hardware address and its own address, or not at all
 //!   forward      no frame goes straight from one container to another: only what the host routes passes `between`. The
@@ -59,20 +61,24 @@ pub(super) fn render_removal(table: &str) -> String {
 fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
     let KernelNetworkConfig { bridge, .. } = names;
     let subnet = config.subnet;
+    let mesh = Mesh::of(names, config);
     let mut text = collection("map", "published", PUBLISHED, published(&config.ports, |to| Some(to.into())));
     let six = config.subnet6.map(|subnet6| Six { bridge, subnet, subnet6 });
     if let Some(six) = &six {
         text += &collection("map", "published6", PUBLISHED6, published(&config.ports, |to| Some(six.of(to).into())));
     }
     let mut allowed = String::new();
-    for (network, members) in networks(config) {
+    for (network, members) in networks(&config.members) {
         let name = set_name(network);
-        text += &collection("set", &name, "ipv4_addr", members.iter().map(ToString::to_string));
+        let others = mesh.members(network);
+        text += &collection("set", &name, "ipv4_addr", members.iter().chain(&others).map(ToString::to_string));
         // Writing to a `String` cannot fail.
         let _ = writeln!(allowed, "        ip saddr @{name} ip daddr @{name} accept");
         if let Some(six) = &six {
-            text +=
-                &collection("set", &format!("{name}.6"), "ipv6_addr", members.iter().map(|to| six.of(*to).to_string()));
+            let members = members.iter().map(|to| six.of(*to));
+            let others = others.iter().filter_map(|to| config.others.address6(*to));
+            let members = members.chain(others).map(|to| to.to_string());
+            text += &collection("set", &format!("{name}.6"), "ipv6_addr", members);
             let _ = writeln!(allowed, "        ip6 saddr @{name}.6 ip6 daddr @{name}.6 accept");
         }
     }
@@ -92,12 +98,14 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
             subnet.gateway()
         )
     });
-    text + &format!(
-        r#"    chain guard {{
+    let Mesh { sets, guard: mesh_guard, unchanged, clamp, from, chain, .. } = &mesh;
+    text + sets
+        + &format!(
+            r#"    chain guard {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip daddr 127.0.0.0/8 drop
         iifname != {{ "{bridge}", "lo" }} ip saddr {subnet} drop
-{names_guard}{guard6}    }}
+{mesh_guard}{names_guard}{guard6}    }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
 {names_port}        fib daddr type local meta nfproto ipv4 dnat ip to meta l4proto . th dport map @published
@@ -118,13 +126,13 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
         type nat hook postrouting priority srcnat; policy accept;
         oifname "{bridge}" ip saddr 127.0.0.0/8 masquerade
         ip saddr {subnet} ip daddr {subnet} ct status dnat masquerade
-        ip saddr {subnet} oifname != "{bridge}" masquerade
+{unchanged}        ip saddr {subnet} oifname != "{bridge}" masquerade
 {masquerade6}    }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname "{bridge}" oifname "{bridge}" jump between
-        iifname "{bridge}" accept
-        oifname "{bridge}" ct state established,related accept
+{clamp}        iifname "{bridge}" accept
+{from}        oifname "{bridge}" ct state established,related accept
         oifname "{bridge}" ct status dnat accept
         oifname "{bridge}" drop
     }}
@@ -132,8 +140,67 @@ fn inet(names: &KernelNetworkConfig, config: &NetworkConfig) -> String {
         ct status dnat accept
 {allowed}        drop
     }}
-"#
-    )
+{chain}"#
+        )
+}
+
+/// What the rules say of the other nodes; all empty while there are none.
+#[derive(Default)]
+struct Mesh<'a> {
+    networks: BTreeMap<&'a NetworkName, BTreeSet<Ipv4Addr>>,
+    /// The other nodes' networks and hosts.
+    sets: String,
+    /// Who speaks with an address of theirs comes from them.
+    guard: String,
+    /// What goes to their containers keeps its sender.
+    unchanged: String,
+    /// TCP learns how large packets can be.
+    clamp: String,
+    from: String,
+    chain: String,
+}
+
+impl<'a> Mesh<'a> {
+    fn of(names: &KernelNetworkConfig, config: &'a NetworkConfig) -> Self {
+        let nodes = &config.others.nodes;
+        if nodes.is_empty() {
+            return Self::default();
+        }
+        let KernelNetworkConfig { bridge, mesh, .. } = names;
+        let subnet = config.subnet;
+        let mut all = Self { networks: networks(&config.others.members), ..Self::default() };
+        let six: Vec<Subnet6> = nodes.iter().filter_map(|node| node.subnet6).collect();
+        let six = config.subnet6.map(|own| (own, six));
+        let intervals = |of: &str| format!("{of}; flags interval");
+        all.sets +=
+            &collection("set", "nodes", &intervals("ipv4_addr"), nodes.iter().map(|node| node.subnet.to_string()));
+        all.sets +=
+            &collection("set", "hosts", "ipv4_addr", nodes.iter().map(|node| node.subnet.gateway().to_string()));
+        all.guard += &format!("        iifname != \"{mesh}\" ip saddr @nodes drop\n");
+        all.unchanged += &format!("        ip saddr {subnet} oifname \"{mesh}\" ip daddr @nodes accept\n");
+        all.clamp += &format!(
+            "        iifname \"{bridge}\" oifname \"{mesh}\" tcp flags syn tcp option maxseg size set rt mtu\n"
+        );
+        all.from += &format!("        iifname \"{mesh}\" oifname \"{bridge}\" jump from_nodes\n");
+        let mut hosts = "        ip saddr @hosts accept\n".to_owned();
+        if let Some((own, six)) = six {
+            let networks = six.iter().map(ToString::to_string);
+            all.sets += &collection("set", "nodes6", &intervals("ipv6_addr"), networks);
+            all.sets += &collection("set", "hosts6", "ipv6_addr", six.iter().map(|node| node.gateway().to_string()));
+            all.guard += &format!("        iifname != \"{mesh}\" ip6 saddr @nodes6 drop\n");
+            all.unchanged += &format!("        ip6 saddr {own} oifname \"{mesh}\" ip6 daddr @nodes6 accept\n");
+            hosts += "        ip6 saddr @hosts6 accept\n";
+        }
+        all.chain = format!(
+            "    chain from_nodes {{\n        ct state related accept\n        ct direction reply return\n{hosts}        goto between\n    }}\n"
+        );
+        all
+    }
+
+    /// Who of a network is on other nodes.
+    fn members(&self, network: &NetworkName) -> BTreeSet<Ipv4Addr> {
+        self.networks.get(network).cloned().unwrap_or_default()
+    }
 }
 
 fn bridge(config: &NetworkConfig) -> String {
@@ -244,9 +311,9 @@ fn published(
 }
 
 /// Who is in which network.
-fn networks(config: &NetworkConfig) -> BTreeMap<&NetworkName, BTreeSet<Ipv4Addr>> {
+fn networks(members: &BTreeMap<Ipv4Addr, BTreeSet<NetworkName>>) -> BTreeMap<&NetworkName, BTreeSet<Ipv4Addr>> {
     let mut networks: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-    for (address, names) in &config.members {
+    for (address, names) in members {
         for name in names {
             networks.entry(name).or_default().insert(*address);
         }
@@ -284,10 +351,13 @@ pub(super) fn udp(ports: &[(PublishedPort, Ipv4Addr)]) -> BTreeSet<(u16, Ipv4Add
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{OtherNode, Others},
+        *,
+    };
 
     fn names() -> KernelNetworkConfig {
-        KernelNetworkConfig { bridge: "toft0".to_owned(), table: "toft".to_owned() }
+        KernelNetworkConfig { bridge: "toft0".to_owned(), table: "toft".to_owned(), mesh: "toft-wg".to_owned() }
     }
 
     fn config(ports: &[(u16, u16, Protocol, &str)]) -> NetworkConfig {
@@ -315,6 +385,22 @@ mod tests {
         config.subnet6 = Some("fd23:4567:89ab:d203::/64".parse().unwrap());
         let lan = NetworkName::Shared("lan".parse().unwrap());
         config.members.insert("10.210.3.2".parse().unwrap(), BTreeSet::from([lan]));
+        insta::assert_snapshot!(render(&names(), &config));
+    }
+
+    #[test]
+    fn other_nodes_are_in_it() {
+        let mut config = config(&[(8080, 80, Protocol::Tcp, "10.210.3.2")]);
+        config.subnet6 = Some("fd23:4567:89ab:d203::/64".parse().unwrap());
+        let (lan, other) = (NetworkName::Shared("lan".parse().unwrap()), NetworkName::Shared("other".parse().unwrap()));
+        config.members.insert("10.210.3.2".parse().unwrap(), BTreeSet::from([lan.clone()]));
+        let node = |third: u8| OtherNode {
+            subnet: format!("10.210.{third}.0/24").parse().unwrap(),
+            subnet6: Some(format!("fd23:4567:89ab:d2{third:02x}::/64").parse().unwrap()),
+        };
+        let members = [("10.210.4.9", lan), ("10.210.5.9", other)];
+        let members = members.map(|(address, network)| (address.parse().unwrap(), BTreeSet::from([network])));
+        let config = config.beside(&Others { nodes: vec![node(4), node(5)], members: members.into() });
         insta::assert_snapshot!(render(&names(), &config));
     }
 

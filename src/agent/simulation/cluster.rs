@@ -148,6 +148,7 @@ impl Cluster {
             | Command::RemoveSecret { .. }
             | Command::ConfigureGpu { .. }
             | Command::ClaimSubnet { .. }
+            | Command::AnnounceMesh { .. }
             | Command::ConfigurePlacement { .. }
             | Command::NoteNodes { .. } => return,
         };

@@ -3,6 +3,7 @@
 mod calls;
 mod peers;
 mod server;
+mod ways;
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -1,8 +1,9 @@
 //! Connections to the other members and the calls over them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     error::Error,
+    net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -13,9 +14,10 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use toft_model::ids::NodeId;
 use tokio::{io::AsyncReadExt, time::Instant};
 use tonic::{
-    Code, ConnectError, Request, Status,
+    Code, ConnectError, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
 };
@@ -26,6 +28,7 @@ use super::{
         types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Types, Vote},
     },
     PROTOCOL,
+    ways::{Ways, Went, either},
 };
 use crate::{
     observe::chain,
@@ -45,6 +48,8 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Silence after which a member is worth a line in the log.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Connections to one member: at the address it told, and through the mesh.
+const WAYS: usize = 2;
 /// Bytes of a snapshot in one message.
 const PART: usize = 256 << 10;
 /// Largest message.
@@ -127,7 +132,9 @@ pub(in super::super) struct Peers {
     tls: ClientTlsConfig,
     cluster: MetadataValue<Ascii>,
     me: MetadataValue<Ascii>,
-    open: Mutex<HashMap<MemberId, (String, Channel)>>,
+    /// The newest connections to each member, by address.
+    open: Mutex<HashMap<MemberId, Vec<(String, Channel)>>>,
+    ways: Ways,
     heard: Mutex<HashMap<MemberId, Heard>>,
     began: Instant,
 }
@@ -151,6 +158,7 @@ impl Peers {
             cluster: ascii(&identity.cluster_id.to_string()),
             me: MetadataValue::from(identity.member_id),
             open: Mutex::new(HashMap::new()),
+            ways: Ways::default(),
             heard: Mutex::new(HashMap::new()),
             began: Instant::now(),
         }
@@ -187,19 +195,50 @@ impl Peers {
         outcome
     }
 
-    fn client(&self, id: MemberId, member: &Member) -> Result<PeerClient<Channel>, CallError> {
-        if member.address.is_empty() {
+    /// Says which nodes answer in the mesh, and at which address.
+    pub(in super::super) fn prefer(&self, mesh: BTreeMap<NodeId, IpAddr>) {
+        self.ways.set(mesh);
+    }
+
+    fn client(&self, id: MemberId, address: &str) -> Result<PeerClient<Channel>, CallError> {
+        if address.is_empty() {
             return Err(CallError::NoAddress);
         }
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((address, channel)) = open.get(&id)
-            && *address == member.address
-        {
+        let known = open.entry(id).or_default();
+        if let Some((_, channel)) = known.iter().find(|(at, _)| at == address) {
             return Ok(client(channel.clone()));
         }
-        let channel = connect(&member.address, &self.tls)?;
-        open.insert(id, (member.address.clone(), channel.clone()));
+        let channel = connect(address, &self.tls)?;
+        known.insert(0, (address.to_owned(), channel.clone()));
+        known.truncate(WAYS);
         Ok(client(channel))
+    }
+
+    /// Calls a member on whichever way answers.
+    async fn call<T, Sent>(
+        &self,
+        (id, member): (MemberId, &Member),
+        send: impl Fn(PeerClient<Channel>) -> Sent,
+    ) -> Result<T, CallError>
+    where
+        Sent: Future<Output = Result<Response<T>, Status>>,
+    {
+        let at = async |address: &str| {
+            let answer = send(self.client(id, address)?).await;
+            answer.map(Response::into_inner).map_err(|status| CallError::of(&status))
+        };
+        match self.ways.through_mesh(id, member, Instant::now()) {
+            None => at(&member.address).await,
+            Some((mesh, true)) => {
+                let (answer, went) = either(at(&mesh), at(&member.address)).await;
+                if went == Went::Second {
+                    self.ways.doubt(id);
+                }
+                answer
+            }
+            Some((mesh, false)) => either(at(&member.address), at(&mesh)).await.0,
+        }
     }
 
     fn request<T>(&self, message: T, timeout: Duration) -> Request<T> {
@@ -220,8 +259,11 @@ impl Peers {
     ) -> Result<Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>, CallError> {
         let message = Message { json: json(request)? };
         let call = async {
-            let answer = self.client(id, member)?.append(self.request(message, FORWARD_TIMEOUT)).await;
-            parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+            let send = |mut client: PeerClient<Channel>| {
+                let request = self.request(message.clone(), FORWARD_TIMEOUT);
+                async move { client.append(request).await }
+            };
+            parse(&self.call((id, member), send).await?)
         };
         self.note(id, member, call.await)
     }
@@ -233,8 +275,11 @@ impl Peers {
         request: &VoteRequest<MemberId>,
     ) -> Result<Result<VoteResponse<MemberId>, RaftError<MemberId>>, CallError> {
         let message = Message { json: json(request)? };
-        let answer = self.client(id, member)?.vote(self.request(message, SHORT_TIMEOUT)).await;
-        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        let send = |mut client: PeerClient<Channel>| {
+            let request = self.request(message.clone(), SHORT_TIMEOUT);
+            async move { client.vote(request).await }
+        };
+        parse(&self.call((id, member), send).await?)
     }
 
     pub(super) async fn snapshot(
@@ -266,7 +311,13 @@ impl Peers {
         });
         let mut request = self.request(parts, Duration::from_secs(600));
         request.metadata_mut().remove("grpc-timeout");
-        let answer = self.client(id, member)?.snapshot(request).await;
+        // It is begun again when it breaks off, and then goes the other way.
+        let through = self.ways.through_mesh(id, member, Instant::now()).filter(|(_, first)| *first);
+        let address = through.as_ref().map_or(&member.address, |(mesh, _)| mesh);
+        let answer = self.client(id, address)?.snapshot(request).await;
+        if answer.is_err() && through.is_some() {
+            self.ways.doubt(id);
+        }
         parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
     }
 
@@ -277,31 +328,40 @@ impl Peers {
         member: &Member,
         batch: &Batch,
     ) -> Result<Result<(u64, Outcomes), ForwardError>, CallError> {
-        let requests = batch.0.iter().map(|request| request.get().to_owned()).collect();
-        let request = self.request(ProposeRequest { requests }, FORWARD_TIMEOUT);
-        let answer = self.client(id, member)?.propose(request).await;
-        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        let requests: Vec<String> = batch.0.iter().map(|request| request.get().to_owned()).collect();
+        let send = |mut client: PeerClient<Channel>| {
+            let request = self.request(ProposeRequest { requests: requests.clone() }, FORWARD_TIMEOUT);
+            async move { client.propose(request).await }
+        };
+        parse(&self.call((id, member), send).await?)
     }
 
     /// The index up to which one has to apply to have the newest state.
     pub(in super::super) async fn read_index(&self, id: MemberId, member: &Member) -> Result<u64, CallError> {
-        let request = self.request(ReadIndexRequest {}, SHORT_TIMEOUT);
-        let answer = self.client(id, member)?.read_index(request).await;
-        Ok(answer.map_err(|status| CallError::of(&status))?.get_ref().index)
+        let send = |mut client: PeerClient<Channel>| {
+            let request = self.request(ReadIndexRequest {}, SHORT_TIMEOUT);
+            async move { client.read_index(request).await }
+        };
+        Ok(self.call((id, member), send).await?.index)
     }
 
     /// Tells the leader where this member is now.
     pub(in super::super) async fn announce(&self, id: MemberId, leader: &Member, me: &Member) -> Result<(), CallError> {
-        let request = self.request(Message { json: json(me)? }, SHORT_TIMEOUT);
-        self.client(id, leader)?.announce(request).await.map_err(|status| CallError::of(&status))?;
-        Ok(())
+        let message = Message { json: json(me)? };
+        let send = |mut client: PeerClient<Channel>| {
+            let request = self.request(message.clone(), SHORT_TIMEOUT);
+            async move { client.announce(request).await }
+        };
+        self.call((id, leader), send).await.map(drop)
     }
 
     /// Asks a member to become the leader.
     pub(in super::super) async fn take_over(&self, id: MemberId, member: &Member) -> Result<(), CallError> {
-        let request = self.request(TakeOverRequest {}, SHORT_TIMEOUT);
-        self.client(id, member)?.take_over(request).await.map_err(|status| CallError::of(&status))?;
-        Ok(())
+        let send = |mut client: PeerClient<Channel>| {
+            let request = self.request(TakeOverRequest {}, SHORT_TIMEOUT);
+            async move { client.take_over(request).await }
+        };
+        self.call((id, member), send).await.map(drop)
     }
 }
 

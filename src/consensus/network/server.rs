@@ -73,14 +73,14 @@ struct Service {
     identity: Identity,
     admission: Arc<dyn Admission>,
     /// One joiner at a time: each is numbered after the one before is in the log.
-    joining: Mutex<()>,
+    joining: Arc<Mutex<()>>,
 }
 
 /// Answers until `cancel`.
 pub(in super::super) async fn serve(
     listener: TcpListener,
     transport: &Transport,
-    (raft, identity): (Raft, Identity),
+    (raft, identity, joining): (Raft, Identity, Arc<Mutex<()>>),
     admission: Arc<dyn Admission>,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -89,7 +89,7 @@ pub(in super::super) async fn serve(
         .client_ca_root(Certificate::from_pem(&transport.authority))
         .client_auth_optional(true)
         .timeout(HANDSHAKE_TIMEOUT);
-    let service = Service { raft, identity, admission, joining: Mutex::new(()) };
+    let service = Service { raft, identity, admission, joining };
     let service = PeerServer::new(service).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
     Server::builder()
         .tls_config(tls)?

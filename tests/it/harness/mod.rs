@@ -9,6 +9,7 @@ pub mod containerd;
 pub mod dice;
 pub mod http;
 pub mod image;
+pub mod lan;
 pub mod machine;
 pub mod nvml;
 pub mod person;

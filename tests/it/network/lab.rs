@@ -83,7 +83,11 @@ pub fn networks(subnet: &str, members: &[(Ipv4Addr, &[&str])]) -> NetworkConfig 
 
 /// The network of one appliance.
 pub fn network(bridge: &str, table: &str) -> KernelNetwork {
-    KernelNetwork::new(KernelNetworkConfig { bridge: bridge.to_owned(), table: table.to_owned() })
+    KernelNetwork::new(KernelNetworkConfig {
+        bridge: bridge.to_owned(),
+        table: table.to_owned(),
+        mesh: "toft-wg".to_owned(),
+    })
 }
 
 pub fn config(subnet: &str, ports: &[(u16, u16, Protocol, Ipv4Addr)]) -> NetworkConfig {

@@ -8,7 +8,7 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     gpus::{self, Configure},
-    move_orders, node_health, nodes, registries, rollouts,
+    mesh, move_orders, node_health, nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
@@ -127,6 +127,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             Ok(Reply::Done)
         }
         Command::MoveInstances { moves, at_ms } => move_orders::order(connection, moves, *at_ms)?,
+        Command::AnnounceMesh { node_id, mesh, at_ms } => mesh::announce(connection, *node_id, mesh, *at_ms)?,
     };
     Ok(applied)
 }

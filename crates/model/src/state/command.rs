@@ -9,6 +9,7 @@ use crate::{
     gpu::{GpuId, GpuPolicy},
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
+    mesh::MeshNode,
     name::Name,
     node::{Inventory, NodeChanges, NodeHealth, Subnet},
     registry::RegistryName,
@@ -243,6 +244,15 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A node tells where and with which key the others find it.
+    AnnounceMesh {
+        /// The node.
+        node_id: NodeId,
+        /// Its end of the mesh.
+        mesh: MeshNode,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -254,6 +264,7 @@ impl Command {
             | Self::PutRegistry { .. }
             | Self::RemoveRegistry { .. }
             | Self::ClaimSubnet { .. }
+            | Self::AnnounceMesh { .. }
             | Self::ForgetVolumes { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }

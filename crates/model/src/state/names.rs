@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::tables::{InstanceRow, WorkloadRow};
 use crate::{
-    ids::NodeId,
+    ids::{NodeId, WorkloadId},
     instance::{Desired, InstanceState, NetworkOrder},
     name::Name,
     workload::{Health, NetworkMode, NetworkName},
@@ -31,6 +31,8 @@ pub struct NamedWorkload {
 /// An instance with an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedInstance {
+    /// Where it is.
+    pub node_id: NodeId,
     /// Which copy, from 0.
     pub ordinal: u32,
     /// Its address.
@@ -43,19 +45,25 @@ pub struct NamedInstance {
     pub serves: bool,
 }
 
-/// Every workload with its instances on one node: those on others cannot be reached from its containers.
+/// Every workload that shares a network with an instance of one node, with all its instances, wherever they are; and every
+/// instance of that node.
 pub fn query_names(connection: &Connection, node_id: NodeId) -> rusqlite::Result<Vec<NamedWorkload>> {
-    let mut instances = InstanceRow::of_node(connection, node_id)?;
-    instances.sort_by_key(|instance| instance.ordinal);
-    let workloads = WorkloadRow::all(connection)?.into_iter().filter(|row| row.spec.network == NetworkMode::Bridge);
-    Ok(workloads
-        .map(|row| NamedWorkload {
-            networks: NetworkName::of(row.spec.deployment.as_ref(), &row.spec.networks),
-            instances: instances.iter().filter(|one| one.workload_id == row.id).filter_map(named).collect(),
-            name: row.spec.name,
-            deployment: row.spec.deployment,
-        })
-        .collect())
+    let mut here = InstanceRow::of_node(connection, node_id)?;
+    here.sort_by_key(|instance| instance.ordinal);
+    let here: Vec<(WorkloadId, NamedInstance)> =
+        here.iter().filter_map(|row| Some((row.workload_id, named(row)?))).collect();
+    let near: BTreeSet<&NetworkName> = here.iter().flat_map(|(_, instance)| &instance.networks).collect();
+    let mut found = Vec::new();
+    for row in WorkloadRow::all(connection)?.into_iter().filter(|row| row.spec.network == NetworkMode::Bridge) {
+        let networks = NetworkName::of(row.spec.deployment.as_ref(), &row.spec.networks);
+        let instances = if networks.iter().any(|network| near.contains(network)) {
+            InstanceRow::of_workload(connection, row.id)?.iter().filter_map(named).collect()
+        } else {
+            here.iter().filter(|(of, _)| *of == row.id).map(|(_, instance)| instance.clone()).collect()
+        };
+        found.push(NamedWorkload { networks, instances, name: row.spec.name, deployment: row.spec.deployment });
+    }
+    Ok(found)
 }
 
 fn named(row: &InstanceRow) -> Option<NamedInstance> {
@@ -64,6 +72,7 @@ fn named(row: &InstanceRow) -> Option<NamedInstance> {
     let runs = matches!(report.and_then(|report| report.state.as_ref()), Some(InstanceState::Running { .. }));
     let healthy = row.container.health.is_none() || report.and_then(|report| report.health) == Some(Health::Healthy);
     Some(NamedInstance {
+        node_id: row.node_id,
         ordinal: row.ordinal,
         address: *address,
         address6: *address6,

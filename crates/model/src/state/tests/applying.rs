@@ -49,6 +49,7 @@ fn every_command_of_the_fixtures_is_answered() {
                 Reply::Done,
             ) => {}
             (Command::MoveInstances { .. }, Reply::Done) => {}
+            (Command::AnnounceMesh { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -6,9 +6,10 @@ use super::cluster::{Cluster, dump};
 use crate::state::Command;
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 22] = [
+const STORY: [&str; 23] = [
     "claim_subnet",
     "register_node",
+    "announce_mesh",
     "configure_gpu",
     "put_secret",
     "put_registry",
