@@ -85,6 +85,8 @@ pub(super) struct Seat {
     pub(super) claims: Claims,
     /// What is left of its cards.
     pub(super) deck: Vec<place::Card>,
+    /// What its cards count as; empty until they are looked at.
+    kinds: Vec<place::Kind>,
     /// Whether its network has an address for one more.
     pub(super) has_address: bool,
     /// How much can be reserved.
@@ -243,7 +245,7 @@ impl Board {
         let seat = &self.seats[at];
         let cards = match std::ptr::eq(claims, &seat.claims) {
             true => seat.deck.clone(),
-            false => claims.gpus().deck(Cards::of(&self.nodes[at]), &|card| self.outlook.kind(card)),
+            false => claims.gpus().deck(Cards::of(&self.nodes[at]), &seat.kinds),
         };
         place::Node {
             cpu_millis: millis(all.cpu_millis),

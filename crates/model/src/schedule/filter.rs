@@ -187,8 +187,26 @@ fn reservations(ask: Ask<'_>, place: Place<'_>, found: &mut Vec<Obstacle>) {
 
 fn gpus(ask: Ask<'_>, place: Place<'_>, found: &mut Vec<Obstacle>) {
     let Some(wanted) = &ask.spec.gpus else { return };
+    let cards = Cards::of(place.node);
+    let enough = match gpus::amount(wanted) {
+        Gpus::Share(_) => Some(1),
+        Gpus::Whole(count) => Some(usize::from(count)),
+        // It depends on how many may be used at all.
+        Gpus::All | Gpus::None => None,
+    };
+    if let (Some(count), true) = (enough, place.is_now()) {
+        // What is left of each card is known, and nobody asks for reasons.
+        let deck = place.board.seats[place.at].deck.iter().enumerate();
+        let fits = |(at, _): &(usize, &place::Card)| {
+            wanted.allows(cards.cards, *at).is_ok() && rules::allows_card(ask.spec, &cards.cards[*at]).is_ok()
+        };
+        let can_serve = deck.filter(|(_, card)| card.serves(gpus::amount(wanted)));
+        if count > 0 && can_serve.filter(fits).take(count).count() == count {
+            return;
+        }
+    }
     let constrained = |card: &Gpu| rules::allows_card(ask.spec, card).map_err(|rule| format!("`{rule}` does not hold"));
-    let why = place.claims.gpus().refusal(wanted, Cards::of(place.node), &constrained);
+    let why = place.claims.gpus().refusal(wanted, cards, &constrained);
     found.extend(why.map(|why| Obstacle::Gpus { why }));
 }
 

@@ -103,9 +103,9 @@ impl GpuClaims {
         place::Card { kind, capacity, free }
     }
 
-    /// The same of all, in their order.
-    pub(super) fn deck(&self, cards: Cards<'_>, kind: &dyn Fn(&Gpu) -> Kind) -> Vec<place::Card> {
-        cards.cards.iter().map(|card| self.card(card, kind(card), cards)).collect()
+    /// The same of all, in their order; `kinds` are theirs.
+    pub(super) fn deck(&self, cards: Cards<'_>, kinds: &[Kind]) -> Vec<place::Card> {
+        cards.cards.iter().zip(kinds).map(|(card, kind)| self.card(card, *kind, cards)).collect()
     }
 
     /// Whether every one of `holds` is there and free among `cards`.
@@ -270,7 +270,8 @@ mod tests {
         if let Some(why) = claims.refusal(&wanted, all, &|_| Ok(())) {
             return Err(why);
         }
-        let node = place::Node { cards: claims.deck(all, &|_| Kind::default()), ..place::Node::default() };
+        let kinds = vec![Kind::default(); cards.len()];
+        let node = place::Node { cards: claims.deck(all, &kinds), ..place::Node::default() };
         let allowed = (0..cards.len()).filter(|place| wanted.allows(cards, *place).is_ok());
         let holds = holds_of(&wanted, cards, node.tightest(amount(&wanted), allowed.collect()));
         let wanted = &wanted.to_string();

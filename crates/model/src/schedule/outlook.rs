@@ -48,6 +48,16 @@ struct Wanted {
     constraints: Vec<Rule>,
 }
 
+/// What is new of kinds and mix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    Nothing,
+    /// The mix alone, which makes all scores others.
+    Mix,
+    /// Kinds, and with them what requests mean.
+    Kinds,
+}
+
 /// Kinds and mix, as they follow from the rows.
 #[derive(Debug, Default)]
 pub(super) struct Outlook {
@@ -108,21 +118,24 @@ impl Outlook {
         }
     }
 
-    /// Follows the rows; whether kinds or mix are others now, which makes all scores others.
-    pub(super) fn refresh(&mut self) -> bool {
+    /// Follows the rows, and tells what is new.
+    pub(super) fn refresh(&mut self) -> News {
         if !std::mem::take(&mut self.stale) {
-            return false;
+            return News::Nothing;
         }
         let numbered = self.models.keys().enumerate();
         let numbers: HashMap<Model, Kind> =
             numbered.filter_map(|(number, model)| Some((model.clone(), Kind::new(number.min(OTHERS))?))).collect();
         self.heaviest = self.wanted.values().map(|(count, _)| rounded(*count, 2)).max().unwrap_or(0);
-        let mut changed = numbers != self.numbers;
+        let kinds = numbers != self.numbers;
         self.numbers = numbers;
         let mix = self.typical();
-        changed |= mix != self.mix;
-        self.mix = mix;
-        changed
+        let before = std::mem::replace(&mut self.mix, mix);
+        match (kinds, before == self.mix) {
+            (true, _) => News::Kinds,
+            (false, false) => News::Mix,
+            (false, true) => News::Nothing,
+        }
     }
 
     /// The mix as it was when it was last refreshed.

@@ -9,6 +9,7 @@ use crate::{
     schedule::{
         feasible::Claims,
         gpus::Cards,
+        outlook::News,
         place::{self, Fleet},
         policy::{PlacementSettings, Policy},
     },
@@ -48,6 +49,7 @@ impl Board {
             Some(known) => *known = node,
             None => self.nodes.push(node),
         }
+        self.seats[at].kinds.clear();
         self.index.node_changed(at);
         self.stale.insert(at);
         self.stale_nodes = true;
@@ -185,9 +187,14 @@ impl Board {
             Policy::BestFit => place::Policy::Balanced,
             Policy::Binpack | Policy::Spread | Policy::Random | Policy::Custom => place::Policy::Binpack,
         };
-        if self.outlook.refresh() || self.fleet.policy() != policy {
+        let news = self.outlook.refresh();
+        if news == News::Mix && self.fleet.policy() == policy && self.fleet.len() > 0 {
+            self.fleet.retarget(self.outlook.mix());
+            self.index.forget_scores();
+        } else if news != News::Nothing || self.fleet.policy() != policy {
             self.fleet = Fleet::new(policy, self.outlook.mix(), 0);
             for at in 0..self.nodes.len() {
+                self.seats[at].kinds.clear();
                 self.look_at_cards(at);
                 self.fleet.add(self.engine_node(at, &self.seats[at].claims));
             }
@@ -218,7 +225,10 @@ impl Board {
     pub(super) fn look_at_cards(&mut self, at: usize) {
         let (node, seat) = (&self.nodes[at], &mut self.seats[at]);
         seat.capacity = self.settings.capacity(node);
-        seat.deck = seat.claims.gpus().deck(Cards::of(node), &|card| self.outlook.kind(card));
+        if seat.kinds.len() != node.inventory.gpus.len() {
+            seat.kinds = node.inventory.gpus.iter().map(|card| self.outlook.kind(card)).collect();
+        }
+        seat.deck = seat.claims.gpus().deck(Cards::of(node), &seat.kinds);
         seat.has_address = node.inventory.subnet.is_some_and(|subnet| seat.claims.has_address(subnet));
     }
 }

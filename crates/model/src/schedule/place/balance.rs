@@ -52,6 +52,11 @@ impl Balance {
         self.stale = true;
     }
 
+    /// The mix is another.
+    pub(super) fn retarget(&mut self) {
+        self.stale = true;
+    }
+
     /// Follows the supply; whether scores changed.
     pub(super) fn refresh(&mut self, mix: &Mix) -> bool {
         if !std::mem::take(&mut self.stale) {

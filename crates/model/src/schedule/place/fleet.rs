@@ -94,6 +94,19 @@ impl Fleet {
         self.scale.policy
     }
 
+    /// Another mix stands for the future. The nodes stay as they are.
+    pub(in crate::schedule) fn retarget(&mut self, mix: &Mix) {
+        self.mix = mix.clone();
+        self.tables = self.tables.retargeted(mix);
+        self.scale.retarget(&self.tables);
+        self.fragmentation = 0;
+        for host in self.hosts.iter_mut().flatten() {
+            host.revalue(&self.tables);
+            self.fragmentation += i128::from(host.fragmentation(&self.tables));
+        }
+        self.rankings.forget();
+    }
+
     /// How many places there are.
     pub(in crate::schedule) fn len(&self) -> usize {
         self.hosts.len()

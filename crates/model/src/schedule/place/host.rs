@@ -52,6 +52,14 @@ impl Host {
         self.sum_up(tables);
     }
 
+    /// After the tables changed and the shapes kept their numbers.
+    pub(super) fn revalue(&mut self, tables: &Tables) {
+        for (mark, card) in self.marks.iter_mut().zip(&self.node.cards) {
+            *mark = tables.mark(card, mark.shape);
+        }
+        self.usable = self.usable_with(self.node.cpu_free, tables);
+    }
+
     fn sum_up(&mut self, tables: &Tables) {
         self.alike = self.marks.windows(2).all(|pair| pair[0].shape == pair[1].shape);
         self.idle = self.marks.iter().filter(|mark| mark.idle).count();

@@ -113,6 +113,18 @@ impl Tables {
         Self { weight, cpus, shares, wholes, shapes: Vec::new(), by_kind: HashMap::new() }
     }
 
+    /// The tables of another mix, in which all shapes have the numbers that they have here.
+    pub(super) fn retargeted(&self, mix: &Mix) -> Self {
+        let mut tables = Self::new(mix);
+        let mut known: Vec<(u32, Kind, u32)> =
+            self.by_kind.iter().map(|((kind, capacity), number)| (*number, *kind, *capacity)).collect();
+        known.sort_unstable();
+        for (_, kind, capacity) in known {
+            tables.learn(&Card::idle(kind, capacity));
+        }
+        tables
+    }
+
     pub(super) fn rank(&self, cpu: u32) -> usize {
         self.cpus.partition_point(|wanted| *wanted <= cpu)
     }

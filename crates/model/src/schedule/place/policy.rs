@@ -112,6 +112,13 @@ impl Scale {
         Self { policy, cpu: 1, cards: 1, steps: (1..100).map(least).collect(), balance: Balance::default() }
     }
 
+    /// Follows other tables over the same nodes.
+    pub(super) fn retarget(&mut self, tables: &Tables) {
+        let Self { policy, cpu, cards, steps: _, balance } = std::mem::replace(self, Self::new(self.policy, tables));
+        (self.policy, self.cpu, self.cards, self.balance) = (policy, cpu, cards, balance);
+        self.balance.retarget();
+    }
+
     /// Learns of a node; whether scores change with it.
     pub(super) fn grow(&mut self, host: &Host) -> bool {
         let cards = host.node.cards.len() as i64 * WHOLE;

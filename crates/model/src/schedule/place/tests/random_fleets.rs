@@ -41,6 +41,10 @@ fn some_ask(random: &mut Random) -> Ask {
     Ask { cpu_millis, memory_bytes, gpus, kinds: some_kinds(random) }
 }
 
+fn some_mix(random: &mut Random) -> Mix {
+    Mix::new((0..random.below(7)).map(|_| (some_ask(random), random.below(50) as u32)).collect::<Vec<_>>())
+}
+
 fn some_node(random: &mut Random) -> Node {
     let mixed = random.below(4) == 0;
     let (kind, capacity) = (random.below(4), CAPACITIES[random.below(4)]);
@@ -56,9 +60,7 @@ fn some_node(random: &mut Random) -> Node {
 impl Case {
     fn new(policy: Policy, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let mix = Mix::new(
-            (0..random.below(7)).map(|_| (some_ask(&mut random), random.below(50) as u32)).collect::<Vec<_>>(),
-        );
+        let mix = some_mix(&mut random);
         let fleet = Fleet::new(policy, &mix, seed);
         let (nodes, held, log) = (BTreeMap::new(), Vec::new(), Vec::new());
         let mut case = Self {
@@ -90,8 +92,12 @@ impl Case {
     }
 
     fn step(&mut self) {
-        match self.random.below(16) {
+        match self.random.below(17) {
             0 => self.add(),
+            16 => {
+                self.mix = some_mix(&mut self.random);
+                self.fleet.retarget(&self.mix);
+            }
             1 => {
                 if let Some((number, place)) = self.any_node() {
                     self.nodes.remove(&number);
