@@ -6,7 +6,7 @@ use openraft::error::{CheckIsLeaderError, RaftError};
 use rusqlite::Connection;
 use serde_json::value::to_raw_value;
 use toft_model::{
-    ids::RequestId,
+    ids::{NodeId, RequestId},
     state::{Command, Refusal, Reply, Request},
 };
 use tokio::{
@@ -20,6 +20,7 @@ use super::{
     leader::{Leadership, SILENCE, leader},
     network::Peers,
     propose::{Proposal, Stage},
+    removal::{self, RemovalError},
     space::Space,
     state_machine::{ReadError, Readers, Rows, StateMachine, Written},
     types::{Fatal, Identity, Member, MemberId, Raft},
@@ -299,6 +300,16 @@ impl Handle {
             last_index: metrics.last_log_index.unwrap_or(0),
             applied_index: *self.applied.borrow(),
         }
+    }
+
+    /// Takes a node out of the membership, or only says whether that is possible; gives whether the node answered lately.
+    pub async fn remove_member(&self, node_id: NodeId, only_ask: bool) -> Result<bool, RemovalError> {
+        removal::remove(&self.raft, &self.peers, node_id, only_ask).await
+    }
+
+    /// Whether the others have said that this member was removed.
+    pub fn was_removed(&self) -> bool {
+        self.peers.is_removed()
     }
 
     /// A leader that is the only voter: what it has applied is all there is.

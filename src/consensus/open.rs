@@ -25,7 +25,7 @@ use super::{
     leader::Leadership,
     log_store::{LogSize, LogStore, needs_others},
     membership,
-    network::{Admission, Network, Peers, Transport, serve},
+    network::{Admission, Doorway, Network, Peers, Transport, serve},
     propose,
     space::Space,
     state_machine::{Readers, StateMachine},
@@ -77,6 +77,7 @@ pub struct Opened {
 /// Answers the other members.
 pub struct Door {
     raft: Raft,
+    peers: Arc<Peers>,
     identity: Identity,
     transport: Transport,
     /// Where consensus runs: what the others send is taken there without a detour.
@@ -84,14 +85,21 @@ pub struct Door {
 }
 
 impl Door {
-    /// Answers until `cancel`.
-    pub async fn serve(self, listener: TcpListener, admission: Arc<dyn Admission>, cancel: CancellationToken) {
-        let Self { raft, identity, transport, runtime } = self;
+    /// Answers until `cancel`. While this member knows no others it takes the calls of those that are `trusted`.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        admission: Arc<dyn Admission>,
+        trusted: Vec<MemberId>,
+        cancel: CancellationToken,
+    ) {
+        let Self { raft, peers, identity, transport, runtime } = self;
+        let doorway = Doorway { raft, peers, identity, trusted };
         let cancel = cancel.child_token();
         // When this future is dropped, what runs elsewhere ends too.
         let _end = cancel.clone().drop_guard();
         let answering = runtime.spawn(async move {
-            if let Err(error) = serve(listener, &transport, (raft, identity), admission, cancel).await {
+            if let Err(error) = serve(listener, &transport, doorway, admission, cancel).await {
                 tracing::error!(error = chain(&error), "the door for other members could not be opened");
             }
         });
@@ -177,7 +185,8 @@ pub(super) async fn start(
     let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
     drop((log, state));
     replay(&raft).await?;
-    let door = Door { raft: raft.clone(), identity, transport, runtime: executor.handle().clone() };
+    let door =
+        Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, runtime: executor.handle().clone() };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
     let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);

@@ -82,7 +82,9 @@ fn grows(command: &Command) -> bool {
         | Command::PutSecret { .. }
         | Command::PutRegistry { .. }
         | Command::CreateVolume { .. }
-        | Command::ConfigureGpu { .. } => true,
+        | Command::ConfigureGpu { .. }
+        | Command::CreateToken { .. }
+        | Command::AdmitNode { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
@@ -95,6 +97,8 @@ fn grows(command: &Command) -> bool {
         | Command::RemoveVolume { .. }
         | Command::ForgetVolumes { .. }
         | Command::ConfigureNode { .. }
-        | Command::ConfigurePlacement { .. } => false,
+        | Command::ConfigurePlacement { .. }
+        | Command::RevokeToken { .. }
+        | Command::RemoveNode { .. } => false,
     }
 }

@@ -144,7 +144,11 @@ impl Cluster {
             | Command::RemoveSecret { .. }
             | Command::ConfigureGpu { .. }
             | Command::ClaimSubnet { .. }
-            | Command::ConfigurePlacement { .. } => return,
+            | Command::ConfigurePlacement { .. }
+            | Command::CreateToken { .. }
+            | Command::RevokeToken { .. }
+            | Command::AdmitNode { .. }
+            | Command::RemoveNode { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;

@@ -1,9 +1,12 @@
 //! Connections to the other members and the calls over them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     error::Error,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,11 +16,12 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use toft_model::ids::NodeId;
 use tokio::{io::AsyncReadExt, time::Instant};
 use tonic::{
     Code, ConnectError, Request, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
+    transport::{Channel, Endpoint, Identity as TlsIdentity},
 };
 
 use super::{
@@ -26,11 +30,12 @@ use super::{
         types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Types, Vote},
     },
     PROTOCOL,
+    tls::Dialling,
 };
 use crate::{
     observe::chain,
     wire::peer::{
-        Message, ProposeRequest, ReadIndexRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
+        Message, ProposeRequest, ReadIndexRequest, RemoveRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
         peer_client::PeerClient, snapshot_part::Part,
     },
 };
@@ -49,6 +54,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 const PART: usize = 256 << 10;
 /// Largest message.
 pub(super) const LARGEST: usize = 32 << 20;
+/// Metadata of a refusal that says that the caller was removed.
+pub(super) const REMOVED: &str = "toft-removed";
 /// Name in every certificate of a member.
 pub const SERVER_NAME: &str = "member.toft.internal";
 
@@ -66,13 +73,6 @@ pub struct Transport {
 impl Transport {
     pub(super) fn identity(&self) -> TlsIdentity {
         TlsIdentity::from_pem(&self.certificate, &self.key)
-    }
-
-    fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.authority))
-            .identity(self.identity())
-            .domain_name(SERVER_NAME)
     }
 }
 
@@ -124,12 +124,16 @@ struct Heard {
 
 /// The connections of one member.
 pub(in super::super) struct Peers {
-    tls: ClientTlsConfig,
+    dialling: Result<Dialling, String>,
     cluster: MetadataValue<Ascii>,
     me: MetadataValue<Ascii>,
     open: Mutex<HashMap<MemberId, (String, Channel)>>,
     heard: Mutex<HashMap<MemberId, Heard>>,
     began: Instant,
+    removed: AtomicBool,
+    going: AtomicBool,
+    /// Members whose refusal was told already.
+    told: Mutex<BTreeSet<MemberId>>,
 }
 
 fn ascii(text: &str) -> MetadataValue<Ascii> {
@@ -147,13 +151,59 @@ fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, CallError> {
 impl Peers {
     pub(in super::super) fn new(identity: &Identity, transport: &Transport) -> Self {
         Self {
-            tls: transport.client(),
+            dialling: Dialling::with(transport).map_err(|error| error.to_string()),
             cluster: ascii(&identity.cluster_id.to_string()),
             me: MetadataValue::from(identity.member_id),
             open: Mutex::new(HashMap::new()),
             heard: Mutex::new(HashMap::new()),
             began: Instant::now(),
+            removed: AtomicBool::new(false),
+            going: AtomicBool::new(false),
+            told: Mutex::default(),
         }
+    }
+
+    /// Whether another member has said that this one was removed.
+    pub(in super::super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// Whether this member takes itself out of the membership now.
+    pub(in super::super) fn is_going(&self) -> bool {
+        self.going.load(Ordering::Relaxed)
+    }
+
+    pub(in super::super) fn go(&self) {
+        self.going.store(true, Ordering::Relaxed);
+    }
+
+    pub(in super::super) fn stay(&self) {
+        self.going.store(false, Ordering::Relaxed);
+    }
+
+    /// Closes the connections to members that were removed.
+    pub(in super::super) fn forget(&self, gone: &BTreeSet<MemberId>) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
+    }
+
+    /// Whether a refusal of that member is told for the first time. What is remembered is bounded.
+    pub(super) fn is_news(&self, id: MemberId) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() > 1_000 {
+            told.clear();
+        }
+        told.insert(id)
+    }
+
+    /// What a refusal says, and whether it says that this member was removed.
+    fn refused(&self, status: &Status) -> CallError {
+        if status.metadata().get(REMOVED).is_some() && !self.removed.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "this node was removed from its cluster; its containers go on, and nothing can be changed here. `toft leave --force` ends them and makes it an appliance of its own"
+            );
+        }
+        CallError::of(status)
     }
 
     /// Whether a member answered in the time before now; all did when this began.
@@ -165,7 +215,8 @@ impl Peers {
     /// Notes what came of a call, and tells when a member falls silent or answers again.
     fn note<T>(&self, id: MemberId, member: &Member, outcome: Result<T, CallError>) -> Result<T, CallError> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = heard.entry(id).or_insert(Heard { last: self.began, silent: false });
+        // One that is new has time to come up.
+        let heard = heard.entry(id).or_insert_with(|| Heard { last: Instant::now(), silent: false });
         match &outcome {
             Ok(_) => {
                 heard.last = Instant::now();
@@ -192,7 +243,8 @@ impl Peers {
         {
             return Ok(client(channel.clone()));
         }
-        let channel = connect(&member.address, &self.tls)?;
+        let dialling = self.dialling.as_ref().map_err(|error| CallError::Failed(error.clone()))?;
+        let channel = dialling.channel(id, &member.address, &endpoint(&member.address)?)?;
         open.insert(id, (member.address.clone(), channel.clone()));
         Ok(client(channel))
     }
@@ -216,7 +268,7 @@ impl Peers {
         let message = Message { json: json(request)? };
         let call = async {
             let answer = self.client(id, member)?.append(self.request(message, FORWARD_TIMEOUT)).await;
-            parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+            parse(answer.map_err(|status| self.refused(&status))?.get_ref())
         };
         self.note(id, member, call.await)
     }
@@ -229,7 +281,7 @@ impl Peers {
     ) -> Result<Result<VoteResponse<MemberId>, RaftError<MemberId>>, CallError> {
         let message = Message { json: json(request)? };
         let answer = self.client(id, member)?.vote(self.request(message, SHORT_TIMEOUT)).await;
-        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        parse(answer.map_err(|status| self.refused(&status))?.get_ref())
     }
 
     pub(super) async fn snapshot(
@@ -262,7 +314,7 @@ impl Peers {
         let mut request = self.request(parts, Duration::from_secs(600));
         request.metadata_mut().remove("grpc-timeout");
         let answer = self.client(id, member)?.snapshot(request).await;
-        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        parse(answer.map_err(|status| self.refused(&status))?.get_ref())
     }
 
     /// Hands requests to the leader; gives the index of their entry and what they were answered.
@@ -275,27 +327,40 @@ impl Peers {
         let requests = batch.0.iter().map(|request| request.get().to_owned()).collect();
         let request = self.request(ProposeRequest { requests }, FORWARD_TIMEOUT);
         let answer = self.client(id, member)?.propose(request).await;
-        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        parse(answer.map_err(|status| self.refused(&status))?.get_ref())
     }
 
     /// The index up to which one has to apply to have the newest state.
     pub(in super::super) async fn read_index(&self, id: MemberId, member: &Member) -> Result<u64, CallError> {
         let request = self.request(ReadIndexRequest {}, SHORT_TIMEOUT);
         let answer = self.client(id, member)?.read_index(request).await;
-        Ok(answer.map_err(|status| CallError::of(&status))?.get_ref().index)
+        Ok(answer.map_err(|status| self.refused(&status))?.get_ref().index)
     }
 
     /// Tells the leader where this member is now.
     pub(in super::super) async fn announce(&self, id: MemberId, leader: &Member, me: &Member) -> Result<(), CallError> {
         let request = self.request(Message { json: json(me)? }, SHORT_TIMEOUT);
-        self.client(id, leader)?.announce(request).await.map_err(|status| CallError::of(&status))?;
+        self.client(id, leader)?.announce(request).await.map_err(|status| self.refused(&status))?;
         Ok(())
+    }
+
+    /// Asks the leader to take a node out of the membership.
+    pub(in super::super) async fn remove(
+        &self,
+        id: MemberId,
+        leader: &Member,
+        node_id: NodeId,
+        only_ask: bool,
+    ) -> Result<bool, CallError> {
+        let request = self.request(RemoveRequest { node_id: node_id.to_string(), only_ask }, FORWARD_TIMEOUT);
+        let answer = self.client(id, leader)?.remove(request).await;
+        Ok(answer.map_err(|status| self.refused(&status))?.get_ref().answers)
     }
 
     /// Asks a member to become the leader.
     pub(in super::super) async fn take_over(&self, id: MemberId, member: &Member) -> Result<(), CallError> {
         let request = self.request(TakeOverRequest {}, SHORT_TIMEOUT);
-        self.client(id, member)?.take_over(request).await.map_err(|status| CallError::of(&status))?;
+        self.client(id, member)?.take_over(request).await.map_err(|status| self.refused(&status))?;
         Ok(())
     }
 }
@@ -304,18 +369,14 @@ fn client(channel: Channel) -> PeerClient<Channel> {
     PeerClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST)
 }
 
-pub(super) fn endpoint(address: &str) -> Result<Endpoint, CallError> {
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))
+fn endpoint(address: &str) -> Result<Endpoint, CallError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| CallError::Failed(format!("`{address}` is no address: {e}")))?;
+    // Without TLS of its own: the connector speaks it, with the one member that is meant.
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true))
-}
-
-fn connect(address: &str, tls: &ClientTlsConfig) -> Result<Channel, CallError> {
-    let endpoint = endpoint(address)?.tls_config(tls.clone()).map_err(|e| CallError::Failed(chain(&e)))?;
-    Ok(endpoint.connect_lazy())
 }

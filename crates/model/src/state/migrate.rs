@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0009_node_settings.sql"),
     include_str!("migrations/0010_placement.sql"),
     include_str!("migrations/0011_versions.sql"),
+    include_str!("migrations/0014_tokens.sql"),
 ];
 
 /// The version this program writes.

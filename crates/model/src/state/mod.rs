@@ -7,6 +7,7 @@ mod command;
 mod commit_plan;
 mod follow;
 mod gpus;
+mod members;
 mod migrate;
 mod names;
 mod nodes;
@@ -26,6 +27,7 @@ pub use command::{
     Command, InstanceChange, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply, RolloutChange,
 };
 pub use follow::{Followed, Follower};
+pub use members::useless;
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{
@@ -35,7 +37,7 @@ pub use query::{
 pub use request::{Request, apply_request};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SubnetRow, VersionRow,
-    VolumeRow, WorkloadRow, applied_index, placement_settings,
+    AdmissionRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, NodeRow, RegistryRow, RemovedNodeRow,
+    SecretRow, SubnetRow, TokenRow, TokenState, VersionRow, VolumeRow, WorkloadRow, applied_index, placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};
