@@ -4,6 +4,7 @@ mod backups;
 mod exec;
 mod gpus;
 mod images;
+mod members;
 mod rebalance;
 mod registries;
 mod secrets;
@@ -33,6 +34,7 @@ pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
 pub use gpus::{GpuChange, Holder, NodeGpu};
 pub use images::{Pull, PullLine, PullRequest};
+pub use members::{JoinRequest, JoinedCluster, MadeToken, Token, TokenRequest, TokenUse};
 pub use rebalance::{RebalancePlan, RebalanceRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
@@ -204,6 +206,12 @@ pub struct Cluster {
     pub applied: u64,
     /// The members, by number.
     pub members: Vec<Member>,
+    /// Number of the member that this node is.
+    #[serde(default)]
+    pub this: u64,
+    /// Whether the others have said that this node was removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
 }
 
 /// A member of the cluster.
@@ -229,13 +237,6 @@ pub struct Member {
     pub log_end: Option<u64>,
 }
 
-/// What lets a machine join.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct JoinToken {
-    /// The token. Whoever has it can join.
-    pub token: String,
-}
-
 impl From<ClusterStatus> for Cluster {
     fn from(status: ClusterStatus) -> Self {
         let leads_here = status.leader == Some(status.member_id);
@@ -255,6 +256,8 @@ impl From<ClusterStatus> for Cluster {
         Self {
             members: members.collect(),
             id: status.cluster_id.to_string(),
+            this: status.member_id,
+            removed: status.removed,
             leader,
             term: status.term,
             log_end: status.log_end,

@@ -23,6 +23,7 @@ use super::{
     gpu_args::GpuCommand,
     health_args::HealthArgs,
     image_args::ImageCommand,
+    member_args::{JOIN_HELP, JoinArgs, LEAVE_HELP, LeaveArgs, TokenCommand},
     network_args::NetworkArgs,
     node_args::NodeCommand,
     placement_args::{PlacementArgs, SET_HELP},
@@ -152,6 +153,17 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: GpuCommand,
     },
+    /// Tokens that let machines join
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Make this machine a member of a cluster
+    #[command(after_help = JOIN_HELP)]
+    Join(Box<JoinArgs>),
+    /// Take this node out of its cluster
+    #[command(after_help = LEAVE_HELP)]
+    Leave(LeaveArgs),
     /// The members that share the state
     Cluster {
         #[command(subcommand)]
@@ -218,8 +230,6 @@ pub(super) enum ClusterCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Print the token that lets a machine join; keep it secret
-    Token,
     /// Show what the cluster says about where work goes
     Get {
         /// Print JSON
@@ -306,10 +316,10 @@ pub(super) struct UpArgs {
     /// What this node does: server, or witness, which runs nothing but votes
     #[arg(long, env = "TOFT_ROLE", value_name = "ROLE")]
     pub(super) role: Option<String>,
-    /// Join the cluster of the member at this address; later starts need not say so again
+    /// Join the cluster of the member at this address first; `toft join` does the same and needs no restart
     #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
     pub(super) join: Option<String>,
-    /// File with the token that `toft cluster token` prints on a member
+    /// File with the token that `toft token create` prints on a member
     #[arg(long, value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
 }

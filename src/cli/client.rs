@@ -93,6 +93,12 @@ impl Client {
         decode(self.change(Repeatable { method: Method::PUT, path, body, generation }).await?).await
     }
 
+    /// Asks for something that has neither content nor answer.
+    pub(super) async fn post_quietly(&self, path: &str) -> Result<(), Failure> {
+        let body = Bytes::new();
+        self.change_quietly(Repeatable { method: Method::POST, path, body, generation: None }).await
+    }
+
     pub(super) async fn patch(&self, path: &str, body: &impl Serialize) -> Result<(), Failure> {
         let body = json(body)?;
         self.change_quietly(Repeatable { method: Method::PATCH, path, body, generation: None }).await

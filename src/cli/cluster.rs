@@ -1,4 +1,4 @@
-//! `cluster status`, `cluster token`, `cluster recover`.
+//! `cluster status`, `cluster recover`.
 
 use super::{
     Failure,
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     agent::host::host_name,
-    api::types::{Cluster, JoinToken, Member},
+    api::types::{Cluster, Member},
     config::Config,
     daemon::{self, Account},
     observe,
@@ -43,6 +43,11 @@ pub(super) async fn status(client: &Client, json: bool) -> Result<i32, Failure> 
         "cluster {}, term {}; this node has applied {} of {}",
         cluster.id, cluster.term, cluster.applied, cluster.log_end
     );
+    if cluster.removed {
+        println!("This node was removed from the cluster. Its containers go on; nothing can be changed.");
+        println!("hint: `toft leave --force` ends them and makes it an appliance of its own, which can join again");
+        return Ok(1);
+    }
     if cluster.leader.is_none() {
         println!("No member leads: the members that answer are no majority. Containers go on; nothing can be changed.");
         println!(
@@ -50,12 +55,6 @@ pub(super) async fn status(client: &Client, json: bool) -> Result<i32, Failure> 
         );
         return Ok(1);
     }
-    Ok(0)
-}
-
-pub(super) async fn token(client: &Client) -> Result<i32, Failure> {
-    let token: JoinToken = client.get("/api/v1/cluster/token").await?;
-    println!("{}", token.token);
     Ok(0)
 }
 

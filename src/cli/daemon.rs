@@ -1,5 +1,7 @@
 //! `up` and `down`: the commands of the daemon itself.
 
+use std::os::unix::process::CommandExt;
+
 use super::{
     Failure,
     args::{DownArgs, UpArgs},
@@ -29,8 +31,16 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
     let ended = runtime.block_on(daemon::run(config));
     // A blocking call that hangs must not keep the process.
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    ended?;
-    Ok(0)
+    match ended? {
+        daemon::Ending::Stopped => Ok(0),
+        daemon::Ending::Again => Err(begin_again()),
+    }
+}
+
+/// Becomes the same program with the same arguments, as the same process: who watches over it sees no end.
+fn begin_again() -> Failure {
+    let failed = std::process::Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec();
+    Failure::of(1, format!("toft could not start again: {failed}")).hint("start it by hand")
 }
 
 pub(super) fn down(args: DownArgs) -> Result<i32, Failure> {

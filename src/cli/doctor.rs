@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use super::{
     Failure,
     args::{DoctorArea, DoctorArgs},
+    doctor_cluster::membership,
     doctor_gpu::try_out,
     output,
 };
@@ -37,7 +38,13 @@ pub(super) fn doctor(args: DoctorArgs) -> Result<i32, Failure> {
                 checks.push(try_out(config).await);
                 checks
             }
-            _ => examine(&config).await,
+            _ => {
+                let mut checks = examine(&config).await;
+                if let Ok(config) = &config {
+                    checks.extend(membership(config).await);
+                }
+                checks
+            }
         }
     });
     if args.json {

@@ -14,6 +14,7 @@ mod cp_args;
 mod daemon;
 mod detach_keys;
 mod doctor;
+mod doctor_cluster;
 mod doctor_gpu;
 mod exec;
 mod exec_args;
@@ -25,7 +26,9 @@ mod health_args;
 mod image_args;
 mod images;
 mod inspect;
+mod join;
 mod logs;
+mod member_args;
 mod network_args;
 mod node_args;
 mod nodes;
@@ -50,6 +53,7 @@ mod sim_args;
 mod stats;
 mod stats_args;
 mod terminal;
+mod tokens;
 mod update_args;
 mod versions;
 mod volume_args;
@@ -106,8 +110,11 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
                 .build()
                 .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))?;
             let outcome = runtime.block_on(async {
-                let client = Client::new(context::target(&cli.global)?);
-                ask(&client, other).await
+                match other {
+                    Command::Join(args) => join::join(&cli.global, *args).await,
+                    Command::Leave(args) => join::leave(&cli.global, args).await,
+                    other => ask(&Client::new(context::target(&cli.global)?), other).await,
+                }
             });
             // What is still being written when a signal ends a command may never be read.
             runtime.shutdown_background();
@@ -123,6 +130,8 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         | Command::Doctor(_)
         | Command::Sim(_)
         | Command::CdiHook { .. }
+        | Command::Join(_)
+        | Command::Leave(_)
         | Command::Completion { .. } => Ok(0),
         Command::Run(args) => run::run(client, *args).await,
         Command::Ls(list) => workloads::ls(client, list).await,
@@ -154,12 +163,13 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             NodeCommand::Cordon { names } => nodes::make(client, names, Availability::Cordoned).await,
             NodeCommand::Uncordon { names } => nodes::make(client, names, Availability::Active).await,
             NodeCommand::Drain(args) => nodes::drain(client, args).await,
+            NodeCommand::Rm { name, force, yes } => nodes::rm(client, &name, force, yes).await,
         },
+        Command::Token { command } => tokens::token(client, command).await,
         Command::Rebalance(args) => rebalance::rebalance(client, args).await,
         Command::Gpu { command } => gpus::gpu(client, command).await,
         Command::Cluster { command } => match command {
             ClusterCommand::Status { json } => cluster::status(client, json).await,
-            ClusterCommand::Token => cluster::token(client).await,
             ClusterCommand::Get { json } => placement::get(client, json).await,
             ClusterCommand::Set { changes } => placement::set(client, changes).await,
             ClusterCommand::Recover(_) => Ok(0),

@@ -54,7 +54,24 @@ pub(super) enum NodeCommand {
     /// Move a node's services to other nodes, and wait until it is empty
     #[command(after_help = DRAIN_HELP)]
     Drain(DrainArgs),
+    /// Remove a node for good; on the node itself use `toft leave`
+    #[command(after_help = RM_HELP)]
+    Rm {
+        /// Node
+        #[arg(value_parser = parsed::<Name>)]
+        name: Name,
+        /// End what runs there, and give up the volumes that lie there
+        #[arg(long)]
+        force: bool,
+        /// Do not ask
+        #[arg(short, long)]
+        yes: bool,
+    },
 }
+
+const RM_HELP: &str =
+    "A node that answers and runs something is drained first: `toft node drain`. One that does not answer is removed with what ran there, which
+starts elsewhere. Its certificate is refused from then on. Should it come back, its containers go on there until `toft leave --force`.";
 
 const DRAIN_HELP: &str =
     "Each service starts on another node before it stops on this one, so that no copy is missing meanwhile; only the single

@@ -18,7 +18,7 @@ use super::{
     args::{ListArgs, told},
     client::Client,
     node_args::{DrainArgs, SetArgs},
-    output, progress,
+    output, progress, prompt,
     workloads::all,
 };
 use crate::api::types::{Node, time};
@@ -216,6 +216,20 @@ pub(super) async fn make(client: &Client, names: Vec<Name>, availability: Availa
         change(client, name, &changes).await?;
         println!("{name}");
     }
+    Ok(0)
+}
+
+pub(super) async fn rm(client: &Client, name: &Name, force: bool, yes: bool) -> Result<i32, Failure> {
+    let question = match force {
+        true => format!("Remove {name} from the cluster, and end what runs there?"),
+        false => format!("Remove {name} from the cluster?"),
+    };
+    if !yes && prompt::possible() && !prompt::confirm(&question)? {
+        return Err(Failure::of(1, "nothing was changed"));
+    }
+    let force = if force { "?force=true" } else { "" };
+    client.delete(&format!("/api/v1/nodes/{name}{force}")).await?;
+    println!("{name}");
     Ok(0)
 }
 

@@ -39,6 +39,11 @@ pub(super) fn age(time: &str) -> String {
     span_to(time).map_or_else(|| time.to_owned(), |ms| format_span_ms(-ms))
 }
 
+/// How long it is to an RFC 3339 time: `for 23h`.
+pub(super) fn until(time: &str) -> String {
+    span_to(time).map_or_else(|| time.to_owned(), |ms| format!("for {}", format_span_ms(ms)))
+}
+
 fn span_to(time: &str) -> Option<i64> {
     let time: Timestamp = time.parse().ok()?;
     Some(time.as_millisecond() - Timestamp::now().as_millisecond())

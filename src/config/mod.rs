@@ -70,6 +70,8 @@ pub struct Paths {
 pub struct NodeConfig {
     /// Its name; by default the nearest valid name to the host's.
     pub name: Name,
+    /// Whether somebody chose that name.
+    pub name_chosen: bool,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -94,6 +96,8 @@ pub struct ClusterConfig {
     pub address: Option<String>,
     /// What this node does.
     pub role: NodeRole,
+    /// Whether somebody said so.
+    pub role_chosen: bool,
     /// Which cluster to join, if this node belongs to none.
     pub join: Option<JoinConfig>,
 }

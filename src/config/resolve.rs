@@ -80,7 +80,9 @@ impl Config {
         let mut note =
             |key: &str, invalid: Invalid| faults.push(format!("{key}: {} ({})", invalid.message, invalid.hint));
 
-        let name = match flags.name.or(file.node.name) {
+        let name = flags.name.or(file.node.name);
+        let name_chosen = name.is_some();
+        let name = match name {
             None => Name::nearest(host_name.split('.').next().unwrap_or_default(), "node"),
             Some(name) => name.parse().unwrap_or_else(|e| {
                 note("node.name", e);
@@ -105,7 +107,9 @@ impl Config {
         if file.cluster.address.is_some() && listens.is_none() {
             note("cluster.address", Invalid::value("nobody listens there", "set cluster.bind too"));
         }
-        let role = match flags.role.or(file.cluster.role).as_deref() {
+        let role = flags.role.or(file.cluster.role);
+        let role_chosen = role.is_some();
+        let role = match role.as_deref() {
             None | Some("server") => NodeRole::Server,
             Some("witness") => NodeRole::Witness,
             Some(other) => {
@@ -121,10 +125,7 @@ impl Config {
                 None
             }
         };
-        if join.is_some() && listens.is_none() {
-            note("--join", Invalid::value("a member listens for the others", "give --cluster-bind too"));
-        }
-        let cluster = ClusterConfig { bind: listens, address: file.cluster.address, role, join };
+        let cluster = ClusterConfig { bind: listens, address: file.cluster.address, role, role_chosen, join };
         let max_bytes = match file.logs.max_bytes.as_deref().map(parse_bytes) {
             None => 10 << 20,
             Some(Ok(bytes)) if bytes >= 64 << 10 => bytes,
@@ -205,7 +206,7 @@ impl Config {
         let run = if private { data.clone() } else { DEFAULT_RUN_DIR.into() };
         Ok(Self {
             paths: Paths { data, run, private },
-            node: NodeConfig { name, labels: file.node.labels },
+            node: NodeConfig { name, name_chosen, labels: file.node.labels },
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),

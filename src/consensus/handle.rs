@@ -20,6 +20,7 @@ use super::{
     leader::{Leadership, SILENCE, leader},
     network::Peers,
     propose::{Proposal, Stage},
+    removal::{self, RemovalError},
     space::Space,
     state_machine::{ReadError, Readers, Rows, StateMachine, Written},
     types::{Fatal, Identity, Member, MemberId, Raft},
@@ -277,9 +278,9 @@ impl Handle {
         leader(&self.raft.metrics().borrow()) == Some(self.identity.member_id)
     }
 
-    /// How long nothing was heard of another member, as far as this one asked. Only the leader asks all of them.
-    pub fn silence(&self, id: MemberId) -> Duration {
-        self.peers.silence(id)
+    /// When another member answered this one last. Only the leader asks all of them.
+    pub fn answered(&self, id: MemberId) -> Option<Instant> {
+        self.peers.answered(id)
     }
 
     /// When this member heard of the leader last, or of one who wanted to be it.
@@ -314,6 +315,16 @@ impl Handle {
             last_index: metrics.last_log_index.unwrap_or(0),
             applied_index: *self.applied.borrow(),
         }
+    }
+
+    /// Takes a node out of the membership, or only says whether that is possible; gives whether the node answered lately.
+    pub async fn remove_member(&self, node_id: NodeId, only_ask: bool) -> Result<bool, RemovalError> {
+        removal::remove(&self.raft, &self.peers, node_id, only_ask).await
+    }
+
+    /// Whether the others have said that this member was removed.
+    pub fn was_removed(&self) -> bool {
+        self.peers.is_removed()
     }
 
     /// A leader that is the only voter: what it has applied is all there is.

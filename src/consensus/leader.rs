@@ -107,7 +107,7 @@ async fn keep(raft: Raft, lost: watch::Sender<Lost>) {
 }
 
 /// Whether somebody leads and was heard of lately.
-async fn is_known(raft: &Raft) -> bool {
+pub(super) async fn is_known(raft: &Raft) -> bool {
     let heard = raft.with_raft_state(|state| state.vote_last_modified()).await.ok().flatten();
     let silent = heard.is_none_or(|heard| heard.elapsed() > SILENCE);
     let metrics = raft.metrics();

@@ -7,13 +7,15 @@ use std::{
     time::Duration,
 };
 
-use openraft::ChangeMembers;
+use openraft::{ChangeMembers, RaftMetrics};
 
 use super::{
+    leader::is_known,
     network::Peers,
     types::{Member, MemberId, Raft, Role},
 };
 use crate::observe::chain;
+use tokio::time::Instant;
 
 /// Time between two looks.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -21,6 +23,8 @@ const PERIOD: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_secs(60);
 /// A voter that was heard of in this time may be handed the lead.
 const FRESH: Duration = Duration::from_secs(2);
+/// Time between two questions of one that hears of no leader.
+const ASK: Duration = Duration::from_secs(3);
 /// Longest time for handing over.
 const HAND_OVER: Duration = Duration::from_secs(3);
 /// Entries a member may lack to become a voter.
@@ -28,13 +32,13 @@ const BEHIND: u64 = 500;
 
 /// A member as the rule sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Candidate {
-    role: Role,
-    votes: bool,
+pub(super) struct Candidate {
+    pub(super) role: Role,
+    pub(super) votes: bool,
     /// It was heard of lately, or is the one who asks.
-    answers: bool,
+    pub(super) answers: bool,
     /// It has nearly the whole log.
-    ready: bool,
+    pub(super) ready: bool,
 }
 
 /// How many of `members` vote.
@@ -47,7 +51,7 @@ fn wanted(members: usize) -> usize {
 }
 
 /// Who shall vote; `leader` always does.
-fn voters(leader: MemberId, members: &BTreeMap<MemberId, Candidate>) -> BTreeSet<MemberId> {
+pub(super) fn voters(leader: MemberId, members: &BTreeMap<MemberId, Candidate>) -> BTreeSet<MemberId> {
     let current: BTreeSet<MemberId> = members.iter().filter(|(_, m)| m.votes).map(|(id, _)| *id).collect();
     let mut order: Vec<_> = members
         .iter()
@@ -64,40 +68,61 @@ fn voters(leader: MemberId, members: &BTreeMap<MemberId, Candidate>) -> BTreeSet
     if chosen.len().is_multiple_of(2) { current } else { chosen }
 }
 
+/// The members as the leader sees them; none when this one does not lead. Who was heard of in `silence` answers.
+pub(super) fn candidates(
+    metrics: &RaftMetrics<MemberId, Member>,
+    peers: &Peers,
+    silence: Duration,
+) -> Option<BTreeMap<MemberId, Candidate>> {
+    let progress = metrics.replication.as_ref().filter(|_| metrics.current_leader == Some(metrics.id))?;
+    let last = metrics.last_log_index.unwrap_or(0);
+    let voting: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+    let candidate = |(id, member): (&MemberId, &Member)| {
+        let matched = progress.get(id).copied().flatten().map_or(0, |at| at.index);
+        let is_me = *id == metrics.id;
+        let candidate = Candidate {
+            role: member.role,
+            votes: voting.contains(id),
+            answers: is_me || peers.heard_within(*id, silence),
+            ready: is_me || matched + BEHIND >= last,
+        };
+        (*id, candidate)
+    };
+    Some(metrics.membership_config.nodes().map(candidate).collect())
+}
+
 /// Keeps the voters right while this member leads.
 pub(super) async fn keep(raft: Raft, peers: Arc<Peers>, me: Member) {
     let mut announced = false;
+    let (mut asked, mut asked_last) = (Instant::now(), 0);
     loop {
         tokio::time::sleep(PERIOD).await;
         let metrics = raft.metrics().borrow().clone();
         let known = metrics.membership_config.membership().get_node(&metrics.id).cloned();
+        if peers.is_going() {
+            continue;
+        }
+        if asked.elapsed() > ASK && !is_known(&raft).await {
+            asked = Instant::now();
+            ask_whether_removed(&peers, &metrics, asked_last).await;
+            asked_last += 1;
+        }
+        // Who listens on all addresses is known by the one that others reached it at.
+        let mut me = me.clone();
+        if let Some(known) = known.as_ref().filter(|_| me.address.is_empty()) {
+            me.address.clone_from(&known.address);
+        }
         if known.as_ref() == Some(&me) {
             announced = true;
         } else if known.is_some() {
             announced = false;
         }
-        let leads = metrics.current_leader == Some(metrics.id);
         if !announced && known.is_some() {
             announce(&raft, &peers, metrics.id, &me, metrics.current_leader).await;
             continue;
         }
-        let (true, Some(progress)) = (leads, metrics.replication) else { continue };
-        let last = metrics.last_log_index.unwrap_or(0);
+        let Some(candidates) = candidates(&metrics, &peers, SILENCE) else { continue };
         let voting: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
-        let nodes = metrics.membership_config.nodes();
-        let candidates: BTreeMap<MemberId, Candidate> = nodes
-            .map(|(id, member)| {
-                let matched = progress.get(id).copied().flatten().map_or(0, |at| at.index);
-                let is_me = *id == metrics.id;
-                let candidate = Candidate {
-                    role: member.role,
-                    votes: voting.contains(id),
-                    answers: is_me || peers.heard_within(*id, SILENCE),
-                    ready: is_me || matched + BEHIND >= last,
-                };
-                (*id, candidate)
-            })
-            .collect();
         let chosen = voters(metrics.id, &candidates);
         if chosen == voting || metrics.membership_config.membership().get_joint_config().len() > 1 {
             continue;
@@ -106,6 +131,14 @@ pub(super) async fn keep(raft: Raft, peers: Arc<Peers>, me: Member) {
         if let Err(error) = raft.change_membership(ChangeMembers::ReplaceAllVoters(chosen), true).await {
             tracing::warn!(error = chain(&error), "the voters could not be changed and will be tried again");
         }
+    }
+}
+
+/// Asks one member after the other whether this one is still a member: who was removed while it was away hears nothing.
+async fn ask_whether_removed(peers: &Peers, metrics: &RaftMetrics<MemberId, Member>, turn: usize) {
+    let others: Vec<_> = metrics.membership_config.nodes().filter(|(id, _)| **id != metrics.id).collect();
+    if let Some((id, member)) = others.get(turn % others.len().max(1)) {
+        drop(peers.read_index(**id, member).await);
     }
 }
 

@@ -17,6 +17,7 @@ pub mod network;
 mod open;
 mod propose;
 mod recover;
+mod removal;
 mod space;
 mod state_machine;
 #[cfg(test)]
@@ -28,4 +29,5 @@ pub use found::{OpenError, adopt, detach};
 pub use handle::{ClusterStatus, Handle, MemberStatus, NotCurrent, ProposeError};
 pub use open::{Door, Files, Opened, open};
 pub use recover::{Account, recover, survey};
+pub use removal::RemovalError;
 pub use state_machine::{ReadError, Rows};

@@ -12,7 +12,7 @@ use rusqlite::{Connection, ErrorCode, config::DbConfig};
 use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,7 +25,7 @@ use super::{
     leader::Leadership,
     log_store::{LogSize, LogStore, needs_others},
     membership,
-    network::{Admission, Network, Peers, Transport, serve},
+    network::{Admission, Doorway, Network, Peers, Transport, serve},
     propose,
     space::Space,
     state_machine::{Readers, StateMachine},
@@ -78,23 +78,29 @@ pub struct Opened {
 #[derive(Clone)]
 pub struct Door {
     raft: Raft,
+    peers: Arc<Peers>,
     identity: Identity,
     transport: Transport,
     /// Where consensus runs: what the others send is taken there without a detour.
     runtime: tokio::runtime::Handle,
-    /// One joiner at a time, wherever it knocks.
-    joining: Arc<Mutex<()>>,
 }
 
 impl Door {
-    /// Answers until `cancel`.
-    pub async fn serve(self, listener: TcpListener, admission: Arc<dyn Admission>, cancel: CancellationToken) {
-        let Self { raft, identity, transport, runtime, joining } = self;
+    /// Answers until `cancel`. While this member knows no others it takes the calls of those that are `trusted`.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        admission: Arc<dyn Admission>,
+        trusted: Vec<MemberId>,
+        cancel: CancellationToken,
+    ) {
+        let Self { raft, peers, identity, transport, runtime } = self;
+        let doorway = Doorway { raft, peers, identity, trusted };
         let cancel = cancel.child_token();
         // When this future is dropped, what runs elsewhere ends too.
         let _end = cancel.clone().drop_guard();
         let answering = runtime.spawn(async move {
-            if let Err(error) = serve(listener, &transport, (raft, identity, joining), admission, cancel).await {
+            if let Err(error) = serve(listener, &transport, doorway, admission, cancel).await {
                 tracing::error!(error = chain(&error), "the door for other members could not be opened");
             }
         });
@@ -181,7 +187,7 @@ pub(super) async fn start(
     drop((log, state));
     replay(&raft).await?;
     let door =
-        Door { raft: raft.clone(), identity, transport, runtime: executor.handle().clone(), joining: Arc::default() };
+        Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, runtime: executor.handle().clone() };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
     let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);

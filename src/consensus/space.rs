@@ -82,7 +82,9 @@ fn grows(command: &Command) -> bool {
         | Command::PutSecret { .. }
         | Command::PutRegistry { .. }
         | Command::CreateVolume { .. }
-        | Command::ConfigureGpu { .. } => true,
+        | Command::ConfigureGpu { .. }
+        | Command::CreateToken { .. }
+        | Command::AdmitNode { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
         | Command::RemoveWorkload { .. }
@@ -98,6 +100,8 @@ fn grows(command: &Command) -> bool {
         | Command::ConfigureNode { .. }
         | Command::ConfigurePlacement { .. }
         | Command::NoteNodes { .. }
-        | Command::MoveInstances { .. } => false,
+        | Command::MoveInstances { .. }
+        | Command::RevokeToken { .. }
+        | Command::RemoveNode { .. } => false,
     }
 }

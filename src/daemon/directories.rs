@@ -12,7 +12,7 @@ use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
-use super::{Hinted, down::running, restore::backup_failed};
+use super::{Hinted, down::running, joining, restore::backup_failed};
 use crate::{backup::restore, config::Paths, consensus, files::write_whole};
 
 /// Longest wait for the lock of a daemon that was killed: a program it was just about to start holds it for a moment.
@@ -45,6 +45,7 @@ impl Directories {
         if restore::finish(&directories.data).map_err(backup_failed)? {
             tracing::warn!("a restore that was interrupted is finished now");
         }
+        joining::finish(&directories.data)?;
         for dir in [directories.logs(), directories.instances(), directories.programs()] {
             make(&dir, 0o700).with_context(|| format!("making the directory `{}`", dir.display()))?;
         }

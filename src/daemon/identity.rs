@@ -1,6 +1,6 @@
 //! Who this node is, and the first password.
 
-use std::{fs, io::Read};
+use std::{fs, io::Read, path::Path};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
@@ -25,23 +25,34 @@ pub(super) struct Identity {
 impl Identity {
     /// Reads it, or decides it.
     pub(super) fn load_or_make(directories: &Directories) -> anyhow::Result<Self> {
-        let path = directories.node_file();
-        match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading `{}`", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let identity = Self { node_id: NodeId(Uuid::now_v7()), subnet: None, claimed: false };
-                identity.save(directories)?;
-                Ok(identity)
+        if let Some(identity) = Self::read(&directories.node_file())? {
+            return Ok(identity);
+        }
+        let identity = Self { node_id: NodeId(Uuid::now_v7()), subnet: None, claimed: false };
+        identity.save(directories)?;
+        Ok(identity)
+    }
+
+    /// Reads it, if it is there.
+    pub(super) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        match fs::read(path) {
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(Some).with_context(|| format!("reading `{}`", path.display()))
             }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("reading `{}`", path.display())),
         }
     }
 
     /// Writes it down.
     pub(super) fn save(&self, directories: &Directories) -> anyhow::Result<()> {
-        let path = directories.node_file();
+        self.write(&directories.node_file())
+    }
+
+    /// The same at that path.
+    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
         let bytes = serde_json::to_vec_pretty(self).context("encoding the node's identity")?;
-        write_whole(&path, 0o600, &bytes).with_context(|| format!("writing `{}`", path.display()))
+        write_whole(path, 0o600, &bytes).with_context(|| format!("writing `{}`", path.display()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! This node as a member of its cluster: joining, answering the others, going on alone.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     os::fd::AsRawFd,
@@ -11,17 +12,26 @@ use anyhow::Context;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot};
 use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
 
-use super::{Hinted, directories::Directories, identity::Identity, tasks::Tasks};
+use super::{
+    Hinted,
+    belonging::Belonging,
+    directories::Directories,
+    identity::Identity,
+    joining::{self, Wish},
+    tasks::Tasks,
+};
 use crate::{
     config::{Config, NodeRole},
     consensus::{
         self, Door, Handle, Opened,
-        types::{FOUNDER, Member, Role},
+        network::Admission,
+        types::{FOUNDER, Member, MemberId, Role},
     },
-    enroll::{self, Keys, Token},
+    enroll::{Keys, Place, Token},
     seal::ClusterKey,
 };
 
@@ -30,7 +40,9 @@ pub use crate::consensus::Account;
 fn myself(config: &Config, directories: &Directories) -> anyhow::Result<Member> {
     let node_id = Identity::load_or_make(directories)?.node_id;
     let cluster = &config.cluster;
-    let listens = cluster.bind.map(|address| address.to_string()).unwrap_or_default();
+    // Who listens on all addresses learns from those who come which one reaches it.
+    let listens = cluster.bind.filter(|address| !address.ip().is_unspecified());
+    let listens = listens.map(|address| address.to_string()).unwrap_or_default();
     let role = match cluster.role {
         NodeRole::Server => Role::Server,
         NodeRole::Witness => Role::Witness,
@@ -42,10 +54,10 @@ fn myself(config: &Config, directories: &Directories) -> anyhow::Result<Member> 
 /// A member that is open.
 pub(super) struct Membership {
     pub(super) state: Handle,
-    /// The token that lets others in; absent when nobody is let in.
-    pub(super) join_token: Option<String>,
     /// What seals and opens secrets.
     pub(super) cluster_key: ClusterKey,
+    /// The way into other clusters and out of this one.
+    pub(super) belonging: Arc<Belonging>,
     /// The way in through the mesh; absent when nobody is let in.
     pub(super) mesh_door: Option<MeshDoor>,
 }
@@ -53,7 +65,8 @@ pub(super) struct Membership {
 /// Answers the other members at this node's address in the mesh.
 pub(super) struct MeshDoor {
     door: Door,
-    keys: Arc<Keys>,
+    admission: Arc<dyn Admission>,
+    trusted: Vec<MemberId>,
     /// Where it is answered already.
     bound: SocketAddr,
     /// The port that the others know.
@@ -63,12 +76,12 @@ pub(super) struct MeshDoor {
 impl MeshDoor {
     /// Answers until `cancel`. The address may come later.
     pub(super) async fn answer(self, address: Ipv4Addr, cancel: CancellationToken) {
-        let Self { door, keys, bound, port } = self;
+        let Self { door, admission, trusted, bound, port } = self;
         if bound.ip().is_unspecified() && bound.port() == port {
             return cancel.cancelled().await;
         }
         match early(SocketAddrV4::new(address, port)) {
-            Ok(listener) => door.serve(listener, keys, cancel).await,
+            Ok(listener) => door.serve(listener, admission, trusted, cancel).await,
             Err(error) => {
                 tracing::warn!(%error, "other members are not answered in the mesh at {address}:{port}");
                 cancel.cancelled().await;
@@ -104,63 +117,81 @@ fn early(address: SocketAddrV4) -> io::Result<TcpListener> {
 
 /// Opens the state, having joined a cluster first if that was asked for, and lets the other members in.
 pub(super) async fn enter(
-    config: &Config,
+    config: &mut Config,
     directories: &Directories,
     tasks: &mut Tasks,
     cancel: CancellationToken,
 ) -> anyhow::Result<Membership> {
-    let me = myself(config, directories)?;
     let files = directories.consensus();
-    // Bound before anything is changed: an address that is taken shall leave no half of a join behind.
+    if let Some(join) = config.cluster.join.take() {
+        if files.log.exists() {
+            tracing::info!("this node is a member already; --join is passed over");
+        } else {
+            let text = fs::read_to_string(&join.token_file).map(Zeroizing::new);
+            let text = text.with_context(|| format!("reading the token in `{}`", join.token_file.display()))?;
+            let token: Token = text.parse().context("reading the token")?;
+            let wish =
+                Wish { address: join.address, token, name: None, role: None, labels: BTreeMap::new(), discard: false };
+            let node_id = Identity::load_or_make(directories)?.node_id;
+            joining::ask(config, directories.data(), node_id, wish).await?;
+            joining::finish(directories.data())?;
+        }
+    }
+    *config = joining::remembered(config.clone(), directories)?;
+    let me = myself(config, directories)?;
     let listener = match config.cluster.bind {
         Some(address) => Some(listen_at(address, files.log.exists()).await.with_context(|| {
             format!("binding {address} for the other members; choose another address with --cluster-bind")
         })?),
         None => None,
     };
-    if let Some(join) = &config.cluster.join {
-        if files.log.exists() {
-            tracing::info!("this node is a member already; --join is passed over");
-        } else {
-            let text = fs::read_to_string(&join.token_file)
-                .with_context(|| format!("reading the token in `{}`", join.token_file.display()))?;
-            let token: Token = text.parse().context("reading the token")?;
-            tracing::info!("joining the cluster at {}", join.address);
-            let joined = enroll::join(&join.address, &token, &me, &directories.cluster()).await;
-            let identity = joined.map_err(|error| {
-                let hint = error.hint();
-                Hinted::new(error, hint)
-            })?;
-            consensus::adopt(&files, &identity).map_err(hinted)?;
-            tracing::info!("joined cluster {} as member {}", identity.cluster_id, identity.member_id);
-        }
-    }
     let told = me.address.clone();
     let keys = Keys::load_or_make(&directories.cluster(), FOUNDER).context("reading the cluster's keys")?;
     let opened = consensus::open(&files, me, keys.transport().clone()).await;
     let Opened { handle, task, door } = opened.map_err(hinted)?;
     tasks.spawn("consensus", task);
     let cluster_key = keys.cluster_key().clone();
-    let join_token = listener.is_some().then(|| keys.token().to_string());
+    let trusted = Place::load(&directories.cluster())?.members;
+    let authority = keys.authority_hash().context("reading the cluster's keys")?;
+    let admission = keys.admissions(handle.clone());
+    let (opener, opened) = oneshot::channel();
+    let is_open = listener.is_some();
     let mut mesh_door = None;
-    if let Some(listener) = listener {
-        let keys = Arc::new(keys);
+    if let Some(listener) = &listener {
         let bound = listener.local_addr().context("asking where other members are answered")?;
         let port = told.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(bound.port());
-        mesh_door = Some(MeshDoor { door: door.clone(), keys: Arc::clone(&keys), bound, port });
-        tasks.spawn("member door", answer(door, listener, keys, cancel));
+        let (door, admission, trusted) = (door.clone(), Arc::clone(&admission), trusted.clone());
+        mesh_door = Some(MeshDoor { door, admission, trusted, bound, port });
     }
-    Ok(Membership { state: handle, join_token, cluster_key, mesh_door })
+    tasks.spawn("member door", answer(door, (listener, opened), (admission, trusted), cancel));
+    let node_id = Identity::load_or_make(directories)?.node_id;
+    let belonging = Belonging::new(config, directories, (handle.clone(), node_id, authority), (opener, is_open));
+    Ok(Membership { state: handle, cluster_key, belonging: Arc::new(belonging), mesh_door })
 }
 
-async fn answer(door: Door, listener: TcpListener, keys: Arc<Keys>, cancel: CancellationToken) {
-    door.serve(listener, keys, cancel).await;
+/// Answers at the door for members from when there is one.
+async fn answer(
+    door: Door,
+    (listener, opened): (Option<TcpListener>, oneshot::Receiver<TcpListener>),
+    (admission, trusted): (Arc<dyn Admission>, Vec<MemberId>),
+    cancel: CancellationToken,
+) {
+    let listener = match listener {
+        Some(listener) => listener,
+        None => match cancel.run_until_cancelled(opened).await {
+            Some(Ok(listener)) => listener,
+            Some(Err(_)) => return cancel.cancelled().await,
+            None => return,
+        },
+    };
+    door.serve(listener, admission, trusted, cancel).await;
 }
 
 /// Makes this node a cluster of its own with what it has, if `agree` says so after it saw what that means.
 pub fn recover(config: &Config, agree: &mut dyn FnMut(&Account) -> bool) -> anyhow::Result<Option<Account>> {
     let directories = Directories::locked(&config.paths)?;
-    let me = myself(config, &directories)?;
+    let config = joining::remembered(config.clone(), &directories)?;
+    let me = myself(&config, &directories)?;
     let files = directories.consensus();
     if !agree(&consensus::survey(&files, &me).map_err(hinted)?) {
         return Ok(None);

@@ -4,10 +4,12 @@
 //! loops, agent (containers go on), reports, state.
 
 mod addresses;
+mod belonging;
 mod directories;
 mod doors;
 mod down;
 mod identity;
+mod joining;
 mod lease;
 mod local_node;
 mod logins;
@@ -37,6 +39,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use crate::enroll::NoToken;
 use crate::{
     agent::{
         Agent, AgentConfig, AgentParts,
@@ -73,6 +76,7 @@ use crate::{
 use directories::Directories;
 pub use down::down;
 use identity::Identity;
+pub use joining::{Wish, join, leave_alone};
 use local_node::LocalNode;
 use logins::AllLogins;
 use membership::Membership;
@@ -114,8 +118,17 @@ impl std::error::Error for Hinted {
     }
 }
 
-/// Runs the appliance until a signal ends it.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// For good.
+    Stopped,
+    /// It is to start again: it joined a cluster or left one.
+    Again,
+}
+
+/// Runs the appliance until a signal ends it, or until it is to start again.
+pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     // First of all: whoever asks it to end while it starts shall have it end in order.
     let mut stop_signals = StopSignals::listen().context("listening for signals")?;
     let directories = Directories::prepare(&config.paths)?;
@@ -123,16 +136,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let Serving { directories, tasks, cancel } = &mut serving;
     let cancel = cancel.clone();
 
-    let entered = membership::enter(&config, directories, tasks, cancel.clone()).await?;
-    let Membership { state, join_token, cluster_key, mesh_door } = entered;
+    let entered = membership::enter(&mut config, directories, tasks, cancel.clone()).await?;
+    let Membership { state, cluster_key, belonging, mesh_door } = entered;
+    let again = belonging.again();
     // Whoever leads plans, a witness too.
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
         let place = (config.clone(), directories.clone());
         tasks.spawn("mesh", witness::mesh(place, (state.clone(), mesh_door), cancel.clone()));
-        let api = witness::api(state, directories, &config, join_token, cluster_key)?;
-        return serving.until_the_end((api, None), &config, &mut stop_signals, None).await;
+        let api = witness::api(state, directories, &config, belonging, cluster_key)?;
+        return serving.until_the_end((api, None), &config, (&mut stop_signals, &again), None).await;
     }
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let logger = embedded::install_logger(&directories.programs()).context("writing the logger program")?;
@@ -154,7 +168,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         signal = stop_signals.first() => {
             tracing::info!("stopping on {signal}");
             directories.remove_traces();
-            return Ok(());
+            return Ok(Ending::Stopped);
         }
     };
     let subnet6 = addresses::of_ipv6(&config, &identity, &state).await?;
@@ -200,7 +214,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone())
         .with_backups(backups)
-        .with_join_token(join_token)
+        .with_belonging(belonging)
         .with_cluster_key(cluster_key.clone());
     if let Some(ImagesConfig { high_percent, low_percent, min_age }) = config.images {
         let min_age_ms = i64::try_from(min_age.as_millis()).unwrap_or(i64::MAX);
@@ -272,7 +286,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
     let api = ApiState { ops, metrics: Metrics::install(), readiness, kept: KeptPage::default() };
     drop((node, state));
-    serving.until_the_end((api, Some(node_id)), &config, &mut stop_signals, supervisor).await
+    serving.until_the_end((api, Some(node_id)), &config, (&mut stop_signals, &again), supervisor).await
 }
 
 /// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.

@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use toft_model::{ids::NodeId, node::NodeHealth};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{StopSignals, directories::Directories, doors, tasks::Tasks};
+use super::{Ending, StopSignals, directories::Directories, doors, tasks::Tasks};
 use crate::{agent::runtime::supervisor::ContainerdSupervisor, api::http::ApiState, config::Config};
 
 /// Longest wait for the doors to finish what they are answering.
@@ -32,9 +33,9 @@ impl Serving {
         self,
         (api, node): (ApiState, Option<NodeId>),
         config: &Config,
-        stop_signals: &mut StopSignals,
+        (stop_signals, again): (&mut StopSignals, &Notify),
         supervisor: Option<Arc<ContainerdSupervisor>>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Ending> {
         let Self { directories, mut tasks, cancel } = self;
         let (doors_cancel, ops) = (CancellationToken::new(), api.ops.clone());
         let mut doors = doors::open(api, config, &directories, doors_cancel.clone()).await?;
@@ -46,12 +47,21 @@ impl Serving {
         );
         tell_systemd(&[sd_notify::NotifyState::Ready]);
 
+        let mut ending = Ending::Stopped;
         let ended_early = tokio::select! {
             signal = stop_signals.first() => { tracing::info!("stopping on {signal}; containers go on"); None }
+            () = again.notified() => {
+                tracing::info!("starting again; containers go on");
+                ending = Ending::Again;
+                None
+            }
             name = tasks.first_end() => Some(name),
             name = doors.tasks.first_end() => Some(name),
         };
-        tell_systemd(&[sd_notify::NotifyState::Stopping]);
+        // Systemd would end a service for good that says it is stopping.
+        if ending == Ending::Stopped {
+            tell_systemd(&[sd_notify::NotifyState::Stopping]);
+        }
         if let (Some(node), None) = (node, ended_early) {
             // Whoever is not told finds out.
             drop(tokio::time::timeout(FAREWELL, ops.tell_presence(node, NodeHealth::Away)).await);
@@ -67,7 +77,7 @@ impl Serving {
         }
         directories.remove_traces();
         match ended_early {
-            None => Ok(()),
+            None => Ok(ending),
             Some(name) => anyhow::bail!("the task `{name}` ended unexpectedly"),
         }
     }

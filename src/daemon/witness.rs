@@ -34,6 +34,7 @@ use crate::{
     consensus::Handle,
     control::{
         ControlError, ErrorKind,
+        belonging::Belong,
         node_access::{
             ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
             attach::NodeAttach,
@@ -53,14 +54,14 @@ pub(super) fn api(
     state: Handle,
     directories: &Directories,
     config: &Config,
-    join_token: Option<String>,
+    belonging: Arc<dyn Belong>,
     cluster_key: ClusterKey,
 ) -> anyhow::Result<ApiState> {
     let identity = Identity::load_or_make(directories)?;
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
     let ops = Ops::new(state, Arc::new(Witness))
         .with_backups(backups)
-        .with_join_token(join_token)
+        .with_belonging(belonging)
         .with_cluster_key(cluster_key);
     tracing::info!("this node is a witness: it votes and runs no workloads");
     Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness), kept: KeptPage::default() })

@@ -2,7 +2,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use sha2::{Digest, Sha256};
@@ -75,6 +75,12 @@ impl Authority {
     }
 }
 
+/// SHA-256 of the public key in a signing request, whose signature shows that who made it has the private one.
+pub(super) fn request_key(request: &str) -> Result<toft_model::token::Digest, rcgen::Error> {
+    let request = CertificateSigningRequestParams::from_pem(request)?;
+    Ok(toft_model::token::Digest(Sha256::digest(request.public_key.subject_public_key_info()).into()))
+}
+
 /// SHA-256 of a certificate.
 pub(super) fn hash(certificate: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(certificate.as_ref()).into()
@@ -85,4 +91,26 @@ pub(super) fn signing_request() -> Result<(String, String), rcgen::Error> {
     let key = KeyPair::generate()?;
     let request = CertificateParams::new(Vec::new())?.serialize_request(&key)?;
     Ok((request.pem()?, key.serialize_pem()))
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+
+    use super::*;
+
+    #[test]
+    fn certificates_hold_whatever_the_clock_of_a_machine_says() {
+        let authority = Authority::make().unwrap();
+        let (request, _) = signing_request().unwrap();
+        for pem in [authority.certificate.clone(), authority.certify(&request, 7).unwrap()] {
+            let der = CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+            let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+            let validity = certificate.validity();
+            // From 2001 to 2100, and so five minutes before it was made.
+            assert!(validity.not_before.timestamp() < 978_307_200 && validity.not_after.timestamp() > 4_102_444_800);
+        }
+        assert_eq!(request_key(&request).unwrap(), request_key(&request).unwrap());
+        assert!(request_key("no request").is_err());
+    }
 }

@@ -1,6 +1,8 @@
 //! The joiner's side.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs, net::SocketAddr, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration,
+};
 
 use rustls::{
     DigitallySignedStruct, SignatureScheme,
@@ -8,6 +10,7 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
+use toft_model::{ids::NodeId, name::Name};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::{
@@ -15,19 +18,21 @@ use tonic::{
     metadata::MetadataValue,
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
+use zeroize::Zeroizing;
 
 use super::{
-    Certified, KeyError, Keys, Token,
+    Certified, KeyError, Keys, Place, Token,
     authority::{Authority, hash, signing_request},
+    file, write,
 };
 use crate::{
     consensus::{
         network::{PROTOCOL, SERVER_NAME},
-        types::{Identity, Member},
+        types::{Identity, Role},
     },
     observe::chain,
     seal::ClusterKey,
-    wire::peer::{JoinAnswer, JoinRequest, peer_client::PeerClient},
+    wire::peer::{JoinAnswer, JoinRequest, door_client::DoorClient},
 };
 
 /// Longest wait for each step.
@@ -68,29 +73,84 @@ impl JoinError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Unreachable { .. } => {
-                "check the address, and that toft on that machine listens for members: `[cluster] bind` in its configuration"
+                "check the address, and that toft on that machine listens for members: it does from its first `toft token create` on, at port 7444"
             }
             Self::OtherCluster { .. } => {
-                "get a token from a member of the cluster you want to join: `toft cluster token`"
+                "get a token from a member of the cluster you want to join: `toft token create`"
             }
-            Self::Refused(_) | Self::Keys(_) | Self::Answer(_) => "nothing was changed; mend the cause and try again",
+            Self::Refused(_) | Self::Keys(_) | Self::Answer(_) => {
+                "nothing was changed here; mend the cause and try again"
+            }
         }
     }
 }
 
-/// Asks the cluster at `address` to let `member` in, and keeps what it gives in `folder`.
-pub async fn join(address: &str, token: &Token, member: &Member, folder: &Path) -> Result<Identity, JoinError> {
-    let (request, key) = signing_request().map_err(KeyError::from)?;
-    let mut address = address.to_owned();
+/// What a machine asks for that joins.
+pub struct Joining<'a> {
+    /// A member, `HOST:PORT`.
+    pub address: &'a str,
+    /// What lets it in.
+    pub token: &'a Token,
+    /// Who it is.
+    pub node_id: NodeId,
+    /// What it wants to be called, and whether somebody chose that.
+    pub name: (Name, bool),
+    /// What it is to do; what the token says when absent.
+    pub role: Option<Role>,
+    /// Labels beside those of the token.
+    pub labels: BTreeMap<String, String>,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Where the others reach it; when empty, where its call comes from.
+    pub reach: String,
+}
+
+/// What a machine is that was let in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Its cluster and number.
+    pub identity: Identity,
+    /// Who it is from now on.
+    pub node_id: NodeId,
+    /// What it is called.
+    pub name: Name,
+    /// What it does.
+    pub role: Role,
+    /// Where the others reach it.
+    pub address: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Name and address of the member that let it in.
+    pub through: (String, String),
+}
+
+/// Where a key waits for its certificate, and for which token.
+const REQUEST: &str = "request.pem";
+const FOR: &str = "for-token";
+
+/// Asks a cluster to let this machine in, and keeps what it gives in `folder`. The key is there before anybody is asked: who
+/// asks again, because it did not hear the answer, is the same. When this returns, the folder's `place.json` says who this
+/// machine is.
+pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinError> {
+    let (request, key) = request(folder, joining.token)?;
+    let mut address = joining.address.to_owned();
     for _ in 0..HOPS {
-        let authority = fetch_authority(&address, token).await?;
-        let join = JoinRequest {
-            secret: token.secret.clone(),
-            member: serde_json::to_vec(member).map_err(|e| JoinError::Answer(e.to_string()))?,
+        let authority = fetch_authority(&address, joining.token).await?;
+        let (name, name_chosen) = joining.name.clone();
+        let asked = JoinRequest {
+            token_id: joining.token.id.to_string(),
+            secret: joining.token.secret.to_string(),
+            node_id: joining.node_id.to_string(),
+            name: name.to_string(),
+            name_chosen,
+            role: joining.role.map(|role| role.as_str().to_owned()).unwrap_or_default(),
+            labels: joining.labels.clone().into_iter().collect(),
             signing_request: request.clone(),
+            address: joining.reach.clone(),
+            port: u32::from(joining.listen.port()),
         };
-        match ask(&address, &authority, join).await? {
-            Ok(answer) => return keep(folder, &answer, &key, token),
+        match ask(&address, &authority, asked).await? {
+            Ok(answer) => return keep(folder, answer, &key, &address, joining.listen),
             Err(status) => match status.metadata().get("toft-leader").and_then(|leader| leader.to_str().ok()) {
                 Some(leader) => leader.clone_into(&mut address),
                 None => return Err(JoinError::Refused(status.message().to_owned())),
@@ -100,14 +160,74 @@ pub async fn join(address: &str, token: &Token, member: &Member, folder: &Path) 
     Err(JoinError::Refused("the cluster has no leader now".into()))
 }
 
-fn keep(folder: &Path, answer: &JoinAnswer, key: &str, token: &Token) -> Result<Identity, JoinError> {
-    let cluster_id = answer.cluster_id.parse().map_err(|_| JoinError::Answer("the cluster's id is none".into()))?;
+/// The signing request for a token and its key, made now unless they are there.
+fn request(folder: &Path, token: &Token) -> Result<(String, Zeroizing<String>), JoinError> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    if let (Some(id), Some(request), Some(key)) = (read(FOR), read(REQUEST), read(super::MEMBER_KEY))
+        && id == token.id.as_str()
+    {
+        return Ok((request, key.into()));
+    }
+    match fs::remove_dir_all(folder) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            return Err(file("removed", folder, source).into());
+        }
+        _ => {}
+    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|source| file("made", folder, source))?;
+    let (request, key) = signing_request().map_err(KeyError::from)?;
+    let key = Zeroizing::new(key);
+    write(&folder.join(super::MEMBER_KEY), &key)?;
+    write(&folder.join(REQUEST), &request)?;
+    write(&folder.join(FOR), token.id.as_str())?;
+    Ok((request, key))
+}
+
+fn keep(
+    folder: &Path,
+    answer: JoinAnswer,
+    key: &str,
+    through: &str,
+    listen: SocketAddr,
+) -> Result<Answered, JoinError> {
+    fn odd(what: &'static str) -> JoinError {
+        JoinError::Answer(format!("{what} is none"))
+    }
     let cluster_key = hex::decode(&answer.cluster_key).ok().and_then(|bytes| bytes.try_into().ok());
-    let cluster_key = cluster_key.ok_or_else(|| JoinError::Answer("the cluster's key is none".into()))?;
+    let cluster_key = cluster_key.ok_or_else(|| odd("the cluster's key"))?;
     let authority = Authority::load(answer.authority.clone(), &answer.authority_key).map_err(KeyError::from)?;
     let member = Certified { certificate: &answer.certificate, key };
-    Keys::store(folder, &authority, member, &ClusterKey::from_bytes(cluster_key), &token.secret)?;
-    Ok(Identity { cluster_id, member_id: answer.member_id })
+    let answered = Answered {
+        identity: Identity {
+            cluster_id: answer.cluster_id.parse().map_err(|_| odd("the cluster's id"))?,
+            member_id: answer.member_id,
+        },
+        node_id: answer.node_id.parse().map_err(|_| odd("the node's id"))?,
+        name: answer.name.parse().map_err(|_| odd("the node's name"))?,
+        role: match answer.role.as_str() {
+            "server" => Role::Server,
+            "witness" => Role::Witness,
+            _ => return Err(odd("the role")),
+        },
+        address: answer.address,
+        labels: answer.labels.into_iter().collect(),
+        through: (answer.through, through.to_owned()),
+    };
+    Keys::store(folder, &authority, member, &ClusterKey::from_bytes(cluster_key))?;
+    for name in [REQUEST, FOR] {
+        let path = folder.join(name);
+        fs::remove_file(&path).map_err(|source| file("removed", &path, source))?;
+    }
+    let place = Place {
+        listen: Some(listen),
+        name: Some(answered.name.clone()),
+        role: Some(answered.role),
+        node_id: Some(answered.node_id),
+        adopt: Some(answered.identity.clone()),
+        members: answer.members,
+    };
+    place.save(folder)?;
+    Ok(answered)
 }
 
 async fn ask(address: &str, authority: &str, join: JoinRequest) -> Result<Result<JoinAnswer, Status>, JoinError> {
@@ -116,7 +236,7 @@ async fn ask(address: &str, authority: &str, join: JoinRequest) -> Result<Result
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority)).domain_name(SERVER_NAME);
     let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(unreachable)?;
     let endpoint = endpoint.connect_timeout(STEP_TIMEOUT).timeout(STEP_TIMEOUT).tls_config(tls).map_err(unreachable)?;
-    let mut client = PeerClient::new(endpoint.connect().await.map_err(unreachable)?);
+    let mut client = DoorClient::new(endpoint.connect().await.map_err(unreachable)?);
     let mut request = Request::new(join);
     request.metadata_mut().insert("toft-protocol", MetadataValue::from(PROTOCOL));
     Ok(client.join(request).await.map(tonic::Response::into_inner))

@@ -1,28 +1,32 @@
-//! The cluster's keys, and who is let in with them.
+//! The cluster's keys, and who is let in with them. docs/join.md tells the whole.
 //!
 //! An authority certifies the members; its key lies with every server, so that any of them can let others in. The token
 //! that a joiner needs names the authority by its hash, so that the joiner knows whom it speaks with before it says the
 //! secret. Nothing here leaves files that only root can read, but for what a joiner is given over its own TLS connection.
 
+mod admission;
 mod authority;
 mod join;
+mod place;
+mod token;
 
 use std::{
     fs,
     io::Read,
     path::{Path, PathBuf},
-    str::FromStr,
+    sync::Arc,
 };
 
-use async_trait::async_trait;
-use sha2::{Digest, Sha256};
-
-pub use join::{JoinError, join};
+pub use admission::Admissions;
+pub use join::{Answered, JoinError, Joining, join};
+pub use place::Place;
+pub use token::{NoToken, Token};
 use zeroize::Zeroizing;
 
 use crate::{
     consensus::{
-        network::{Admission, Admitted, Transport},
+        Handle,
+        network::{Admission, Transport},
         types::MemberId,
     },
     files::write_whole,
@@ -56,44 +60,6 @@ pub enum KeyError {
     },
 }
 
-/// What a machine needs to join: `toft1.AUTHORITY.SECRET`, both hexadecimal.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token {
-    /// SHA-256 of the authority's certificate.
-    pub authority: [u8; 32],
-    /// What lets in.
-    pub secret: String,
-}
-
-impl std::fmt::Display for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "toft1.{}.{}", hex::encode(self.authority), self.secret)
-    }
-}
-
-/// A text that is no token.
-#[derive(Debug, thiserror::Error)]
-#[error("this is no join token; one begins with `toft1.` and is printed by `toft cluster token`")]
-pub struct NoToken;
-
-impl FromStr for Token {
-    type Err = NoToken;
-
-    fn from_str(text: &str) -> Result<Self, NoToken> {
-        let mut parts = text.trim().split('.');
-        let (Some("toft1"), Some(authority), Some(secret), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err(NoToken);
-        };
-        let authority = hex::decode(authority).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(NoToken)?;
-        if secret.len() != 64 || !secret.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(NoToken);
-        }
-        Ok(Self { authority, secret: secret.to_owned() })
-    }
-}
-
 /// A member's certificate and key, both PEM.
 #[derive(Clone, Copy)]
 struct Certified<'a> {
@@ -106,7 +72,6 @@ pub struct Keys {
     authority: Authority,
     transport: Transport,
     cluster_key: ClusterKey,
-    token: Token,
 }
 
 const AUTHORITY: &str = "authority.pem";
@@ -114,7 +79,8 @@ const AUTHORITY_KEY: &str = "authority.key";
 const MEMBER: &str = "member.pem";
 const MEMBER_KEY: &str = "member.key";
 const CLUSTER_KEY: &str = "cluster.key";
-const TOKEN: &str = "token";
+/// The everlasting token of earlier versions.
+const FORMER_TOKEN: &str = "token";
 
 impl Keys {
     /// The keys in `folder`, made now if the cluster has none yet.
@@ -122,10 +88,15 @@ impl Keys {
         if !folder.join(MEMBER).exists() {
             let authority = Authority::make()?;
             let key = random_key().map_err(|source| file("read", Path::new("/dev/urandom"), source))?;
-            let secret = random_key().map_err(|source| file("read", Path::new("/dev/urandom"), source))?;
             let (certificate, member_key) = authority.certify_new(member_id)?;
             let member = Certified { certificate: &certificate, key: &member_key };
-            Self::store(folder, &authority, member, &ClusterKey::from_bytes(key), &hex::encode(secret))?;
+            Self::store(folder, &authority, member, &ClusterKey::from_bytes(key))?;
+        }
+        match fs::remove_file(folder.join(FORMER_TOKEN)) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(file("removed", &folder.join(FORMER_TOKEN), source));
+            }
+            _ => {}
         }
         Self::load(folder)
     }
@@ -136,13 +107,11 @@ impl Keys {
         authority: &Authority,
         member: Certified<'_>,
         cluster_key: &ClusterKey,
-        secret: &str,
     ) -> Result<(), KeyError> {
         fs::create_dir_all(folder).map_err(|source| file("made", folder, source))?;
         write(&folder.join(AUTHORITY), &authority.certificate)?;
         write(&folder.join(AUTHORITY_KEY), &authority.key_pem())?;
         write(&folder.join(CLUSTER_KEY), &Zeroizing::new(hex::encode(cluster_key.as_bytes())))?;
-        write(&folder.join(TOKEN), secret)?;
         write(&folder.join(MEMBER_KEY), member.key)?;
         write(&folder.join(MEMBER), member.certificate)
     }
@@ -158,15 +127,13 @@ impl Keys {
             hex::decode(Zeroizing::new(text(CLUSTER_KEY)?).trim()).ok().and_then(|bytes| bytes.try_into().ok());
         let cluster_key = cluster_key.ok_or_else(|| not(CLUSTER_KEY, "a key of 32 bytes, hexadecimal"))?;
         let cluster_key = ClusterKey::from_bytes(cluster_key);
-        let token = format!("toft1.{}.{}", hex::encode(authority.hash()?), text(TOKEN)?.trim());
-        let token = token.parse().map_err(|NoToken| not(TOKEN, "a secret of 32 bytes, hexadecimal"))?;
         let transport = Transport {
             authority: authority.certificate.clone(),
             // With the authority's, so that a joiner sees it.
             certificate: text(MEMBER)? + &authority.certificate,
             key: text(MEMBER_KEY)?,
         };
-        Ok(Self { authority, transport, cluster_key, token })
+        Ok(Self { authority, transport, cluster_key })
     }
 
     /// What connections to other members need.
@@ -174,38 +141,19 @@ impl Keys {
         &self.transport
     }
 
-    /// What lets a machine in.
-    pub fn token(&self) -> &Token {
-        &self.token
+    /// SHA-256 of the authority's certificate, which tokens name it by.
+    pub fn authority_hash(&self) -> Result<[u8; 32], KeyError> {
+        Ok(self.authority.hash()?)
+    }
+
+    /// Lets in whom the state's tokens let in.
+    pub fn admissions(self, state: Handle) -> Arc<dyn Admission> {
+        Arc::new(Admissions::new(self, state))
     }
 
     /// The key for secrets.
     pub fn cluster_key(&self) -> &ClusterKey {
         &self.cluster_key
-    }
-}
-
-#[async_trait]
-impl Admission for Keys {
-    fn is_known(&self, secret: &str) -> bool {
-        // Hashes are compared, so that the time says nothing of the secret.
-        Sha256::digest(secret) == Sha256::digest(&self.token.secret)
-    }
-
-    async fn admit(&self, secret: &str, signing_request: &str, member_id: MemberId) -> Result<Admitted, String> {
-        if !self.is_known(secret) {
-            return Err("the token is wrong or no longer valid".into());
-        }
-        let certificate = self
-            .authority
-            .certify(signing_request, member_id)
-            .map_err(|error| format!("the signing request cannot be used: {error}"))?;
-        Ok(Admitted {
-            certificate,
-            authority: self.authority.certificate.clone(),
-            authority_key: self.authority.key_pem(),
-            cluster_key: hex::encode(self.cluster_key.as_bytes()),
-        })
     }
 }
 
@@ -236,7 +184,8 @@ mod tests {
         let folder = folder.path().join("cluster");
         let first = Keys::load_or_make(&folder, 1).unwrap();
         let again = Keys::load_or_make(&folder, 1).unwrap();
-        assert!(first.token == again.token && first.cluster_key == again.cluster_key);
+        assert!(first.cluster_key == again.cluster_key);
+        assert_eq!(first.authority_hash().unwrap(), again.authority_hash().unwrap());
         for entry in fs::read_dir(&folder).unwrap() {
             let mode = entry.unwrap().metadata().unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0);
@@ -244,24 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn a_token_survives_its_text() {
-        let token = Token { authority: [7; 32], secret: "ab".repeat(32) };
-        assert!(token.to_string().parse::<Token>().unwrap() == token);
-        for bad in ["", "toft1", "toft1.00.11", "toft2.00.00", "toft1..", &format!("{token}.x"), &format!("{token}x")] {
-            assert!(bad.parse::<Token>().is_err(), "{bad}");
-        }
-    }
-
-    #[tokio::test]
-    async fn only_the_right_secret_lets_in() {
+    fn the_everlasting_token_of_earlier_versions_goes() {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::load_or_make(folder.path(), 1).unwrap();
-        let (request, _) = authority::signing_request().unwrap();
-        let wrong = "0".repeat(64);
-        assert!(!keys.is_known(&wrong) && keys.is_known(&keys.token.secret));
-        assert!(keys.admit(&wrong, &request, 2).await.is_err());
-        assert!(keys.admit(&keys.token.secret, "no request", 2).await.is_err());
-        let admitted = keys.admit(&keys.token.secret, &request, 2).await.unwrap();
-        assert!(admitted.certificate.starts_with("-----BEGIN CERTIFICATE-----"));
+        let folder = folder.path().join("cluster");
+        Keys::load_or_make(&folder, 1).unwrap();
+        fs::write(folder.join("token"), "5".repeat(64)).unwrap();
+        Keys::load_or_make(&folder, 1).unwrap();
+        assert!(!folder.join("token").exists());
     }
 }

@@ -21,7 +21,9 @@ pub fn prepare(machine: &Arc<Machine>, name: &str, port: u16) -> Appliance {
 
 pub fn join(toft: &mut Appliance, through: &Appliance, port: u16) {
     let token = toft.machine.dir.join("token");
-    fs::write(&token, through.good("cluster token")).unwrap();
+    let witness = fs::read_to_string(toft.data.join("toft.toml")).unwrap().contains("witness");
+    let role = if witness { "witness" } else { "server" };
+    fs::write(&token, through.good(&format!("token create -q --role {role}"))).unwrap();
     toft.set_flags(&["--join", &format!("127.0.0.1:{port}"), "--token-file", token.to_str().unwrap()]);
     toft.up();
 }
@@ -135,6 +137,14 @@ fn who_is_left_alone_tells_it_and_can_go_on_alone() {
     assert_eq!(names(&a), ["web"]);
     wait_until("nobody leads there", || status(&a)["leader"].is_null().then_some(()));
     a.stop();
+
+    // They join again, and are the nodes that they were.
+    a.own(&["leave", "--yes", "--force"]).good();
+    a.up();
+    let token = c.good("token create -q");
+    a.toft(&["join", "127.0.0.1:7503", "--token", token.trim()]).good();
+    assert_eq!(status(&c)["members"].as_array().unwrap().len(), 2);
+    wait_until("all is there", || (names(&a) == ["more", "web"]).then_some(()));
 }
 
 #[test]

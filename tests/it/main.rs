@@ -30,6 +30,8 @@ mod image_layers;
 mod image_proxy;
 mod image_pull;
 mod image_sizes;
+mod join_security;
+mod joining;
 mod leaks;
 mod lifecycle;
 mod linearizability;

@@ -21,6 +21,7 @@ pub mod schedule;
 pub mod secret;
 pub mod state;
 mod text;
+pub mod token;
 pub mod units;
 pub mod usage;
 pub mod volume;

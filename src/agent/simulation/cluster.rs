@@ -149,8 +149,12 @@ impl Cluster {
             | Command::ConfigureGpu { .. }
             | Command::ClaimSubnet { .. }
             | Command::AnnounceMesh { .. }
+            | Command::NoteNodes { .. }
             | Command::ConfigurePlacement { .. }
-            | Command::NoteNodes { .. } => return,
+            | Command::CreateToken { .. }
+            | Command::RevokeToken { .. }
+            | Command::AdmitNode { .. }
+            | Command::RemoveNode { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;

@@ -16,6 +16,7 @@ mod idempotency;
 mod images;
 mod instances;
 mod kept;
+pub mod members;
 mod nodes;
 mod placement;
 mod query;
@@ -104,7 +105,11 @@ fn state_resources() -> OpenApiRouter<ApiState> {
 fn node_resources() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(cluster::show))
-        .routes(routes!(cluster::token))
+        .routes(routes!(members::list, members::create))
+        .routes(routes!(members::revoke))
+        .routes(routes!(members::join))
+        .routes(routes!(members::leave))
+        .routes(routes!(members::remove_node))
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::pull))

@@ -1,8 +1,11 @@
 //! The way to the other members: gRPC over TLS, with certificates of the cluster on both sides.
 
 mod calls;
+mod door;
+mod limit;
 mod peers;
 mod server;
+mod tls;
 mod ways;
 
 use std::{
@@ -17,10 +20,10 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 
+pub use door::{Admission, Admitted, Asked, Offer, Standing};
 pub(super) use peers::Peers;
 pub use peers::{CallError, SERVER_NAME, Transport};
-pub(super) use server::serve;
-pub use server::{Admission, Admitted};
+pub(super) use server::{Doorway, serve};
 
 use super::{
     log_store::{Ahead, Stalled},

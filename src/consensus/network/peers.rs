@@ -1,10 +1,13 @@
 //! Connections to the other members and the calls over them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     error::Error,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use tokio::{io::AsyncReadExt, time::Instant};
 use tonic::{
     Code, ConnectError, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity as TlsIdentity},
+    transport::{Channel, Endpoint, Identity as TlsIdentity},
 };
 
 use super::{
@@ -28,12 +31,13 @@ use super::{
         types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Types, Vote},
     },
     PROTOCOL,
+    tls::Dialling,
     ways::{Ways, Went, either},
 };
 use crate::{
     observe::chain,
     wire::peer::{
-        Message, ProposeRequest, ReadIndexRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
+        Message, ProposeRequest, ReadIndexRequest, RemoveRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
         peer_client::PeerClient, snapshot_part::Part,
     },
 };
@@ -54,6 +58,8 @@ const WAYS: usize = 2;
 const PART: usize = 256 << 10;
 /// Largest message.
 pub(super) const LARGEST: usize = 32 << 20;
+/// Metadata of a refusal that says that the caller was removed.
+pub(super) const REMOVED: &str = "toft-removed";
 /// Name in every certificate of a member.
 pub const SERVER_NAME: &str = "member.toft.internal";
 
@@ -71,13 +77,6 @@ pub struct Transport {
 impl Transport {
     pub(super) fn identity(&self) -> TlsIdentity {
         TlsIdentity::from_pem(&self.certificate, &self.key)
-    }
-
-    fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .ca_certificate(Certificate::from_pem(&self.authority))
-            .identity(self.identity())
-            .domain_name(SERVER_NAME)
     }
 }
 
@@ -121,15 +120,24 @@ impl CallError {
 
 /// What was heard of a member.
 struct Heard {
+    /// When it was asked first.
+    since: Instant,
     /// When it answered last.
-    last: Instant,
+    answered: Option<Instant>,
     /// Whether it was told to be silent.
     silent: bool,
 }
 
+impl Heard {
+    /// When it answered last, or was asked first.
+    fn last(&self) -> Instant {
+        self.answered.unwrap_or(self.since)
+    }
+}
+
 /// The connections of one member.
 pub(in super::super) struct Peers {
-    tls: ClientTlsConfig,
+    dialling: Result<Dialling, String>,
     cluster: MetadataValue<Ascii>,
     me: MetadataValue<Ascii>,
     /// The newest connections to each member, by address.
@@ -137,6 +145,10 @@ pub(in super::super) struct Peers {
     ways: Ways,
     heard: Mutex<HashMap<MemberId, Heard>>,
     began: Instant,
+    removed: AtomicBool,
+    going: AtomicBool,
+    /// Members whose refusal was told already.
+    told: Mutex<BTreeSet<MemberId>>,
 }
 
 fn ascii(text: &str) -> MetadataValue<Ascii> {
@@ -154,40 +166,95 @@ fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, CallError> {
 impl Peers {
     pub(in super::super) fn new(identity: &Identity, transport: &Transport) -> Self {
         Self {
-            tls: transport.client(),
+            dialling: Dialling::with(transport).map_err(|error| error.to_string()),
             cluster: ascii(&identity.cluster_id.to_string()),
             me: MetadataValue::from(identity.member_id),
             open: Mutex::new(HashMap::new()),
             ways: Ways::default(),
             heard: Mutex::new(HashMap::new()),
             began: Instant::now(),
+            removed: AtomicBool::new(false),
+            going: AtomicBool::new(false),
+            told: Mutex::default(),
         }
+    }
+
+    /// Whether another member has said that this one was removed.
+    pub(in super::super) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// Whether this member takes itself out of the membership now.
+    pub(in super::super) fn is_going(&self) -> bool {
+        self.going.load(Ordering::Relaxed)
+    }
+
+    pub(in super::super) fn go(&self) {
+        self.going.store(true, Ordering::Relaxed);
+    }
+
+    pub(in super::super) fn stay(&self) {
+        self.going.store(false, Ordering::Relaxed);
+    }
+
+    /// Closes the connections to members that were removed.
+    pub(in super::super) fn forget(&self, gone: &BTreeSet<MemberId>) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
+    }
+
+    /// Whether a refusal of that member is told for the first time. What is remembered is bounded.
+    pub(super) fn is_news(&self, id: MemberId) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() > 1_000 {
+            told.clear();
+        }
+        told.insert(id)
+    }
+
+    /// What a refusal says, and whether it says that this member was removed.
+    fn refused(&self, status: &Status) -> CallError {
+        if status.metadata().get(REMOVED).is_some() && !self.removed.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "this node was removed from its cluster; its containers go on, and nothing can be changed here. `toft leave --force` ends them and makes it an appliance of its own"
+            );
+        }
+        CallError::of(status)
     }
 
     /// Whether a member answered in the time before now; all did when this began.
     pub(in super::super) fn heard_within(&self, id: MemberId, time: Duration) -> bool {
-        self.silence(id) < time
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&id).map_or(self.began, Heard::last).elapsed() < time
     }
 
-    /// How long a member has not answered; all did when this began.
-    pub(in super::super) fn silence(&self, id: MemberId) -> Duration {
+    /// When a member answered last; `None`: never since this began.
+    pub(in super::super) fn answered(&self, id: MemberId) -> Option<Instant> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&id).map_or(self.began, |heard| heard.last).elapsed()
+        heard.get(&id).and_then(|heard| heard.answered)
+    }
+
+    /// Notes that a member called.
+    pub(super) fn hear(&self, id: MemberId) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        heard.entry(id).or_insert(Heard { since: now, answered: None, silent: false }).answered = Some(now);
     }
 
     /// Notes what came of a call, and tells when a member falls silent or answers again.
     fn note<T>(&self, id: MemberId, member: &Member, outcome: Result<T, CallError>) -> Result<T, CallError> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let heard = heard.entry(id).or_insert(Heard { last: self.began, silent: false });
+        // One that is new has time to come up.
+        let heard = heard.entry(id).or_insert_with(|| Heard { since: Instant::now(), answered: None, silent: false });
         match &outcome {
             Ok(_) => {
-                heard.last = Instant::now();
+                heard.answered = Some(Instant::now());
                 if std::mem::replace(&mut heard.silent, false) {
                     tracing::info!("member `{}` answers again", member.name);
                 }
             }
             Err(error) => {
-                if heard.last.elapsed() > SILENCE && !std::mem::replace(&mut heard.silent, true) {
+                if heard.last().elapsed() > SILENCE && !std::mem::replace(&mut heard.silent, true) {
                     tracing::warn!(%error, "member `{}` at `{}` is silent", member.name, member.address);
                 }
             }
@@ -209,7 +276,8 @@ impl Peers {
         if let Some((_, channel)) = known.iter().find(|(at, _)| at == address) {
             return Ok(client(channel.clone()));
         }
-        let channel = connect(address, &self.tls)?;
+        let dialling = self.dialling.as_ref().map_err(|error| CallError::Failed(error.clone()))?;
+        let channel = dialling.channel(id, address, &endpoint(address)?)?;
         known.insert(0, (address.to_owned(), channel.clone()));
         known.truncate(WAYS);
         Ok(client(channel))
@@ -226,7 +294,7 @@ impl Peers {
     {
         let at = async |address: &str| {
             let answer = send(self.client(id, address)?).await;
-            answer.map(Response::into_inner).map_err(|status| CallError::of(&status))
+            answer.map(Response::into_inner).map_err(|status| self.refused(&status))
         };
         match self.ways.through_mesh(id, member, Instant::now()) {
             None => at(&member.address).await,
@@ -318,7 +386,7 @@ impl Peers {
         if answer.is_err() && through.is_some() {
             self.ways.doubt(id);
         }
-        parse(answer.map_err(|status| CallError::of(&status))?.get_ref())
+        parse(answer.map_err(|status| self.refused(&status))?.get_ref())
     }
 
     /// Hands requests to the leader; gives the index of their entry and what they were answered.
@@ -355,6 +423,21 @@ impl Peers {
         self.call((id, leader), send).await.map(drop)
     }
 
+    /// Asks the leader to take a node out of the membership.
+    pub(in super::super) async fn remove(
+        &self,
+        id: MemberId,
+        leader: &Member,
+        node_id: NodeId,
+        only_ask: bool,
+    ) -> Result<bool, CallError> {
+        let send = |mut client: PeerClient<Channel>| {
+            let request = self.request(RemoveRequest { node_id: node_id.to_string(), only_ask }, FORWARD_TIMEOUT);
+            async move { client.remove(request).await }
+        };
+        Ok(self.call((id, leader), send).await?.answers)
+    }
+
     /// Asks a member to become the leader.
     pub(in super::super) async fn take_over(&self, id: MemberId, member: &Member) -> Result<(), CallError> {
         let send = |mut client: PeerClient<Channel>| {
@@ -369,18 +452,14 @@ fn client(channel: Channel) -> PeerClient<Channel> {
     PeerClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST)
 }
 
-pub(super) fn endpoint(address: &str) -> Result<Endpoint, CallError> {
-    let endpoint = Endpoint::from_shared(format!("https://{address}"))
+fn endpoint(address: &str) -> Result<Endpoint, CallError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| CallError::Failed(format!("`{address}` is no address: {e}")))?;
+    // Without TLS of its own: the connector speaks it, with the one member that is meant.
     Ok(endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true))
-}
-
-fn connect(address: &str, tls: &ClientTlsConfig) -> Result<Channel, CallError> {
-    let endpoint = endpoint(address)?.tls_config(tls.clone()).map_err(|e| CallError::Failed(chain(&e)))?;
-    Ok(endpoint.connect_lazy())
 }

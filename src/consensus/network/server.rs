@@ -5,14 +5,16 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use openraft::{
     ChangeMembers,
-    error::{ChangeMembershipError, CheckIsLeaderError, ClientWriteError, RaftError},
+    error::{CheckIsLeaderError, RaftError},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use tokio::{io::AsyncWriteExt, net::TcpListener, sync::Mutex, time::Instant};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Request, Response, Status, Streaming,
+    metadata::MetadataValue,
+    service::interceptor::InterceptedService,
     transport::{Certificate, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
@@ -20,17 +22,21 @@ use super::{
     super::{
         leader::leader,
         propose::ForwardError,
+        removal::{Answer, Changed, change, remove_here},
         state_machine::snapshot,
-        types::{Batch, FOUNDER, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Vote},
+        types::{Batch, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Vote},
     },
-    PROTOCOL, Transport,
-    peers::LARGEST,
+    Admission, PROTOCOL, Standing, Transport,
+    door::{self, Entrance},
+    peers::{LARGEST, Peers, REMOVED},
+    tls::member_of,
 };
 use crate::{
     observe::chain,
     wire::peer::{
-        AnnounceAnswer, JoinAnswer, JoinRequest, Message, ProposeRequest, ReadIndexAnswer, ReadIndexRequest,
+        AnnounceAnswer, Message, ProposeRequest, ReadIndexAnswer, ReadIndexRequest, RemoveAnswer, RemoveRequest,
         SnapshotPart, TakeOverAnswer, TakeOverRequest,
+        door_server::DoorServer,
         peer_server::{Peer, PeerServer},
         snapshot_part::Part,
     },
@@ -40,47 +46,33 @@ use crate::{
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls of one connection that are answered at a time.
 const CALLS: usize = 256;
-/// Longest wait for another change of the members, and the wait between two tries.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-const CHANGE_PAUSE: Duration = Duration::from_millis(50);
+/// Largest headers of a call, in bytes.
+const LARGEST_HEADERS: u32 = 16 << 10;
 /// Largest snapshot that is taken, in bytes.
 const LARGEST_SNAPSHOT: u64 = 8 << 30;
 
-/// What a joiner is given.
-pub struct Admitted {
-    /// Its certificate, PEM.
-    pub certificate: String,
-    /// The authority's certificate, PEM.
-    pub authority: String,
-    /// The authority's key, PEM.
-    pub authority_key: String,
-    /// Key under which secrets are kept, hexadecimal.
-    pub cluster_key: String,
-}
-
-/// Decides who may join.
-#[async_trait]
-pub trait Admission: Send + Sync + 'static {
-    /// Checks the secret and signs a certificate for `member_id`. The text is the reason of a refusal.
-    async fn admit(&self, secret: &str, signing_request: &str, member_id: MemberId) -> Result<Admitted, String>;
-
-    /// Whether a secret is one that lets others in.
-    fn is_known(&self, secret: &str) -> bool;
+/// What the door stands in.
+pub(in super::super) struct Doorway {
+    pub(in super::super) raft: Raft,
+    pub(in super::super) peers: Arc<Peers>,
+    pub(in super::super) identity: Identity,
+    /// Members that are let call while this one knows none.
+    pub(in super::super) trusted: Vec<MemberId>,
 }
 
 struct Service {
     raft: Raft,
     identity: Identity,
+    peers: Arc<Peers>,
     admission: Arc<dyn Admission>,
-    /// One joiner at a time: each is numbered after the one before is in the log.
-    joining: Arc<Mutex<()>>,
+    trusted: Vec<MemberId>,
 }
 
 /// Answers until `cancel`.
 pub(in super::super) async fn serve(
     listener: TcpListener,
     transport: &Transport,
-    (raft, identity, joining): (Raft, Identity, Arc<Mutex<()>>),
+    doorway: Doorway,
     admission: Arc<dyn Admission>,
     cancel: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -89,14 +81,21 @@ pub(in super::super) async fn serve(
         .client_ca_root(Certificate::from_pem(&transport.authority))
         .client_auth_optional(true)
         .timeout(HANDSHAKE_TIMEOUT);
-    let service = Service { raft, identity, admission, joining };
+    let Doorway { raft, peers, identity, trusted } = doorway;
+    let entrance = Entrance::new(raft.clone(), Arc::clone(&peers), identity.clone(), Arc::clone(&admission));
+    let entrance = DoorServer::new(entrance).max_decoding_message_size(door::LARGEST);
+    let service = Service { raft, identity, peers, admission, trusted };
     let service = PeerServer::new(service).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST);
+    // Nothing that a stranger sends is read for it.
+    let service = InterceptedService::new(service, certified);
     Server::builder()
         .tls_config(tls)?
         .concurrency_limit_per_connection(CALLS)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .http2_max_header_list_size(LARGEST_HEADERS)
         .add_service(service)
+        .add_service(entrance)
         .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), cancel.cancelled_owned())
         .await
 }
@@ -105,7 +104,15 @@ fn about<'a, T>(request: &'a Request<T>, key: &str) -> &'a str {
     request.metadata().get(key).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-fn check_protocol<T>(request: &Request<T>) -> Result<(), Status> {
+/// Lets those pass that have a certificate of the cluster.
+fn certified(request: Request<()>) -> Result<Request<()>, Status> {
+    match request.peer_certs() {
+        Some(certificates) if !certificates.is_empty() => Ok(request),
+        _ => Err(Status::unauthenticated("a certificate of the cluster is needed")),
+    }
+}
+
+pub(super) fn check_protocol<T>(request: &Request<T>) -> Result<(), Status> {
     match about(request, "toft-protocol").parse() {
         Ok(PROTOCOL) => Ok(()),
         Ok(other) => Err(Status::failed_precondition(format!(
@@ -124,19 +131,80 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
     serde_json::from_slice(bytes).map_err(|e| Status::invalid_argument(format!("the message does not parse: {e}")))
 }
 
+/// Where the leader is, for callers that came to another member.
+pub(super) fn elsewhere(leader: Option<&Member>) -> Status {
+    let mut status = Status::failed_precondition("this member does not lead");
+    if let Some(address) = leader.and_then(|leader| leader.address.parse().ok()) {
+        status.metadata_mut().insert("toft-leader", address);
+    }
+    status
+}
+
+/// What one is told that is a member no longer.
+fn removed() -> Status {
+    let mut status = Status::permission_denied("this node was removed from the cluster");
+    status.metadata_mut().insert(REMOVED, MetadataValue::from_static("1"));
+    status
+}
+
 impl Service {
-    /// Lets only members of this cluster pass.
-    fn check<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        if request.peer_certs().is_none_or(|certificates| certificates.is_empty()) {
+    /// Lets only members of this cluster pass, and gives the number of the caller.
+    async fn check<T>(&self, request: &Request<T>) -> Result<MemberId, Status> {
+        let certificates = request.peer_certs();
+        let certified = certificates.iter().flat_map(|all| all.first()).find_map(member_of);
+        let Some(id) = certified else {
             return Err(Status::unauthenticated("a certificate of the cluster is needed"));
-        }
+        };
         check_protocol(request)?;
         let cluster = about(request, "toft-cluster");
         if cluster != self.identity.cluster_id.to_string() {
             let own = self.identity.cluster_id;
             return Err(Status::failed_precondition(format!("the caller is of cluster {cluster}, this is {own}")));
         }
-        Ok(())
+        let caller = request.remote_addr().map(|address| address.to_string()).unwrap_or_default();
+        if about(request, "toft-member") != id.to_string() {
+            let claimed: String = about(request, "toft-member").chars().take(20).collect();
+            tracing::warn!(caller, "member {id} was refused, which says that it is member {claimed}");
+            return Err(Status::permission_denied("the certificate is another member's"));
+        }
+        if self.is_member(id) {
+            self.peers.hear(id);
+            return Ok(id);
+        }
+        match self.admission.standing(id).await {
+            Standing::LetIn | Standing::Newer => Ok(id),
+            Standing::Unknown => Err(Status::unavailable("the state of this member cannot be read")),
+            Standing::Removed => {
+                self.note_removed(id, &caller);
+                Err(removed())
+            }
+        }
+    }
+
+    /// Whether this member knows that one; while it knows none, whether it was told of it when it joined.
+    fn is_member(&self, id: MemberId) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow();
+        let mut known = metrics.membership_config.nodes().peekable();
+        if known.peek().is_none() {
+            return self.trusted.contains(&id);
+        }
+        known.any(|(known, _)| *known == id)
+    }
+
+    /// The same for calls that only a member may make that everybody knows.
+    async fn check_known<T>(&self, request: &Request<T>) -> Result<MemberId, Status> {
+        let id = self.check(request).await?;
+        if self.is_member(id) {
+            return Ok(id);
+        }
+        Err(Status::unavailable("the caller is not known here yet"))
+    }
+
+    fn note_removed(&self, id: MemberId, caller: &str) {
+        if self.peers.is_news(id) {
+            tracing::warn!(caller, "member {id} was refused: it was removed from the cluster");
+        }
     }
 
     fn members(&self) -> BTreeMap<MemberId, Member> {
@@ -145,33 +213,15 @@ impl Service {
         metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
     }
 
-    /// Where the leader is, for callers that came to another member.
-    fn elsewhere(&self, leader: Option<&Member>) -> Status {
-        let mut status = Status::failed_precondition("this member does not lead");
-        if let Some(address) = leader.and_then(|leader| leader.address.parse().ok()) {
-            status.metadata_mut().insert("toft-leader", address);
-        }
-        status
-    }
-
-    async fn change(&self, change: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
-        let deadline = Instant::now() + CHANGE_TIMEOUT;
-        loop {
-            match self.raft.change_membership(change.clone(), true).await {
-                Ok(_) => return Ok(()),
-                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-                    return Err(self.elsewhere(to.leader_node.as_ref()));
-                }
-                // Another change of the members, such as a new voter, is on its way.
-                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(
-                    ChangeMembershipError::InProgress(_),
-                ))) if Instant::now() < deadline => tokio::time::sleep(CHANGE_PAUSE).await,
-                Err(error) => return Err(Status::unavailable(chain(&error))),
-            }
+    async fn change(&self, wanted: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
+        match change(&self.raft, wanted).await {
+            Changed::Yes => Ok(()),
+            Changed::Elsewhere(leader) => Err(elsewhere(leader.as_ref().map(|(_, member)| member))),
+            Changed::No(error) => Err(Status::unavailable(error)),
         }
     }
 
-    async fn receive(&self, parts: &mut Streaming<SnapshotPart>) -> Result<(Vote, Snapshot), Status> {
+    async fn receive(&self, from: MemberId, parts: &mut Streaming<SnapshotPart>) -> Result<(Vote, Snapshot), Status> {
         let Some(SnapshotPart { part: Some(Part::Head(head)) }) = parts.message().await? else {
             return Err(Status::invalid_argument("a snapshot begins with its head"));
         };
@@ -191,6 +241,11 @@ impl Service {
             length += content.len() as u64;
             if length > head.length {
                 break;
+            }
+            // One that was removed meanwhile does not end what it began.
+            if !self.is_member(from) && self.admission.standing(from).await == Standing::Removed {
+                drop(tokio::fs::remove_file(&place.path).await);
+                return Err(removed());
             }
             hasher.update(&content);
             file.write_all(&content).await.map_err(failed)?;
@@ -222,23 +277,23 @@ impl Service {
 #[async_trait]
 impl Peer for Service {
     async fn append(&self, request: Request<Message>) -> Result<Response<Message>, Status> {
-        self.check(&request)?;
+        self.check(&request).await?;
         json(&self.raft.append_entries(parse(&request.get_ref().json)?).await)
     }
 
     async fn vote(&self, request: Request<Message>) -> Result<Response<Message>, Status> {
-        self.check(&request)?;
+        self.check(&request).await?;
         json(&self.raft.vote(parse(&request.get_ref().json)?).await)
     }
 
     async fn snapshot(&self, request: Request<Streaming<SnapshotPart>>) -> Result<Response<Message>, Status> {
-        self.check(&request)?;
-        let (vote, snapshot) = self.receive(&mut request.into_inner()).await?;
+        let from = self.check(&request).await?;
+        let (vote, snapshot) = self.receive(from, &mut request.into_inner()).await?;
         json(&self.raft.install_full_snapshot(vote, snapshot).await)
     }
 
     async fn propose(&self, request: Request<ProposeRequest>) -> Result<Response<Message>, Status> {
-        self.check(&request)?;
+        self.check_known(&request).await?;
         let raw = |text: String| RawValue::from_string(text).map_err(|e| Status::invalid_argument(e.to_string()));
         let requests = request.into_inner().requests.into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
         if leader(&self.raft.metrics().borrow()) != Some(self.identity.member_id) {
@@ -249,76 +304,47 @@ impl Peer for Service {
     }
 
     async fn read_index(&self, request: Request<ReadIndexRequest>) -> Result<Response<ReadIndexAnswer>, Status> {
-        self.check(&request)?;
+        self.check_known(&request).await?;
         match self.raft.get_read_log_id().await {
             Ok((index, _)) => Ok(Response::new(ReadIndexAnswer { index: index.map_or(0, |id| id.index) })),
             Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) => {
-                Err(self.elsewhere(to.leader_node.as_ref()))
+                Err(elsewhere(to.leader_node.as_ref()))
             }
             Err(error) => Err(Status::unavailable(chain(&error))),
         }
     }
 
     async fn announce(&self, request: Request<Message>) -> Result<Response<AnnounceAnswer>, Status> {
-        self.check(&request)?;
-        let id =
-            about(&request, "toft-member").parse::<MemberId>().map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let id = self.check_known(&request).await?;
         let member: Member = parse(&request.get_ref().json)?;
         match self.members().get(&id) {
             Some(known) if known.node_id == member.node_id => {}
-            _ => return Err(Status::not_found(format!("there is no member {id} of that node"))),
+            _ => {
+                tracing::warn!("member {id} was refused, which says that it is node {}", member.node_id);
+                return Err(Status::not_found(format!("there is no member {id} of that node")));
+            }
+        }
+        if self.members().iter().any(|(other, known)| *other != id && known.name == member.name) {
+            return Err(Status::already_exists(format!("another node is called `{}`", member.name)));
         }
         self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, member)]))).await?;
         Ok(Response::new(AnnounceAnswer {}))
     }
 
     async fn take_over(&self, request: Request<TakeOverRequest>) -> Result<Response<TakeOverAnswer>, Status> {
-        self.check(&request)?;
+        self.check_known(&request).await?;
         self.raft.trigger().elect().await.map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Response::new(TakeOverAnswer {}))
     }
 
-    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinAnswer>, Status> {
-        check_protocol(&request)?;
-        let JoinRequest { secret, member, signing_request } = request.into_inner();
-        if !self.admission.is_known(&secret) {
-            tracing::warn!("a machine with a wrong token asked to join");
-            return Err(Status::permission_denied("the token is wrong or no longer valid"));
+    async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveAnswer>, Status> {
+        self.check_known(&request).await?;
+        let RemoveRequest { node_id, only_ask } = request.into_inner();
+        let node_id = node_id.parse().map_err(|_| Status::invalid_argument("the node's id is none"))?;
+        match remove_here(&self.raft, &self.peers, node_id, only_ask).await {
+            Answer::Done { answers } => Ok(Response::new(RemoveAnswer { answers })),
+            Answer::Elsewhere(to) => Err(elsewhere(to.as_ref().map(|(_, member)| member))),
+            Answer::Refused(error) => Err(Status::aborted(error.to_string())),
         }
-        let member: Member = parse(&member)?;
-        let _one = self.joining.lock().await;
-        if let Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to))) = self.raft.get_read_log_id().await {
-            return Err(self.elsewhere(to.leader_node.as_ref()));
-        }
-        let members = self.members();
-        let stranger = |(_, known): &(&MemberId, &Member)| known.name == member.name && known.node_id != member.node_id;
-        if let Some((_, known)) = members.iter().find(stranger) {
-            let name = &known.name;
-            return Err(Status::already_exists(format!("another node is called `{name}`; choose another name")));
-        }
-        // The log never gives an index twice, so no member gets the number of another, nor that of who founded the cluster
-        // with the log's first entry.
-        let last = self.raft.metrics().borrow().last_log_index.unwrap_or(0);
-        let member_id = last + 1 + FOUNDER;
-        let admitted = self.admission.admit(&secret, &signing_request, member_id).await;
-        let admitted = admitted.map_err(Status::permission_denied)?;
-        let name = member.name.clone();
-        let before: Vec<_> = members.iter().filter(|(_, known)| known.node_id == member.node_id).collect();
-        let replaced = before.iter().map(|(id, _)| **id).collect();
-        self.change(ChangeMembers::AddNodes(BTreeMap::from([(member_id, member)]))).await?;
-        if !before.is_empty() {
-            tracing::info!("`{name}` joins again; its former membership ends");
-            self.change(ChangeMembers::RemoveVoters(std::collections::BTreeSet::clone(&replaced))).await?;
-            self.change(ChangeMembers::RemoveNodes(replaced)).await?;
-        }
-        tracing::info!("`{name}` joined as member {member_id}");
-        Ok(Response::new(JoinAnswer {
-            cluster_id: self.identity.cluster_id.to_string(),
-            member_id,
-            certificate: admitted.certificate,
-            authority: admitted.authority,
-            authority_key: admitted.authority_key,
-            cluster_key: admitted.cluster_key,
-        }))
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     path::Path,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -10,7 +9,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use super::{name, put};
+use super::{joining_as, name, put, token};
 use crate::{
     consensus::{
         ClusterStatus, Files, Handle, Opened, ProposeError, adopt, open,
@@ -18,14 +17,17 @@ use crate::{
     },
     enroll::{JoinError, Keys, Token, join},
 };
-use toft_model::{ids::NodeId, state::WorkloadRow};
+use toft_model::{
+    ids::NodeId,
+    state::{Command, WorkloadRow},
+};
 use uuid::Uuid;
 
 struct Node {
     folder: TempDir,
     member: Member,
     handle: Handle,
-    token: Token,
+    authority: [u8; 32],
     tasks: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
 }
@@ -41,12 +43,12 @@ fn member(number: u128, address: &str, role: Role) -> Member {
 
 async fn start(folder: TempDir, listener: TcpListener, member: Member) -> Node {
     let keys = Keys::load_or_make(&folder.path().join("cluster"), FOUNDER).unwrap();
-    let token = keys.token().clone();
+    let authority = keys.authority_hash().unwrap();
     let opened = open(&Files::under(folder.path()), member.clone(), keys.transport().clone()).await.unwrap();
     let Opened { handle, task, door } = opened;
     let cancel = CancellationToken::new();
-    let door = door.serve(listener, Arc::new(keys), cancel.clone());
-    Node { folder, member, handle, token, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
+    let door = door.serve(listener, keys.admissions(handle.clone()), vec![FOUNDER], cancel.clone());
+    Node { folder, member, handle, authority, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
 }
 
 async fn listen() -> (TcpListener, String) {
@@ -107,9 +109,10 @@ impl Node {
 }
 
 async fn enter(folder: &Path, member: &Member, through: &Node) -> Result<MemberId, JoinError> {
-    let identity = join(&through.member.address, &through.token, member, &folder.join("cluster")).await?;
-    adopt(&Files::under(folder), &identity).unwrap();
-    Ok(identity.member_id)
+    let token = token(&through.handle, through.authority, member.role).await;
+    let joined = join(joining_as(member, &through.member.address, &token), &folder.join("cluster")).await?;
+    adopt(&Files::under(folder), &joined.identity).unwrap();
+    Ok(joined.identity.member_id)
 }
 
 fn voters(status: &ClusterStatus) -> usize {
@@ -183,17 +186,33 @@ async fn strangers_are_told_why_they_stay_outside() {
     let folder = tempfile::tempdir().unwrap();
     let me = member(2, "127.0.0.1:1", Role::Server);
 
-    let error = join(&one.member.address, &other.token, &me, folder.path()).await.unwrap_err();
+    let own = token(&one.handle, one.authority, Role::Server).await;
+    let foreign = token(&other.handle, other.authority, Role::Server).await;
+    let at = &one.member.address;
+    let error = join(joining_as(&me, at, &foreign), folder.path()).await.unwrap_err();
     assert!(matches!(error, JoinError::OtherCluster { .. }), "{error}");
-    let wrong = Token { secret: "0".repeat(64), ..one.token.clone() };
-    let error = join(&one.member.address, &wrong, &me, folder.path()).await.unwrap_err();
-    assert!(matches!(&error, JoinError::Refused(why) if why.contains("token")), "{error}");
-    let error = join("127.0.0.1:9", &one.token, &me, folder.path()).await.unwrap_err();
+    let wrong = Token { secret: zeroize::Zeroizing::new("0".repeat(40)), ..own.clone() };
+    let unknown = Token { id: foreign.id.clone(), ..own.clone() };
+    for token in [wrong, unknown] {
+        let error = join(joining_as(&me, at, &token), folder.path()).await.unwrap_err();
+        assert!(matches!(&error, JoinError::Refused(why) if why == "the token is not valid"), "{error}");
+    }
+    let error = join(joining_as(&me, "127.0.0.1:9", &own), folder.path()).await.unwrap_err();
     assert!(matches!(error, JoinError::Unreachable { .. }), "{error}");
     let namesake = Member { name: one.member.name.clone(), ..me.clone() };
-    let error = join(&one.member.address, &one.token, &namesake, folder.path()).await.unwrap_err();
-    assert!(matches!(&error, JoinError::Refused(why) if why.contains("another name")), "{error}");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "something was kept");
+    let error = join(joining_as(&namesake, at, &own), folder.path()).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(why) if why.contains("is called `box-1`")), "{error}");
+    let thief = Member { node_id: one.member.node_id, ..me.clone() };
+    let error = join(joining_as(&thief, at, &own), folder.path()).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(why) if why.contains("this node's id")), "{error}");
+    let mut witness = joining_as(&me, at, &own);
+    witness.role = Some(Role::Witness);
+    let error = join(witness, folder.path()).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Refused(why) if why.contains("not for a witness")), "{error}");
+    let kept = |folder: &Path| crate::enroll::Place::find(folder).unwrap();
+    assert_eq!(kept(folder.path()), None, "who is refused is no member");
+    let rows = one.handle.read(toft_model::state::TokenRow::all).await.unwrap();
+    assert_eq!(rows[0].uses_left, 9, "nothing was spent");
     assert_eq!(one.handle.status().members.len(), 1);
     for node in [one, other] {
         node.stop().await;
@@ -206,11 +225,73 @@ async fn a_machine_that_lost_its_disk_joins_again_as_another_member() {
     let two = Node::joining(2, Role::Server, &one).await;
     let first = two.handle.status().identity.member_id;
     drop(two.stop().await);
-    let two = Node::joining(2, Role::Server, &one).await;
+    // As long as it may be there it is not taken for another.
+    let two = loop {
+        let (listener, address) = listen().await;
+        let (folder, member) = (tempfile::tempdir().unwrap(), member(2, &address, Role::Server));
+        match enter(folder.path(), &member, &one).await {
+            Ok(_) => break start(folder, listener, member).await,
+            Err(error) => assert!(error.to_string().contains("this node's id"), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
     let second = two.handle.status().identity.member_id;
     assert!(second > first);
     let status = one.until("the old member is gone", |status| status.members.len() == 2).await;
     assert!(status.members.iter().any(|member| member.id == second));
+    for node in [one, two] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_removed_is_refused_at_once_and_the_others_go_on() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    let three = Node::joining(3, Role::Server, &one).await;
+    one.until("three voters", |status| voters(status) == 3).await;
+    // A follower asks the leader.
+    two.handle.remove_member(three.member.node_id, true).await.unwrap();
+    assert_eq!(one.handle.status().members.len(), 3, "it was only a question");
+    let remove = Command::RemoveNode {
+        node_id: three.member.node_id,
+        name: three.member.name.clone(),
+        lost: false,
+        force: false,
+        at_ms: 1,
+    };
+    two.handle.propose(remove).await.unwrap();
+    assert!(two.handle.remove_member(three.member.node_id, false).await.unwrap(), "it answered until then");
+    let status = one.until("two are left", |status| status.members.len() == 2).await;
+    assert_eq!(voters(&status), 1);
+    assert!(three.put("never").await.is_err());
+    assert!(!one.names().await.contains(&"never".to_owned()));
+    for _ in 0..400 {
+        if three.handle.was_removed() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(three.handle.was_removed(), "nobody told it");
+    one.put("later").await.unwrap();
+    assert_eq!(two.names().await, ["later"]);
+    for node in [one, two, three] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_removed_leaves_the_lead_to_another() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    one.put("early").await.unwrap();
+    one.handle.remove_member(one.member.node_id, false).await.unwrap();
+    let status = two.until("the other leads", |status| status.leader == Some(status.identity.member_id)).await;
+    assert_eq!(status.members.len(), 1, "{status:#?}");
+    two.put("later").await.unwrap();
+    assert_eq!(two.names().await, ["early", "later"]);
+    let alone = two.handle.remove_member(two.member.node_id, false).await.unwrap_err();
+    assert!(alone.to_string().contains("no other member"), "{alone}");
     for node in [one, two] {
         node.stop().await;
     }

@@ -12,12 +12,13 @@ mod fixtures;
 mod full_disk;
 mod snapshot_transfer;
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use toft_model::{
     ids::{NodeId, RequestId, WorkloadId},
     name::Name,
     state::{Command, PutMode, RefusalKind, Reply, Request, WorkloadRow, applied_index},
+    token::{MemberRole, NewToken},
     workload::WorkloadSpec,
 };
 use tokio::task::JoinHandle;
@@ -29,7 +30,7 @@ use super::{
     open::{open_with, prepare},
     types::{FOUNDER, Member, Role},
 };
-use crate::enroll::Keys;
+use crate::enroll::{Joining, Keys, Token};
 
 /// An open state, its tasks watched by one.
 struct State {
@@ -71,6 +72,40 @@ impl State {
     async fn names(&self) -> Vec<String> {
         let rows = self.handle.read(WorkloadRow::all).await.unwrap();
         rows.into_iter().map(|row| row.spec.name.to_string()).collect()
+    }
+}
+
+/// A token of the cluster with this authority, for some machines.
+async fn token(handle: &Handle, authority: [u8; 32], role: Role) -> Token {
+    let token = Token::make(authority).unwrap();
+    let new = NewToken {
+        id: token.id.clone(),
+        secret: token.hash(),
+        role: match role {
+            Role::Server => MemberRole::Server,
+            Role::Witness => MemberRole::Witness,
+        },
+        name: None,
+        labels: BTreeMap::new(),
+        uses: 9,
+        expires_at_ms: i64::MAX / 2,
+    };
+    let command = Command::CreateToken { token: Box::new(new.clone()), at_ms: new.expires_at_ms - 60_000 };
+    handle.propose(command).await.unwrap();
+    token
+}
+
+/// What a machine asks for that is to be `member`.
+fn joining_as<'a>(member: &Member, address: &'a str, token: &'a Token) -> Joining<'a> {
+    Joining {
+        address,
+        token,
+        node_id: member.node_id,
+        name: (member.name.clone(), true),
+        role: None,
+        labels: BTreeMap::new(),
+        listen: ([127, 0, 0, 1], 1).into(),
+        reach: member.address.clone(),
     }
 }
 

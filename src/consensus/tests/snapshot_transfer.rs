@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{name, put};
+use super::{joining_as, name, put, token};
 use crate::{
     consensus::{
         Files, Handle, Opened, adopt,
@@ -29,7 +29,7 @@ use crate::{
         open::open_with,
         types::{FOUNDER, Member, Role},
     },
-    enroll::{Keys, Token, join},
+    enroll::{Keys, join},
 };
 
 const SHORT: Limits = Limits { entries: 40, bytes: u64::MAX, kept: 5 };
@@ -39,7 +39,7 @@ const COUNT: usize = 100;
 struct Node {
     folder: TempDir,
     handle: Handle,
-    token: Token,
+    authority: [u8; 32],
     tasks: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
 }
@@ -47,12 +47,12 @@ struct Node {
 impl Node {
     async fn start(folder: TempDir, listener: TcpListener, member: Member) -> Self {
         let keys = Keys::load_or_make(&folder.path().join("cluster"), FOUNDER).unwrap();
-        let token = keys.token().clone();
+        let authority = keys.authority_hash().unwrap();
         let files = Files::under(folder.path());
         let Opened { handle, task, door } = open_with(&files, member, keys.transport().clone(), SHORT).await.unwrap();
         let cancel = CancellationToken::new();
-        let door = door.serve(listener, Arc::new(keys), cancel.clone());
-        Self { folder, handle, token, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
+        let door = door.serve(listener, keys.admissions(handle.clone()), vec![FOUNDER], cancel.clone());
+        Self { folder, handle, authority, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
     }
 
     async fn stop(self) {
@@ -113,8 +113,9 @@ async fn leader() -> (Node, Member) {
 async fn joining(listener: TcpListener, address: SocketAddr, leader: &Node, at: &Member) -> Node {
     let folder = tempfile::tempdir().unwrap();
     let me = member(2, address);
-    let identity = join(&at.address, &leader.token, &me, &folder.path().join("cluster")).await.unwrap();
-    adopt(&Files::under(folder.path()), &identity).unwrap();
+    let token = token(&leader.handle, leader.authority, Role::Server).await;
+    let joined = join(joining_as(&me, &at.address, &token), &folder.path().join("cluster")).await.unwrap();
+    adopt(&Files::under(folder.path()), &joined.identity).unwrap();
     Node::start(folder, listener, me).await
 }
 

@@ -3,16 +3,14 @@
 //! What is said goes through the log only when it changes. Silence counts by this machine's own steady clock; nobody's wall clock
 //! takes part, so clocks that differ change nothing.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use toft_model::{
     ids::NodeId,
     node::NodeHealth,
     state::{Command, NodeRow},
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -75,26 +73,28 @@ struct Lead {
 
 impl Lead {
     /// How long a member has been silent: since it answered, since this member asks, or since it led.
-    fn silence(&self, state: &Handle, id: MemberId) -> Duration {
-        let (silence, leads) = (state.silence(id), self.since.elapsed());
-        match self.before {
-            _ if silence < leads => silence,
-            Some((before, heard)) if before == id => heard.elapsed(),
-            _ => leads,
-        }
+    fn silence(&self, state: &Handle, id: MemberId, now: Instant) -> Duration {
+        let answered = state.answered(id).filter(|at| *at > self.since);
+        let since = match (answered, self.before) {
+            (Some(at), _) => at,
+            (None, Some((before, heard))) if before == id => heard,
+            (None, _) => self.since,
+        };
+        now.saturating_duration_since(since)
     }
 
     /// What is news.
     fn news(&self, state: &Handle) -> Vec<(NodeId, NodeHealth)> {
-        let status = state.status();
+        let (status, now) = (state.status(), Instant::now());
+        let leads = now.saturating_duration_since(self.since);
         let judged = status.members.iter().filter(|member| member.member.role == Role::Server).filter_map(|member| {
             let node = member.member.node_id;
             let known = *self.known.get(&node)?;
-            let now = match member.id == status.identity.member_id {
+            let is = match member.id == status.identity.member_id {
                 true => NodeHealth::Ready,
-                false => judge(known, self.silence(state, member.id), self.since.elapsed()),
+                false => judge(known, self.silence(state, member.id, now), leads),
             };
-            (now != known).then_some((node, now))
+            (is != known).then_some((node, is))
         });
         judged.collect()
     }
@@ -121,7 +121,7 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
             lead = None;
             let now = state.status().leader;
             if let (Some(id), Some(heard)) = (now, state.leader_heard().await) {
-                leader = Some((id, heard.into_std()));
+                leader = Some((id, heard));
             }
             continue;
         }

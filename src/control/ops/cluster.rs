@@ -6,7 +6,6 @@ use toft_model::{
 };
 
 use super::Ops;
-use crate::control::{ControlError, ErrorKind};
 
 /// A member as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +45,8 @@ pub struct ClusterStatus {
     pub applied: u64,
     /// The members by number.
     pub members: Vec<MemberStatus>,
+    /// Whether the others have said that this node was removed.
+    pub removed: bool,
 }
 
 impl Ops {
@@ -70,14 +71,7 @@ impl Ops {
             log_end: status.last_index,
             applied: status.applied_index,
             members: members.collect(),
+            removed: self.state.was_removed(),
         }
-    }
-
-    /// The token that lets a machine join.
-    pub fn join_token(&self) -> Result<String, ControlError> {
-        self.join_token.as_deref().map(str::to_owned).ok_or_else(|| {
-            ControlError::new(ErrorKind::Conflict, "this node listens for no other members")
-                .hint("set `[cluster] bind` in its configuration, or start it with --cluster-bind")
-        })
     }
 }

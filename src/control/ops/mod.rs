@@ -10,6 +10,7 @@ mod files;
 pub mod gpus;
 pub mod images;
 pub mod logs;
+pub mod members;
 mod nodes;
 mod placement;
 mod rebalance;
@@ -33,7 +34,7 @@ use toft_model::{
     state::{Command, Reply, Request},
 };
 
-use super::{ControlError, ErrorKind, node_access::NodeAccess};
+use super::{ControlError, ErrorKind, belonging::Belong, node_access::NodeAccess};
 use crate::{backup::Backups, consensus::Handle, seal::ClusterKey};
 
 /// The operations.
@@ -42,7 +43,7 @@ pub struct Ops {
     state: Handle,
     node: Arc<dyn NodeAccess>,
     backups: Option<Backups>,
-    join_token: Option<Arc<str>>,
+    belonging: Option<Arc<dyn Belong>>,
     key: Option<RequestId>,
     cluster_key: Option<Arc<ClusterKey>>,
 }
@@ -50,18 +51,12 @@ pub struct Ops {
 impl Ops {
     /// Operations on `state`.
     pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node, backups: None, join_token: None, key: None, cluster_key: None }
+        Self { state, node, backups: None, belonging: None, key: None, cluster_key: None }
     }
 
     /// The same with the backups of this node.
     pub fn with_backups(mut self, backups: Backups) -> Self {
         self.backups = Some(backups);
-        self
-    }
-
-    /// The same with the token that lets machines join.
-    pub fn with_join_token(mut self, token: Option<String>) -> Self {
-        self.join_token = token.map(Arc::from);
         self
     }
 

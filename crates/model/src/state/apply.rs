@@ -8,10 +8,11 @@ use super::{
     command::{Command, PowerAction, PutMode, Refusal, RefusalKind, Reply},
     commit_plan::PlanCommit,
     gpus::{self, Configure},
+    members::{self, Admit, Remove},
     mesh, move_orders, node_health, nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, VolumeRow, WorkloadRow},
+    tables::{AdmissionRow, EventLevel, EventRow, InstanceRow, NodeRow, RemovedNodeRow, VolumeRow, WorkloadRow},
     volumes::{self, NewVolume},
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     invalid::Invalid,
     name::Name,
     node::{NodeHealth, NodeSettings},
+    token::merge_labels,
     workload::{VersionCause, WorkloadSpec},
 };
 
@@ -128,6 +130,16 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         }
         Command::MoveInstances { moves, at_ms } => move_orders::order(connection, moves, *at_ms)?,
         Command::AnnounceMesh { node_id, mesh, at_ms } => mesh::announce(connection, *node_id, mesh, *at_ms)?,
+        Command::CreateToken { token, at_ms } => members::create_token(connection, token, *at_ms)?,
+        Command::RevokeToken { token_id, at_ms } => members::revoke_token(connection, token_id, *at_ms)?,
+        Command::AdmitNode { token_id, node_id, name, labels, key, in_place_of, at_ms } => {
+            let (node_id, in_place_of, at_ms) = (*node_id, *in_place_of, *at_ms);
+            members::admit(connection, index, &Admit { token_id, node_id, name, labels, key, in_place_of, at_ms })?
+        }
+        Command::RemoveNode { node_id, name, lost, force, at_ms } => {
+            let remove = Remove { node_id: *node_id, name, lost: *lost, force: *force, at_ms: *at_ms };
+            members::remove_node(connection, &remove)?
+        }
     };
     Ok(applied)
 }
@@ -140,8 +152,22 @@ fn register_node(connection: &Connection, row: &NodeRow) -> rusqlite::Result<App
             hint: "give this node another name in its configuration".into(),
         }));
     }
+    if RemovedNodeRow::has(connection, row.id)? {
+        return Ok(Err(Refusal {
+            kind: RefusalKind::NotFound,
+            message: format!("`{}` was removed from the cluster", row.name),
+            hint: "run `toft leave --force` there, and join again".into(),
+        }));
+    }
     let known = NodeRow::by_id(connection, row.id)?;
     row.save(connection)?;
+    if known.is_none()
+        && let Some(admission) = AdmissionRow::of(connection, row.id)?
+        && let Ok(settings) = merge_labels(NodeSettings::default(), &admission.labels)
+        && settings != NodeSettings::default()
+    {
+        NodeRow::save_settings(connection, row.id, &settings)?;
+    }
     let before = known.as_ref().map_or(&[][..], |known| &known.inventory.gpus);
     gpus::tell_changes(connection, row, before, row.registered_at_ms)?;
     if known.is_none_or(|known| known.inventory.version != row.inventory.version) {
@@ -354,7 +380,7 @@ fn remove_workload(connection: &Connection, name: &Name, at_ms: i64) -> rusqlite
     Ok(Ok(Reply::Workload(Box::new(row))))
 }
 
-fn delete_if_empty(connection: &Connection, row: &WorkloadRow, at_ms: i64) -> rusqlite::Result<()> {
+pub(super) fn delete_if_empty(connection: &Connection, row: &WorkloadRow, at_ms: i64) -> rusqlite::Result<()> {
     if row.desired == Desired::Removed && !InstanceRow::any_of_workload(connection, row.id)? {
         WorkloadRow::delete(connection, row.id)?;
         tell(connection, at_ms, &row.spec.name, "removed")?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::{RegistryRow, SecretRow, VolumeRow, WorkloadRow};
+use super::tables::{AdmissionRow, RegistryRow, SecretRow, TokenRow, VolumeRow, WorkloadRow};
 use crate::{
     gpu::{GpuId, GpuPolicy},
     ids::{InstanceId, NodeId, WorkloadId},
@@ -15,6 +15,7 @@ use crate::{
     registry::RegistryName,
     schedule::PlacementChanges,
     secret::SealedSecret,
+    token::{Digest, NewToken, TokenId},
     volume::VolumeOptions,
     workload::{Rollout, WorkloadSpec},
 };
@@ -253,6 +254,55 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user makes a token that lets machines join.
+    CreateToken {
+        /// The token.
+        token: Box<NewToken>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user takes a token back.
+    RevokeToken {
+        /// Its id.
+        token_id: TokenId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A machine that showed the secret of a token is let in: a use is spent, and it gets a number. Who is let in already
+    /// with the same key is answered the same.
+    AdmitNode {
+        /// The token.
+        token_id: TokenId,
+        /// The node.
+        node_id: NodeId,
+        /// Its name.
+        name: Name,
+        /// Labels it wants beside those of the token.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        labels: BTreeMap<String, String>,
+        /// SHA-256 of its public key.
+        key: Digest,
+        /// The node whose place it takes: one of the same name that does not answer.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        in_place_of: Option<NodeId>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A node goes for good; everything of it is deleted.
+    RemoveNode {
+        /// The node.
+        node_id: NodeId,
+        /// Its name, for the story.
+        name: Name,
+        /// Whether its instances count as lost.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        lost: bool,
+        /// Whether its instances are ended and its volumes given up.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        force: bool,
+        /// When.
+        at_ms: i64,
+    },
 }
 
 impl Command {
@@ -265,7 +315,9 @@ impl Command {
             | Self::RemoveRegistry { .. }
             | Self::ClaimSubnet { .. }
             | Self::AnnounceMesh { .. }
-            | Self::ForgetVolumes { .. } => false,
+            | Self::ForgetVolumes { .. }
+            | Self::CreateToken { .. }
+            | Self::RevokeToken { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::RollBackWorkload { .. }
@@ -281,7 +333,9 @@ impl Command {
             | Self::ConfigureNode { .. }
             | Self::ConfigurePlacement { .. }
             | Self::NoteNodes { .. }
-            | Self::MoveInstances { .. } => true,
+            | Self::MoveInstances { .. }
+            | Self::AdmitNode { .. }
+            | Self::RemoveNode { .. } => true,
         }
     }
 }
@@ -416,6 +470,10 @@ pub enum Reply {
     },
     /// The volume as it is now.
     Volume(Box<VolumeRow>),
+    /// The token as it is now.
+    Token(Box<TokenRow>),
+    /// Who was let in.
+    Admitted(Box<AdmissionRow>),
 }
 
 /// Why a command that is well-formed changes nothing.

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::{
     Applied, Refusal, RefusalKind, Reply,
-    tables::{MeshRow, SubnetRow},
+    tables::{MeshRow, RemovedNodeRow, SubnetRow},
 };
 use crate::{ids::NodeId, mesh::MeshNode, node::Subnet};
 
@@ -39,6 +39,10 @@ pub(super) fn announce(
     if let Err(invalid) = mesh.check() {
         let message = format!("mesh.{}: {}", invalid.field, invalid.message);
         return Ok(Err(Refusal { kind: RefusalKind::Invalid, message, hint: invalid.hint }));
+    }
+    // What a node said before it was removed may come later.
+    if RemovedNodeRow::has(connection, node_id)? {
+        return Ok(Ok(Reply::Done));
     }
     let rows = MeshRow::all(connection)?;
     if rows.iter().any(|row| row.node_id == node_id && row.mesh == *mesh) {

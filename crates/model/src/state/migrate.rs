@@ -20,6 +20,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0012_node_health.sql"),
     include_str!("migrations/0013_moves.sql"),
     include_str!("migrations/0014_mesh.sql"),
+    include_str!("migrations/0015_tokens.sql"),
 ];
 
 /// The version this program writes.

@@ -7,6 +7,7 @@ mod command;
 mod commit_plan;
 mod follow;
 mod gpus;
+mod members;
 mod mesh;
 mod migrate;
 mod move_orders;
@@ -30,6 +31,7 @@ pub use command::{
     RolloutChange, Unmoved,
 };
 pub use follow::{Followed, Follower};
+pub use members::useless;
 pub use mesh::{MeshSight, query_mesh};
 pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
 pub use move_orders::MOST_MOVES;
@@ -41,7 +43,8 @@ pub use query::{
 pub use request::{Request, apply_request, was_applied};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow, MoveOrder, NodeRow, RegistryRow, SecretRow,
-    SubnetRow, VersionRow, VolumeRow, WorkloadRow, applied_index, placement_settings,
+    AdmissionRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow, MoveOrder, NodeRow, RegistryRow,
+    RemovedNodeRow, SecretRow, SubnetRow, TokenRow, TokenState, VersionRow, VolumeRow, WorkloadRow, applied_index,
+    placement_settings,
 };
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

@@ -6,13 +6,14 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
-    tables::{RegistryRow, RequestRow, SecretRow, VolumeRow, WorkloadRow},
+    tables::{AdmissionRow, RegistryRow, RequestRow, SecretRow, TokenRow, VolumeRow, WorkloadRow},
 };
 use crate::{
-    ids::{RequestId, WorkloadId},
+    ids::{NodeId, RequestId, WorkloadId},
     name::Name,
     node::Subnet,
     registry::RegistryName,
+    token::TokenId,
 };
 
 /// A command as it stands in the log.
@@ -65,6 +66,8 @@ pub(crate) enum Answered {
         answer: Box<Self>,
     },
     Volume(Name),
+    Token(TokenId),
+    Admitted(NodeId),
 }
 
 /// Whether a request with that id and fingerprint was applied.
@@ -84,6 +87,8 @@ impl Answered {
             Reply::Plan { placed, dropped } => Self::Plan { placed: *placed, dropped: *dropped },
             Reply::Subnet { subnet } => Self::Subnet { subnet: *subnet },
             Reply::Volume(row) => Self::Volume(row.name.clone()),
+            Reply::Token(row) => Self::Token(row.token.id.clone()),
+            Reply::Admitted(row) => Self::Admitted(row.node_id),
         };
         match &request.fingerprint {
             Some(fingerprint) => Self::Keyed { fingerprint: fingerprint.clone(), answer: Box::new(answer) },
@@ -138,6 +143,22 @@ impl Answered {
                     kind: RefusalKind::NotFound,
                     message: "this request was applied before, and its volume has been removed since".into(),
                     hint: "`toft volume ls` shows the volumes there are".into(),
+                }),
+            },
+            Self::Token(id) => match TokenRow::by_id(connection, &id)? {
+                Some(row) => Ok(Reply::Token(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its token has been forgotten since".into(),
+                    hint: "`toft token list` shows the tokens there are".into(),
+                }),
+            },
+            Self::Admitted(node_id) => match AdmissionRow::of(connection, node_id)? {
+                Some(row) => Ok(Reply::Admitted(Box::new(row))),
+                None => Err(Refusal {
+                    kind: RefusalKind::NotFound,
+                    message: "this request was applied before, and its node has been removed since".into(),
+                    hint: "join again with a new token".into(),
                 }),
             },
         })

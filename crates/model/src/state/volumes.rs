@@ -278,7 +278,7 @@ fn is_down(instance: &InstanceRow) -> bool {
 }
 
 /// The workloads that name a volume, or have instances that mount it still.
-fn users_of(name: &Name, workloads: &[WorkloadRow], instances: &[InstanceRow]) -> Vec<Name> {
+pub(super) fn users_of(name: &Name, workloads: &[WorkloadRow], instances: &[InstanceRow]) -> Vec<Name> {
     let names = |spec: &WorkloadSpec| spec.mounts.iter().filter_map(Mount::volume).any(|volume| volume.name == *name);
     let uses = |workload: &&WorkloadRow| {
         (workload.desired != Desired::Removed && names(&workload.spec))

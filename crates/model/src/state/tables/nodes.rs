@@ -123,6 +123,23 @@ impl NodeRow {
         Ok(())
     }
 
+    /// Deletes the node and what is said of it; its instances and volumes are gone before.
+    pub fn delete(connection: &Connection, id: NodeId) -> rusqlite::Result<()> {
+        for sql in [
+            "DELETE FROM removed_volumes WHERE node_id = ?1",
+            "DELETE FROM node_settings WHERE node_id = ?1",
+            "DELETE FROM node_health WHERE node_id = ?1",
+            "DELETE FROM mesh_nodes WHERE node_id = ?1",
+            "UPDATE instances SET moves_to = NULL, moves_turn = NULL WHERE moves_to = ?1",
+            "DELETE FROM gpus WHERE node_id = ?1",
+            "DELETE FROM subnets WHERE node_id = ?1",
+            "DELETE FROM nodes WHERE id = ?1",
+        ] {
+            connection.prepare_cached(sql)?.execute([id])?;
+        }
+        Ok(())
+    }
+
     /// Writes what users say of it.
     pub fn save_settings(connection: &Connection, id: NodeId, settings: &NodeSettings) -> rusqlite::Result<()> {
         connection

@@ -50,6 +50,10 @@ fn every_command_of_the_fixtures_is_answered() {
             ) => {}
             (Command::MoveInstances { .. }, Reply::Done) => {}
             (Command::AnnounceMesh { .. }, Reply::Done) => {}
+            (Command::CreateToken { token, .. }, Reply::Token(row)) => assert_eq!(row.uses_left, token.uses),
+            (Command::RevokeToken { at_ms, .. }, Reply::Token(row)) => assert_eq!(row.revoked_at_ms, Some(*at_ms)),
+            (Command::AdmitNode { node_id, .. }, Reply::Admitted(row)) => assert_eq!(row.node_id, *node_id),
+            (Command::RemoveNode { .. }, Reply::Done) => {}
             (command, reply) => panic!("{command:?} was answered with {reply:?}"),
         }
     }

@@ -230,7 +230,12 @@ impl Cluster {
         let decided = plan(&snapshot, &mut || InstanceId(self.mint()));
         let last = std::mem::replace(&mut self.minted, first);
         // The same by who was there all along and learns only what changed.
-        let mut kept = self.kept.take().unwrap_or_else(|| (Snapshot::default(), Scheduler::of(&Snapshot::default())));
+        // A node that is gone is learnt of by reading all.
+        let gone = |known: &(Snapshot, Scheduler)| {
+            known.0.nodes.iter().any(|node| !snapshot.nodes.iter().any(|now| now.id == node.id))
+        };
+        let kept = self.kept.take().filter(|known| !gone(known));
+        let mut kept = kept.unwrap_or_else(|| (Snapshot::default(), Scheduler::of(&Snapshot::default())));
         for change in changes(&kept.0, &snapshot) {
             kept.1.apply(change);
         }

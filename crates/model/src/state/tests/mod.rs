@@ -5,6 +5,7 @@ pub(crate) mod cluster;
 mod fixtures;
 mod following;
 mod gpus;
+mod members;
 mod mesh;
 mod registries;
 mod replay;
