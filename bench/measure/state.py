@@ -79,13 +79,13 @@ class ToftCluster(Engine):
             os.makedirs(member.data)
             with open(os.path.join(member.data, "toft.toml"), "w") as config:
                 config.write(f'[node]\nname = "node{i}"\n[api]\nbind = "127.0.0.1:{7600 + i}"\n'
-                             f'[cluster]\nbind = "127.0.0.1:{7610 + i}"\n')
+                             f'[cluster]\nbind = "127.0.0.1:{7610 + i}"\n[mesh]\nenabled = false\n')
             join = ["--join", "127.0.0.1:7610", "--token-file", token] if i else []
             self.members.append(member)
             self.start_daemon([*self.prefix(i), self.toft, "up", "--data-dir", member.data, *join])
             wait_until(member.ready, f"toft {i}")
             if not i and count > 1:
-                told = json.loads(expect(ask(member.socket, "GET", "/api/v1/cluster/token")))
+                told = json.loads(expect(ask(member.socket, "POST", "/api/v1/tokens", {"uses": count - 1})))
                 with open(token, "w") as file:
                     file.write(told["token"])
         wait_until(lambda: self.voters() == count, "every node's vote", pause=0.05)

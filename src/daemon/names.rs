@@ -92,7 +92,7 @@ pub(super) async fn feed(state: Handle, node_id: NodeId, mut neighbours: Neighbo
             Err(error) => tracing::error!(error = chain(&error), "the names of workloads could not be read"),
         }
         // In a large cluster it takes long, and most of the time is to be others'.
-        let pace = PACE.max(began.elapsed() * 10);
+        let pace = PACE.max(began.elapsed() * 3);
         let next = async {
             tokio::time::sleep(pace).await;
             tokio::select! {

@@ -137,7 +137,7 @@ fn a_machine_at_rest_joins_and_a_dead_one_makes_room_for_its_successor() {
     wait_until("it counts as gone", || {
         let ran = join(&again, &pass);
         (ran.code == 0).then_some(()).or_else(|| {
-            assert!(ran.err.contains("and answers"), "{ran:?}");
+            assert!(ran.err.contains("and answers") || ran.err.contains("too many ask to join"), "{ran:?}");
             None
         })
     });

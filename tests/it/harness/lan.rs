@@ -68,11 +68,12 @@ impl Lan {
         let nodes = roles.iter().enumerate().map(node).collect();
         let mut lan = Self { nodes, switch };
         lan.nodes[0].up();
-        let token = lan.nodes[0].good("cluster token");
+        let tokens = roles[1..].iter().map(|role| lan.nodes[0].good(&format!("token create -q --role {role}")));
+        let tokens: Vec<String> = tokens.collect();
         let through = format!("{}:{MEMBERS}", address(0));
-        for node in &mut lan.nodes[1..] {
+        for (node, token) in lan.nodes[1..].iter_mut().zip(&tokens) {
             let file = node.machine.dir.join("token");
-            fs::write(&file, &token).unwrap();
+            fs::write(&file, token).unwrap();
             node.set_flags(&["--join", &through, "--token-file", file.to_str().unwrap()]);
             node.up();
             node.set_flags(&[]);

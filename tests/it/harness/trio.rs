@@ -82,7 +82,7 @@ impl Trio {
         });
         let mut trio = Self { nodes, switch };
         trio.nodes[0].up();
-        let token = trio.nodes[0].good("token create -q --uses 2 --role witness");
+        let token = trio.nodes[0].good(&format!("token create -q --uses 2 --role {role}"));
         let through = format!("{}:{PORT}", address(0));
         for node in &mut trio.nodes[1..] {
             let file = node.machine.dir.join("token");
