@@ -278,9 +278,27 @@ impl Handle {
         leader(&self.raft.metrics().borrow()) == Some(self.identity.member_id)
     }
 
-    /// When another member answered this one last. Only the leader asks all of them.
-    pub fn answered(&self, id: MemberId) -> Option<Instant> {
-        self.peers.answered(id)
+    /// When this member heard of another last. Only the leader asks all of them.
+    pub fn heard(&self, id: MemberId) -> Option<Instant> {
+        self.peers.heard(id)
+    }
+
+    /// Notes that a node said that it is there.
+    pub fn note_beat(&self, node: NodeId) {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let mut members = metrics.membership_config.nodes();
+        if let Some((id, _)) = members.find(|(_, member)| member.node_id == node) {
+            self.peers.beat(*id);
+        }
+    }
+
+    /// The node that leads, as far as this member knows.
+    pub fn leader_node(&self) -> Option<NodeId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let id = leader(&metrics)?;
+        metrics.membership_config.membership().get_node(&id).map(|member| member.node_id)
     }
 
     /// When this member heard of the leader last, or of one who wanted to be it.

@@ -1,6 +1,7 @@
 //! Nodes that die, are restarted or are cut off, with real containers.
 
 use std::{
+    net::{SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -119,4 +120,38 @@ fn what_is_exclusive_stops_on_a_node_that_is_cut_off_before_another_starts() {
     trio.mend(lost);
     wait_until("it is back", || (node(seen, &name)["state"] == "ready").then_some(()));
     wait_until("one is left", || (instances(seen, "web") == [pair(&elsewhere, "running")]).then_some(()));
+}
+
+/// How long a fifth of all packets is lost.
+fn lossy() -> Duration {
+    let full = std::env::var_os("TOFT_TEST_FULL").is_some_and(|value| value == "1");
+    Duration::from_secs(if full { 1_800 } else { 40 })
+}
+
+#[test]
+fn nobody_counts_as_dead_because_packets_are_lost() {
+    let trio = Trio::of_servers();
+    for toft in &trio.nodes {
+        wait_until("all are known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+    }
+    // Until the mesh is there, too.
+    for toft in &trio.nodes {
+        wait_until("the others answer in the mesh", || {
+            let gateways = [0, 1, 2].map(|i| node(&trio.nodes[0], &format!("n{i}"))["inventory"]["subnet"].clone());
+            let reached = |subnet: &Value| {
+                let place: SocketAddr = subnet.as_str()?.replace(".0/24", ".1:7444").parse().unwrap();
+                let dial = move || TcpStream::connect_timeout(&place, Duration::from_secs(1)).is_ok();
+                toft.machine.spawn(dial).join().unwrap().then_some(())
+            };
+            gateways.iter().all(|subnet| reached(subnet).is_some()).then_some(())
+        });
+    }
+    trio.lose(20);
+    thread::sleep(lossy());
+    trio.lose_nothing();
+    let seen = &trio.nodes[trio.leader()];
+    wait_until("all are ready", || (0..3).all(|i| node(seen, &format!("n{i}"))["state"] == "ready").then_some(()));
+    let events = seen.good("events -n 1000");
+    let down: Vec<&str> = events.lines().filter(|line| line.contains("is down")).collect();
+    assert!(down.is_empty(), "{down:#?}");
 }

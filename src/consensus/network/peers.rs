@@ -122,13 +122,20 @@ impl CallError {
 struct Heard {
     /// When it was asked first.
     since: Instant,
-    /// When it answered last.
+    /// When it answered or called last.
     answered: Option<Instant>,
+    /// When it said last that it is there.
+    beat: Option<Instant>,
     /// Whether it was told to be silent.
     silent: bool,
 }
 
 impl Heard {
+    /// It is asked for the first time.
+    fn now() -> Self {
+        Self { since: Instant::now(), answered: None, beat: None, silent: false }
+    }
+
     /// When it answered last, or was asked first.
     fn last(&self) -> Instant {
         self.answered.unwrap_or(self.since)
@@ -228,24 +235,29 @@ impl Peers {
         heard.get(&id).map_or(self.began, Heard::last).elapsed() < time
     }
 
-    /// When a member answered last; `None`: never since this began.
-    pub(in super::super) fn answered(&self, id: MemberId) -> Option<Instant> {
+    /// When a member was heard of last, by an answer, a call or its beat; `None`: never since this began.
+    pub(in super::super) fn heard(&self, id: MemberId) -> Option<Instant> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&id).and_then(|heard| heard.answered)
+        heard.get(&id).and_then(|heard| heard.answered.max(heard.beat))
     }
 
     /// Notes that a member called.
     pub(super) fn hear(&self, id: MemberId) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        heard.entry(id).or_insert(Heard { since: now, answered: None, silent: false }).answered = Some(now);
+        heard.entry(id).or_insert_with(Heard::now).answered = Some(Instant::now());
+    }
+
+    /// Notes that a member said that it is there. Whether it answers, nobody knows.
+    pub(in super::super) fn beat(&self, id: MemberId) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.entry(id).or_insert_with(Heard::now).beat = Some(Instant::now());
     }
 
     /// Notes what came of a call, and tells when a member falls silent or answers again.
     fn note<T>(&self, id: MemberId, member: &Member, outcome: Result<T, CallError>) -> Result<T, CallError> {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         // One that is new has time to come up.
-        let heard = heard.entry(id).or_insert_with(|| Heard { since: Instant::now(), answered: None, silent: false });
+        let heard = heard.entry(id).or_insert_with(Heard::now);
         match &outcome {
             Ok(_) => {
                 heard.answered = Some(Instant::now());

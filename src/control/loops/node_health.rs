@@ -74,7 +74,7 @@ struct Lead {
 impl Lead {
     /// How long a member has been silent: since it answered, since this member asks, or since it led.
     fn silence(&self, state: &Handle, id: MemberId, now: Instant) -> Duration {
-        let answered = state.answered(id).filter(|at| *at > self.since);
+        let answered = state.heard(id).filter(|at| *at > self.since);
         let since = match (answered, self.before) {
             (Some(at), _) => at,
             (None, Some((before, heard))) if before == id => heard,

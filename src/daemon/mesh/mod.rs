@@ -133,6 +133,7 @@ impl Mesh {
         let next_key = watch::Sender::new(keys.next());
         let talk = Talk {
             me,
+            state: state.clone(),
             sights: peers.clone(),
             observed: observed.clone(),
             wanted: wanted.clone(),

@@ -2,7 +2,8 @@
 //! a key that is about to be used.
 //!
 //! Small datagrams between the nodes' own addresses. Where one comes from is what WireGuard lets through; what it says
-//! of places is a guess like any other. Everybody asks everybody each five seconds. Who does not hear a peer asks the
+//! of places is a guess like any other. Each node tells the leader four times a second that it is there, and everybody asks
+//! everybody each five seconds. Who does not hear a peer asks the
 //! others where that is; who hears both tells each where the other is, so that both knock at the same time, as routers
 //! in between may need. No majority is needed for any of this, and the state is not written.
 
@@ -28,9 +29,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Me, Sighting};
+use crate::consensus::Handle;
 
 /// How often everybody is asked.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often the leader is told that this node is there. Of so many that are lost by chance, some arrive in time.
+const BEAT: Duration = Duration::from_millis(250);
 /// How long an answer stands for a peer that answers: one may be lost.
 const ANSWERS: Duration = Duration::from_secs(12);
 /// Longest message in bytes; it fits into the smallest packet of a tunnel.
@@ -66,6 +70,8 @@ enum Message {
         /// Whether the asker's next key is known here.
         knows: bool,
     },
+    /// I am there; to the leader.
+    Beat,
     /// Somebody who does not hear you is there.
     Knock {
         /// Who, and where.
@@ -103,6 +109,7 @@ struct Pending {
 /// The talk of one node.
 pub(super) struct Talk {
     pub(super) me: Me,
+    pub(super) state: Handle,
     pub(super) sights: watch::Receiver<Vec<MeshSight>>,
     pub(super) observed: watch::Receiver<Option<MeshStatus>>,
     pub(super) wanted: watch::Receiver<Option<MeshConfig>>,
@@ -138,6 +145,8 @@ impl Talk {
     }
 
     async fn talk(&self, socket: &UdpSocket) {
+        let mut beats = interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sights = self.sights.clone();
@@ -146,6 +155,10 @@ impl Talk {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                _ = beats.tick() => {
+                    self.beat(socket).await;
+                    continue;
+                }
                 // A new node is asked at once.
                 Ok(()) = sights.changed() => ticks.reset(),
                 received = socket.recv_from(&mut buffer) => {
@@ -160,6 +173,14 @@ impl Talk {
             pending.questions.clear();
             pending.asked.retain(|_, (_, at)| at.elapsed() < ANSWERS);
             self.ask_all(socket, &mut pending).await;
+        }
+    }
+
+    /// Tells the leader that this node is there.
+    async fn beat(&self, socket: &UdpSocket) {
+        let leader = self.state.leader_node();
+        if let Some((_, address, _)) = self.others().find(|(node, ..)| Some(*node) == leader) {
+            self.say(socket, address, &Message::Beat).await;
         }
     }
 
@@ -219,6 +240,7 @@ impl Talk {
                     self.sighted(Some(Sighting::Told(node, place)));
                 }
             }
+            Message::Beat => self.state.note_beat(asker),
             Message::Knock { from: (node, place) } => self.sighted(Some(Sighting::Told(node, place))),
         }
     }
@@ -297,6 +319,7 @@ mod tests {
             Message::Ask { number: u64::MAX, seek: vec![node; NODES], next_key: Some(PublicKey([255; 32])) },
             Message::Told { number: u64::MAX, you: Some(place), seen: vec![(node, place); NODES], knows: true },
             Message::Knock { from: (node, place) },
+            Message::Beat,
         ];
         for message in messages {
             let text = serde_json::to_vec(&message).unwrap();
