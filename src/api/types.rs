@@ -73,7 +73,8 @@ pub struct Workload {
     pub id: String,
     /// Counts the specifications written, from 1; the ETag.
     pub generation: u64,
-    /// One word: `running`, `starting`, `pending`, `back_off`, `stopping`, `stopped`, `finished`, `removing`.
+    /// One word: `running`, `starting`, `pending`, `back_off`, `stopping`, `stopped`, `finished`, `unknown`,
+    /// `removing`.
     pub status: String,
     /// Why instances wait for a place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -403,7 +404,8 @@ impl From<&InstanceView> for Instance {
             NetworkOrder::Bridge { address, address6, ports } => (Some(*address), *address6, ports.clone()),
             NetworkOrder::Host | NetworkOrder::None => (None, None, Vec::new()),
         };
-        let removing = view.row.desired == Desired::Removed && state.as_str() != "stopping";
+        let removing =
+            view.row.desired == Desired::Removed && !matches!(state, InstanceState::Stopping | InstanceState::Unknown);
         Self {
             name: view.name(),
             id: view.row.id.to_string(),

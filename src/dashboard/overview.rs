@@ -3,7 +3,8 @@
 use askama::Template;
 use axum::{extract::State, response::Response};
 use toft_model::{
-    state::{NodeRow, WorkloadView},
+    instance::Desired,
+    state::{InstanceView, NodeRow, WorkloadView},
     units::format_bytes,
 };
 
@@ -61,7 +62,9 @@ impl Counts {
             };
             *group += 1;
             counts.instances_running += workload.running();
-            counts.instances += workload.instances.len();
+            // What was given up with its node is nobody's any more.
+            let given_up = |instance: &&InstanceView| instance.row.lost && instance.row.desired == Desired::Removed;
+            counts.instances += workload.instances.iter().filter(|instance| !given_up(instance)).count();
         }
         counts
     }

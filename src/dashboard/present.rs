@@ -36,7 +36,7 @@ impl Pill {
 
     pub(super) fn of_instance(instance: &InstanceView) -> Self {
         let state = instance.state();
-        if instance.row.desired == Desired::Removed {
+        if instance.row.desired == Desired::Removed && !instance.row.lost {
             return Self { tone: "busy", word: "removing" };
         }
         let known = instance.row.report.as_ref().filter(|_| !instance.row.lost);

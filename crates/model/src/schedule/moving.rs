@@ -96,6 +96,7 @@ pub fn still_to_move(snapshot: &Snapshot) -> Vec<Remaining> {
         let workload = snapshot.workloads.iter().find(|workload| workload.id == instance.workload_id)?;
         let to = snapshot.nodes.iter().find(|node| node.id == order.node_id);
         let why = match instance.desired {
+            Desired::Removed if instance.lost => "its node is down, and its place is given to another".to_owned(),
             Desired::Removed => "it is stopping".to_owned(),
             Desired::Running | Desired::Stopped => of_successor(snapshot, workload, instance).unwrap_or_else(|| {
                 format!("it waits for its turn to move to {}", to.map_or("another node", |to| to.name.as_str()))
