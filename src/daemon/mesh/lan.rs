@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Me, Sighting};
 
 const SERVICE: &str = "_toft-mesh._udp.local.";
+/// Addresses that change do so in several steps.
+const SETTLED: Duration = Duration::from_secs(1);
 /// Wait before it is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -48,7 +50,11 @@ impl Lan {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return,
             }
-            let Some(Err(error)) = cancel.run_until_cancelled(self.listen(cluster)).await else { return };
+            let error = match cancel.run_until_cancelled(self.listen(cluster)).await {
+                Some(Ok(())) => continue,
+                Some(Err(error)) => error,
+                None => return,
+            };
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!(%error, "nodes are not looked for in the local network");
             }
@@ -56,6 +62,8 @@ impl Lan {
         }
     }
 
+    /// Tells and hears until this node has other addresses: whoever begins anew then asks and tells at once, with sockets of the
+    /// addresses that there are.
     async fn listen(&mut self, cluster: ClusterId) -> Result<(), mdns_sd::Error> {
         let daemon = Daemon(ServiceDaemon::new()?);
         let mut without = vec![IfKind::LoopbackV4, IfKind::LoopbackV6];
@@ -63,23 +71,24 @@ impl Lan {
         daemon.0.disable_interface(without)?;
         let heard = daemon.0.browse(SERVICE)?;
         let cluster = fingerprint(cluster);
+        let addresses = self.addresses.borrow_and_update().clone();
+        if !addresses.is_empty() {
+            daemon.0.register(self.service(&cluster, &addresses)?)?;
+        }
         loop {
-            let addresses = self.addresses.borrow_and_update().clone();
-            if !addresses.is_empty() {
-                daemon.0.register(self.service(&cluster, &addresses)?)?;
-            }
-            loop {
-                tokio::select! {
-                    changed = self.addresses.changed() => match changed {
-                        Ok(()) => break,
-                        Err(_) => return std::future::pending().await,
-                    },
-                    event = heard.recv_async() => match event {
-                        Ok(ServiceEvent::ServiceResolved(service)) => self.take(&cluster, &service),
-                        Ok(_) => {}
-                        Err(_) => return Err(mdns_sd::Error::Msg("its thread ended".into())),
-                    },
-                }
+            tokio::select! {
+                changed = self.addresses.changed() => match changed {
+                    Ok(()) => {
+                        tokio::time::sleep(SETTLED).await;
+                        return Ok(());
+                    }
+                    Err(_) => return std::future::pending().await,
+                },
+                event = heard.recv_async() => match event {
+                    Ok(ServiceEvent::ServiceResolved(service)) => self.take(&cluster, &service),
+                    Ok(_) => {}
+                    Err(_) => return Err(mdns_sd::Error::Msg("its thread ended".into())),
+                },
             }
         }
     }
