@@ -18,12 +18,12 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{
     super::{
-        removal::{Changed, answers, change},
+        removal::answers,
         types::{Identity, Member, MemberId, Raft, Role},
     },
     limit::Limits,
     peers::Peers,
-    server::{check_protocol, elsewhere},
+    server::{change_members, check_protocol, elsewhere, members_now},
 };
 use crate::wire::peer::{JoinAnswer, JoinRequest, door_server::Door};
 
@@ -127,20 +127,6 @@ impl Entrance {
         Self { raft, peers, identity, admission, joining: Mutex::new(()), limits: StdMutex::new(Limits::new()) }
     }
 
-    fn members(&self) -> BTreeMap<MemberId, Member> {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow();
-        metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
-    }
-
-    async fn change(&self, wanted: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
-        match change(&self.raft, wanted).await {
-            Changed::Yes => Ok(()),
-            Changed::Elsewhere(leader) => Err(elsewhere(leader.as_ref().map(|(_, member)| member))),
-            Changed::No(error) => Err(Status::unavailable(error)),
-        }
-    }
-
     async fn let_in(&self, asked: Asked, wanted: Wanted, local: Option<SocketAddr>) -> Result<JoinAnswer, Status> {
         let denied = |why: String| Status::permission_denied(why);
         let offer = self.admission.check(&asked).await.map_err(denied)?;
@@ -166,7 +152,7 @@ impl Entrance {
             }
             Ok(Err(_)) | Err(_) => return Err(Status::unavailable("the cluster has no leader now")),
         }
-        let members = self.members();
+        let members = members_now(&self.raft);
         let answers = |id: &MemberId| answers(&self.raft, &self.peers, *id);
         // Who says that it is a member which is there is not.
         let itself = members.iter().find(|(_, known)| known.node_id == asked.node_id);
@@ -198,7 +184,7 @@ impl Entrance {
             && let Some(address) = local.and_then(|local| better(&me.address, local))
         {
             let me = Member { address, ..me.clone() };
-            self.change(ChangeMembers::SetNodes([(self.identity.member_id, me)].into())).await?;
+            change_members(&self.raft, ChangeMembers::SetNodes([(self.identity.member_id, me)].into())).await?;
         }
         if members.get(&member_id) == Some(&member) {
             added.clear();
@@ -206,16 +192,16 @@ impl Entrance {
         if !added.is_empty() {
             let again = members.contains_key(&member_id);
             let add = if again { ChangeMembers::SetNodes(added) } else { ChangeMembers::AddNodes(added) };
-            self.change(add).await?;
+            change_members(&self.raft, add).await?;
         }
         if !before.is_empty() {
             tracing::info!("`{name}` joins again; its former membership ends");
-            self.change(ChangeMembers::RemoveVoters(before.clone())).await?;
-            self.change(ChangeMembers::RemoveNodes(before.clone())).await?;
+            change_members(&self.raft, ChangeMembers::RemoveVoters(before.clone())).await?;
+            change_members(&self.raft, ChangeMembers::RemoveNodes(before.clone())).await?;
             self.peers.forget(&before);
         }
         tracing::info!("`{name}` at {} joined as member {member_id} with token {}", member.address, asked.token_id);
-        let members = self.members();
+        let members = members_now(&self.raft);
         let me = members.get(&self.identity.member_id);
         Ok(JoinAnswer {
             cluster_id: self.identity.cluster_id.to_string(),

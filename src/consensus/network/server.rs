@@ -140,6 +140,22 @@ pub(super) fn elsewhere(leader: Option<&Member>) -> Status {
     status
 }
 
+/// The members, as this one knows them.
+pub(super) fn members_now(raft: &Raft) -> BTreeMap<MemberId, Member> {
+    let metrics = raft.server_metrics();
+    let metrics = metrics.borrow();
+    metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
+}
+
+/// Changes the members; says where the leader is if that is not this member.
+pub(super) async fn change_members(raft: &Raft, wanted: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
+    match change(raft, wanted).await {
+        Changed::Yes => Ok(()),
+        Changed::Elsewhere(leader) => Err(elsewhere(leader.as_ref().map(|(_, member)| member))),
+        Changed::No(error) => Err(Status::unavailable(error)),
+    }
+}
+
 /// What one is told that is a member no longer.
 fn removed() -> Status {
     let mut status = Status::permission_denied("this node was removed from the cluster");
@@ -204,20 +220,6 @@ impl Service {
     fn note_removed(&self, id: MemberId, caller: &str) {
         if self.peers.is_news(id) {
             tracing::warn!(caller, "member {id} was refused: it was removed from the cluster");
-        }
-    }
-
-    fn members(&self) -> BTreeMap<MemberId, Member> {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow();
-        metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
-    }
-
-    async fn change(&self, wanted: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
-        match change(&self.raft, wanted).await {
-            Changed::Yes => Ok(()),
-            Changed::Elsewhere(leader) => Err(elsewhere(leader.as_ref().map(|(_, member)| member))),
-            Changed::No(error) => Err(Status::unavailable(error)),
         }
     }
 
@@ -317,17 +319,17 @@ impl Peer for Service {
     async fn announce(&self, request: Request<Message>) -> Result<Response<AnnounceAnswer>, Status> {
         let id = self.check_known(&request).await?;
         let member: Member = parse(&request.get_ref().json)?;
-        match self.members().get(&id) {
+        match members_now(&self.raft).get(&id) {
             Some(known) if known.node_id == member.node_id => {}
             _ => {
                 tracing::warn!("member {id} was refused, which says that it is node {}", member.node_id);
                 return Err(Status::not_found(format!("there is no member {id} of that node")));
             }
         }
-        if self.members().iter().any(|(other, known)| *other != id && known.name == member.name) {
+        if members_now(&self.raft).iter().any(|(other, known)| *other != id && known.name == member.name) {
             return Err(Status::already_exists(format!("another node is called `{}`", member.name)));
         }
-        self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, member)]))).await?;
+        change_members(&self.raft, ChangeMembers::SetNodes(BTreeMap::from([(id, member)]))).await?;
         Ok(Response::new(AnnounceAnswer {}))
     }
 

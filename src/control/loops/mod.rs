@@ -1,5 +1,5 @@
-//! Loops: `schedule` and `node_health` are the leader's, `images` every node's own. They take no input but the state: whatever woke them,
-//! they look at all of it.
+//! Loops: `schedule` and `node_health` are the leader's, `images` every node's own. They take no input but the state,
+//! and `node_health` what consensus hears of the members: whatever woke them, they look at all of it.
 
 pub mod images;
 pub mod node_health;

@@ -25,7 +25,7 @@ use crate::{
 /// A row that is new, changed or gone.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// A node; none is ever taken away.
+    /// A node. None is ever taken away: when one is removed, the scheduler is made anew.
     Node(Box<NodeRow>),
     /// A workload.
     Workload(Box<WorkloadRow>),
