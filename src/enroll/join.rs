@@ -11,10 +11,10 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use toft_model::{ids::NodeId, name::Name};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataValue,
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
@@ -39,6 +39,9 @@ use crate::{
 const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Members asked until the one that leads is found.
 const HOPS: usize = 5;
+/// Wait before a member is asked again that too many ask, and longest time for that.
+const TURN: Duration = Duration::from_secs(1);
+const IN_TURN: Duration = Duration::from_secs(120);
 
 /// Why a machine is not let in.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +152,7 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
             address: joining.reach.clone(),
             port: u32::from(joining.listen.port()),
         };
-        match ask(&address, &authority, asked).await? {
+        match ask_in_turn(&address, &authority, asked).await? {
             Ok(answer) => return keep(folder, answer, &key, &address, joining.listen),
             Err(status) => match status.metadata().get("toft-leader").and_then(|leader| leader.to_str().ok()) {
                 Some(leader) => leader.clone_into(&mut address),
@@ -158,6 +161,23 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
         }
     }
     Err(JoinError::Refused("the cluster has no leader now".into()))
+}
+
+/// Asks, and waits while too many ask at a time.
+async fn ask_in_turn(
+    address: &str,
+    authority: &str,
+    asked: JoinRequest,
+) -> Result<Result<JoinAnswer, Status>, JoinError> {
+    let begun = Instant::now();
+    loop {
+        match ask(address, authority, asked.clone()).await? {
+            Err(status) if status.code() == Code::ResourceExhausted && begun.elapsed() < IN_TURN => {
+                tokio::time::sleep(TURN).await;
+            }
+            answer => return Ok(answer),
+        }
+    }
 }
 
 /// The signing request for a token and its key, made now unless they are there.

@@ -14,6 +14,7 @@ mod cp;
 mod crash_loop;
 mod crash_loop_of_three;
 mod damage;
+mod dev;
 mod doctor;
 mod endurance;
 mod exec;
