@@ -39,9 +39,11 @@ use crate::{
 const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Members asked until the one that leads is found.
 const HOPS: usize = 5;
-/// Wait before a member is asked again that too many ask, and longest time for that.
+/// Wait before a member is asked again.
 const TURN: Duration = Duration::from_secs(1);
+/// Longest time for that when too many ask, and when nobody leads.
 const IN_TURN: Duration = Duration::from_secs(120);
+const LEADERLESS: Duration = Duration::from_secs(20);
 
 /// Why a machine is not let in.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +165,16 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
     Err(JoinError::Refused("the cluster has no leader now".into()))
 }
 
-/// Asks, and waits while too many ask at a time.
+/// How long a refusal is taken for one that passes.
+fn patience(refusal: &Status) -> Duration {
+    match refusal.code() {
+        Code::ResourceExhausted => IN_TURN,
+        Code::Unavailable => LEADERLESS,
+        _ => Duration::ZERO,
+    }
+}
+
+/// Asks, and waits while too many ask at a time, or nobody leads.
 async fn ask_in_turn(
     address: &str,
     authority: &str,
@@ -172,9 +183,7 @@ async fn ask_in_turn(
     let begun = Instant::now();
     loop {
         match ask(address, authority, asked.clone()).await? {
-            Err(status) if status.code() == Code::ResourceExhausted && begun.elapsed() < IN_TURN => {
-                tokio::time::sleep(TURN).await;
-            }
+            Err(status) if begun.elapsed() < patience(&status) => tokio::time::sleep(TURN).await,
             answer => return Ok(answer),
         }
     }

@@ -24,6 +24,9 @@ use super::super::types::{Entry, LogId, MemberId, StoredMembership, Vote};
 /// Longest time a leader's disk may take while the others hear from it.
 const STALL: Duration = Duration::from_millis(500);
 
+/// Number of members up to which all are told at the same time.
+const FEW: usize = 16;
+
 /// How far the log is on the disk.
 #[derive(Debug, Clone, Copy)]
 struct Written {
@@ -51,11 +54,18 @@ struct Members {
     /// Whether every majority has somebody else in it.
     need_others: bool,
     voters: BTreeSet<MemberId>,
+    /// How many there are.
+    count: usize,
 }
 
 impl Members {
     fn of(index: u64, membership: &StoredMembership) -> Self {
-        Self { index, need_others: needs_others(membership), voters: membership.voter_ids().collect() }
+        Self {
+            index,
+            need_others: needs_others(membership),
+            voters: membership.voter_ids().collect(),
+            count: membership.nodes().count(),
+        }
     }
 }
 
@@ -128,6 +138,12 @@ impl Ahead {
     /// Whether a member votes, as far as this one knows.
     pub(in super::super) fn votes(&self, id: MemberId) -> bool {
         self.place().members.as_ref().is_none_or(|members| members.voters.contains(&id))
+    }
+
+    /// Whether a member that does not vote is one of so many that the voters go before it.
+    pub(in super::super) fn goes_after_voters(&self, id: MemberId) -> bool {
+        let place = self.place();
+        place.members.as_ref().is_some_and(|members| members.count > FEW && !members.voters.contains(&id))
     }
 
     /// The disk has everything up to `index`.
