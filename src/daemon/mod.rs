@@ -9,6 +9,7 @@ mod directories;
 mod doors;
 mod down;
 mod identity;
+mod image_exchange;
 mod joining;
 mod lease;
 mod local_node;
@@ -76,6 +77,7 @@ use crate::{
 use directories::Directories;
 pub use down::down;
 use identity::Identity;
+use image_exchange::{ClusterWays, Giver, Taker};
 pub use joining::{Wish, join, leave_alone};
 use local_node::LocalNode;
 use logins::AllLogins;
@@ -189,7 +191,13 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     let retry = Arc::new(Notify::new());
     let settings = registry_settings(&config);
     let logins = AllLogins { files: LoginFiles(settings.clone()), state: state.clone(), key: cluster_key.clone() };
-    let registries = Registries::new(settings, Arc::new(logins));
+    let mut registries = Registries::new(settings, Arc::new(logins));
+    if config.images_from_nodes {
+        let ways = ClusterWays { state: state.clone(), node_id: identity.node_id };
+        registries = registries.with_neighbours(Arc::new(Taker(ways)));
+    }
+    let giver = Giver::new(Arc::clone(&runtime)).service();
+    let _offered = state.offer(move |routes| routes.add_service(giver.clone()));
     let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
     tasks.spawn("image pulls", puller.run(cancel.clone()));
     let volumes = Volumes::open(VolumesConfig {
