@@ -10,6 +10,7 @@ mod directories;
 mod doors;
 mod down;
 mod identity;
+mod image_exchange;
 mod joining;
 mod lease;
 mod local_node;

@@ -16,6 +16,7 @@ use super::{
     belonging::Belonging,
     directories::Directories,
     identity::Identity,
+    image_exchange::{ClusterWays, Giver, Taker},
     lease,
     local_node::LocalNode,
     logins::AllLogins,
@@ -44,7 +45,7 @@ use crate::{
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
     config::{BackupKey, Config, ImagesConfig, ProxyAddress, ProxyConfig, RegistryConfig},
-    consensus::Handle,
+    consensus::{Handle, network::Offered},
     control::{
         loops,
         ops::{Ops, images::RoomLimits},
@@ -89,7 +90,14 @@ pub(super) async fn start(
     let retry = Arc::new(Notify::new());
     let settings = registry_settings(config);
     let logins = AllLogins { files: LoginFiles(settings.clone()), state: state.clone(), key: cluster_key.clone() };
-    let registries = Registries::new(settings, Arc::new(logins));
+    let mut registries = Registries::new(settings, Arc::new(logins));
+    if config.images_from_nodes {
+        let ways = ClusterWays { state: state.clone(), node_id: identity.node_id };
+        registries = registries.with_neighbours(Arc::new(Taker(ways)));
+    }
+    let giver = Giver::new(Arc::clone(&runtime)).service();
+    let offered = vec![state.offer(move |routes| routes.add_service(giver.clone()))];
+    tasks.spawn("services for other members", offer(offered, cancel.clone()));
     let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
     tasks.spawn("image pulls", puller.run(cancel.clone()));
     let volumes = Volumes::open(VolumesConfig {
@@ -183,6 +191,12 @@ pub(super) async fn start(
     let readiness: Arc<dyn Readiness> = Arc::new(RuntimeReadiness(runtime.availability()));
     let api = ApiState { ops, metrics: Metrics::install(), readiness, kept: KeptPage::default() };
     Ok((api, node_id))
+}
+
+/// Offers services to the other members until `cancel`: whatever they hold would keep the state from being closed.
+async fn offer(offered: Vec<Offered>, cancel: CancellationToken) {
+    cancel.cancelled().await;
+    drop(offered);
 }
 
 /// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use toft_model::{ids::InstanceId, image::ImageRef, instance::Exit, usage::Room};
 use tokio::{
@@ -28,6 +29,7 @@ use crate::agent::{
 };
 
 mod attach;
+mod blobs;
 mod exec;
 mod root;
 mod script;
@@ -71,6 +73,12 @@ pub enum Call {
     RemoveImage,
     /// [`Runtime::room`]
     Room,
+    /// [`super::blobs::BlobRuntime::named`]
+    Named,
+    /// [`super::blobs::BlobRuntime::blob_size`]
+    BlobSize,
+    /// [`super::blobs::BlobRuntime::read_blob`]
+    ReadBlob,
     /// [`super::exec::ExecRuntime::exec`]
     Exec,
     /// [`super::attach::AttachRuntime::attach`]
@@ -99,6 +107,7 @@ struct FakeContainer {
 struct State {
     images: BTreeMap<String, (Image, i32)>,
     containers: BTreeMap<InstanceId, FakeContainer>,
+    blobs: BTreeMap<String, Bytes>,
     failures: HashMap<Call, VecDeque<RuntimeError>>,
     calls: HashMap<Call, usize>,
     next_pid: u32,
@@ -440,7 +449,7 @@ impl Runtime for FakeRuntime {
             self.begin(Call::PullImage).map_err(|error| Trouble::from(error).of(name))?.has_every_image;
         let mut image = made_up_image(name.as_str());
         if !has_every_image {
-            image.digest = repository.named().await.map_err(|trouble| trouble.of(name))?.digest;
+            image.digest = repository.named(false).await.map_err(|trouble| trouble.of(name))?.digest;
         }
         reporter.layers([(image.digest.clone(), image.size_bytes)].into_iter());
         self.state().images.insert(image.name.clone(), (image.clone(), SIGTERM));
