@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     consensus::{
-        network::{PROTOCOL, SERVER_NAME},
+        network::{Contact, PROTOCOL, SERVER_NAME},
         types::{Identity, Role},
     },
     observe::chain,
@@ -254,6 +254,7 @@ fn keep(
         node_id: Some(answered.node_id),
         adopt: Some(answered.identity.clone()),
         members: answer.members,
+        contact: (answer.through_id > 0).then(|| Contact { member_id: answer.through_id, address: through.to_owned() }),
     };
     place.save(folder)?;
     Ok(answered)

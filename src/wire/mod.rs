@@ -15,3 +15,11 @@ pub mod blobs {
 
     tonic::include_proto!("toft.blobs.v1");
 }
+
+/// What passes between a member and one that relays for it.
+pub mod relay {
+    #![expect(missing_docs, reason = "the comments stand in relay.proto")]
+    #![allow(clippy::all)]
+
+    tonic::include_proto!("toft.relay.v1");
+}

@@ -43,6 +43,7 @@ mod many_at_once;
 mod many_writes;
 mod mesh;
 mod mesh_nodes;
+mod mesh_ways;
 mod names;
 mod network;
 mod node_loss;

@@ -1,5 +1,7 @@
 //! The way to the other members: gRPC over TLS, with certificates of the cluster on both sides.
 
+mod back;
+mod caller;
 mod calls;
 mod door;
 mod gate;
@@ -22,10 +24,12 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 
+pub use caller::Contact;
+pub(super) use caller::call_others;
 pub use door::{Admission, Admitted, Asked, Offer, Standing};
 pub(super) use peers::Peers;
 pub use peers::{CallError, SERVER_NAME, Transport};
-pub(super) use server::{Doorway, serve};
+pub(super) use server::{Doorway, members_now, serve};
 pub(super) use services::Services;
 pub use services::{Caller, MemberChannel, Offered, Speaking};
 
