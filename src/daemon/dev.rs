@@ -54,14 +54,26 @@ const AT_A_TIME: usize = 8;
 /// How long the token of the others is valid, in milliseconds.
 const TOKEN_MS: u64 = 3_600_000;
 
-/// Kinds of machines that homes have: cores, GiB of memory, cards with their GiB.
-const MACHINES: [(u32, u64, &[(&str, u32)]); 6] = [
-    (16, 64, &[("NVIDIA GeForce RTX 4090", 24), ("NVIDIA GeForce RTX 4090", 24)]),
-    (8, 32, &[("NVIDIA GeForce RTX 3090", 24)]),
-    (32, 128, &[("NVIDIA RTX A6000", 48); 4]),
-    (4, 16, &[]),
-    (64, 256, &[("NVIDIA H100 PCIe", 80); 8]),
-    (12, 48, &[("NVIDIA GeForce RTX 3060", 12), ("NVIDIA GeForce RTX 3060", 12)]),
+/// A kind of machine.
+struct Kind {
+    cpus: u32,
+    memory_gib: u64,
+    /// Model and GiB of memory of each card.
+    cards: &'static [(&'static str, u32)],
+}
+
+const fn kind(cpus: u32, memory_gib: u64, cards: &'static [(&'static str, u32)]) -> Kind {
+    Kind { cpus, memory_gib, cards }
+}
+
+/// What homes have.
+const MACHINES: [Kind; 6] = [
+    kind(16, 64, &[("NVIDIA GeForce RTX 4090", 24), ("NVIDIA GeForce RTX 4090", 24)]),
+    kind(8, 32, &[("NVIDIA GeForce RTX 3090", 24)]),
+    kind(32, 128, &[("NVIDIA RTX A6000", 48); 4]),
+    kind(4, 16, &[]),
+    kind(64, 256, &[("NVIDIA H100 PCIe", 80); 8]),
+    kind(12, 48, &[("NVIDIA GeForce RTX 3060", 12), ("NVIDIA GeForce RTX 3060", 12)]),
 ];
 const CDI_KIND: &str = "nvidia.com/gpu";
 
@@ -222,7 +234,7 @@ async fn start(
 impl Machine {
     /// One of the kinds in [`MACHINES`].
     async fn made_up(config: &Config, directories: &Directories, number: u16, state: &Handle) -> anyhow::Result<Self> {
-        let (cpus, memory_gib, cards) = MACHINES[usize::from(number - 1) % MACHINES.len()];
+        let Kind { cpus, memory_gib, cards } = MACHINES[usize::from(number - 1) % MACHINES.len()];
         let cards: Vec<Card> =
             (0..).zip(cards).map(|(index, (model, gib))| made_up(number, index, model, *gib)).collect();
         for folder in &config.gpu.cdi_dirs {
