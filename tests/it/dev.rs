@@ -88,8 +88,11 @@ fn a_made_up_cluster_runs_workloads_on_all_its_nodes_and_leaves_nothing() {
     nodes.sort_unstable();
     nodes.dedup();
     assert_eq!(nodes.len(), 3, "the copies are spread: {rows:?}");
-    let held =
-        dev.json(&["gpu", "ls"]).iter().filter(|card| card["holds"].as_array().is_some_and(|h| !h.is_empty())).count();
+    let held = dev
+        .json(&["gpu", "ls"])
+        .iter()
+        .filter(|card| card["holders"].as_array().is_some_and(|holders| !holders.is_empty()))
+        .count();
     assert_eq!(held, 1);
 
     // What is drained empties, and the rest is elsewhere.
