@@ -13,12 +13,13 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
+use tonic::service::Routes;
 use uuid::Uuid;
 
 use super::{
     copy::{CopyError, copy},
     leader::{Leadership, SILENCE, leader},
-    network::Peers,
+    network::{CallError, MemberChannel, Offered, Peers, Services},
     propose::{Proposal, Stage},
     removal::{self, RemovalError},
     space::Space,
@@ -122,6 +123,7 @@ pub struct ClusterStatus {
 pub(super) struct HandleParts {
     pub(super) raft: Raft,
     pub(super) peers: Arc<Peers>,
+    pub(super) services: Arc<Services>,
     pub(super) identity: Identity,
     pub(super) proposals: mpsc::Sender<Proposal>,
     pub(super) leadership: Leadership,
@@ -132,6 +134,7 @@ pub(super) struct HandleParts {
 pub struct Handle {
     raft: Raft,
     peers: Arc<Peers>,
+    services: Arc<Services>,
     identity: Identity,
     readers: Arc<Readers>,
     applied: watch::Receiver<u64>,
@@ -144,12 +147,13 @@ pub struct Handle {
 
 impl Handle {
     pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
-        let HandleParts { raft, peers, identity, proposals, leadership } = parts;
+        let HandleParts { raft, peers, services, identity, proposals, leadership } = parts;
         let (readers, applied, schedule) = (Arc::clone(state.readers()), state.applied(), state.schedule());
         let written = state.written().clone();
         Self {
             raft,
             peers,
+            services,
             identity,
             readers,
             applied,
@@ -369,6 +373,17 @@ impl Handle {
     /// Says which nodes answer in the mesh, with their address there: calls to them go there first.
     pub fn prefer(&self, mesh: BTreeMap<NodeId, IpAddr>) {
         self.peers.prefer(mesh);
+    }
+
+    /// Offers gRPC services to the other members, until what is given is dropped. Requests have a
+    /// [`Caller`](super::network::Caller) among their extensions.
+    pub fn offer(&self, add: impl Fn(Routes) -> Routes + Send + Sync + 'static) -> Offered {
+        self.services.offer(add)
+    }
+
+    /// A channel to what another node offers. It connects when it is used, through the mesh first.
+    pub fn channel_to(&self, node: &NodeId) -> Result<MemberChannel, CallError> {
+        self.services.channel_to(node)
     }
 
     /// The index of the last applied entry after which the scheduler may decide otherwise; changes with each.

@@ -25,7 +25,7 @@ use super::{
     leader::Leadership,
     log_store::{LogSize, LogStore, needs_others},
     membership,
-    network::{Admission, Doorway, Network, Peers, Transport, serve},
+    network::{Admission, Doorway, Network, Peers, Services, Transport, serve},
     propose,
     space::Space,
     state_machine::{Readers, StateMachine},
@@ -81,6 +81,7 @@ pub struct Door {
     peers: Arc<Peers>,
     identity: Identity,
     transport: Transport,
+    services: Arc<Services>,
     /// Where consensus runs: what the others send is taken there without a detour.
     runtime: tokio::runtime::Handle,
 }
@@ -94,8 +95,9 @@ impl Door {
         trusted: Vec<MemberId>,
         cancel: CancellationToken,
     ) {
-        let Self { raft, peers, identity, transport, runtime } = self;
-        let doorway = Doorway { raft, peers, identity, trusted };
+        let Self { raft, peers, identity, transport, services, runtime } = self;
+        let elsewhere = tokio::runtime::Handle::current();
+        let doorway = Doorway { raft, peers, identity, services, elsewhere, trusted };
         let cancel = cancel.child_token();
         // When this future is dropped, what runs elsewhere ends too.
         let _end = cancel.clone().drop_guard();
@@ -176,9 +178,11 @@ pub(super) async fn start(
     let folder = files.log.parent().unwrap_or(Path::new("/")).to_owned();
     let (proposals, receiver) = mpsc::channel(WAITING);
     let (leadership, watching) = Leadership::new(&raft);
+    let services = Arc::new(Services::new(raft.clone(), Arc::clone(&peers), identity.clone()));
     let parts = HandleParts {
         raft: raft.clone(),
         peers: Arc::clone(&peers),
+        services: Arc::clone(&services),
         identity: identity.clone(),
         proposals,
         leadership: leadership.clone(),
@@ -186,8 +190,8 @@ pub(super) async fn start(
     let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
     drop((log, state));
     replay(&raft).await?;
-    let door =
-        Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, runtime: executor.handle().clone() };
+    let runtime = executor.handle().clone();
+    let door = Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, services, runtime };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
     let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);

@@ -64,7 +64,7 @@ impl Limits {
 }
 
 /// An address, or the network that one machine has for itself.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => {

@@ -2,9 +2,11 @@
 
 mod calls;
 mod door;
+mod gate;
 mod limit;
 mod peers;
 mod server;
+mod services;
 mod tls;
 mod ways;
 
@@ -24,6 +26,8 @@ pub use door::{Admission, Admitted, Asked, Offer, Standing};
 pub(super) use peers::Peers;
 pub use peers::{CallError, SERVER_NAME, Transport};
 pub(super) use server::{Doorway, serve};
+pub(super) use services::Services;
+pub use services::{Caller, MemberChannel, Offered, Speaking};
 
 use super::{
     log_store::{Ahead, Stalled},

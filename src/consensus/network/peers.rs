@@ -22,7 +22,7 @@ use tokio::{io::AsyncReadExt, time::Instant};
 use tonic::{
     Code, ConnectError, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint, Identity as TlsIdentity},
+    transport::{Channel, Endpoint},
 };
 
 use super::{
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a silent connection is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Longest wait for an answer to a proposal that was forwarded.
@@ -72,12 +72,6 @@ pub struct Transport {
     pub certificate: String,
     /// Its key, PEM.
     pub key: String,
-}
-
-impl Transport {
-    pub(super) fn identity(&self) -> TlsIdentity {
-        TlsIdentity::from_pem(&self.certificate, &self.key)
-    }
 }
 
 /// Why another member gave no answer.
@@ -279,6 +273,16 @@ impl Peers {
         self.ways.set(mesh);
     }
 
+    /// The ways to the others.
+    pub(super) fn ways(&self) -> &Ways {
+        &self.ways
+    }
+
+    /// What connections to the others begin with.
+    pub(super) fn dialling(&self) -> Result<&Dialling, CallError> {
+        self.dialling.as_ref().map_err(|error| CallError::Failed(error.clone()))
+    }
+
     fn client(&self, id: MemberId, address: &str) -> Result<PeerClient<Channel>, CallError> {
         if address.is_empty() {
             return Err(CallError::NoAddress);
@@ -288,8 +292,7 @@ impl Peers {
         if let Some((_, channel)) = known.iter().find(|(at, _)| at == address) {
             return Ok(client(channel.clone()));
         }
-        let dialling = self.dialling.as_ref().map_err(|error| CallError::Failed(error.clone()))?;
-        let channel = dialling.channel(id, address, &endpoint(address)?)?;
+        let channel = self.dialling()?.channel(id, address, &endpoint(address)?)?;
         known.insert(0, (address.to_owned(), channel.clone()));
         known.truncate(WAYS);
         Ok(client(channel))
@@ -464,7 +467,7 @@ fn client(channel: Channel) -> PeerClient<Channel> {
     PeerClient::new(channel).max_decoding_message_size(LARGEST).max_encoding_message_size(LARGEST)
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, CallError> {
+pub(super) fn endpoint(address: &str) -> Result<Endpoint, CallError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| CallError::Failed(format!("`{address}` is no address: {e}")))?;
     // Without TLS of its own: the connector speaks it, with the one member that is meant.

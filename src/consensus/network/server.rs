@@ -10,12 +10,11 @@ use openraft::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use tokio::{io::AsyncWriteExt, net::TcpListener};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Request, Response, Status, Streaming,
-    metadata::MetadataValue,
-    service::interceptor::InterceptedService,
-    transport::{Certificate, Server, ServerTlsConfig, server::TcpIncoming},
+    Request, Response, Status, Streaming, metadata::MetadataValue, service::interceptor::InterceptedService,
+    transport::Server,
 };
 
 use super::{
@@ -28,7 +27,9 @@ use super::{
     },
     Admission, PROTOCOL, Standing, Transport,
     door::{self, Entrance},
+    gate::Gate,
     peers::{LARGEST, Peers, REMOVED},
+    services::Services,
     tls::member_of,
 };
 use crate::{
@@ -42,8 +43,6 @@ use crate::{
     },
 };
 
-/// Longest wait for a caller's handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls of one connection that are answered at a time.
 const CALLS: usize = 256;
 /// Largest headers of a call, in bytes.
@@ -56,6 +55,9 @@ pub(in super::super) struct Doorway {
     pub(in super::super) raft: Raft,
     pub(in super::super) peers: Arc<Peers>,
     pub(in super::super) identity: Identity,
+    /// What is answered where the daemon runs.
+    pub(in super::super) services: Arc<Services>,
+    pub(in super::super) elsewhere: tokio::runtime::Handle,
     /// Members that are let call while this one knows none.
     pub(in super::super) trusted: Vec<MemberId>,
 }
@@ -68,6 +70,15 @@ struct Service {
     trusted: Vec<MemberId>,
 }
 
+/// Why the door could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(in super::super) enum DoorError {
+    #[error("the certificates of this member cannot be used: {0}")]
+    Certificates(#[from] rustls::Error),
+    #[error(transparent)]
+    Server(#[from] tonic::transport::Error),
+}
+
 /// Answers until `cancel`.
 pub(in super::super) async fn serve(
     listener: TcpListener,
@@ -75,13 +86,9 @@ pub(in super::super) async fn serve(
     doorway: Doorway,
     admission: Arc<dyn Admission>,
     cancel: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let tls = ServerTlsConfig::new()
-        .identity(transport.identity())
-        .client_ca_root(Certificate::from_pem(&transport.authority))
-        .client_auth_optional(true)
-        .timeout(HANDSHAKE_TIMEOUT);
-    let Doorway { raft, peers, identity, trusted } = doorway;
+) -> Result<(), DoorError> {
+    let Doorway { raft, peers, identity, services, elsewhere, trusted } = doorway;
+    let guests = Gate::new(transport, services, elsewhere)?.open(listener, cancel.clone());
     let entrance = Entrance::new(raft.clone(), Arc::clone(&peers), identity.clone(), Arc::clone(&admission));
     let entrance = DoorServer::new(entrance).max_decoding_message_size(door::LARGEST);
     let service = Service { raft, identity, peers, admission, trusted };
@@ -89,15 +96,15 @@ pub(in super::super) async fn serve(
     // Nothing that a stranger sends is read for it.
     let service = InterceptedService::new(service, certified);
     Server::builder()
-        .tls_config(tls)?
         .concurrency_limit_per_connection(CALLS)
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
         .http2_max_header_list_size(LARGEST_HEADERS)
         .add_service(service)
         .add_service(entrance)
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), cancel.cancelled_owned())
-        .await
+        .serve_with_incoming_shutdown(ReceiverStream::new(guests), cancel.cancelled_owned())
+        .await?;
+    Ok(())
 }
 
 fn about<'a, T>(request: &'a Request<T>, key: &str) -> &'a str {

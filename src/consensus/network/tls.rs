@@ -13,7 +13,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -43,9 +43,7 @@ impl Dialling {
         let failed = |error: &dyn std::fmt::Display| {
             CallError::Failed(format!("the certificates of this member cannot be used: {error}"))
         };
-        let provider = CryptoProvider::get_default()
-            .cloned()
-            .unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
+        let provider = provider();
         let mut roots = RootCertStore::empty();
         let authority = CertificateDer::from_pem_slice(transport.authority.as_bytes()).map_err(|e| failed(&e))?;
         roots.add(authority).map_err(|e| failed(&e))?;
@@ -59,8 +57,8 @@ impl Dialling {
         Ok(Self { provider, verifier, chain, key: Arc::new(key) })
     }
 
-    /// A channel that speaks to member `id` alone, whoever has its address.
-    pub(super) fn channel(&self, id: MemberId, address: &str, endpoint: &Endpoint) -> Result<Channel, CallError> {
+    /// A line to member `id` alone, whoever has its address, for what is named.
+    pub(super) fn line(&self, id: MemberId, name: &[u8]) -> Result<Line, CallError> {
         let failed = |error: rustls::Error| CallError::Failed(error.to_string());
         let verifier = Arc::new(OneMember { inner: Arc::clone(&self.verifier), id });
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
@@ -70,19 +68,37 @@ impl Dialling {
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
             .map_err(failed)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let connector = TlsConnector::from(Arc::new(config));
+        config.alpn_protocols = vec![name.to_vec()];
+        Ok(Line(TlsConnector::from(Arc::new(config))))
+    }
+
+    /// A channel to member `id` alone, for what consensus says.
+    pub(super) fn channel(&self, id: MemberId, address: &str, endpoint: &Endpoint) -> Result<Channel, CallError> {
+        let line = self.line(id, super::gate::MEMBERS)?;
         let address: Arc<str> = address.into();
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let (connector, address) = (connector.clone(), Arc::clone(&address));
-            async move {
-                let stream = TcpStream::connect(&*address).await?;
-                stream.set_nodelay(true)?;
-                let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(connector.connect(name, stream).await?))
-            }
+            let (line, address) = (line.clone(), Arc::clone(&address));
+            async move { line.connect(&address).await.map(TokioIo::new) }
         })))
     }
+}
+
+/// Connects to one member.
+#[derive(Clone)]
+pub(super) struct Line(TlsConnector);
+
+impl Line {
+    pub(super) async fn connect(&self, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
+        self.0.connect(name, stream).await
+    }
+}
+
+/// What the process encrypts with.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()))
 }
 
 /// Takes the certificate of one member of the cluster.

@@ -23,10 +23,10 @@ use toft_model::{
 };
 use uuid::Uuid;
 
-struct Node {
+pub(super) struct Node {
     folder: TempDir,
-    member: Member,
-    handle: Handle,
+    pub(super) member: Member,
+    pub(super) handle: Handle,
     authority: [u8; 32],
     tasks: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
@@ -58,12 +58,12 @@ async fn listen() -> (TcpListener, String) {
 }
 
 impl Node {
-    async fn found(number: u128) -> Self {
+    pub(super) async fn found(number: u128) -> Self {
         let (listener, address) = listen().await;
         start(tempfile::tempdir().unwrap(), listener, member(number, &address, Role::Server)).await
     }
 
-    async fn joining(number: u128, role: Role, through: &Self) -> Self {
+    pub(super) async fn joining(number: u128, role: Role, through: &Self) -> Self {
         let (listener, address) = listen().await;
         let folder = tempfile::tempdir().unwrap();
         let member = member(number, &address, role);
@@ -72,7 +72,7 @@ impl Node {
     }
 
     /// Ends it as a crash would, but for the files, which are closed.
-    async fn stop(self) -> (TempDir, Member) {
+    pub(super) async fn stop(self) -> (TempDir, Member) {
         self.cancel.cancel();
         drop(self.handle);
         for task in self.tasks {
@@ -96,7 +96,7 @@ impl Node {
         rows.into_iter().map(|row| row.spec.name.to_string()).collect()
     }
 
-    async fn until(&self, what: &str, is: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
+    pub(super) async fn until(&self, what: &str, is: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
         for _ in 0..600 {
             let status = self.handle.status();
             if is(&status) {
@@ -115,7 +115,7 @@ async fn enter(folder: &Path, member: &Member, through: &Node) -> Result<MemberI
     Ok(joined.identity.member_id)
 }
 
-fn voters(status: &ClusterStatus) -> usize {
+pub(super) fn voters(status: &ClusterStatus) -> usize {
     status.members.iter().filter(|member| member.votes).count()
 }
 

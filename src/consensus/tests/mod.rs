@@ -10,6 +10,7 @@ mod faulty_files;
 mod faulty_state;
 mod fixtures;
 mod full_disk;
+mod services;
 mod snapshot_transfer;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
