@@ -12,7 +12,9 @@ use std::path::PathBuf;
 use static_program::{Code, StaticProgram};
 
 fn main() {
-    tonic_prost_build::compile_protos("src/wire/peer.proto").expect("protoc compiles what members say to each other");
+    for proto in ["src/wire/peer.proto", "src/wire/node.proto"] {
+        tonic_prost_build::compile_protos(proto).expect("protoc compiles what machines say to each other");
+    }
     for source in ["build.rs", "build", "crates/demo/src", "crates/logger/src", "src/wire"] {
         println!("cargo::rerun-if-changed={source}");
     }

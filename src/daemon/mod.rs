@@ -65,13 +65,15 @@ use crate::{
     api::http::{ApiState, KeptPage, Readiness},
     backup::{self, Backups, keys::KeySource, schedule},
     config::{BackupKey, Config, ImagesConfig, NodeRole, ProxyAddress, ProxyConfig, RegistryConfig},
-    consensus::Handle,
+    consensus::{Handle, network::Offered},
     control::{
         loops,
+        node_access::NodeAccess,
         ops::{Ops, images::RoomLimits},
     },
     embedded,
     observe::{chain, metrics::Metrics},
+    remote::{FarNodes, NodeDoor},
 };
 use directories::Directories;
 pub use down::down;
@@ -81,12 +83,13 @@ use local_node::LocalNode;
 use logins::AllLogins;
 use membership::Membership;
 pub use membership::{Account, recover};
-use mesh::{Me, Mesh};
+use mesh::{Me, Mesh, MeshEye};
 use names::Neighbours;
 use registration::Registration;
 pub use restore::{Restore, Restored, restore};
 use serving::Serving;
 pub use shutdown::end_for_shutdown;
+use witness::Witness;
 
 /// An error with the next step for the person who reads it.
 #[derive(Debug)]
@@ -133,19 +136,23 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     let mut stop_signals = StopSignals::listen().context("listening for signals")?;
     let directories = Directories::prepare(&config.paths)?;
     let mut serving = Serving::new(directories);
-    let Serving { directories, tasks, cancel } = &mut serving;
+    let Serving { directories, tasks, cancel, offered } = &mut serving;
     let cancel = cancel.clone();
 
     let entered = membership::enter(&mut config, directories, tasks, cancel.clone()).await?;
     let Membership { state, cluster_key, belonging, mesh_door } = entered;
     let again = belonging.again();
+    let eye = MeshEye::none();
     // Whoever leads plans, a witness too.
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
         let place = (config.clone(), directories.clone());
-        tasks.spawn("mesh", witness::mesh(place, (state.clone(), mesh_door), cancel.clone()));
-        let api = witness::api(state, directories, &config, belonging, cluster_key)?;
+        tasks.spawn("mesh", witness::mesh(place, (state.clone(), mesh_door, eye.clone()), cancel.clone()));
+        let node = Arc::new(Witness(eye));
+        offered.push(offer(&state, node.clone(), &cancel));
+        let others = Arc::new(FarNodes::new(state.clone(), cancel.clone()));
+        let api = witness::api(state, directories, &config, belonging, cluster_key, (node, others))?;
         return serving.until_the_end((api, None), &config, (&mut stop_signals, &again), None).await;
     }
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
@@ -180,7 +187,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     }
 
     let me = addresses::in_mesh(&identity, &state).await?;
-    let (mesh, outlook) = Mesh::new(&config, directories, (&state, mesh_door), me.map(|me| Me { subnet6, ..me }));
+    let (mesh, outlook) =
+        Mesh::new(&config, directories, (&state, mesh_door, eye.clone()), me.map(|me| Me { subnet6, ..me }));
     if let Some(mesh) = mesh {
         tasks.spawn("mesh", mesh.run(cancel.clone()));
     }
@@ -207,12 +215,14 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     let (feed, assignments) = watch::channel(None);
     tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
     let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
-    let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, cancel.clone());
+    let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, eye, cancel.clone());
     let node = Arc::new(node);
+    offered.push(offer(&state, node.clone(), &cancel));
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone())
+        .with_others(Arc::new(FarNodes::new(state.clone(), cancel.clone())))
         .with_backups(backups)
         .with_belonging(belonging)
         .with_cluster_key(cluster_key.clone());
@@ -287,6 +297,12 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     let api = ApiState { ops, metrics: Metrics::install(), readiness, kept: KeptPage::default() };
     drop((node, state));
     serving.until_the_end((api, Some(node_id)), &config, (&mut stop_signals, &again), supervisor).await
+}
+
+/// Lets the other members ask `node`, until what is given is dropped.
+fn offer(state: &Handle, node: Arc<dyn NodeAccess>, cancel: &CancellationToken) -> Offered {
+    let door = NodeDoor::new(node, cancel.clone());
+    state.offer(move |routes| routes.add_service(door.clone().service()))
 }
 
 /// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.

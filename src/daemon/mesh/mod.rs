@@ -6,6 +6,7 @@
 
 mod announce;
 mod desired;
+mod eye;
 mod follow;
 mod lan;
 mod places;
@@ -34,6 +35,8 @@ use crate::{
     consensus::Handle,
     observe::chain,
 };
+pub(super) use eye::MeshEye;
+use eye::Panel;
 use follow::Follow;
 use places::Places;
 use talk::{Pulse, Talk};
@@ -99,6 +102,7 @@ pub(super) struct Mesh {
     places: PathBuf,
     others: watch::Sender<Vec<OtherNode>>,
     door: Option<MeshDoor>,
+    eye: MeshEye,
 }
 
 impl Mesh {
@@ -106,7 +110,7 @@ impl Mesh {
     pub(super) fn new(
         config: &Config,
         directories: &Directories,
-        (state, door): (&Handle, Option<MeshDoor>),
+        (state, door, eye): (&Handle, Option<MeshDoor>, MeshEye),
         me: Option<Me>,
     ) -> (Option<Self>, Outlook) {
         let (others, outlook) = watch::channel(Vec::new());
@@ -116,18 +120,19 @@ impl Mesh {
         let ours = BTreeSet::from([directories.network_names().bridge, interface.clone()]);
         let places = directories.mesh_keys().join("places.json");
         let (config, state) = (config.mesh.clone(), state.clone());
-        (Some(Self { me, config, keys, state, ours, interface, places, others, door }), outlook)
+        (Some(Self { me, config, keys, state, ours, interface, places, others, door, eye }), outlook)
     }
 
     /// Keeps it until `cancel`. The device stays.
     pub(super) async fn run(self, cancel: CancellationToken) {
-        let Self { me, config, keys, state, ours, interface, places, others, door } = self;
+        let Self { me, config, keys, state, ours, interface, places, others, door, eye } = self;
         let device = Arc::new(ChosenDevice::new(Settings { interface, keys: Arc::clone(&keys) }));
         let (want, wanted) = watch::channel::<Option<MeshConfig>>(None);
         let (tell, observed) = watch::channel::<Option<MeshStatus>>(None);
         let (own, addresses) = watch::channel(BTreeSet::new());
         let (sight, sightings) = mpsc::channel(SIGHTINGS);
         let (beat, pulse) = watch::channel::<BTreeMap<Ipv4Addr, Pulse>>(BTreeMap::new());
+        let (tell_clocks, clocks) = watch::channel(BTreeMap::new());
         let port = config.listen_port;
         let (names, peers) = watch::channel(Vec::new());
         let next_key = watch::Sender::new(keys.next());
@@ -139,8 +144,10 @@ impl Mesh {
             wanted: wanted.clone(),
             next_key: next_key.subscribe(),
             pulse: beat,
+            clocks: tell_clocks,
             sight: sight.clone(),
         };
+        eye.open(Panel { me, sights: peers.clone(), observed: observed.clone(), pulse: pulse.clone(), clocks });
         let lan = lan::Lan { me, port, ours: ours.clone(), addresses: addresses.clone(), sights: peers, sight };
         let (announcement, announced) = watch::channel(None);
         let announce = announce::announce(state.clone(), me.node_id, announced, cancel.clone());
