@@ -14,6 +14,7 @@ pub mod doctor;
 pub mod embedded;
 pub mod enroll;
 pub mod observe;
+pub mod remote;
 pub mod seal;
 pub mod wire;
 

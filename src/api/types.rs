@@ -5,6 +5,7 @@ mod exec;
 mod gpus;
 mod images;
 mod members;
+mod mesh;
 mod rebalance;
 mod registries;
 mod secrets;
@@ -35,10 +36,11 @@ pub use exec::{ExecCommand, ExecNews};
 pub use gpus::{GpuChange, Holder, NodeGpu};
 pub use images::{Pull, PullLine, PullRequest};
 pub use members::{JoinRequest, JoinedCluster, MadeToken, Token, TokenRequest, TokenUse};
+pub use mesh::{CLOCK_APART_MS, Mesh, MeshPeer, MeshPing, MeshPingRow, MeshPings};
 pub use rebalance::{RebalancePlan, RebalanceRequest};
 pub use registries::Registry;
 pub use secrets::Secret;
-pub use usage::{InstanceStats, Stats};
+pub use usage::{InstanceStats, NodeAway, Stats};
 pub use versions::{RollbackRequest, Version};
 pub use volumes::{Volume, VolumeRequest, VolumeRestored};
 
@@ -190,6 +192,10 @@ pub struct Node {
     /// Since when it is heard of, or not; absent when that never changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_since: Option<String>,
+    /// Milliseconds by which its clock is ahead of what most nodes' clocks say; with two nodes, of the clock of the one that is
+    /// asked. Absent when it did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_ms: Option<i64>,
 }
 
 /// The members that share the state, as the node that answers sees them.
@@ -313,6 +319,25 @@ pub struct LogRecord {
     pub partial: bool,
 }
 
+/// Why an instance's output is not told, or not to its end; in a stream of output an object of its own.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct LogTrouble {
+    /// Whose.
+    pub instance: String,
+    /// Why.
+    pub error: ErrorBody,
+}
+
+/// One object in a stream of output.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum LogItem {
+    /// A line.
+    Line(LogRecord),
+    /// There are no more of one instance, for a reason.
+    Trouble(LogTrouble),
+}
+
 /// A page of a list.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Page<T> {
@@ -434,6 +459,7 @@ impl Node {
         Self {
             state: row.state().to_owned(),
             heard_since: row.health_since_ms.map(time),
+            clock_ahead_ms: None,
             watts: row.watts(),
             cost_per_hour: settings.cost(&row),
             name: row.name.to_string(),

@@ -24,6 +24,7 @@ use super::{
     health_args::HealthArgs,
     image_args::ImageCommand,
     member_args::{JOIN_HELP, JoinArgs, LEAVE_HELP, LeaveArgs, TokenCommand},
+    mesh_args::MeshCommand,
     network_args::NetworkArgs,
     node_args::NodeCommand,
     placement_args::{PlacementArgs, SET_HELP},
@@ -171,7 +172,12 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: ClusterCommand,
     },
-    /// Images on this node
+    /// The encrypted network between the nodes
+    Mesh {
+        #[command(subcommand)]
+        command: MeshCommand,
+    },
+    /// Images on a node
     Image {
         #[command(subcommand)]
         command: ImageCommand,

@@ -125,7 +125,7 @@ async fn watch(client: &Client, workload: &Workload, keys: DetachKeys) -> Result
     let path = format!("/api/v1/workloads/{name}/logs?follow=true&tail=0");
     let shows = logs::show(client, &path, shown);
     let code = tokio::select! {
-        ended = shows => ended.map(|()| None),
+        ended = shows => ended.map(|_| None),
         () = detached(keys), if kept.is_some() => Ok(Some(0)),
         number = signals.ending() => Ok(Some(128 + number)),
     };

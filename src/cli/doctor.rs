@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use super::{
     Failure,
     args::{DoctorArea, DoctorArgs},
-    doctor_cluster::membership,
+    doctor_cluster::{agreement, membership},
     doctor_gpu::try_out,
     output,
 };
@@ -42,6 +42,7 @@ pub(super) fn doctor(args: DoctorArgs) -> Result<i32, Failure> {
                 let mut checks = examine(&config).await;
                 if let Ok(config) = &config {
                     checks.extend(membership(config).await);
+                    checks.extend(agreement(config).await);
                 }
                 checks
             }

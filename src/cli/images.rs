@@ -9,16 +9,16 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     Failure,
-    args::ListArgs,
     client::{Client, query_value},
-    image_args::{ImportArgs, PruneArgs},
+    image_args::{ImagePruneArgs, ImagesArgs, ImportArgs, OnNode},
     output, progress, prompt,
-    workloads::all,
+    workloads::all_of,
 };
 use crate::api::types::Image;
 
-pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
-    let images: Vec<Image> = all(client, "/api/v1/images").await?;
+pub(super) async fn ls(client: &Client, args: ImagesArgs) -> Result<i32, Failure> {
+    let ImagesArgs { list: args, on } = args;
+    let images: Vec<Image> = all_of(client, "/api/v1/images", &on.query()).await?;
     if args.json {
         output::json(&images)?;
     } else if args.quiet {
@@ -42,8 +42,10 @@ pub(super) async fn import(client: &Client, args: ImportArgs) -> Result<i32, Fai
     let (reader, length) = open(&args.file).await?;
     let bar = progress::bytes("importing", length);
     let bytes = ReaderStream::with_capacity(bar.wrap_async_read(reader), 256 * 1024);
-    let name = args.name.map(|name| format!("?name={}", query_value(name.as_str()))).unwrap_or_default();
-    let uploaded = client.upload::<Vec<Image>>(&format!("/api/v1/images/import{name}"), Body::from_stream(bytes)).await;
+    let name = args.name.map(|name| format!("&name={}", query_value(name.as_str()))).unwrap_or_default();
+    let asked = format!("{name}{}", args.on.query()).replacen('&', "?", 1);
+    let uploaded =
+        client.upload::<Vec<Image>>(&format!("/api/v1/images/import{asked}"), Body::from_stream(bytes)).await;
     bar.finish_and_clear();
     let images = uploaded?;
     if args.json {
@@ -75,10 +77,10 @@ fn tokio_stdin() -> Result<tokio::fs::File, Failure> {
         .map_err(|e| Failure::of(1, format!("standard input cannot be read: {e}")))
 }
 
-pub(super) async fn rm(client: &Client, names: Vec<ImageRef>) -> Result<i32, Failure> {
+pub(super) async fn rm(client: &Client, names: Vec<ImageRef>, on: OnNode) -> Result<i32, Failure> {
     let mut code = 0;
     for name in names {
-        match client.delete(&format!("/api/v1/images?name={}", query_value(name.as_str()))).await {
+        match client.delete(&format!("/api/v1/images?name={}{}", query_value(name.as_str()), on.query())).await {
             Ok(()) => println!("{name}"),
             Err(failure) => {
                 failure.print();
@@ -89,7 +91,8 @@ pub(super) async fn rm(client: &Client, names: Vec<ImageRef>) -> Result<i32, Fai
     Ok(code)
 }
 
-pub(super) async fn prune(client: &Client, args: PruneArgs) -> Result<i32, Failure> {
+pub(super) async fn prune(client: &Client, args: ImagePruneArgs) -> Result<i32, Failure> {
+    let ImagePruneArgs { prune: args, on } = args;
     if !args.yes {
         if !prompt::possible() {
             return Err(Failure::of(1, "nobody can be asked whether the images shall go").hint("say so with --yes"));
@@ -98,7 +101,8 @@ pub(super) async fn prune(client: &Client, args: PruneArgs) -> Result<i32, Failu
             return Ok(1);
         }
     }
-    let removed: Vec<Image> = client.post("/api/v1/images/prune", &()).await?;
+    let removed: Vec<Image> =
+        client.post(&format!("/api/v1/images/prune{}", on.query().replacen('&', "?", 1)), &()).await?;
     if args.json {
         output::json(&removed)?;
     } else {

@@ -11,7 +11,7 @@ use super::{
     args::LogsArgs,
     client::{Client, query_value},
 };
-use crate::api::types::{LogRecord, Workload};
+use crate::api::types::{LogItem, LogTrouble, Workload};
 
 /// How lines are shown.
 #[derive(Debug, Clone, Copy)]
@@ -42,15 +42,16 @@ pub(super) async fn logs(client: &Client, args: LogsArgs) -> Result<i32, Failure
         let index = index.map_or_else(String::new, |index| format!("&index={index}"));
         paths.push(format!("/api/v1/workloads/{name}/logs?follow={}{asked}{index}", args.follow));
     }
+    let mut whole = true;
     let shown = Shown { timestamps: args.timestamps, json: args.json, instance_names };
     if args.follow {
-        try_join_all(paths.iter().map(|path| show(client, path, shown))).await?;
+        whole = try_join_all(paths.iter().map(|path| show(client, path, shown))).await?.into_iter().all(|whole| whole);
     } else {
         for path in &paths {
-            show(client, path, shown).await?;
+            whole &= show(client, path, shown).await?;
         }
     }
-    Ok(0)
+    Ok(if whole { 0 } else { 1 })
 }
 
 /// A workload, or one instance of it.
@@ -101,13 +102,13 @@ async fn gone(client: &Client, name: &str, index: Option<u32>, unknown: Failure)
 
 /// Shows a workload's output until it has ended.
 pub(super) async fn follow(client: &Client, name: &str, shown: Shown) -> Result<(), Failure> {
-    show(client, &format!("/api/v1/workloads/{name}/logs?follow=true"), shown).await
+    show(client, &format!("/api/v1/workloads/{name}/logs?follow=true"), shown).await.map(drop)
 }
 
-/// Shows what a path of logs gives, to its end.
-pub(super) async fn show(client: &Client, path: &str, shown: Shown) -> Result<(), Failure> {
+/// Shows what a path of logs gives, to its end; gives whether nothing was missing.
+pub(super) async fn show(client: &Client, path: &str, shown: Shown) -> Result<bool, Failure> {
     let mut body = client.stream(path).await?;
-    let mut rest = Vec::new();
+    let (mut rest, mut whole) = (Vec::new(), true);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|e| Failure::of(1, format!("the logs broke off: {e}")))?;
         let Some(data) = frame.data_ref() else { continue };
@@ -115,9 +116,9 @@ pub(super) async fn show(client: &Client, path: &str, shown: Shown) -> Result<()
         let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
         let lines: Vec<u8> = rest.drain(..=end).collect();
         match print(&lines, shown) {
-            Ok(()) => {}
+            Ok(told) => whole &= told,
             // Whoever read our output has seen enough.
-            Err(Printing::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(Printing::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(whole),
             Err(Printing::Output(error)) => {
                 return Err(Failure::of(1, format!("the output could not be written: {error}")));
             }
@@ -126,7 +127,7 @@ pub(super) async fn show(client: &Client, path: &str, shown: Shown) -> Result<()
             }
         }
     }
-    Ok(())
+    Ok(whole)
 }
 
 enum Printing {
@@ -140,15 +141,27 @@ impl From<io::Error> for Printing {
     }
 }
 
-fn print(lines: &[u8], shown: Shown) -> Result<(), Printing> {
+/// Prints lines; `false` when some are missing.
+fn print(lines: &[u8], shown: Shown) -> Result<bool, Printing> {
+    let mut whole = true;
     let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
     for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        let item = serde_json::from_slice(line).map_err(Printing::Record)?;
+        if matches!(item, LogItem::Trouble(_)) {
+            whole = false;
+        }
         if shown.json {
             out.write_all(line)?;
             out.write_all(b"\n")?;
             continue;
         }
-        let record: LogRecord = serde_json::from_slice(line).map_err(Printing::Record)?;
+        let record = match item {
+            LogItem::Line(record) => record,
+            LogItem::Trouble(LogTrouble { instance, error }) => {
+                writeln!(err, "toft: the output of {instance} is not whole: {}", error.message)?;
+                continue;
+            }
+        };
         let target: &mut dyn Write = match record.stream {
             LogStream::Stdout => &mut out,
             LogStream::Stderr => &mut err,
@@ -166,5 +179,5 @@ fn print(lines: &[u8], shown: Shown) -> Result<(), Printing> {
     }
     out.flush()?;
     err.flush()?;
-    Ok(())
+    Ok(whole)
 }

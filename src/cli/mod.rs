@@ -29,6 +29,8 @@ mod inspect;
 mod join;
 mod logs;
 mod member_args;
+mod mesh;
+mod mesh_args;
 mod network_args;
 mod node_args;
 mod nodes;
@@ -176,12 +178,13 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             ClusterCommand::Set { changes } => placement::set(client, changes).await,
             ClusterCommand::Recover(_) => Ok(0),
         },
+        Command::Mesh { command } => mesh::mesh(client, command).await,
         Command::Image { command } => match command {
             ImageCommand::Ls(list) => images::ls(client, list).await,
             ImageCommand::Pull(args) => pull::pull(client, args).await,
             ImageCommand::Import(args) => images::import(client, args).await,
             ImageCommand::Prune(args) => images::prune(client, args).await,
-            ImageCommand::Rm { names } => images::rm(client, names).await,
+            ImageCommand::Rm { names, on } => images::rm(client, names, on).await,
         },
         Command::Registry { command } => match command {
             RegistryCommand::Login(args) => registries::login(client, args).await,

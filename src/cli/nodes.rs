@@ -17,6 +17,7 @@ use super::{
     Failure,
     args::{ListArgs, told},
     client::Client,
+    mesh::{CLOCK_APART_MS, apart},
     node_args::{DrainArgs, SetArgs},
     output, progress, prompt,
     workloads::all,
@@ -30,9 +31,14 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
     } else if args.quiet {
         nodes.iter().for_each(|node| println!("{}", node.name));
     } else {
+        // Told only when there is something to say.
+        let skewed = nodes.iter().any(|node| skew(node).is_some());
+        let mut header =
+            vec!["NODE", "STATE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"];
+        header.extend(skewed.then_some("CLOCK"));
         let rows = nodes.iter().map(|node| {
             let inventory = &node.inventory;
-            vec![
+            let mut row = vec![
                 node.name.clone(),
                 node.state.clone(),
                 inventory.cpus.to_string(),
@@ -43,17 +49,21 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
                 inventory.isolation.join(", "),
                 inventory.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
                 inventory.version.clone(),
-            ]
+            ];
+            row.extend(skewed.then(|| skew(node).unwrap_or_else(|| "-".to_owned())));
+            row
         });
-        output::table(
-            &["NODE", "STATE", "CPUS", "MEMORY", "OS", "KERNEL", "RUNTIME", "ISOLATION", "NETWORK", "TOFT"],
-            rows,
-        );
+        output::table(&header, rows);
     }
     Ok(0)
 }
 
-/// A node, and its machine as it is now if the node was asked itself.
+/// How far a node's clock is off, if that is worth a word.
+fn skew(node: &Node) -> Option<String> {
+    node.clock_ahead_ms.filter(|ms| ms.abs() > CLOCK_APART_MS).map(apart)
+}
+
+/// A node, and its machine as it is now if it tells.
 #[derive(Serialize)]
 struct Inspected {
     #[serde(flatten)]
@@ -66,8 +76,8 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
     let node: Node = client.get(&format!("/api/v1/nodes/{name}")).await?;
     let facts: Option<NodeFacts> = match client.get(&format!("/api/v1/nodes/{name}/facts")).await {
         Ok(facts) => Some(facts),
-        // It is another node, whose machine only it knows.
-        Err(failure) if failure.is("conflict") => None,
+        // It is away; what it said when it registered is known.
+        Err(failure) if failure.is("conflict") || failure.is("unavailable") => None,
         Err(failure) => return Err(failure),
     };
     if json {
@@ -78,6 +88,9 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
     let since = node.heard_since.as_ref().filter(|_| !matches!(node.state.as_str(), "ready" | "cordoned" | "draining"));
     let since = since.map(|since| format!(" for {}", output::age(since))).unwrap_or_default();
     lines.push(("State", node.state.clone() + &since));
+    if let Some(skew) = skew(&node) {
+        lines.push(("Clock", format!("{skew} off; set it by the network: `timedatectl set-ntp true` there")));
+    }
     let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
     if !labels.is_empty() {
         lines.push(("Labels", labels.join(", ")));

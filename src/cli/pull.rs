@@ -40,7 +40,7 @@ pub(super) async fn pull(client: &Client, args: PullArgs) -> Result<i32, Failure
 
 /// The image, unless it was told as JSON.
 async fn pull_one(client: &Client, name: &ImageRef, args: &PullArgs) -> Result<Option<Image>, Failure> {
-    let question = json(&PullRequest { image: name.as_str().to_owned() })?;
+    let question = json(&PullRequest { image: name.as_str().to_owned(), node: args.on.node.clone() })?;
     let mut body = client.download("/api/v1/images/pull", Some(Body::from(question))).await?.into_body();
     let mut bars = (!args.json && !args.quiet && std::io::stderr().is_terminal()).then(Bars::new);
     let mut rest = Vec::new();

@@ -32,6 +32,7 @@ pub(super) async fn stats(client: &Client, args: StatsArgs) -> Result<i32, Failu
             output::json(&stats)?;
         } else {
             print!("{}", table(&stats));
+            tell_away(&stats);
         }
         return Ok(0);
     }
@@ -64,9 +65,18 @@ fn shown(line: &[u8], json: bool) -> Result<io::Result<()>, Failure> {
     let mut text = table(&stats);
     if out.is_terminal() {
         // Over what was there, so that nothing flickers; then the rest of the screen is wiped.
+        for away in &stats.away {
+            text.push_str(&format!("nothing is told of {}: {}\n", away.node, away.error.message));
+        }
         text = format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n"));
     }
     Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn tell_away(stats: &Stats) {
+    for away in &stats.away {
+        eprintln!("toft: nothing is told of the instances on {}: {}", away.node, away.error.message);
+    }
 }
 
 fn table(stats: &Stats) -> String {
@@ -193,6 +203,7 @@ mod tests {
     fn columns_appear_when_there_is_something_in_them() {
         let stats = |usage: Usage| Stats {
             at: String::new(),
+            away: Vec::new(),
             instances: vec![InstanceStats {
                 instance: "web-0".into(),
                 workload: "web".into(),

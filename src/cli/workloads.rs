@@ -14,13 +14,23 @@ use crate::api::types::{Instance, Page, Waited, Workload};
 
 /// Reads a list to its end.
 pub(super) async fn all<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> Result<Vec<T>, Failure> {
+    all_of(client, path, "").await
+}
+
+/// The same with a question: parts of an address, each with `&` before it.
+pub(super) async fn all_of<T: serde::de::DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    asked: &str,
+) -> Result<Vec<T>, Failure> {
     let mut items = Vec::new();
     let mut after = String::new();
     loop {
-        let page: Page<T> = client.get(&format!("{path}{after}")).await?;
+        let question = format!("{asked}{after}").replacen('&', "?", 1);
+        let page: Page<T> = client.get(&format!("{path}{question}")).await?;
         items.extend(page.items);
         let Some(next) = page.next else { return Ok(items) };
-        after = format!("?after={}", query_value(&next));
+        after = format!("&after={}", query_value(&next));
     }
 }
 

@@ -21,7 +21,7 @@ mod removal;
 mod space;
 mod state_machine;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod types;
 
 pub use copy::CopyError;

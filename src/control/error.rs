@@ -1,5 +1,6 @@
 //! The errors of operations, closed in kind so that every door can translate them.
 
+use serde::{Deserialize, Serialize};
 use toft_model::{
     invalid::Invalid,
     state::{Refusal, RefusalKind},
@@ -12,7 +13,8 @@ use crate::{
 };
 
 /// What went wrong, for programs. The doors map it to HTTP and exit codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// The request is malformed or breaks a rule.
     Invalid,
@@ -61,7 +63,7 @@ impl ErrorKind {
 }
 
 /// A failed operation.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct ControlError {
     /// Kind for programs.

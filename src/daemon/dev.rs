@@ -28,6 +28,7 @@ use super::{
     joining,
     machine::Machine,
     membership::{self, Membership},
+    mesh::MeshEye,
     node,
     serving::Serving,
 };
@@ -219,15 +220,15 @@ async fn start(
         joining::ask(&config, directories.data(), node_id, wish).await?;
     }
     let mut serving = Serving::new(Directories::prepare(&config.paths)?);
-    let Serving { directories, tasks, cancel } = &mut serving;
+    let Serving { directories, tasks, cancel, offered } = &mut serving;
     let entered = membership::enter(&mut config, directories, tasks, cancel.clone()).await?;
     let Membership { state, cluster_key, belonging, mesh_door } = entered;
     let again = belonging.again();
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     let machine = Machine::made_up(&config, directories, number, &state).await?;
-    let member = Member { state, cluster_key, belonging, mesh_door };
-    let (api, _) = node::start(&config, (directories, tasks, cancel), member, machine).await?;
+    let member = Member { state, cluster_key, belonging, mesh_door, eye: MeshEye::none() };
+    let (api, _) = node::start(&config, (directories, tasks, cancel, offered), member, machine).await?;
     Ok(Running { config, serving, api, again })
 }
 

@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 mod attach;
 mod exec;
 mod files;
+mod mesh;
 mod usage;
 mod volumes;
 
 pub(super) use attach::Attached;
 pub(super) use exec::Execs;
 
+use super::mesh::MeshEye;
 use crate::{
     agent::{
         attach::Audience,
@@ -46,7 +48,7 @@ use crate::{
     },
     control::{
         ControlError, ErrorKind,
-        node_access::{ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullStep, PullSteps},
+        node_access::{ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, OwnNode, PullStep, PullSteps},
         ops::Ops,
     },
     observe::chain,
@@ -69,6 +71,7 @@ pub(super) struct LocalNode {
     meter: Meter,
     copies: files::Copies,
     gpus: GpuWatch,
+    mesh: MeshEye,
 }
 
 impl LocalNode {
@@ -77,6 +80,7 @@ impl LocalNode {
         logs_dir: PathBuf,
         retry: Arc<Notify>,
         (node_id, pulls, volumes, gpus): (NodeId, Pulls, Volumes, GpuWatch),
+        mesh: MeshEye,
         cancel: CancellationToken,
     ) -> Self {
         let meter = Meter::new(Arc::clone(&runtime), host::memory_bytes());
@@ -93,6 +97,7 @@ impl LocalNode {
             execs: Execs::default(),
             attached: Attached::default(),
             gpus,
+            mesh,
         }
     }
 
@@ -126,18 +131,6 @@ impl ReportSink for Sink {
 
 #[async_trait]
 impl NodeAccess for LocalNode {
-    fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
-        let port = PublishedPort { host: port.host?, container: port.container, protocol: port.protocol };
-        check_free(port).err().map(|error| chain(&error))
-    }
-
-    fn runtime_trouble(&self) -> Option<String> {
-        match &*self.runtime.availability().borrow() {
-            Availability::Up(_) => None,
-            Availability::Down(why) => Some(why.clone()),
-        }
-    }
-
     async fn logs(
         &self,
         instance: InstanceId,
@@ -193,10 +186,6 @@ impl NodeAccess for LocalNode {
         looked.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))
     }
 
-    fn gpus(&self) -> Vec<GpuFacts> {
-        self.gpus.borrow().as_ref().map(|sight| sight.facts()).unwrap_or_default()
-    }
-
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
         Ok(self.runtime.images().await.map_err(refused)?.into_iter().map(told).collect())
     }
@@ -240,8 +229,42 @@ impl NodeAccess for LocalNode {
         Ok(steps.boxed())
     }
 
-    fn pulling(&self, node: NodeId, image: &ImageRef) -> Option<PullProgress> {
-        if node == self.node_id { self.pulls.progress(image) } else { None }
+    async fn image_pulls(&self) -> Result<Vec<ImagePull>, ControlError> {
+        Ok(self.pulls())
+    }
+
+    async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
+        self.runtime.remove_image(&image).await.map_err(refused)
+    }
+
+    async fn image_room(&self) -> Result<Room, ControlError> {
+        self.runtime.room().await.map_err(refused)
+    }
+}
+
+impl OwnNode for LocalNode {
+    fn node_id(&self) -> Option<NodeId> {
+        Some(self.node_id)
+    }
+
+    fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
+        let port = PublishedPort { host: port.host?, container: port.container, protocol: port.protocol };
+        check_free(port).err().map(|error| chain(&error))
+    }
+
+    fn runtime_trouble(&self) -> Option<String> {
+        match &*self.runtime.availability().borrow() {
+            Availability::Up(_) => None,
+            Availability::Down(why) => Some(why.clone()),
+        }
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        self.gpus.borrow().as_ref().map(|sight| sight.facts()).unwrap_or_default()
+    }
+
+    fn pulling(&self, image: &ImageRef) -> Option<PullProgress> {
+        self.pulls.progress(image)
     }
 
     fn pulls(&self) -> Vec<ImagePull> {
@@ -255,14 +278,6 @@ impl NodeAccess for LocalNode {
 
     fn pulls_moved(&self) -> watch::Receiver<u64> {
         self.pulls.watch()
-    }
-
-    async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
-        self.runtime.remove_image(&image).await.map_err(refused)
-    }
-
-    async fn image_room(&self) -> Result<Room, ControlError> {
-        self.runtime.room().await.map_err(refused)
     }
 }
 

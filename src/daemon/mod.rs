@@ -29,6 +29,8 @@ mod tasks;
 mod volumes;
 mod witness;
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -36,6 +38,7 @@ pub use crate::enroll::NoToken;
 use crate::{
     config::{Config, NodeRole},
     control::loops,
+    remote::FarNodes,
 };
 pub use dev::{DevWish, dev};
 use directories::Directories;
@@ -44,10 +47,12 @@ pub use joining::{Wish, join, leave_alone};
 use machine::Machine;
 use membership::Membership;
 pub use membership::{Account, recover};
-use node::Member;
+use mesh::MeshEye;
+use node::{Member, offer};
 pub use restore::{Restore, Restored, restore};
 use serving::Serving;
 pub use shutdown::end_for_shutdown;
+use witness::Witness;
 
 /// An error with the next step for the person who reads it.
 #[derive(Debug)]
@@ -94,19 +99,23 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     let mut stop_signals = StopSignals::listen().context("listening for signals")?;
     let directories = Directories::prepare(&config.paths)?;
     let mut serving = Serving::new(directories);
-    let Serving { directories, tasks, cancel } = &mut serving;
+    let Serving { directories, tasks, cancel, offered } = &mut serving;
     let cancel = cancel.clone();
 
     let entered = membership::enter(&mut config, directories, tasks, cancel.clone()).await?;
     let Membership { state, cluster_key, belonging, mesh_door } = entered;
     let again = belonging.again();
+    let eye = MeshEye::none();
     // Whoever leads plans, a witness too.
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
         let place = (config.clone(), directories.clone());
-        tasks.spawn("mesh", witness::mesh(place, (state.clone(), mesh_door), cancel.clone()));
-        let api = witness::api(state, directories, &config, belonging, cluster_key)?;
+        tasks.spawn("mesh", witness::mesh(place, (state.clone(), mesh_door, eye.clone()), cancel.clone()));
+        let node = Arc::new(Witness(eye));
+        offered.push(offer(&state, node.clone(), &cancel));
+        let others = Arc::new(FarNodes::new(state.clone(), cancel.clone()));
+        let api = witness::api(state, directories, &config, belonging, cluster_key, (node, others))?;
         return serving.until_the_end((api, None), &config, (&mut stop_signals, &again), None).await;
     }
     let machine = tokio::select! {
@@ -118,8 +127,8 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
         }
     };
     let supervisor = machine.supervisor.clone();
-    let member = Member { state, cluster_key, belonging, mesh_door };
-    let (api, node_id) = node::start(&config, (directories, tasks, &cancel), member, machine).await?;
+    let member = Member { state, cluster_key, belonging, mesh_door, eye };
+    let (api, node_id) = node::start(&config, (directories, tasks, &cancel, offered), member, machine).await?;
     serving.until_the_end((api, Some(node_id)), &config, (&mut stop_signals, &again), supervisor).await
 }
 

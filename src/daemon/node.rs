@@ -22,7 +22,7 @@ use super::{
     logins::AllLogins,
     machine::Machine,
     membership::MeshDoor,
-    mesh::{Me, Mesh},
+    mesh::{Me, Mesh, MeshEye},
     names::{self, Neighbours},
     registration::{self, Registration},
     tasks::Tasks,
@@ -48,10 +48,12 @@ use crate::{
     consensus::{Handle, network::Offered},
     control::{
         loops,
+        node_access::NodeAccess,
         ops::{Ops, images::RoomLimits},
     },
     embedded,
     observe::{chain, metrics::Metrics},
+    remote::{FarNodes, NodeDoor},
     seal::ClusterKey,
 };
 
@@ -61,16 +63,18 @@ pub(super) struct Member {
     pub(super) cluster_key: ClusterKey,
     pub(super) belonging: Arc<Belonging>,
     pub(super) mesh_door: Option<MeshDoor>,
+    /// Where others look at the mesh.
+    pub(super) eye: MeshEye,
 }
 
 /// Starts everything but the doors, and gives what they answer with.
 pub(super) async fn start(
     config: &Config,
-    (directories, tasks, cancel): (&Directories, &mut Tasks, &CancellationToken),
+    (directories, tasks, cancel, offered): (&Directories, &mut Tasks, &CancellationToken, &mut Vec<Offered>),
     member: Member,
     machine: Machine,
 ) -> anyhow::Result<(ApiState, NodeId)> {
-    let Member { state, cluster_key, belonging, mesh_door } = member;
+    let Member { state, cluster_key, belonging, mesh_door, eye } = member;
     let Machine { identity, host, runtime, network, answers_names, logger, watcher, gpus, offences, injector, .. } =
         machine;
     let subnet6 = addresses::of_ipv6(config, &identity, &state).await?;
@@ -83,7 +87,8 @@ pub(super) async fn start(
     }
 
     let me = addresses::in_mesh(&identity, &state).await?;
-    let (mesh, outlook) = Mesh::new(config, directories, (&state, mesh_door), me.map(|me| Me { subnet6, ..me }));
+    let (mesh, outlook) =
+        Mesh::new(config, directories, (&state, mesh_door, eye.clone()), me.map(|me| Me { subnet6, ..me }));
     if let Some(mesh) = mesh {
         tasks.spawn("mesh", mesh.run(cancel.clone()));
     }
@@ -96,8 +101,7 @@ pub(super) async fn start(
         registries = registries.with_neighbours(Arc::new(Taker(ways)));
     }
     let giver = Giver::new(Arc::clone(&runtime)).service();
-    let offered = vec![state.offer(move |routes| routes.add_service(giver.clone()))];
-    tasks.spawn("services for other members", offer(offered, cancel.clone()));
+    offered.push(state.offer(move |routes| routes.add_service(giver.clone())));
     let (pulls, puller) = Pulls::new(Arc::clone(&runtime), registries);
     tasks.spawn("image pulls", puller.run(cancel.clone()));
     let volumes = Volumes::open(VolumesConfig {
@@ -111,12 +115,14 @@ pub(super) async fn start(
     let (feed, assignments) = watch::channel(None);
     tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
     let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
-    let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, cancel.clone());
+    let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, eye, cancel.clone());
     let node = Arc::new(node);
+    offered.push(offer(&state, node.clone(), cancel));
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));
     let ops = Ops::new(state.clone(), node.clone())
+        .with_others(Arc::new(FarNodes::new(state.clone(), cancel.clone())))
         .with_backups(backups)
         .with_belonging(belonging)
         .with_cluster_key(cluster_key.clone());
@@ -193,10 +199,10 @@ pub(super) async fn start(
     Ok((api, node_id))
 }
 
-/// Offers services to the other members until `cancel`: whatever they hold would keep the state from being closed.
-async fn offer(offered: Vec<Offered>, cancel: CancellationToken) {
-    cancel.cancelled().await;
-    drop(offered);
+/// Lets the other members ask `node`, until what is given is dropped.
+pub(super) fn offer(state: &Handle, node: Arc<dyn NodeAccess>, cancel: &CancellationToken) -> Offered {
+    let door = NodeDoor::new(node, cancel.clone());
+    state.offer(move |routes| routes.add_service(door.clone().service()))
 }
 
 /// The number of this run. A full disk does not keep the node from starting: then the clock alone has to grow.

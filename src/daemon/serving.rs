@@ -7,7 +7,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Ending, StopSignals, directories::Directories, doors, tasks::Tasks};
-use crate::{agent::runtime::supervisor::ContainerdSupervisor, api::http::ApiState, config::Config};
+use crate::{
+    agent::runtime::supervisor::ContainerdSupervisor, api::http::ApiState, config::Config, consensus::network::Offered,
+};
 
 /// Longest wait for the doors to finish what they are answering.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
@@ -21,21 +23,24 @@ pub(super) struct Serving {
     pub(super) directories: Directories,
     pub(super) tasks: Tasks,
     pub(super) cancel: CancellationToken,
+    /// What the other members may ask.
+    pub(super) offered: Vec<Offered>,
 }
 
 impl Serving {
     pub(super) fn new(directories: Directories) -> Self {
-        Self { directories, tasks: Tasks::default(), cancel: CancellationToken::new() }
+        Self { directories, tasks: Tasks::default(), cancel: CancellationToken::new(), offered: Vec::new() }
     }
 
     /// Runs without doors until `end`.
     pub(super) async fn until(self, end: CancellationToken) {
-        let Self { directories, mut tasks, cancel } = self;
+        let Self { directories, mut tasks, cancel, offered } = self;
         tokio::select! {
             () = end.cancelled() => {}
             name = tasks.first_end() => tracing::error!("the task `{name}` ended unexpectedly"),
         }
         cancel.cancel();
+        drop(offered);
         tasks.join(LAST_TASKS).await;
         directories.remove_traces();
     }
@@ -48,7 +53,7 @@ impl Serving {
         (stop_signals, again): (&mut StopSignals, &Notify),
         supervisor: Option<Arc<ContainerdSupervisor>>,
     ) -> anyhow::Result<Ending> {
-        let Self { directories, mut tasks, cancel } = self;
+        let Self { directories, mut tasks, cancel, offered } = self;
         let (doors_cancel, ops) = (CancellationToken::new(), api.ops.clone());
         let mut doors = doors::open(api, config, &directories, doors_cancel.clone()).await?;
         tracing::info!(
@@ -82,7 +87,7 @@ impl Serving {
         doors_cancel.cancel();
         doors.tasks.join(LAST_ANSWERS).await;
         cancel.cancel();
-        drop(doors);
+        drop((doors, offered));
         tasks.join(LAST_TASKS).await;
         if let (Some(supervisor), None) = (supervisor, ended_early) {
             supervisor.shut_down().await;

@@ -1,6 +1,6 @@
 //! A node that runs nothing: it has the state, votes and answers questions.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use toft_model::{
@@ -10,6 +10,7 @@ use toft_model::{
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     log::LogQuery,
+    mesh::view::{MeshSeen, PingRow},
     name::Name,
     node::NodeFacts,
     pull::PullProgress,
@@ -24,7 +25,7 @@ use super::{
     directories::Directories,
     identity::Identity,
     membership::MeshDoor,
-    mesh::{self, Me, Mesh},
+    mesh::{self, Me, Mesh, MeshEye},
     node::backup_settings,
 };
 use crate::{
@@ -37,16 +38,18 @@ use crate::{
         ControlError, ErrorKind,
         belonging::Belong,
         node_access::{
-            ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
+            ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, OwnNode, PullSteps,
             attach::NodeAttach,
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
+            mesh::NodeMesh,
             usage::{NodeUsage, RunningInstance},
-            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
         ops::Ops,
     },
     observe::metrics::Metrics,
+    remote::FarNodes,
     seal::ClusterKey,
 };
 
@@ -57,22 +60,24 @@ pub(super) fn api(
     config: &Config,
     belonging: Arc<dyn Belong>,
     cluster_key: ClusterKey,
+    (node, others): (Arc<Witness>, Arc<FarNodes>),
 ) -> anyhow::Result<ApiState> {
     let identity = Identity::load_or_make(directories)?;
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
-    let ops = Ops::new(state, Arc::new(Witness))
+    let ops = Ops::new(state, node)
+        .with_others(others)
         .with_backups(backups)
         .with_belonging(belonging)
         .with_cluster_key(cluster_key);
     tracing::info!("this node is a witness: it votes and runs no workloads");
-    Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(Witness), kept: KeptPage::default() })
+    Ok(ApiState { ops, metrics: Metrics::install(), readiness: Arc::new(AlwaysReady), kept: KeptPage::default() })
 }
 
 /// A witness has an end of the mesh too, with an address of its own: the first of a /24 that it claims as others do and
 /// of which it uses nothing else. What it lacks is told, and keeps it from nothing else.
 pub(super) async fn mesh(
     (config, directories): (Config, Directories),
-    (state, door): (Handle, Option<MeshDoor>),
+    (state, door, eye): (Handle, Option<MeshDoor>, MeshEye),
     cancel: CancellationToken,
 ) {
     let joined = async {
@@ -83,7 +88,7 @@ pub(super) async fn mesh(
         let identity = addresses::settle(&config, &directories, addresses::used(&kernel).await, &state).await?;
         let me = addresses::in_mesh(&identity, &state).await?;
         let subnet6 = addresses::of_ipv6(&config, &identity, &state).await?;
-        anyhow::Ok(Mesh::new(&config, &directories, (&state, door), me.map(|me| Me { subnet6, ..me })).0)
+        anyhow::Ok(Mesh::new(&config, &directories, (&state, door, eye), me.map(|me| Me { subnet6, ..me })).0)
     };
     match cancel.run_until_cancelled(async { if config.mesh.enabled { joined.await } else { Ok(None) } }).await {
         Some(Ok(Some(mesh))) => mesh.run(cancel).await,
@@ -95,9 +100,12 @@ pub(super) async fn mesh(
     }
 }
 
-struct Witness;
+/// What control asks of a witness: nothing but its end of the mesh.
+pub(super) struct Witness(pub(super) MeshEye);
 
-impl Readiness for Witness {
+struct AlwaysReady;
+
+impl Readiness for AlwaysReady {
     fn trouble(&self) -> Option<String> {
         None
     }
@@ -117,10 +125,6 @@ impl NodeAttach for Witness {
 
 #[async_trait]
 impl NodeExec for Witness {
-    fn node_id(&self) -> Option<NodeId> {
-        None
-    }
-
     async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
         Ok(nothing_here()?)
     }
@@ -154,12 +158,8 @@ impl NodeFiles for Witness {
 
 #[async_trait]
 impl NodeVolumes for Witness {
-    async fn volume_size(&self, _: &Name) -> Option<u64> {
-        None
-    }
-
-    fn volume_path(&self, _: &Name) -> Option<String> {
-        None
+    async fn volume_facts(&self, _: Vec<Name>) -> Result<BTreeMap<Name, VolumeFacts>, ControlError> {
+        nothing_here()
     }
 
     async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
@@ -173,14 +173,6 @@ impl NodeVolumes for Witness {
 
 #[async_trait]
 impl NodeAccess for Witness {
-    fn port_taken_outside(&self, _: PortSpec) -> Option<String> {
-        None
-    }
-
-    fn runtime_trouble(&self) -> Option<String> {
-        None
-    }
-
     async fn logs(&self, _: InstanceId, _: LogQuery, _: CancellationToken) -> Result<LogLines, ControlError> {
         nothing_here()
     }
@@ -191,10 +183,6 @@ impl NodeAccess for Witness {
 
     async fn facts(&self) -> Result<NodeFacts, ControlError> {
         nothing_here()
-    }
-
-    fn gpus(&self) -> Vec<GpuFacts> {
-        Vec::new()
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
@@ -209,7 +197,48 @@ impl NodeAccess for Witness {
         nothing_here()
     }
 
-    fn pulling(&self, _: NodeId, _: &ImageRef) -> Option<PullProgress> {
+    async fn image_pulls(&self) -> Result<Vec<ImagePull>, ControlError> {
+        nothing_here()
+    }
+
+    async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {
+        nothing_here()
+    }
+
+    async fn image_room(&self) -> Result<Room, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
+impl NodeMesh for Witness {
+    async fn mesh_seen(&self) -> Result<MeshSeen, ControlError> {
+        Ok(self.0.seen())
+    }
+
+    async fn mesh_ping(&self, packets: u32) -> Result<Vec<PingRow>, ControlError> {
+        self.0.ping(packets).await
+    }
+}
+
+impl OwnNode for Witness {
+    fn node_id(&self) -> Option<NodeId> {
+        None
+    }
+
+    fn port_taken_outside(&self, _: PortSpec) -> Option<String> {
+        None
+    }
+
+    fn runtime_trouble(&self) -> Option<String> {
+        None
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        Vec::new()
+    }
+
+    fn pulling(&self, _: &ImageRef) -> Option<PullProgress> {
         None
     }
 
@@ -219,13 +248,5 @@ impl NodeAccess for Witness {
 
     fn pulls_moved(&self) -> watch::Receiver<u64> {
         watch::Sender::default().subscribe()
-    }
-
-    async fn remove_image(&self, _: ImageRef) -> Result<bool, ControlError> {
-        nothing_here()
-    }
-
-    async fn image_room(&self) -> Result<Room, ControlError> {
-        nothing_here()
     }
 }

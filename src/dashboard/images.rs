@@ -104,7 +104,7 @@ async fn read(ops: &Ops) -> Result<List, PageError> {
         let using = workloads.iter().filter(|workload| workload.row.spec.image.as_str() == name);
         using.map(|workload| workload.row.spec.name.to_string()).collect()
     };
-    let (images, trouble) = match ops.images().await {
+    let (images, trouble) = match ops.images(None).await {
         Ok(images) => (images, None),
         Err(error) => (Vec::new(), Some(error.message)),
     };
@@ -140,7 +140,7 @@ pub(super) struct Asked {
 pub(super) async fn pull(State(dashboard): State<Dashboard>, Form(asked): Form<Asked>) -> Result<Response, PageError> {
     let begun = match asked.image.trim().parse::<ImageRef>() {
         // Nobody listens: the pull goes on without.
-        Ok(image) => dashboard.ops.pull_image(image).await.map(drop),
+        Ok(image) => dashboard.ops.pull_image(None, image).await.map(drop),
         Err(invalid) => Err(invalid.at("image").into()),
     };
     let Err(error) = begun else { return Ok(Redirect::to("/images").into_response()) };
@@ -174,6 +174,6 @@ pub(super) async fn remove(
     State(dashboard): State<Dashboard>,
     Form(meant): Form<Meant>,
 ) -> Result<Redirect, PageError> {
-    dashboard.ops.remove_image(meant.image()?).await?;
+    dashboard.ops.remove_image(None, meant.image()?).await?;
     Ok(Redirect::to("/images"))
 }

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::control::{
     ErrorKind,
-    ops::{Ops, now_ms},
+    ops::{Ops, mesh::CLOCK_APART_MS, now_ms},
 };
 
 type Facts = Vec<(String, String)>;
@@ -145,12 +145,16 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let node: NodeRow = ops.node(name).await?;
     let (elsewhere, facts) = match ops.node_facts(&node).await {
         Ok(facts) => (None, Some(facts)),
-        Err(error) if error.kind == ErrorKind::Conflict => (Some(error.message), None),
+        Err(error) if matches!(error.kind, ErrorKind::Conflict | ErrorKind::Unavailable) => (Some(error.message), None),
         Err(error) => return Err(error.into()),
     };
+    let skew = ops.clocks().await.unwrap_or_default().get(&node.id).copied().filter(|ms| ms.abs() > CLOCK_APART_MS);
     let isolation = facts.as_ref().map_or(&node.inventory.isolation, |facts| &facts.isolation);
     let software = software(&node.inventory, isolation);
-    let machine = facts.as_ref().map_or_else(|| registered(&node.inventory), |facts| machine(facts, now_ms));
+    let mut machine = facts.as_ref().map_or_else(|| registered(&node.inventory), |facts| machine(facts, now_ms));
+    machine.extend(
+        skew.map(|ms| pair("Clock", format!("{:+.1} s off: let it be set by the network", ms as f64 / 1_000.0))),
+    );
     let mut groups = vec![("Machine", machine), ("Software", software)];
     let cards = gpus(&node.inventory, facts.as_ref());
     if !cards.is_empty() {

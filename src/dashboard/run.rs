@@ -85,7 +85,7 @@ fn choices(offered: &[(&str, &str)], typed: &str) -> Vec<Choice> {
 
 async fn form_page(dashboard: &Dashboard, form: RunForm, wrong: Mistakes) -> Result<Response, PageError> {
     // The list only helps to type; without it the form works as well.
-    let images = dashboard.ops.images().await.unwrap_or_default();
+    let images = dashboard.ops.images(None).await.unwrap_or_default();
     let familiar = |name: String| name.parse::<ImageRef>().map(|image| image.familiar().to_owned()).ok();
     show(&Page {
         frame: Frame::at("run"),

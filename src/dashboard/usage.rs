@@ -39,7 +39,7 @@ impl UsageLine {
 /// What the instances use, by name. What cannot be measured is left out: the page has more to tell.
 pub(super) async fn lines(ops: &Ops, workload: &WorkloadView) -> BTreeMap<String, UsageLine> {
     let measured = tokio::time::timeout(PATIENCE, ops.usage_of(workload.instances.clone(), false)).await;
-    let used = measured.ok().and_then(Result::ok).unwrap_or_default();
+    let used = measured.ok().and_then(Result::ok).unwrap_or_default().0;
     used.iter().map(|used| (used.instance.name(), UsageLine::of(&used.usage))).collect()
 }
 

@@ -23,3 +23,11 @@ pub mod relay {
 
     tonic::include_proto!("toft.relay.v1");
 }
+
+/// What a node asks another of what lies there.
+pub mod node {
+    #![expect(missing_docs, reason = "the comments stand in node.proto")]
+    #![allow(clippy::all)]
+
+    tonic::include_proto!("toft.node.v1");
+}

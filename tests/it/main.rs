@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
 mod addresses;
+mod any_node;
 mod attach;
 mod backup;
 mod bad_input;

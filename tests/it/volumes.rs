@@ -347,11 +347,14 @@ fn a_volume_ties_its_workloads_to_its_node_and_goes_when_the_node_is_back() {
     let pending =
         wait_until("it waits", || a.get("/api/v1/workloads/other").good()["pending"].as_str().map(str::to_owned));
     assert!(pending.contains("a: volume `data` lies on b"), "{pending}");
+    // Whichever node is asked.
     let file = machine.dir.join("x").display().to_string();
-    let refused = a.toft(&["volume", "backup", "data", "-o", &file]).bad(1);
-    assert!(refused.contains("lies on node `b`") && !Path::new(&file).exists(), "{refused}");
-    assert_eq!(volume(&a, "data")["size_bytes"], Value::Null);
+    a.toft(&["exec", "db-0", "--", "sh", "-c", "echo kept > /d/file"]).good();
+    a.good(&format!("volume backup data -o {file}"));
+    assert_eq!(volume(&a, "data")["path"], b.data.join("volumes/data/_data").display().to_string());
     a.good("rm other db");
+    a.good(&format!("volume restore data {file} --replace"));
+    assert_eq!(fs::read_to_string(b.data.join("volumes/data/_data/file")).unwrap(), "kept\n");
 
     // Removed while its node is away: the node deletes the data when it is back, and nothing else.
     let folder = b.data.join("volumes/data");

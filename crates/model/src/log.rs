@@ -27,7 +27,7 @@ pub struct LogLine {
 }
 
 /// Which lines are wanted.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LogQuery {
     /// Only the last so many.
     pub tail: Option<usize>,

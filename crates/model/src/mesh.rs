@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::invalid::Invalid;
 
 mod node;
+pub mod view;
 mod way;
 
 pub use node::{MAX_TOLD, MeshNode, is_somebodys};

@@ -68,7 +68,7 @@ pub struct Process {
 }
 
 /// Room on a file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Room {
     /// Bytes in use.
     pub used_bytes: u64,

@@ -10,7 +10,7 @@ use axum::{
     },
     response::Response,
 };
-use toft_model::{exec::AttachOrder, ids::InstanceId};
+use toft_model::exec::AttachOrder;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{
@@ -19,10 +19,14 @@ use super::{
 };
 use crate::{
     api::types::ExecCommand,
-    control::{ControlError, ErrorKind, node_access::exec::ExecSession, ops::Ops},
+    control::{
+        ControlError, ErrorKind,
+        node_access::exec::ExecSession,
+        ops::{Ops, exec::Target},
+    },
 };
 
-/// Attaches to the own process of an instance of this node that has input or a terminal, over a WebSocket as for `exec`. The
+/// Attaches to the own process of an instance that has input or a terminal, over a WebSocket as for `exec`. The
 /// first message is the order; the node says `started` when the client is attached, which may take as long as the image's
 /// pull. Any number of clients see the output from then on and send input. The process goes on when the connection ends,
 /// unless the workload runs in the `foreground`: its input ends then.
@@ -39,7 +43,7 @@ pub async fn attach(
     Ok(upgrade.on_upgrade(move |socket| serve(socket, api.ops, target)))
 }
 
-async fn serve(mut socket: WebSocket, ops: Ops, target: InstanceId) {
+async fn serve(mut socket: WebSocket, ops: Ops, target: Target) {
     let order = |command| match command {
         ExecCommand::Attach { order } => Some(order),
         _ => None,
@@ -65,7 +69,7 @@ async fn serve(mut socket: WebSocket, ops: Ops, target: InstanceId) {
 async fn attached(
     socket: &mut WebSocket,
     ops: Ops,
-    target: InstanceId,
+    target: Target,
     order: AttachOrder,
 ) -> Option<Result<ExecSession, ControlError>> {
     let attaching = ops.attach(target, order);

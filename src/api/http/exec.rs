@@ -13,10 +13,7 @@ use axum::{
     response::Response,
 };
 use futures_util::{SinkExt, StreamExt, stream::SplitSink};
-use toft_model::{
-    exec::{ExecInput, ExecOutput},
-    ids::InstanceId,
-};
+use toft_model::exec::{ExecInput, ExecOutput};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{ApiError, ApiState};
@@ -25,7 +22,7 @@ use crate::{
     control::{
         ControlError, ErrorKind,
         node_access::exec::{ExecRefused, ExecSession},
-        ops::Ops,
+        ops::{Ops, exec::Target},
     },
 };
 
@@ -42,7 +39,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
 
-/// Runs a process inside an instance of this node, over a WebSocket. Text messages are JSON (`ExecCommand` from the
+/// Runs a process inside an instance, over a WebSocket. Text messages are JSON (`ExecCommand` from the
 /// client, `ExecNews` from the node), binary ones carry the streams. The first message is the order. The process ends when
 /// the connection does.
 #[utoipa::path(get, path = "/instances/{name}/exec", tag = "instances", params(("name" = String, Path)), responses((status = 101, description = "The connection is a WebSocket now", body = ExecNews), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
@@ -73,7 +70,7 @@ pub(super) fn upgraded(
     })
 }
 
-async fn serve(mut socket: WebSocket, ops: Ops, target: InstanceId) {
+async fn serve(mut socket: WebSocket, ops: Ops, target: Target) {
     let order = |command| match command {
         ExecCommand::Start { order } => Some(order),
         _ => None,

@@ -45,7 +45,7 @@ fn named(name: Name) -> Result<String, ControlError> {
     Ok(name)
 }
 
-/// What a path of an instance of this node leads to.
+/// What a path of an instance leads to.
 #[utoipa::path(get, path = "/instances/{name}/files/stat", tag = "instances", params(("name" = String, Path), ReadQuery), responses((status = 200, body = FileStat), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn stat(
     State(api): State<ApiState>,
@@ -55,7 +55,7 @@ pub async fn stat(
     Ok(Json(api.ops.file_stat(&named(name)?, query.path, query.follow).await?))
 }
 
-/// A file or a directory of an instance of this node as a tar archive, whose first entry has the last part of the path for
+/// A file or a directory of an instance as a tar archive, whose first entry has the last part of the path for
 /// its name, or `.` when the path ends in `/.`. Devices and sockets are left out.
 #[utoipa::path(get, path = "/instances/{name}/files", tag = "instances", params(("name" = String, Path), ReadQuery), responses((status = 200, body = Vec<u8>, content_type = "application/x-tar"), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn read(
@@ -67,7 +67,7 @@ pub async fn read(
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], RawBody::from_stream(archive)).into_response())
 }
 
-/// Unpacks a tar archive into a directory of an instance of this node. Names that lead out of the directory, also by links,
+/// Unpacks a tar archive into a directory of an instance. Names that lead out of the directory, also by links,
 /// and devices are refused; what was unpacked before stays.
 #[utoipa::path(put, path = "/instances/{name}/files", tag = "instances", params(("name" = String, Path), WriteQuery), request_body(content = Vec<u8>, content_type = "application/x-tar"), responses((status = 200, body = FilesWritten), (status = 400, body = crate::api::types::ErrorEnvelope), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
 pub async fn write(

@@ -9,7 +9,7 @@ use axum::{
 };
 use futures_util::{StreamExt, TryStreamExt};
 use serde::Deserialize;
-use toft_model::image::ImageRef;
+use toft_model::{image::ImageRef, name::Name};
 use tokio_util::io::StreamReader;
 use utoipa::IntoParams;
 
@@ -29,6 +29,9 @@ use crate::{
 pub struct ImportQuery {
     /// Names an image whose archive carries no name.
     name: Option<String>,
+    /// The node; the one that is asked when absent.
+    #[param(value_type = Option<String>)]
+    node: Option<Name>,
 }
 
 /// Which image.
@@ -37,13 +40,42 @@ pub struct ImportQuery {
 pub struct ImageQuery {
     /// Its reference.
     name: String,
+    /// The node; the one that is asked when absent.
+    #[param(value_type = Option<String>)]
+    node: Option<Name>,
 }
 
-/// The images on this node, by name.
-#[utoipa::path(get, path = "/images", tag = "images", params(ListQuery), responses((status = 200, body = Page<Image>)))]
-pub async fn list(State(api): State<ApiState>, Asked(query): Asked<ListQuery>) -> Result<Json<Page<Image>>, ApiError> {
-    let images = api.ops.images().await?.into_iter().map(Image::from).collect();
-    Ok(Json(query.page(images, |image: &Image| image.name.clone())?))
+/// On which node.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct OnNode {
+    /// The node; the one that is asked when absent.
+    #[param(value_type = Option<String>)]
+    node: Option<Name>,
+}
+
+/// Which page of which node's images.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub struct ImagesQuery {
+    /// Items on a page, 1 to 1000; default 1000.
+    limit: Option<usize>,
+    /// Only items after this name.
+    after: Option<String>,
+    /// The node; the one that is asked when absent.
+    #[param(value_type = Option<String>)]
+    node: Option<Name>,
+}
+
+/// The images on a node, by name.
+#[utoipa::path(get, path = "/images", tag = "images", params(ImagesQuery), responses((status = 200, body = Page<Image>)))]
+pub async fn list(
+    State(api): State<ApiState>,
+    Asked(query): Asked<ImagesQuery>,
+) -> Result<Json<Page<Image>>, ApiError> {
+    let ImagesQuery { limit, after, node } = query;
+    let images = api.ops.images(node.as_ref()).await?.into_iter().map(Image::from).collect();
+    Ok(Json(ListQuery { limit, after }.page(images, |image: &Image| image.name.clone())?))
 }
 
 /// Imports an archive: an OCI image layout as tar, or what `docker save` writes; plain or gzip.
@@ -55,7 +87,7 @@ pub async fn import(
 ) -> Result<(StatusCode, Json<Vec<Image>>), ApiError> {
     let name = query.name.map(|name| name.parse::<ImageRef>().map_err(|e| e.at("name"))).transpose()?;
     let bytes = body.into_data_stream().map_err(std::io::Error::other);
-    let images = api.ops.import_image(Box::new(StreamReader::new(bytes)), name).await?;
+    let images = api.ops.import_image(query.node.as_ref(), Box::new(StreamReader::new(bytes)), name).await?;
     Ok((StatusCode::CREATED, Json(images.into_iter().map(Image::from).collect())))
 }
 
@@ -64,7 +96,7 @@ pub async fn import(
 #[utoipa::path(post, path = "/images/pull", tag = "images", request_body = PullRequest, responses((status = 200, body = PullLine, content_type = "application/x-ndjson")))]
 pub async fn pull(State(api): State<ApiState>, Body(asked): Body<PullRequest>) -> Result<Response, ApiError> {
     let image = asked.image.parse::<ImageRef>().map_err(|e| e.at("image"))?;
-    let lines = api.ops.pull_image(image).await?.map(|step| {
+    let lines = api.ops.pull_image(asked.node.as_ref(), image).await?.map(|step| {
         let line = match step {
             PullStep::Progress(progress) => PullLine::Progress(progress),
             PullStep::Done(image) => PullLine::Image(image.into()),
@@ -77,23 +109,23 @@ pub async fn pull(State(api): State<ApiState>, Body(asked): Body<PullRequest>) -
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], RawBody::from_stream(lines)).into_response())
 }
 
-/// This node's pulls: those under way with how far each layer is, then those that failed in the last quarter of an hour.
-#[utoipa::path(get, path = "/images/pulls", tag = "images", responses((status = 200, body = Vec<Pull>)))]
-pub async fn pulls(State(api): State<ApiState>) -> Json<Vec<Pull>> {
-    Json(api.ops.image_pulls().into_iter().map(Pull::from).collect())
+/// A node's pulls: those under way with how far each layer is, then those that failed in the last quarter of an hour.
+#[utoipa::path(get, path = "/images/pulls", tag = "images", params(OnNode), responses((status = 200, body = Vec<Pull>)))]
+pub async fn pulls(State(api): State<ApiState>, Asked(on): Asked<OnNode>) -> Result<Json<Vec<Pull>>, ApiError> {
+    Ok(Json(api.ops.image_pulls_on(on.node.as_ref()).await?.into_iter().map(Pull::from).collect()))
 }
 
 /// Removes every image that nothing uses, and gives them.
-#[utoipa::path(post, path = "/images/prune", tag = "images", responses((status = 200, body = Vec<Image>)))]
-pub async fn prune(State(api): State<ApiState>) -> Result<Json<Vec<Image>>, ApiError> {
-    Ok(Json(api.ops.prune_images().await?.into_iter().map(Image::from).collect()))
+#[utoipa::path(post, path = "/images/prune", tag = "images", params(OnNode), responses((status = 200, body = Vec<Image>)))]
+pub async fn prune(State(api): State<ApiState>, Asked(on): Asked<OnNode>) -> Result<Json<Vec<Image>>, ApiError> {
+    Ok(Json(api.ops.prune_images(on.node.as_ref()).await?.into_iter().map(Image::from).collect()))
 }
 
 /// Removes an image that no workload names.
 #[utoipa::path(delete, path = "/images", tag = "images", params(ImageQuery), responses((status = 204)))]
 pub async fn remove(State(api): State<ApiState>, Asked(query): Asked<ImageQuery>) -> Result<StatusCode, ApiError> {
     let image = query.name.parse::<ImageRef>().map_err(|e| e.at("name"))?;
-    api.ops.remove_image(image).await?;
+    api.ops.remove_image(query.node.as_ref(), image).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

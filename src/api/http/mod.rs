@@ -17,6 +17,7 @@ mod images;
 mod instances;
 mod kept;
 pub mod members;
+mod mesh;
 mod nodes;
 mod placement;
 mod query;
@@ -110,6 +111,8 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(members::join))
         .routes(routes!(members::leave))
         .routes(routes!(members::remove_node))
+        .routes(routes!(mesh::show))
+        .routes(routes!(mesh::ping))
         .routes(routes!(images::list))
         .merge(OpenApiRouter::new().routes(routes!(images::import)).layer(images::unlimited()))
         .routes(routes!(images::pull))

@@ -1,7 +1,7 @@
 //! `/nodes`.
 
 use axum::{Json, extract::State};
-use toft_model::{name::Name, node::NodeFacts};
+use toft_model::{name::Name, node::NodeFacts, state::NodeRow};
 
 use super::{
     ApiError, ApiState,
@@ -14,7 +14,12 @@ use crate::api::types::{Node, Page};
 #[utoipa::path(get, path = "/nodes", tag = "nodes", params(ListQuery), responses((status = 200, body = Page<Node>)))]
 pub async fn list(State(api): State<ApiState>, Asked(query): Asked<ListQuery>) -> Result<Json<Page<Node>>, ApiError> {
     let settings = api.ops.placement_settings().await?;
-    let nodes = api.ops.nodes().await?.into_iter().map(|row| Node::of(row, &settings)).collect();
+    let clocks = api.ops.clocks().await.unwrap_or_default();
+    let node = |row: NodeRow| {
+        let clock_ahead_ms = clocks.get(&row.id).copied();
+        Node { clock_ahead_ms, ..Node::of(row, &settings) }
+    };
+    let nodes = api.ops.nodes().await?.into_iter().map(node).collect();
     Ok(Json(query.page(nodes, |node: &Node| node.name.clone())?))
 }
 
@@ -22,10 +27,12 @@ pub async fn list(State(api): State<ApiState>, Asked(query): Asked<ListQuery>) -
 #[utoipa::path(get, path = "/nodes/{name}", tag = "nodes", params(("name" = String, Path)), responses((status = 200, body = Node), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn show(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Json<Node>, ApiError> {
     let settings = api.ops.placement_settings().await?;
-    Ok(Json(Node::of(api.ops.node(&name).await?, &settings)))
+    let row = api.ops.node(&name).await?;
+    let clock_ahead_ms = api.ops.clocks().await.unwrap_or_default().get(&row.id).copied();
+    Ok(Json(Node { clock_ahead_ms, ..Node::of(row, &settings) }))
 }
 
-/// What the machine of the node that is asked is and has now: memory, disk, temperatures.
+/// What the machine of a node is and has now: memory, disk, temperatures.
 #[utoipa::path(get, path = "/nodes/{name}/facts", tag = "nodes", params(("name" = String, Path)), responses((status = 200, body = NodeFacts), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
 pub async fn facts(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Json<NodeFacts>, ApiError> {
     let node = api.ops.node(&name).await?;

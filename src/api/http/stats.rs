@@ -17,7 +17,7 @@ use utoipa::IntoParams;
 
 use super::{ApiError, ApiState, error::Asked};
 use crate::{
-    api::types::{InstanceStats, Stats, time},
+    api::types::{InstanceStats, NodeAway, Stats, time},
     control::{
         ControlError, ErrorKind,
         ops::{Ops, now_ms},
@@ -45,13 +45,13 @@ impl StatsQuery {
     }
 }
 
-/// What the instances of this node use now.
+/// What instances use now, on all nodes.
 #[utoipa::path(get, path = "/stats", tag = "instances", params(StatsQuery), responses((status = 200, body = Stats), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn show(State(api): State<ApiState>, Asked(query): Asked<StatsQuery>) -> Result<Json<Stats>, ApiError> {
     Ok(Json(measured(&api.ops, &query.names()?, query.pss).await?))
 }
 
-/// What the instances of this node use, one JSON object a line and second, until nobody reads it any more or a workload
+/// What instances use, one JSON object a line and second, until nobody reads it any more or a workload
 /// that was named is gone.
 #[utoipa::path(get, path = "/stats/stream", tag = "instances", params(StatsQuery), responses((status = 200, body = Stats, content_type = "application/x-ndjson"), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn stream(State(api): State<ApiState>, Asked(query): Asked<StatsQuery>) -> Result<Response, ApiError> {
@@ -80,11 +80,15 @@ pub async fn stream(State(api): State<ApiState>, Asked(query): Asked<StatsQuery>
 }
 
 async fn measured(ops: &Ops, names: &[Name], pss: bool) -> Result<Stats, ControlError> {
-    let used = ops.usage(names, pss).await?;
-    Ok(Stats { at: time(now_ms()), instances: used.into_iter().map(InstanceStats::from).collect() })
+    let (used, away) = ops.usage(names, pss).await?;
+    Ok(Stats {
+        at: time(now_ms()),
+        instances: used.into_iter().map(InstanceStats::from).collect(),
+        away: away.into_iter().map(NodeAway::from).collect(),
+    })
 }
 
-/// The processes of an instance of this node, by id.
+/// The processes of an instance, by id.
 #[utoipa::path(get, path = "/instances/{name}/processes", tag = "instances", params(("name" = String, Path)), responses((status = 200, body = Vec<Process>), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
 pub async fn processes(
     State(api): State<ApiState>,

@@ -58,7 +58,7 @@ pub async fn prune(State(api): State<ApiState>) -> Result<Json<Vec<Volume>>, Api
     Ok(Json(api.ops.prune_volumes().await?.into_iter().map(Volume::from).collect()))
 }
 
-/// Sends a backup: a tar compressed with zstd, made as it is read. Ask the node that the volume lies on.
+/// Sends a backup: a tar compressed with zstd, made as it is read.
 #[utoipa::path(get, path = "/volumes/{name}/backup", tag = "volumes", params(("name" = String, Path)), responses((status = 200, body = Vec<u8>, content_type = "application/zstd"), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
 pub async fn backup(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
     let backup = api.ops.back_up_volume(&name).await?;
@@ -79,7 +79,7 @@ pub struct RestoreQuery {
 }
 
 /// Puts a backup, sent as the body, into a volume that nothing runs with; a volume that is not there is made. One that is
-/// not empty is refused unless `replace` is said. Ask the node that the volume lies on.
+/// not empty is refused unless `replace` is said.
 #[utoipa::path(post, path = "/volumes/{name}/restore", tag = "volumes", params(("name" = String, Path), RestoreQuery), request_body(content = Vec<u8>, content_type = "application/zstd"), responses((status = 200, body = VolumeRestored), (status = 400, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
 pub async fn restore(
     State(api): State<ApiState>,

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use toft_model::{
     instance::InstanceState,
-    log::LogQuery,
+    log::{LogLine, LogQuery},
     name::Name,
     state::{InstanceView, PowerAction, PutMode, WorkloadView},
     workload::WorkloadSpec,
@@ -29,7 +29,7 @@ use super::{
     query::{ListQuery, generation, moment_ns},
 };
 use crate::{
-    api::types::{LogRecord, Page, Waited, Workload, time_ns},
+    api::types::{LogItem, LogRecord, LogTrouble, Page, Waited, Workload, time_ns},
     control::{
         ControlError, ErrorKind,
         ops::{
@@ -217,8 +217,9 @@ pub struct LogsQuery {
     follow: bool,
 }
 
-/// What the workload's instances wrote, one JSON object a line.
-#[utoipa::path(get, path = "/workloads/{name}/logs", tag = "workloads", params(("name" = String, Path), LogsQuery), responses((status = 200, body = LogRecord, content_type = "application/x-ndjson")))]
+/// What the workload's instances wrote on whichever nodes, one JSON object a line. Of an instance whose output cannot be had,
+/// as while its node is away, one object tells why.
+#[utoipa::path(get, path = "/workloads/{name}/logs", tag = "workloads", params(("name" = String, Path), LogsQuery), responses((status = 200, body = LogItem, content_type = "application/x-ndjson")))]
 pub async fn logs(
     State(api): State<ApiState>,
     Parsed(name): Parsed<Name>,
@@ -271,10 +272,13 @@ pub async fn logs(
 }
 
 fn encode((instance, line): NamedLine) -> Result<String, std::io::Error> {
-    let line = line.map_err(std::io::Error::other)?;
-    let record =
-        LogRecord { instance, at: time_ns(line.at_ns), stream: line.stream, text: line.text, partial: line.partial };
-    let mut text = serde_json::to_string(&record).map_err(std::io::Error::other)?;
+    let item = match line {
+        Ok(LogLine { at_ns, stream, text, partial }) => {
+            LogItem::Line(LogRecord { instance, at: time_ns(at_ns), stream, text, partial })
+        }
+        Err(error) => LogItem::Trouble(LogTrouble { instance, error: error.into() }),
+    };
+    let mut text = serde_json::to_string(&item).map_err(std::io::Error::other)?;
     text.push('\n');
     Ok(text)
 }

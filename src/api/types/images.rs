@@ -1,7 +1,7 @@
 //! Pulls of images, as they are told.
 
 use serde::{Deserialize, Serialize};
-use toft_model::pull::PullProgress;
+use toft_model::{name::Name, pull::PullProgress};
 use utoipa::ToSchema;
 
 use super::{ErrorBody, Image, time};
@@ -13,6 +13,10 @@ use crate::control::node_access::ImagePull;
 pub struct PullRequest {
     /// The image's reference.
     pub image: String,
+    /// The node that is to have it; the one that is asked when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub node: Option<Name>,
 }
 
 /// A pull that is under way, or failed a short while ago and was not tried again.

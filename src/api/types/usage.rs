@@ -4,15 +4,34 @@ use serde::{Deserialize, Serialize};
 use toft_model::usage::Usage;
 use utoipa::ToSchema;
 
-use crate::control::ops::usage::InstanceUsage;
+use super::ErrorBody;
+use crate::control::ops::{far::Away, usage::InstanceUsage};
 
-/// What the instances of a node use at one moment.
+/// What instances use at one moment.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
     /// When it was measured.
     pub at: String,
     /// The instances that run, by workload and number.
     pub instances: Vec<InstanceStats>,
+    /// Nodes that do not tell what theirs use.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub away: Vec<NodeAway>,
+}
+
+/// A node that does not tell something.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct NodeAway {
+    /// Its name.
+    pub node: String,
+    /// Why.
+    pub error: ErrorBody,
+}
+
+impl From<Away> for NodeAway {
+    fn from(away: Away) -> Self {
+        Self { node: away.node.to_string(), error: away.error.into() }
+    }
 }
 
 /// What one instance uses.

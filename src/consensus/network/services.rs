@@ -38,9 +38,10 @@ pub(super) const NAME: &[u8] = b"toft-services";
 const CALLS: usize = 256;
 /// Largest headers of a call, in bytes.
 const LARGEST_HEADERS: u32 = 16 << 10;
-/// Bytes of one stream, and of all of a connection, that may be on their way unread: enough for a gigabit over 30 ms.
+/// Bytes of one stream that may be on their way unread: enough for a gigabit over 8 ms.
 const WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+/// The same of all streams of a connection: room for many that nobody reads, so that they hold up only themselves.
+const CONNECTION_WINDOW: u32 = 128 << 20;
 /// How often a silent connection is asked whether it lives, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long calls may go on when this member ends.

@@ -23,10 +23,10 @@ use toft_model::{
 };
 use uuid::Uuid;
 
-pub(super) struct Node {
+pub(crate) struct Node {
     folder: TempDir,
-    pub(super) member: Member,
-    pub(super) handle: Handle,
+    pub(crate) member: Member,
+    pub(crate) handle: Handle,
     authority: [u8; 32],
     tasks: Vec<JoinHandle<()>>,
     cancel: CancellationToken,
@@ -58,12 +58,12 @@ async fn listen() -> (TcpListener, String) {
 }
 
 impl Node {
-    pub(super) async fn found(number: u128) -> Self {
+    pub(crate) async fn found(number: u128) -> Self {
         let (listener, address) = listen().await;
         start(tempfile::tempdir().unwrap(), listener, member(number, &address, Role::Server)).await
     }
 
-    pub(super) async fn joining(number: u128, role: Role, through: &Self) -> Self {
+    pub(crate) async fn joining(number: u128, role: Role, through: &Self) -> Self {
         let (listener, address) = listen().await;
         let folder = tempfile::tempdir().unwrap();
         let member = member(number, &address, role);
@@ -72,7 +72,7 @@ impl Node {
     }
 
     /// Ends it as a crash would, but for the files, which are closed.
-    pub(super) async fn stop(self) -> (TempDir, Member) {
+    pub(crate) async fn stop(self) -> (TempDir, Member) {
         self.cancel.cancel();
         drop(self.handle);
         for task in self.tasks {
@@ -96,7 +96,7 @@ impl Node {
         rows.into_iter().map(|row| row.spec.name.to_string()).collect()
     }
 
-    pub(super) async fn until(&self, what: &str, is: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
+    pub(crate) async fn until(&self, what: &str, is: impl Fn(&ClusterStatus) -> bool) -> ClusterStatus {
         for _ in 0..600 {
             let status = self.handle.status();
             if is(&status) {
@@ -115,7 +115,7 @@ async fn enter(folder: &Path, member: &Member, through: &Node) -> Result<MemberI
     Ok(joined.identity.member_id)
 }
 
-pub(super) fn voters(status: &ClusterStatus) -> usize {
+pub(crate) fn voters(status: &ClusterStatus) -> usize {
     status.members.iter().filter(|member| member.votes).count()
 }
 

@@ -1,7 +1,7 @@
 //! Tests of what is promised about the disk: what was acknowledged stays, what is not ours is left alone.
 
 mod ahead;
-mod cluster;
+pub(crate) mod cluster;
 mod compaction;
 mod conformance;
 mod damage;

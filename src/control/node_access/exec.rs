@@ -1,9 +1,10 @@
 //! Processes run inside an instance's container.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use toft_model::{
     exec::{ExecInput, ExecOrder, ExecOutput},
-    ids::{InstanceId, NodeId},
+    ids::InstanceId,
 };
 use tokio::sync::mpsc;
 
@@ -18,7 +19,7 @@ pub struct ExecSession {
 }
 
 /// Why a process was not started.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRefused {
     /// Why.
     pub error: ControlError,
@@ -35,9 +36,6 @@ impl From<ControlError> for ExecRefused {
 /// The part of a node that runs processes inside its containers.
 #[async_trait]
 pub trait NodeExec {
-    /// Which node this is; none for one that runs nothing.
-    fn node_id(&self) -> Option<NodeId>;
-
     /// Starts a process in an instance of this node.
     async fn exec(&self, instance: InstanceId, order: ExecOrder) -> Result<ExecSession, ExecRefused>;
 }

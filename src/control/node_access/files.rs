@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 use toft_model::{
     files::{FileStat, FilesWritten},
     ids::InstanceId,
@@ -15,7 +16,7 @@ use crate::control::ControlError;
 pub type ArchiveBytes = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// A path in a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathInside {
     /// The container.
     pub instance: InstanceId,

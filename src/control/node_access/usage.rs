@@ -1,6 +1,7 @@
 //! What a node's containers use.
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use toft_model::{
     ids::InstanceId,
     usage::{Process, Usage},
@@ -9,7 +10,7 @@ use toft_model::{
 use crate::control::ControlError;
 
 /// An instance that was running when the node last said so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningInstance {
     /// Its id.
     pub id: InstanceId,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 use toft_model::{name::Name, secret::SealedSecret, volume::VolumeOrder};
 
 use super::ArchiveReader;
@@ -14,7 +15,7 @@ use crate::control::ControlError;
 pub type BackupStream = BoxStream<'static, std::io::Result<Bytes>>;
 
 /// A volume as a node has to know it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VolumeHere {
     /// Its name.
     pub name: Name,
@@ -25,7 +26,7 @@ pub struct VolumeHere {
 }
 
 /// How much a restored volume holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoredVolume {
     /// Files, folders and links.
     pub entries: u64,
@@ -33,14 +34,20 @@ pub struct RestoredVolume {
     pub bytes: u64,
 }
 
+/// What a node knows of a volume that lies there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeFacts {
+    /// Bytes on disk; absent when that is not known soon.
+    pub size_bytes: Option<u64>,
+    /// Where its data is.
+    pub path: Option<String>,
+}
+
 /// The volumes of a node.
 #[async_trait]
 pub trait NodeVolumes {
-    /// Bytes on disk of a volume that lies here; `None` when that is not known soon.
-    async fn volume_size(&self, name: &Name) -> Option<u64>;
-
-    /// Where the data of a volume that lies here is.
-    fn volume_path(&self, name: &Name) -> Option<String>;
+    /// What is known of volumes that lie here. Of one that is not here nothing is told.
+    async fn volume_facts(&self, names: Vec<Name>) -> Result<BTreeMap<Name, VolumeFacts>, ControlError>;
 
     /// Makes a backup, as it is read.
     async fn back_up_volume(&self, volume: VolumeHere) -> Result<BackupStream, ControlError>;

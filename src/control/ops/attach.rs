@@ -7,29 +7,29 @@ use toft_model::{
     state::query_instances,
 };
 
-use super::Ops;
+use super::{Ops, exec::Target};
 use crate::control::{ControlError, ErrorKind, node_access::exec::ExecSession};
 
 impl Ops {
-    /// The instance to attach to: it is here, and it has input or a terminal.
-    pub async fn attach_target(&self, name: &str) -> Result<InstanceId, ControlError> {
-        let instance = self.instance_here(name).await?;
+    /// The instance to attach to: it has input or a terminal.
+    pub async fn attach_target(&self, name: &str) -> Result<Target, ControlError> {
+        let instance = self.instance_called(name).await?;
         if !instance.row.container.process.is_interactive() {
             let message = format!("the instance `{name}` has neither input nor a terminal");
             return Err(ControlError::new(ErrorKind::Conflict, message).hint(
                 "its logs show what it writes; `toft run` with -i or -t makes a workload that can be attached to",
             ));
         }
-        Ok(instance.row.id)
+        self.target(&instance)
     }
 
     /// Attaches to an instance that [`Ops::attach_target`] gave, as soon as its process is there; fails as soon as it is clear
     /// that it does not come.
-    pub async fn attach(&self, target: InstanceId, order: AttachOrder) -> Result<ExecSession, ControlError> {
+    pub async fn attach(&self, target: Target, order: AttachOrder) -> Result<ExecSession, ControlError> {
         order.validate()?;
         tokio::select! {
-            session = self.node.attach(target, order) => session,
-            why = self.does_not_come(target) => Err(why),
+            session = target.node.attach(target.instance, order) => session,
+            why = self.does_not_come(target.instance) => Err(why),
         }
     }
 

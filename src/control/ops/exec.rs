@@ -1,47 +1,54 @@
 //! Processes run inside instances.
 
+use std::sync::Arc;
+
 use toft_model::{
     exec::ExecOrder,
     ids::InstanceId,
     instance::{Desired, InstanceState},
-    state::InstanceView,
+    state::{InstanceView, query_instances},
 };
 
 use super::Ops;
 use crate::control::{
     ControlError, ErrorKind,
-    node_access::exec::{ExecRefused, ExecSession},
+    node_access::{
+        NodeAccess,
+        exec::{ExecRefused, ExecSession},
+    },
 };
 
+/// An instance and the node that has it.
+pub struct Target {
+    pub(super) instance: InstanceId,
+    pub(super) node: Arc<dyn NodeAccess>,
+}
+
 impl Ops {
-    /// The instance people call `name`, if it can be asked here: it must have been placed on this node.
-    pub async fn instance_here(&self, name: &str) -> Result<InstanceView, ControlError> {
-        let here = self.node.node_id();
-        let named = self.instances().await?.into_iter().filter(|instance| instance.name() == name);
-        // One that moves bears the name of its successor: who asks a node means the one that is there.
-        let first = |instance: &InstanceView| {
-            (here != Some(instance.row.node_id), instance.row.desired == Desired::Removed, instance.row.created_at_ms)
-        };
-        let Some(instance) = named.min_by_key(first) else {
-            let shown: String = name.chars().take(100).collect();
-            return Err(ControlError::new(ErrorKind::NotFound, format!("there is no instance `{shown}`"))
-                .hint("`toft ps` lists the instances"));
-        };
-        if here != Some(instance.row.node_id) {
-            let message = format!("the instance `{name}` is on the node `{}`", instance.node);
-            return Err(ControlError::new(ErrorKind::Conflict, message).hint(format!(
-                "ask that node: run the command on `{}`, or name its address with --connect",
-                instance.node
-            )));
-        }
-        Ok(instance)
+    pub(super) fn target(&self, instance: &InstanceView) -> Result<Target, ControlError> {
+        Ok(Target { instance: instance.row.id, node: self.access(instance.row.node_id, &instance.node)? })
     }
 
-    /// The instance to run a process in: it is here, and it runs.
-    pub async fn exec_target(&self, name: &str) -> Result<InstanceId, ControlError> {
-        let instance = self.instance_here(name).await?;
+    /// The instance people call `name`.
+    pub async fn instance_called(&self, name: &str) -> Result<InstanceView, ControlError> {
+        let named = self.state.read(query_instances).await?.into_iter().filter(|instance| instance.name() == name);
+        // One that moves bears the name of its successor: whoever asks means the one that works.
+        let first = |instance: &InstanceView| {
+            let runs = matches!(instance.state(), InstanceState::Running { .. });
+            (!runs, instance.row.desired == Desired::Removed, instance.row.created_at_ms)
+        };
+        named.min_by_key(first).ok_or_else(|| {
+            let shown: String = name.chars().take(100).collect();
+            ControlError::new(ErrorKind::NotFound, format!("there is no instance `{shown}`"))
+                .hint("`toft ps` lists the instances")
+        })
+    }
+
+    /// The instance to run a process in: it runs.
+    pub async fn exec_target(&self, name: &str) -> Result<Target, ControlError> {
+        let instance = self.instance_called(name).await?;
         match instance.state() {
-            InstanceState::Running { .. } => Ok(instance.row.id),
+            InstanceState::Running { .. } => Ok(self.target(&instance)?),
             state => {
                 let message = format!("the instance `{name}` does not run; it is {}", state.as_str());
                 Err(ControlError::new(ErrorKind::Conflict, message)
@@ -51,8 +58,8 @@ impl Ops {
     }
 
     /// Starts a process in an instance that [`Ops::exec_target`] gave.
-    pub async fn exec(&self, target: InstanceId, order: ExecOrder) -> Result<ExecSession, ExecRefused> {
+    pub async fn exec(&self, target: Target, order: ExecOrder) -> Result<ExecSession, ExecRefused> {
         order.validate().map_err(ControlError::from)?;
-        self.node.exec(target, order).await
+        target.node.exec(target.instance, order).await
     }
 }

@@ -1,20 +1,23 @@
 //! Files of instances.
 
+use std::sync::Arc;
+
 use toft_model::files::{FileStat, FilesWritten};
 
-use super::Ops;
+use super::{Ops, exec::Target};
 use crate::control::{
     ControlError,
     node_access::{
-        ArchiveReader,
+        ArchiveReader, NodeAccess,
         files::{ArchiveBytes, PathInside},
     },
 };
 
 impl Ops {
-    /// What a path of an instance of this node leads to.
+    /// What a path of an instance leads to.
     pub async fn file_stat(&self, instance: &str, path: String, follow: bool) -> Result<FileStat, ControlError> {
-        self.node.file_stat(self.path_inside(instance, path, follow).await?).await
+        let (node, path) = self.path_inside(instance, path, follow).await?;
+        node.file_stat(path).await
     }
 
     /// What a path leads to as a tar archive.
@@ -24,7 +27,8 @@ impl Ops {
         path: String,
         follow: bool,
     ) -> Result<(FileStat, ArchiveBytes), ControlError> {
-        self.node.read_files(self.path_inside(instance, path, follow).await?).await
+        let (node, path) = self.path_inside(instance, path, follow).await?;
+        node.read_files(path).await
     }
 
     /// Unpacks a tar archive into a directory.
@@ -35,11 +39,17 @@ impl Ops {
         archive: ArchiveReader,
         keep_owner: bool,
     ) -> Result<FilesWritten, ControlError> {
-        self.node.write_files(self.path_inside(instance, path, true).await?, archive, keep_owner).await
+        let (node, path) = self.path_inside(instance, path, true).await?;
+        node.write_files(path, archive, keep_owner).await
     }
 
-    async fn path_inside(&self, instance: &str, path: String, follow: bool) -> Result<PathInside, ControlError> {
-        let instance = self.instance_here(instance).await?.row.id;
-        Ok(PathInside { instance, path, follow })
+    async fn path_inside(
+        &self,
+        instance: &str,
+        path: String,
+        follow: bool,
+    ) -> Result<(Arc<dyn NodeAccess>, PathInside), ControlError> {
+        let Target { instance, node } = self.target(&self.instance_called(instance).await?)?;
+        Ok((node, PathInside { instance, path, follow }))
     }
 }

@@ -1,17 +1,22 @@
 //! Operations on cards.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
+use futures_util::future::join_all;
 use toft_model::{
     gpu::{Gpu, GpuFacts, GpuHold, GpuId, GpuPolicy, GpuSettings},
     ids::{InstanceId, NodeId},
     instance::Desired,
     name::Name,
-    state::Command,
+    node::NodeHealth,
+    state::{Command, NodeRow},
 };
 
 use super::{Ops, now_ms};
 use crate::control::{ControlError, ErrorKind};
+
+/// Longest wait for what another node says of its cards.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A card of the cluster, or a MIG device of one.
 #[derive(Debug, Clone)]
@@ -26,7 +31,7 @@ pub struct GpuView {
     pub settings: GpuSettings,
     /// Who holds it.
     pub holders: Vec<GpuHolder>,
-    /// How it is now; only of the node that is asked.
+    /// How it is now, if its node tells.
     pub facts: Option<GpuFacts>,
 }
 
@@ -63,9 +68,7 @@ impl Ops {
                 holders.entry((instance.row.node_id, gpu.clone())).or_default().push(holder);
             }
         }
-        let here = self.node.node_id();
-        let mut facts: HashMap<GpuId, GpuFacts> =
-            self.node.gpus().into_iter().map(|facts| (facts.gpu.id.clone(), facts)).collect();
+        let mut facts = self.gpu_facts(&nodes).await;
         let mut views = Vec::new();
         for node in nodes {
             for (place, gpu) in node.inventory.gpus.into_iter().enumerate() {
@@ -74,12 +77,27 @@ impl Ops {
                     place,
                     settings: node.gpus.of(&gpu.id),
                     holders: holders.remove(&(node.id, gpu.id.clone())).unwrap_or_default(),
-                    facts: if Some(node.id) == here { facts.remove(&gpu.id) } else { None },
+                    facts: facts.remove(&(node.id, gpu.id.clone())),
                     gpu,
                 });
             }
         }
         Ok(views)
+    }
+
+    /// How the cards are now, of the nodes that tell soon.
+    async fn gpu_facts(&self, nodes: &[NodeRow]) -> HashMap<(NodeId, GpuId), GpuFacts> {
+        let of_node = async |node: &NodeRow| {
+            if self.node.node_id() == Some(node.id) {
+                return Some((node.id, self.node.gpus()));
+            }
+            let access = self.access(node.id, &node.name).ok()?;
+            let facts = tokio::time::timeout(PATIENCE, access.facts()).await.ok()?.ok()?;
+            Some((node.id, facts.gpus))
+        };
+        let ready = nodes.iter().filter(|node| !node.inventory.gpus.is_empty() && node.health == NodeHealth::Ready);
+        let told = join_all(ready.map(of_node)).await.into_iter().flatten();
+        told.flat_map(|(node, cards)| cards.into_iter().map(move |card| ((node, card.gpu.id.clone()), card))).collect()
     }
 
     /// Changes how a card of a node is given away; what is absent stays as it is.

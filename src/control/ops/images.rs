@@ -1,5 +1,7 @@
 //! Operations on images.
 
+use std::sync::Arc;
+
 use toft_model::{
     image::{ImageRef, NodeImage},
     instance::InstanceState,
@@ -12,7 +14,7 @@ use tokio::sync::watch;
 use super::{Ops, now_ms};
 use crate::control::{
     ControlError, ErrorKind,
-    node_access::{ArchiveReader, ImagePull, PullSteps},
+    node_access::{ArchiveReader, ImagePull, NodeAccess, PullSteps},
 };
 
 /// How full the disk of the images may be.
@@ -27,9 +29,16 @@ pub struct RoomLimits {
 }
 
 impl Ops {
-    /// The images in the node's store, by name.
-    pub async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
-        let mut images = self.node.images().await?;
+    /// The node of that name, or the one that is asked.
+    async fn node_or_own(&self, node: Option<&Name>) -> Result<Arc<dyn NodeAccess>, ControlError> {
+        let Some(name) = node else { return Ok(Arc::clone(&self.node) as _) };
+        let row = self.node(name).await.map_err(|error| error.field("node"))?;
+        self.access(row.id, &row.name)
+    }
+
+    /// The images in a node's store, by name; in that of the node that is asked when none is named.
+    pub async fn images(&self, node: Option<&Name>) -> Result<Vec<NodeImage>, ControlError> {
+        let mut images = self.node_or_own(node).await?.images().await?;
         images.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(images)
     }
@@ -37,18 +46,24 @@ impl Ops {
     /// Imports an archive: every image in it, or none.
     pub async fn import_image(
         &self,
+        node: Option<&Name>,
         archive: ArchiveReader,
         name: Option<ImageRef>,
     ) -> Result<Vec<NodeImage>, ControlError> {
-        self.node.import_image(archive, name).await
+        self.node_or_own(node).await?.import_image(archive, name).await
     }
 
     /// Pulls an image from its registry, or joins a pull under way.
-    pub async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
-        self.node.pull_image(image).await
+    pub async fn pull_image(&self, node: Option<&Name>, image: ImageRef) -> Result<PullSteps, ControlError> {
+        self.node_or_own(node).await?.pull_image(image).await
     }
 
-    /// The node's pulls: those under way, then those that failed a short while ago.
+    /// The pulls of a node: those under way, then those that failed a short while ago.
+    pub async fn image_pulls_on(&self, node: Option<&Name>) -> Result<Vec<ImagePull>, ControlError> {
+        self.node_or_own(node).await?.image_pulls().await
+    }
+
+    /// The pulls of the node that is asked: those under way, then those that failed a short while ago.
     pub fn image_pulls(&self) -> Vec<ImagePull> {
         self.node.pulls()
     }
@@ -59,13 +74,13 @@ impl Ops {
     }
 
     /// Removes an image that nothing uses.
-    pub async fn remove_image(&self, image: ImageRef) -> Result<(), ControlError> {
+    pub async fn remove_image(&self, node: Option<&Name>, image: ImageRef) -> Result<(), ControlError> {
         let users: Vec<String> = users(&self.workloads().await?, &image).map(|name| format!("`{name}`")).collect();
         if !users.is_empty() {
             let message = format!("image `{image}` is used by {}", users.join(", "));
             return Err(ControlError::new(ErrorKind::Conflict, message).hint("remove those workloads first"));
         }
-        if self.node.remove_image(image.clone()).await? {
+        if self.node_or_own(node).await?.remove_image(image.clone()).await? {
             return Ok(());
         }
         Err(ControlError::new(ErrorKind::NotFound, format!("there is no image `{image}`"))
@@ -73,14 +88,15 @@ impl Ops {
     }
 
     /// Removes every image that nothing uses, and gives them.
-    pub async fn prune_images(&self) -> Result<Vec<NodeImage>, ControlError> {
-        let images = self.images().await?;
+    pub async fn prune_images(&self, node: Option<&Name>) -> Result<Vec<NodeImage>, ControlError> {
+        let images = self.images(node).await?;
+        let node = self.node_or_own(node).await?;
         // After the images: one that comes now is for a workload that is only now written.
         let workloads = self.workloads().await?;
         let mut removed = Vec::new();
         for image in images {
             let Ok(name) = image.name.parse::<ImageRef>() else { continue };
-            if users(&workloads, &name).next().is_none() && self.node.remove_image(name).await? {
+            if users(&workloads, &name).next().is_none() && node.remove_image(name).await? {
                 removed.push(image);
             }
         }
@@ -115,7 +131,12 @@ impl Ops {
         for instance in instances {
             if matches!(instance.state(), InstanceState::Assigned | InstanceState::Starting) {
                 let row = &instance.row;
-                let progress = self.node.pulling(row.node_id, &row.container.image);
+                let progress = if self.node.node_id() == Some(row.node_id) {
+                    self.node.pulling(&row.container.image)
+                } else {
+                    self.looked_at(instance);
+                    self.far_pulls.of(row.node_id, &row.container.image)
+                };
                 instance.note = progress.map(|progress| progress.summary());
             }
         }

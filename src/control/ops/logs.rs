@@ -4,6 +4,7 @@ use std::pin::Pin;
 
 use futures_util::{
     StreamExt,
+    future::try_join_all,
     stream::{self, BoxStream},
 };
 use toft_model::{
@@ -11,18 +12,21 @@ use toft_model::{
     instance::InstanceState,
     log::{LogLine, LogQuery},
     name::Name,
-    state::{WorkloadView, query_workload},
+    state::{InstanceView, WorkloadView, query_workload},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Ops;
+use super::{Ops, far::Away};
 use crate::{
     consensus::Handle,
     control::{
-        ControlError,
+        ControlError, ErrorKind,
         node_access::{GoneInstance, LogLines},
     },
 };
+
+/// Most instances that are gone from another node whose output is read at once, the newest ones.
+const GONE_AFAR: usize = 32;
 
 /// The lines of one instance.
 pub struct InstanceLogs {
@@ -40,37 +44,84 @@ impl Ops {
     /// for, and the lines of each go on until it has stopped, finished or gone.
     pub async fn workload_logs(&self, name: &Name, query: LogQuery) -> Result<Vec<InstanceLogs>, ControlError> {
         let workload = if query.follow { self.placed_workload(name).await? } else { self.workload(name).await? };
-        let mut logs = Vec::with_capacity(workload.instances.len());
-        for instance in &workload.instances {
-            let ended = CancellationToken::new();
-            let lines = self.node.logs(instance.row.id, query.clone(), ended.clone()).await?;
-            let lines = if query.follow {
-                let watcher = cancel_at_end(self.state.clone(), name.clone(), instance.row.id, ended);
-                // Both are polled together; the watcher itself gives no line.
-                let watcher = stream::once(watcher).filter_map(async |()| None);
-                stream::select(lines, watcher).boxed()
-            } else {
-                lines
-            };
-            logs.push(InstanceLogs { instance: instance.name(), lines });
-        }
-        Ok(logs)
+        let of_each = workload.instances.iter().map(|instance| self.instance_logs(name, instance, query.clone()));
+        try_join_all(of_each).await
     }
 
-    /// What instances of a workload wrote that are gone from this node, oldest first. The workload may be gone too.
+    async fn instance_logs(
+        &self,
+        name: &Name,
+        instance: &InstanceView,
+        query: LogQuery,
+    ) -> Result<InstanceLogs, ControlError> {
+        let (follow, ended) = (query.follow, CancellationToken::new());
+        let here = self.node.node_id() == Some(instance.row.node_id);
+        let asked = async {
+            self.access(instance.row.node_id, &instance.node)?.logs(instance.row.id, query, ended.clone()).await
+        };
+        let lines = match asked.await {
+            Ok(lines) => lines,
+            // The others' lines come all the same, and it is told why these do not.
+            Err(error) if !here && error.kind == ErrorKind::Unavailable => stream::iter([Err(error)]).boxed(),
+            Err(error) => return Err(error),
+        };
+        let lines = if follow {
+            let watcher = cancel_at_end(self.state.clone(), name.clone(), instance.row.id, ended);
+            // Both are polled together; the watcher itself gives no line, and is over when the lines are.
+            let lines = lines.map(Some).chain(stream::iter([None]));
+            let watcher = stream::once(watcher).filter_map(async |()| None).chain(stream::pending());
+            let both = stream::select(lines, watcher).take_while(|line| std::future::ready(line.is_some()));
+            both.filter_map(async |line| line).boxed()
+        } else {
+            lines
+        };
+        Ok(InstanceLogs { instance: instance.name(), lines })
+    }
+
+    /// What instances of a workload wrote that are gone, oldest first, from every node that tells. The workload may be gone too.
     pub async fn gone_logs(&self, name: &Name, query: LogQuery) -> Result<Vec<InstanceLogs>, ControlError> {
         let query = LogQuery { follow: false, ..query };
-        let mut logs = Vec::new();
-        for gone in self.node.gone_logs(Some(name)).await? {
-            let lines = self.node.logs(gone.id, query.clone(), CancellationToken::new()).await?;
-            logs.push(InstanceLogs { instance: gone.name, lines });
-        }
-        Ok(logs)
+        let told = self.of_all(|row, node| {
+            let (query, here) = (query.clone(), self.node.node_id() == Some(row.id));
+            async move {
+                let mut logs = Vec::new();
+                let mut all = node.gone_logs(Some(name)).await?;
+                let older = if here { 0 } else { all.len().saturating_sub(GONE_AFAR) };
+                if let Some(gone) = all.drain(..older).next_back() {
+                    let error = ControlError::new(
+                        ErrorKind::Unavailable,
+                        format!("{older} that went earlier on node `{}` are left out", row.name),
+                    )
+                    .hint("ask that node for them");
+                    let lines = stream::iter([Err(error)]).boxed();
+                    logs.push((gone.gone_at_ms, InstanceLogs { instance: gone.name, lines }));
+                }
+                for gone in all {
+                    let lines = node.logs(gone.id, query.clone(), CancellationToken::new()).await?;
+                    logs.push((gone.gone_at_ms, InstanceLogs { instance: gone.name, lines }));
+                }
+                Ok(logs)
+            }
+        });
+        let mut logs: Vec<(i64, InstanceLogs)> = self.told(told.await?)?.into_iter().flatten().collect();
+        logs.sort_by_key(|(gone_at_ms, _)| *gone_at_ms);
+        Ok(logs.into_iter().map(|(_, logs)| logs).collect())
     }
 
-    /// The instances that are gone from this node and whose logs are kept, oldest first.
+    /// The instances that are gone and whose logs are kept, oldest first, from every node that tells.
     pub async fn kept_logs(&self) -> Result<Vec<GoneInstance>, ControlError> {
-        self.node.gone_logs(None).await
+        let told = self.of_all(|_, node| async move { node.gone_logs(None).await }).await?;
+        let mut gone: Vec<GoneInstance> = self.told(told)?.into_iter().flatten().collect();
+        gone.sort_by_key(|gone| gone.gone_at_ms);
+        Ok(gone)
+    }
+
+    /// What was told, unless this node itself had to say why it does not tell.
+    fn told<T>(&self, (told, away): (Vec<T>, Vec<Away>)) -> Result<Vec<T>, ControlError> {
+        match away.into_iter().find(|away| told.is_empty() || away.error.kind != ErrorKind::Unavailable) {
+            Some(away) => Err(away.error),
+            None => Ok(told),
+        }
     }
 
     /// The workload once it has an instance, or a reason to have none.

@@ -5,12 +5,14 @@
 mod attach;
 pub mod backups;
 pub mod cluster;
-mod exec;
+pub mod exec;
+pub mod far;
 mod files;
 pub mod gpus;
 pub mod images;
 pub mod logs;
 pub mod members;
+pub mod mesh;
 mod nodes;
 mod placement;
 mod rebalance;
@@ -34,14 +36,22 @@ use toft_model::{
     state::{Command, Reply, Request},
 };
 
-use super::{ControlError, ErrorKind, belonging::Belong, node_access::NodeAccess};
+use super::{
+    ControlError, ErrorKind,
+    belonging::Belong,
+    node_access::{OtherNodes, OwnNode},
+};
+use far::FarPulls;
+
 use crate::{backup::Backups, consensus::Handle, seal::ClusterKey};
 
 /// The operations.
 #[derive(Clone)]
 pub struct Ops {
     state: Handle,
-    node: Arc<dyn NodeAccess>,
+    node: Arc<dyn OwnNode>,
+    others: Option<Arc<dyn OtherNodes>>,
+    far_pulls: FarPulls,
     backups: Option<Backups>,
     belonging: Option<Arc<dyn Belong>>,
     key: Option<RequestId>,
@@ -50,8 +60,23 @@ pub struct Ops {
 
 impl Ops {
     /// Operations on `state`.
-    pub fn new(state: Handle, node: Arc<dyn NodeAccess>) -> Self {
-        Self { state, node, backups: None, belonging: None, key: None, cluster_key: None }
+    pub fn new(state: Handle, node: Arc<dyn OwnNode>) -> Self {
+        Self {
+            state,
+            node,
+            others: None,
+            far_pulls: FarPulls::default(),
+            backups: None,
+            belonging: None,
+            key: None,
+            cluster_key: None,
+        }
+    }
+
+    /// The same with the way to the other nodes.
+    pub fn with_others(mut self, others: Arc<dyn OtherNodes>) -> Self {
+        self.others = Some(others);
+        self
     }
 
     /// The same with the backups of this node.

@@ -54,20 +54,15 @@ impl Ops {
         })
     }
 
-    /// What a node's machine is and has now; only of the node that is asked.
+    /// What a node's machine is and has now.
     pub async fn node_facts(&self, node: &NodeRow) -> Result<NodeFacts, ControlError> {
-        if self.node.node_id() != Some(node.id) {
-            let message = format!("the node `{}` tells of its machine only itself", node.name);
-            return Err(ControlError::new(ErrorKind::Conflict, message)
-                .hint(format!("run the command on `{}`, or name its address with --connect", node.name)));
-        }
-        self.node.facts().await
+        self.access(node.id, &node.name)?.facts().await
     }
 
     /// Every instance, by workload name and ordinal.
     pub async fn instances(&self) -> Result<Vec<InstanceView>, ControlError> {
         let mut instances = self.state.read(query_instances).await?;
-        self.noted(&mut instances);
+        self.noted_all(instances.iter_mut().collect()).await;
         Ok(instances)
     }
 

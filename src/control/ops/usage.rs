@@ -1,13 +1,17 @@
 //! What instances use.
 
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::try_join_all;
 use toft_model::{
+    ids::NodeId,
     instance::InstanceState,
     name::Name,
     state::InstanceView,
     usage::{Process, Usage},
 };
 
-use super::Ops;
+use super::{Ops, far::Away};
 use crate::control::{ControlError, ErrorKind, node_access::usage::RunningInstance};
 
 /// What one instance uses.
@@ -20,8 +24,9 @@ pub struct InstanceUsage {
 }
 
 impl Ops {
-    /// What the instances of this node use that run now: of all workloads, or of those named, which must be there.
-    pub async fn usage(&self, workloads: &[Name], pss: bool) -> Result<Vec<InstanceUsage>, ControlError> {
+    /// What the instances use that run now: of all workloads, or of those named, which must be there. With it the nodes that do
+    /// not tell.
+    pub async fn usage(&self, workloads: &[Name], pss: bool) -> Result<(Vec<InstanceUsage>, Vec<Away>), ControlError> {
         for name in workloads {
             self.workload(name).await?;
         }
@@ -30,35 +35,46 @@ impl Ops {
         self.usage_of(wanted.collect(), pss).await
     }
 
-    /// What some instances use: of this node, and running.
-    pub async fn usage_of(&self, instances: Vec<InstanceView>, pss: bool) -> Result<Vec<InstanceUsage>, ControlError> {
-        let here = self.node.node_id();
-        let running: Vec<(InstanceView, RunningInstance)> = instances
-            .into_iter()
-            .filter(|instance| Some(instance.row.node_id) == here)
-            .filter_map(|instance| running(&instance).map(|running| (instance, running)))
-            .collect();
-        if running.is_empty() {
-            return Ok(Vec::new());
+    /// What some instances use that run. With it the nodes that do not tell.
+    pub async fn usage_of(
+        &self,
+        instances: Vec<InstanceView>,
+        pss: bool,
+    ) -> Result<(Vec<InstanceUsage>, Vec<Away>), ControlError> {
+        let mut asked: BTreeMap<NodeId, (Name, Vec<RunningInstance>)> = BTreeMap::new();
+        for (instance, running) in instances.iter().filter_map(|instance| Some((instance, running(instance)?))) {
+            let (_, of_node) = asked.entry(instance.row.node_id).or_insert_with(|| (instance.node.clone(), Vec::new()));
+            of_node.push(running);
         }
-        let asked = running.iter().map(|(_, running)| *running).collect();
-        let used = self.node.usage(asked, pss).await?;
-        let mut used: std::collections::HashMap<_, _> = used.into_iter().collect();
-        let told = |(instance, running): (InstanceView, RunningInstance)| {
-            let usage = used.remove(&running.id)?;
+        let asked = asked.into_iter().map(async |(id, (node, running))| {
+            let used = async { self.access(id, &node)?.usage(running, pss).await };
+            match used.await {
+                Err(error) if self.node.node_id() != Some(id) => Ok(Err(Away { node, error })),
+                used => used.map(Ok),
+            }
+        });
+        let (mut used, mut away) = (HashMap::new(), Vec::new());
+        for told in try_join_all(asked).await? {
+            match told {
+                Ok(told) => used.extend(told),
+                Err(silent) => away.push(silent),
+            }
+        }
+        let told = |instance: InstanceView| {
+            let usage = used.remove(&instance.row.id)?;
             Some(InstanceUsage { instance, usage })
         };
-        Ok(running.into_iter().filter_map(told).collect())
+        Ok((instances.into_iter().filter_map(told).collect(), away))
     }
 
-    /// The processes of the instance people call `name`, which must be on this node and run.
+    /// The processes of the instance people call `name`, which must run.
     pub async fn processes(&self, name: &str) -> Result<Vec<Process>, ControlError> {
-        let instance = self.instance_here(name).await?;
+        let instance = self.instance_called(name).await?;
         let Some(running) = running(&instance) else {
             let message = format!("the instance `{name}` does not run; it is {}", instance.state().as_str());
             return Err(ControlError::new(ErrorKind::Conflict, message).hint("`toft ps` shows what runs"));
         };
-        self.node.processes(running).await
+        self.access(instance.row.node_id, &instance.node)?.processes(running).await
     }
 }
 

@@ -1,6 +1,6 @@
 //! Operations on volumes. Names and uses are the cluster's; the data is its node's, which is asked directly.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use toft_model::{
@@ -17,22 +17,25 @@ use super::{Ops, now_ms};
 use crate::control::{
     ControlError, ErrorKind,
     node_access::{
-        ArchiveReader,
-        volumes::{BackupStream, RestoredVolume, VolumeHere},
+        ArchiveReader, NodeAccess,
+        volumes::{BackupStream, RestoredVolume, VolumeFacts, VolumeHere},
     },
 };
 
 /// Longest time for which a backup is read on that is not restored.
 const PASSING_BY: Duration = Duration::from_secs(5);
 
+/// Longest wait for what a node says of its volumes.
+const INFORMED: Duration = Duration::from_secs(1);
+
 /// A volume with what its node says of it.
 #[derive(Debug, Clone)]
 pub struct VolumeInfo {
     /// What the state says.
     pub view: VolumeView,
-    /// Bytes on disk, if it lies on this node and that is known soon.
+    /// Bytes on disk, if it lies on a node and that is known soon.
     pub size_bytes: Option<u64>,
-    /// Where its data is, if it lies on this node.
+    /// Where its data is on its node, if that is known soon.
     pub path: Option<String>,
 }
 
@@ -53,23 +56,37 @@ impl Ops {
     /// Every volume, by name.
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, ControlError> {
         let volumes = self.state.read(query_volumes).await?;
-        Ok(join_all(volumes.into_iter().map(|view| self.informed(view))).await)
+        Ok(self.informed(volumes).await)
     }
 
     /// The volume of that name.
     pub async fn volume(&self, name: &Name) -> Result<VolumeInfo, ControlError> {
         let asked = name.clone();
         let found = self.state.read(move |connection| query_volume(connection, &asked)).await?;
-        Ok(self.informed(found.ok_or_else(|| not_found(name))?).await)
+        let view = found.ok_or_else(|| not_found(name))?;
+        self.informed(vec![view]).await.pop().ok_or_else(|| not_found(name))
     }
 
-    async fn informed(&self, view: VolumeView) -> VolumeInfo {
-        let here = view.row.node_id.is_some() && view.row.node_id == self.node.node_id();
-        // Of what is mounted only while it is used, the folder says nothing.
-        let lies_here = here && view.row.options.kind.is_none();
-        let size_bytes = if lies_here { self.node.volume_size(&view.row.name).await } else { None };
-        let path = if here { self.node.volume_path(&view.row.name) } else { None };
-        VolumeInfo { view, size_bytes, path }
+    /// Adds what the nodes say that the volumes lie on. What a node does not say soon is left out.
+    async fn informed(&self, views: Vec<VolumeView>) -> Vec<VolumeInfo> {
+        let mut lie: BTreeMap<(NodeId, &Name), Vec<Name>> = BTreeMap::new();
+        for view in &views {
+            if let Some((id, node)) = view.row.node_id.zip(view.node.as_ref()) {
+                lie.entry((id, node)).or_default().push(view.row.name.clone());
+            }
+        }
+        let asked = lie.into_iter().map(|((id, node), names)| async move {
+            let access = self.access(id, node).ok()?;
+            tokio::time::timeout(INFORMED, access.volume_facts(names)).await.ok()?.ok()
+        });
+        let mut facts: BTreeMap<Name, VolumeFacts> = join_all(asked).await.into_iter().flatten().flatten().collect();
+        let informed = |view: VolumeView| {
+            let VolumeFacts { size_bytes, path } = facts.remove(&view.row.name).unwrap_or_default();
+            // Of what is mounted only while it is used, the folder says nothing.
+            let size_bytes = size_bytes.filter(|_| view.row.options.kind.is_none());
+            VolumeInfo { view, size_bytes, path }
+        };
+        views.into_iter().map(informed).collect()
     }
 
     /// Makes a volume; its name must be free.
@@ -122,11 +139,12 @@ impl Ops {
         Ok(removed)
     }
 
-    /// A backup of a volume, as it is read. It must lie on this node, or on a server.
+    /// A backup of a volume, as it is read.
     pub async fn back_up_volume(&self, name: &Name) -> Result<BackupStream, ControlError> {
-        let view = self.volume(name).await?.view;
-        let volume = self.here(view).await?;
-        self.node.back_up_volume(volume).await
+        let asked = name.clone();
+        let view = self.state.read(move |connection| query_volume(connection, &asked)).await?;
+        let (node, volume) = self.located(view.ok_or_else(|| not_found(name))?).await?;
+        node.back_up_volume(volume).await
     }
 
     /// Puts a backup into a volume that nothing runs with, which is made if it is not there; with `replace` instead of
@@ -138,7 +156,7 @@ impl Ops {
         replace: bool,
     ) -> Result<RestoredVolume, ControlError> {
         match self.to_be_restored(name).await {
-            Ok(volume) => self.node.restore_volume(volume, backup, replace).await,
+            Ok((node, volume)) => node.restore_volume(volume, backup, replace).await,
             Err(error) => {
                 // Whoever sends would not get to hear why, were it not read on for a while.
                 let rest = async { tokio::io::copy(&mut backup, &mut tokio::io::sink()).await };
@@ -148,7 +166,7 @@ impl Ops {
         }
     }
 
-    async fn to_be_restored(&self, name: Name) -> Result<VolumeHere, ControlError> {
+    async fn to_be_restored(&self, name: Name) -> Result<(Arc<dyn NodeAccess>, VolumeHere), ControlError> {
         let asked = name.clone();
         let view = match self.state.read(move |connection| query_volume(connection, &asked)).await? {
             Some(view) => view,
@@ -164,33 +182,17 @@ impl Ops {
             let hint = format!("stop what uses it first: `toft stop {}`", names.join(" "));
             return Err(ControlError::new(ErrorKind::Conflict, message).hint(hint));
         }
-        self.here(view).await
+        self.located(view).await
     }
 
-    /// The volume as this node has to know it. One that lies nowhere yet lies here from now on.
-    async fn here(&self, view: VolumeView) -> Result<VolumeHere, ControlError> {
+    /// The node that has a volume, and the volume as it has to know it. One that lies nowhere yet lies here from now on.
+    async fn located(&self, view: VolumeView) -> Result<(Arc<dyn NodeAccess>, VolumeHere), ControlError> {
         let mut row = view.row;
-        let here = self.node.node_id().ok_or_else(|| {
-            ControlError::new(ErrorKind::Conflict, "this node has no volumes: it is a witness")
-                .hint("ask a node that runs workloads; `toft node ls` shows them")
-        })?;
-        if row.node_id.is_none() && !row.options.is_remote() {
-            let command = Command::BindVolume { name: row.name.clone(), node_id: here, at_ms: now_ms() };
-            match self.state.propose(command).await? {
-                Reply::Volume(bound) => row = *bound,
-                _ => {
-                    return Err(ControlError::new(
-                        ErrorKind::Internal,
-                        "the state answered something else than a volume",
-                    ));
-                }
-            }
-        }
-        if let Some(node) = view.node.filter(|_| row.node_id.is_some_and(|home| home != here)) {
-            let message = format!("the data of volume `{}` lies on node `{node}`", row.name);
-            return Err(ControlError::new(ErrorKind::Conflict, message)
-                .hint("ask that node: run the command there, or name it with --connect"));
-        }
+        let lies = row.node_id.zip(view.node);
+        let node = match &lies {
+            Some((id, name)) => self.access(*id, name)?,
+            None => self.lies_here(&mut row).await?,
+        };
         let VolumeRow { name, born, options, .. } = row;
         let secret = options.secret.clone();
         let secrets = self.state.read(move |connection| match &secret {
@@ -199,7 +201,28 @@ impl Ops {
                 Ok(SecretRow::sealed(connection, name)?.map(|value| (name.clone(), value)).into_iter().collect())
             }
         });
-        Ok(VolumeHere { name, order: VolumeOrder { born, options }, secrets: secrets.await? })
+        Ok((node, VolumeHere { name, order: VolumeOrder { born, options }, secrets: secrets.await? }))
+    }
+
+    /// This node, for a volume that lies nowhere, or on a server.
+    async fn lies_here(&self, row: &mut VolumeRow) -> Result<Arc<dyn NodeAccess>, ControlError> {
+        let here = self.node.node_id().ok_or_else(|| {
+            ControlError::new(ErrorKind::Conflict, "this node has no volumes: it is a witness")
+                .hint("ask a node that runs workloads; `toft node ls` shows them")
+        })?;
+        if row.node_id.is_none() && !row.options.is_remote() {
+            let command = Command::BindVolume { name: row.name.clone(), node_id: here, at_ms: now_ms() };
+            match self.state.propose(command).await? {
+                Reply::Volume(bound) => *row = *bound,
+                _ => {
+                    return Err(ControlError::new(
+                        ErrorKind::Internal,
+                        "the state answered something else than a volume",
+                    ));
+                }
+            }
+        }
+        Ok(Arc::clone(&self.node) as _)
     }
 
     /// The volumes that a node keeps, and those that it is to delete.

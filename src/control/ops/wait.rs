@@ -97,11 +97,11 @@ impl Ops {
             }
             let moved = tokio::time::timeout_at(deadline, applied.changed()).await;
             if !matches!(moved, Ok(Ok(()))) {
-                let noted = workload.map(|mut workload| {
-                    self.noted(&mut workload.instances);
-                    workload
-                });
-                return Ok((false, noted));
+                let mut workload = workload;
+                if let Some(workload) = &mut workload {
+                    self.noted_all(workload.instances.iter_mut().collect()).await;
+                }
+                return Ok((false, workload));
             }
         }
     }

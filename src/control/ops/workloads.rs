@@ -78,7 +78,7 @@ impl Ops {
     /// Every workload, by name.
     pub async fn workloads(&self) -> Result<Vec<WorkloadView>, ControlError> {
         let mut workloads = self.state.read(query_workloads).await?;
-        self.noted(workloads.iter_mut().flat_map(|workload| &mut workload.instances));
+        self.noted_all(workloads.iter_mut().flat_map(|workload| &mut workload.instances).collect()).await;
         Ok(workloads)
     }
 
@@ -90,6 +90,7 @@ impl Ops {
         limit: usize,
         make: impl FnOnce(Vec<WorkloadView>) -> T + Send + 'static,
     ) -> Result<T, ControlError> {
+        self.look_at_pulls().await;
         let ops = self.clone();
         let page = move |connection: &Connection| {
             let mut workloads = query_workload_page(connection, after.as_deref(), limit)?;
@@ -103,14 +104,12 @@ impl Ops {
     pub async fn workload(&self, name: &Name) -> Result<WorkloadView, ControlError> {
         let asked = name.clone();
         let found = self.state.read(move |connection| query_workload(connection, &asked)).await?;
-        let noted = found.map(|mut workload| {
-            self.noted(&mut workload.instances);
-            workload
-        });
-        noted.ok_or_else(|| {
-            ControlError::new(ErrorKind::NotFound, format!("there is no workload `{name}`"))
-                .hint("`toft ls` shows the workloads there are")
-        })
+        let Some(mut workload) = found else {
+            return Err(ControlError::new(ErrorKind::NotFound, format!("there is no workload `{name}`"))
+                .hint("`toft ls` shows the workloads there are"));
+        };
+        self.noted_all(workload.instances.iter_mut().collect()).await;
+        Ok(workload)
     }
 
     pub(super) async fn propose_workload(

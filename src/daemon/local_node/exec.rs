@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use toft_model::{
-    exec::ExecOrder,
-    ids::{InstanceId, NodeId},
-};
+use toft_model::{exec::ExecOrder, ids::InstanceId};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -56,10 +53,6 @@ impl Execs {
 
 #[async_trait]
 impl NodeExec for LocalNode {
-    fn node_id(&self) -> Option<NodeId> {
-        Some(self.node_id)
-    }
-
     async fn exec(&self, instance: InstanceId, order: ExecOrder) -> Result<ExecSession, ExecRefused> {
         let place = Arc::clone(&self.execs.places).try_acquire_owned().map_err(|_| {
             let message = format!("{AT_ONCE} processes run in this node's containers already");
@@ -102,7 +95,10 @@ fn not_started(error: RuntimeError) -> ExecRefused {
 mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
-    use toft_model::exec::{ExecInput, ExecOutput};
+    use toft_model::{
+        exec::{ExecInput, ExecOutput},
+        ids::NodeId,
+    };
     use tokio::sync::Notify;
     use uuid::Uuid;
 
@@ -110,6 +106,7 @@ mod tests {
     use crate::agent::image::{LoginFiles, Pulls, Registries, Settings};
     use crate::agent::runtime::{ContainerSpec, LoggerCommand, Runtime, fake::FakeRuntime};
     use crate::agent::volumes::{Volumes, VolumesConfig};
+    use crate::daemon::mesh::MeshEye;
     use crate::seal::ClusterKey;
 
     async fn node(cancel: &CancellationToken) -> (LocalNode, InstanceId) {
@@ -141,6 +138,7 @@ mod tests {
                 "/nowhere".into(),
                 retry,
                 (node_id, pulls, volumes, tokio::sync::watch::channel(None).1),
+                MeshEye::none(),
                 cancel.clone(),
             ),
             id,

@@ -1,13 +1,14 @@
 //! The data of this node's volumes, as control asks for it.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Read, Write},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::join_all};
 use toft_model::name::Name;
 use tokio::{io::AsyncReadExt, runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,7 +20,7 @@ use crate::{
         ControlError, ErrorKind,
         node_access::{
             ArchiveReader,
-            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
     },
     observe::chain,
@@ -77,12 +78,13 @@ impl Read for Receiver {
 
 #[async_trait]
 impl NodeVolumes for LocalNode {
-    async fn volume_size(&self, name: &Name) -> Option<u64> {
-        self.volumes.size(name).await
-    }
-
-    fn volume_path(&self, name: &Name) -> Option<String> {
-        Some(self.volumes.path(name).display().to_string())
+    async fn volume_facts(&self, names: Vec<Name>) -> Result<BTreeMap<Name, VolumeFacts>, ControlError> {
+        let facts = names.into_iter().map(async |name| {
+            let size_bytes = self.volumes.size(&name).await;
+            let path = Some(self.volumes.path(&name).display().to_string());
+            (name, VolumeFacts { size_bytes, path })
+        });
+        Ok(join_all(facts).await.into_iter().collect())
     }
 
     async fn back_up_volume(&self, volume: VolumeHere) -> Result<BackupStream, ControlError> {

@@ -6,6 +6,7 @@
 
 mod announce;
 mod desired;
+mod eye;
 mod follow;
 mod lan;
 mod places;
@@ -22,7 +23,7 @@ use std::{
 use toft_mesh::{Settings, choice::ChosenDevice, keeper, keys::Keys, own};
 use toft_model::{
     ids::{ClusterId, NodeId},
-    mesh::{MeshConfig, MeshLink, MeshStatus},
+    mesh::{MeshConfig, MeshStatus},
     node::{Subnet, Subnet6},
 };
 use tokio::sync::{mpsc, watch};
@@ -37,6 +38,8 @@ use crate::{
     wire::relay::relay_server::RelayServer,
 };
 use desired::Known;
+pub(super) use eye::MeshEye;
+use eye::Panel;
 use follow::Follow;
 use places::Places;
 use relay::{Counter, Followed, Hub, Relays, Told};
@@ -89,9 +92,6 @@ enum Sighting {
 pub(super) struct Outlook {
     /// The other nodes' networks.
     pub(super) others: watch::Receiver<Vec<OtherNode>>,
-    /// How each of the other nodes is reached.
-    #[allow(dead_code, reason = "it is there for whoever shows the mesh")]
-    pub(super) links: watch::Receiver<Vec<MeshLink>>,
 }
 
 /// What is needed to have a mesh.
@@ -105,8 +105,8 @@ pub(super) struct Mesh {
     interface: String,
     places: PathBuf,
     others: watch::Sender<Vec<OtherNode>>,
-    links: watch::Sender<Vec<MeshLink>>,
     door: Option<MeshDoor>,
+    eye: MeshEye,
 }
 
 impl Mesh {
@@ -114,29 +114,29 @@ impl Mesh {
     pub(super) fn new(
         config: &Config,
         directories: &Directories,
-        (state, door): (&Handle, Option<MeshDoor>),
+        (state, door, eye): (&Handle, Option<MeshDoor>, MeshEye),
         me: Option<Me>,
     ) -> (Option<Self>, Outlook) {
         let (others, outlook) = watch::channel(Vec::new());
-        let (links, seen) = watch::channel(Vec::new());
-        let outlook = Outlook { others: outlook, links: seen };
+        let outlook = Outlook { others: outlook };
         let Some((me, keys)) = me.zip(keys(config, directories)) else { return (None, outlook) };
         let interface = interface(config, directories);
         let ours = BTreeSet::from([directories.network_names().bridge, interface.clone()]);
         let places = directories.mesh_keys().join("places.json");
         let (config, state) = (config.mesh.clone(), state.clone());
-        (Some(Self { me, config, keys, state, ours, interface, places, others, links, door }), outlook)
+        (Some(Self { me, config, keys, state, ours, interface, places, others, door, eye }), outlook)
     }
 
     /// Keeps it until `cancel`. The device stays.
     pub(super) async fn run(self, cancel: CancellationToken) {
-        let Self { me, config, keys, state, ours, interface, places, others, links, door } = self;
+        let Self { me, config, keys, state, ours, interface, places, others, door, eye } = self;
         let device = Arc::new(ChosenDevice::new(Settings { interface, keys: Arc::clone(&keys) }));
         let (want, wanted) = watch::channel::<Option<MeshConfig>>(None);
         let (tell, observed) = watch::channel::<Option<MeshStatus>>(None);
         let (own, addresses) = watch::channel(BTreeSet::new());
         let (sight, sightings) = mpsc::channel(SIGHTINGS);
         let (beat, pulse) = watch::channel::<BTreeMap<Ipv4Addr, Pulse>>(BTreeMap::new());
+        let (tell_clocks, clocks) = watch::channel(BTreeMap::new());
         let port = config.listen_port;
         let (names, peers) = watch::channel(Vec::new());
         let next_key = watch::Sender::new(keys.next());
@@ -149,6 +149,7 @@ impl Mesh {
             wanted: wanted.clone(),
             pulse: pulse.clone(),
         };
+        let (links, ways) = watch::channel(Vec::new());
         let (relayed, to_relay) = watch::channel(BTreeMap::new());
         let relays = Relays::new(me, port, state.clone(), hub, followed, Told { relayed, links });
         let talk = Talk {
@@ -159,8 +160,12 @@ impl Mesh {
             wanted: wanted.clone(),
             next_key: next_key.subscribe(),
             pulse: beat,
+            clocks: tell_clocks,
             sight: sight.clone(),
         };
+        let panel =
+            Panel { me, sights: peers.clone(), observed: observed.clone(), pulse: pulse.clone(), clocks, links: ways };
+        eye.open(panel);
         let lan = lan::Lan { me, port, ours: ours.clone(), addresses: addresses.clone(), sights: peers, sight };
         let (announcement, announced) = watch::channel(None);
         let announce = announce::announce(state.clone(), me.node_id, announced, cancel.clone());

@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Me, Sighting};
-use crate::consensus::Handle;
+use crate::{consensus::Handle, control::ops::now_ms};
 
 /// How often everybody is asked.
 const EVERY: Duration = Duration::from_secs(5);
@@ -46,13 +46,19 @@ const LONGEST: usize = 1_200;
 const NODES: usize = 8;
 /// Questions of one peer that are answered between two of our own.
 const QUESTIONS: u32 = 20;
+/// Short questions of one peer that are answered in that time, whoever there asks them.
+const PINGS: u32 = 300;
+/// Longest text that is kept as a version.
+const LONGEST_VERSION: usize = 40;
+/// What this node says it is.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Wait before the socket is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
 
 /// What is said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Message {
+pub(super) enum Message {
     /// Do you answer?
     Ask {
         /// Comes back with the answer.
@@ -80,6 +86,20 @@ enum Message {
         /// Who, and where.
         from: (NodeId, SocketAddr),
     },
+    /// Are you there? From any port.
+    Ping {
+        /// Comes back with the answer.
+        number: u64,
+    },
+    /// Yes; to where the question came from.
+    Pong {
+        /// The question's.
+        number: u64,
+        /// The clock there, in milliseconds since 1970.
+        clock_ms: i64,
+        /// Version of toft there.
+        version: String,
+    },
 }
 
 /// How a node answers.
@@ -100,9 +120,22 @@ impl Pulse {
     }
 }
 
+/// What a node says of its clock and itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Clock {
+    /// Milliseconds by which it is ahead of this node's, give or take half of the way there and back.
+    pub(super) ahead_ms: i64,
+    /// Version of toft there.
+    pub(super) version: String,
+}
+
 /// What is under way.
 #[derive(Default)]
 struct Pending {
+    /// Nodes that were asked for their clocks: when, and what this node's clock said.
+    clocks: BTreeMap<u64, (Ipv4Addr, Instant, i64)>,
+    /// How often each has asked whether this node is there.
+    pings: BTreeMap<Ipv4Addr, u32>,
     /// Questions without an answer: to whom and since when.
     asked: BTreeMap<u64, (Ipv4Addr, Instant)>,
     /// How much each has asked since this node asked last.
@@ -121,6 +154,8 @@ pub(super) struct Talk {
     pub(super) next_key: watch::Receiver<Option<PublicKey>>,
     /// How each node answers, by its address in the mesh.
     pub(super) pulse: watch::Sender<BTreeMap<Ipv4Addr, Pulse>>,
+    /// What each node's clock said last.
+    pub(super) clocks: watch::Sender<BTreeMap<Ipv4Addr, Clock>>,
     pub(super) sight: mpsc::Sender<Sighting>,
 }
 
@@ -135,7 +170,7 @@ impl Talk {
             return cancel.cancelled().await;
         }
         while !cancel.is_cancelled() {
-            match open(self.me.subnet.gateway()) {
+            match bound((self.me.subnet.gateway(), TALK_PORT)) {
                 Ok(socket) => {
                     let _ = cancel.run_until_cancelled(self.talk(&socket)).await;
                 }
@@ -182,7 +217,9 @@ impl Talk {
                 }
             }
             pending.questions.clear();
+            pending.pings.clear();
             pending.asked.retain(|_, (_, at)| at.elapsed() < ANSWERS);
+            pending.clocks.retain(|_, (_, at, _)| at.elapsed() < ANSWERS);
             self.ask(socket, &mut pending, false).await;
         }
     }
@@ -200,6 +237,7 @@ impl Talk {
         let others: Vec<(NodeId, Ipv4Addr)> = self.others().map(|(node, address, _)| (node, address)).collect();
         let there: BTreeSet<Ipv4Addr> = others.iter().map(|(_, address)| *address).collect();
         self.pulse.send_modify(|pulse| pulse.retain(|address, _| there.contains(address)));
+        self.clocks.send_modify(|clocks| clocks.retain(|address, _| there.contains(address)));
         if others.is_empty() || self.observed.borrow().is_none() {
             return;
         }
@@ -223,11 +261,14 @@ impl Talk {
             let seek = missed.iter().copied().cycle().skip(i * NODES).take(missed.len().min(NODES)).collect();
             pending.asked.insert(number, (*address, now));
             self.say(socket, *address, &Message::Ask { number, seek, next_key }).await;
+            let Ok(number) = random() else { return };
+            pending.clocks.insert(number, (*address, Instant::now(), now_ms()));
+            self.say(socket, *address, &Message::Ping { number }).await;
         }
     }
 
     async fn take(&self, socket: &UdpSocket, (from, message): (SocketAddrV4, Message), pending: &mut Pending) {
-        let from = *from.ip();
+        let (from, asked_from) = (*from.ip(), from);
         let Some((asker, _, key)) = self.others().find(|(_, address, _)| *address == from) else { return };
         match message {
             Message::Ask { number, seek, next_key } => {
@@ -260,6 +301,23 @@ impl Talk {
                 for (node, place) in seen.into_iter().take(NODES) {
                     self.sighted(Some(Sighting::Told(node, place)));
                 }
+            }
+            Message::Ping { number } => {
+                let count = pending.pings.entry(from).or_default();
+                *count += 1;
+                if *count <= PINGS {
+                    let pong = Message::Pong { number, clock_ms: now_ms(), version: VERSION.to_owned() };
+                    let Ok(text) = serde_json::to_vec(&pong) else { return };
+                    drop(socket.send_to(&text, asked_from).await);
+                }
+            }
+            Message::Pong { number, clock_ms, version } => {
+                let known = pending.clocks.remove(&number).filter(|(address, ..)| *address == from);
+                let Some((_, at, sent_ms)) = known else { return };
+                let half_ms = i64::try_from(at.elapsed().as_millis() / 2).unwrap_or(i64::MAX);
+                let ahead_ms = clock_ms.saturating_sub(sent_ms.saturating_add(half_ms));
+                let version = version.chars().filter(|c| !c.is_control()).take(LONGEST_VERSION).collect();
+                self.clocks.send_modify(|all| _ = all.insert(from, Clock { ahead_ms, version }));
             }
             Message::Beat => self.state.note_beat(asker),
             Message::Knock { from: (node, place) } => self.sighted(Some(Sighting::Told(node, place))),
@@ -312,14 +370,14 @@ fn endpoint(peer: &MeshPeerStatus) -> Option<SocketAddr> {
     peer.endpoint.map(canonical).filter(|endpoint| is_somebodys(*endpoint))
 }
 
-fn parse(bytes: &[u8]) -> Option<Message> {
+pub(super) fn parse(bytes: &[u8]) -> Option<Message> {
     if bytes.len() > LONGEST {
         return None;
     }
     serde_json::from_slice(bytes).ok()
 }
 
-fn random() -> io::Result<u64> {
+pub(super) fn random() -> io::Result<u64> {
     let mut bytes = [0; 8];
     let provider = rustls::crypto::ring::default_provider();
     provider.secure_random.fill(&mut bytes).map_err(|_| io::Error::other("the kernel gave no random bytes"))?;
@@ -327,11 +385,11 @@ fn random() -> io::Result<u64> {
 }
 
 /// A socket at an address that may not be there yet.
-fn open(address: Ipv4Addr) -> io::Result<UdpSocket> {
+pub(super) fn bound((address, port): (Ipv4Addr, u16)) -> io::Result<UdpSocket> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let datagrams = socket(AddressFamily::Inet, SockType::Datagram, flags, None)?;
     setsockopt(&datagrams, sockopt::IpFreebind, &true)?;
-    bind(std::os::fd::AsRawFd::as_raw_fd(&datagrams), &SockaddrIn::from(SocketAddrV4::new(address, TALK_PORT)))?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&datagrams), &SockaddrIn::from(SocketAddrV4::new(address, port)))?;
     UdpSocket::from_std(datagrams.into())
 }
 
@@ -348,6 +406,8 @@ mod tests {
             Message::Told { number: u64::MAX, you: Some(place), seen: vec![(node, place); NODES], knows: true },
             Message::Knock { from: (node, place) },
             Message::Beat,
+            Message::Ping { number: u64::MAX },
+            Message::Pong { number: u64::MAX, clock_ms: i64::MAX, version: "0.1.0".into() },
         ];
         for message in messages {
             let text = serde_json::to_vec(&message).unwrap();

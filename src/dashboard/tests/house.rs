@@ -22,6 +22,7 @@ use toft_model::{
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
     log::{LogLine, LogQuery, LogStream},
+    mesh::view::{MeshSeen, PingRow},
     name::Name,
     node::{DiskFacts, Inventory, NodeFacts, Temperature},
     pull::PullProgress,
@@ -43,12 +44,13 @@ use crate::{
         ControlError, ErrorKind,
         loops::schedule,
         node_access::{
-            ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullSteps,
+            ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, OwnNode, PullSteps,
             attach::NodeAttach,
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
+            mesh::NodeMesh,
             usage::{NodeUsage, RunningInstance},
-            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
+            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
         ops::{Ops, now_ms},
     },
@@ -127,10 +129,6 @@ impl NodeAttach for FakeNode {
 
 #[async_trait]
 impl NodeExec for FakeNode {
-    fn node_id(&self) -> Option<NodeId> {
-        self.id.get().copied()
-    }
-
     async fn exec(&self, _: InstanceId, _: ExecOrder) -> Result<ExecSession, ExecRefused> {
         Err(ControlError::new(ErrorKind::Conflict, "nothing runs here").into())
     }
@@ -180,12 +178,12 @@ impl NodeFiles for FakeNode {
 
 #[async_trait]
 impl NodeVolumes for FakeNode {
-    async fn volume_size(&self, _: &Name) -> Option<u64> {
-        Some(5 << 20)
-    }
-
-    fn volume_path(&self, name: &Name) -> Option<String> {
-        Some(format!("/var/lib/toft/volumes/{name}/_data"))
+    async fn volume_facts(&self, names: Vec<Name>) -> Result<BTreeMap<Name, VolumeFacts>, ControlError> {
+        let facts = |name: Name| {
+            let path = Some(format!("/var/lib/toft/volumes/{name}/_data"));
+            (name, VolumeFacts { size_bytes: Some(5 << 20), path })
+        };
+        Ok(names.into_iter().map(facts).collect())
     }
 
     async fn back_up_volume(&self, _: VolumeHere) -> Result<BackupStream, ControlError> {
@@ -199,14 +197,6 @@ impl NodeVolumes for FakeNode {
 
 #[async_trait]
 impl NodeAccess for FakeNode {
-    fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
-        (port.host == Some(22)).then(|| "host port 22/tcp is taken by another program".into())
-    }
-
-    fn runtime_trouble(&self) -> Option<String> {
-        self.trouble.lock().unwrap().clone()
-    }
-
     async fn logs(
         &self,
         instance: InstanceId,
@@ -261,10 +251,6 @@ impl NodeAccess for FakeNode {
         })
     }
 
-    fn gpus(&self) -> Vec<GpuFacts> {
-        Vec::new()
-    }
-
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {
         Ok(self.images.lock().unwrap().clone())
     }
@@ -279,17 +265,8 @@ impl NodeAccess for FakeNode {
         Ok(stream::empty().boxed())
     }
 
-    fn pulling(&self, _: NodeId, image: &ImageRef) -> Option<PullProgress> {
-        let pulls = self.pulls.lock().unwrap();
-        pulls.iter().map(|pull| &pull.progress).find(|progress| progress.image == image.as_str()).cloned()
-    }
-
-    fn pulls(&self) -> Vec<ImagePull> {
-        self.pulls.lock().unwrap().clone()
-    }
-
-    fn pulls_moved(&self) -> watch::Receiver<u64> {
-        self.pulls_moved.subscribe()
+    async fn image_pulls(&self) -> Result<Vec<ImagePull>, ControlError> {
+        Ok(self.pulls())
     }
 
     async fn remove_image(&self, image: ImageRef) -> Result<bool, ControlError> {
@@ -301,6 +278,48 @@ impl NodeAccess for FakeNode {
 
     async fn image_room(&self) -> Result<Room, ControlError> {
         Ok(Room { used_bytes: 1, free_bytes: 9, used_files: 1, free_files: 9 })
+    }
+}
+
+#[async_trait]
+impl NodeMesh for FakeNode {
+    async fn mesh_seen(&self) -> Result<MeshSeen, ControlError> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
+    }
+
+    async fn mesh_ping(&self, _: u32) -> Result<Vec<PingRow>, ControlError> {
+        Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
+    }
+}
+
+impl OwnNode for FakeNode {
+    fn node_id(&self) -> Option<NodeId> {
+        self.id.get().copied()
+    }
+
+    fn port_taken_outside(&self, port: PortSpec) -> Option<String> {
+        (port.host == Some(22)).then(|| "host port 22/tcp is taken by another program".into())
+    }
+
+    fn runtime_trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap().clone()
+    }
+
+    fn gpus(&self) -> Vec<GpuFacts> {
+        Vec::new()
+    }
+
+    fn pulling(&self, image: &ImageRef) -> Option<PullProgress> {
+        let pulls = self.pulls.lock().unwrap();
+        pulls.iter().map(|pull| &pull.progress).find(|progress| progress.image == image.as_str()).cloned()
+    }
+
+    fn pulls(&self) -> Vec<ImagePull> {
+        self.pulls.lock().unwrap().clone()
+    }
+
+    fn pulls_moved(&self) -> watch::Receiver<u64> {
+        self.pulls_moved.subscribe()
     }
 }
 

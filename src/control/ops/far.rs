@@ -1,0 +1,167 @@
+//! Which node is asked, and what is known of the others for a moment.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use toft_model::{
+    ids::NodeId,
+    image::ImageRef,
+    instance::InstanceState,
+    name::Name,
+    node::NodeHealth,
+    pull::PullProgress,
+    state::{InstanceView, NodeRow},
+};
+use tokio::time::Instant;
+
+use super::Ops;
+use crate::control::{ControlError, ErrorKind, node_access::NodeAccess};
+
+/// How long what another node said of its pulls is good for.
+const GOOD: Duration = Duration::from_millis(500);
+/// How long somebody who asked for a node's pulls is taken to look on.
+const WANTED: Duration = Duration::from_secs(5);
+/// Longest wait for what others say of their pulls, and most that are asked at a time.
+const PATIENCE: Duration = Duration::from_millis(300);
+const ASKED: usize = 16;
+
+/// What a node does not tell, and why.
+#[derive(Debug, Clone)]
+pub struct Away {
+    /// Which node.
+    pub node: Name,
+    /// Why.
+    pub error: ControlError,
+}
+
+/// The pulls of other nodes, as they told a moment ago. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct FarPulls(Arc<Mutex<BTreeMap<NodeId, Told>>>);
+
+#[derive(Default)]
+struct Told {
+    name: Option<Name>,
+    wanted: Option<Instant>,
+    at: Option<Instant>,
+    pulls: Vec<PullProgress>,
+}
+
+impl FarPulls {
+    /// How far a pull is, as its node told lately.
+    pub(super) fn of(&self, node: NodeId, image: &ImageRef) -> Option<PullProgress> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = known.get(&node).filter(|told| told.at.is_some_and(|at| at.elapsed() < WANTED))?;
+        told.pulls.iter().find(|pull| pull.image == image.as_str()).cloned()
+    }
+
+    /// Notes that somebody wants to know.
+    fn want(&self, node: NodeId, name: &Name) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = known.entry(node).or_default();
+        (told.wanted, told.name) = (Some(Instant::now()), Some(name.clone()));
+    }
+
+    /// The nodes that are to be asked now.
+    fn due(&self) -> Vec<(NodeId, Name)> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, told| told.wanted.is_some_and(|at| at.elapsed() < WANTED));
+        let due = known.iter_mut().filter(|(_, told)| told.at.is_none_or(|at| at.elapsed() >= GOOD));
+        // Whoever asks at the same time does not ask the same.
+        due.take(ASKED)
+            .filter_map(|(node, told)| {
+                told.at = Some(Instant::now());
+                Some((*node, told.name.clone()?))
+            })
+            .collect()
+    }
+
+    fn note(&self, node: NodeId, pulls: Vec<PullProgress>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = known.get_mut(&node) {
+            (told.at, told.pulls) = (Some(Instant::now()), pulls);
+        }
+    }
+}
+
+impl Ops {
+    /// The node of that id, called `name`: this one or another.
+    pub(super) fn access(&self, node: NodeId, name: &Name) -> Result<Arc<dyn NodeAccess>, ControlError> {
+        if self.node.node_id() == Some(node) {
+            return Ok(Arc::clone(&self.node) as _);
+        }
+        match &self.others {
+            Some(others) => others.node(node, name),
+            None => Err(ControlError::new(ErrorKind::Unavailable, format!("there is no way to node `{name}`"))),
+        }
+    }
+
+    /// What every node that is there says, and who does not say anything. Nodes that are known to be lost are not waited for.
+    pub(super) async fn of_all<T, F>(
+        &self,
+        ask: impl Fn(NodeRow, Arc<dyn NodeAccess>) -> F,
+    ) -> Result<(Vec<T>, Vec<Away>), ControlError>
+    where
+        F: Future<Output = Result<T, ControlError>>,
+    {
+        let asked = self.nodes().await?.into_iter().map(|row| {
+            let (name, ask) = (row.name.clone(), &ask);
+            async move {
+                if matches!(row.health, NodeHealth::Down | NodeHealth::Fenced) && self.node.node_id() != Some(row.id) {
+                    let error = ControlError::new(ErrorKind::Unavailable, format!("node `{name}` is down"));
+                    return Err(Away { node: name, error: error.hint("`toft node ls` shows how it is") });
+                }
+                let answer = async { ask(row.clone(), self.access(row.id, &row.name)?).await };
+                answer.await.map_err(|error| Away { node: name, error })
+            }
+        });
+        let (mut told, mut away) = (Vec::new(), Vec::new());
+        for answer in join_all(asked).await {
+            match answer {
+                Ok(answer) => told.push(answer),
+                Err(error) => away.push(error),
+            }
+        }
+        Ok((told, away))
+    }
+
+    /// Adds to instances that are being started how far the pull of their image is, wherever that is.
+    pub(super) async fn noted_all(&self, instances: Vec<&mut InstanceView>) {
+        let starts = |instance: &&mut InstanceView| {
+            matches!(instance.state(), InstanceState::Assigned | InstanceState::Starting)
+        };
+        let starting: Vec<&mut InstanceView> = instances.into_iter().filter(starts).collect();
+        let mut seen = BTreeSet::new();
+        for instance in &starting {
+            if self.node.node_id() != Some(instance.row.node_id) && seen.insert(instance.row.node_id) {
+                self.far_pulls.want(instance.row.node_id, &instance.node);
+            }
+        }
+        if !seen.is_empty() {
+            self.look_at_pulls().await;
+        }
+        self.noted(starting);
+    }
+
+    /// Asks the nodes for their pulls whose pulls somebody looks at.
+    pub(super) async fn look_at_pulls(&self) {
+        let asked = self.far_pulls.due().into_iter().map(|(id, name)| async move {
+            let node = self.access(id, &name).ok()?;
+            let pulls = tokio::time::timeout(PATIENCE, node.image_pulls()).await.ok()?.ok()?;
+            let pulls = pulls.into_iter().filter(|pull| pull.failure.is_none()).map(|pull| pull.progress);
+            self.far_pulls.note(id, pulls.collect());
+            Some(())
+        });
+        join_all(asked).await;
+    }
+
+    /// Notes that somebody looks at the pulls of an instance's node, if that is another.
+    pub(super) fn looked_at(&self, instance: &InstanceView) {
+        if self.others.is_some() && self.node.node_id() != Some(instance.row.node_id) {
+            self.far_pulls.want(instance.row.node_id, &instance.node);
+        }
+    }
+}
