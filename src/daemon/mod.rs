@@ -4,6 +4,7 @@
 //! loops, agent (containers go on), reports, state.
 
 mod addresses;
+mod beacon;
 mod belonging;
 mod directories;
 mod doors;
@@ -39,7 +40,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use crate::enroll::NoToken;
+pub use crate::enroll::{NoPin, NoToken, Pin};
 use crate::{
     agent::{
         Agent, AgentConfig, AgentParts,
@@ -73,6 +74,7 @@ use crate::{
     embedded,
     observe::{chain, metrics::Metrics},
 };
+pub use beacon::{Found, NotFound, find};
 use directories::Directories;
 pub use down::down;
 use identity::Identity;

@@ -249,16 +249,7 @@ async fn fetch_authority(address: &str, token: &Token) -> Result<String, JoinErr
     let unreachable = |detail: String| JoinError::Unreachable { address: address.to_owned(), detail };
     let look = async {
         let stream = TcpStream::connect(address).await.map_err(|e| unreachable(e.to_string()))?;
-        let provider = CryptoProvider::get_default()
-            .cloned()
-            .unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| unreachable(e.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let config = trusting_anybody().map_err(|e| unreachable(e.to_string()))?;
         let name = ServerName::try_from(SERVER_NAME).map_err(|e| unreachable(e.to_string()))?;
         let connector = TlsConnector::from(Arc::new(config));
         let stream = connector.connect(name, stream).await.map_err(|e| unreachable(e.to_string()))?;
@@ -271,6 +262,19 @@ async fn fetch_authority(address: &str, token: &Token) -> Result<String, JoinErr
         Ok(found) => found,
         Err(_) => Err(unreachable("it took too long".into())),
     }
+}
+
+/// TLS with whoever answers.
+pub(super) fn trusting_anybody() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider =
+        CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 /// Takes any certificate; what it is worth is seen from its hash.

@@ -32,6 +32,7 @@ mod image_pull;
 mod image_sizes;
 mod join_security;
 mod joining;
+mod joining_by_pin;
 mod leaks;
 mod lifecycle;
 mod linearizability;
