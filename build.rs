@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use static_program::{Code, StaticProgram};
 
 fn main() {
-    for proto in ["src/wire/peer.proto", "src/wire/relay.proto"] {
-        tonic_prost_build::compile_protos(proto).expect("protoc compiles what members say to each other");
+    for proto in ["peer", "relay", "blobs"] {
+        tonic_prost_build::compile_protos(format!("src/wire/{proto}.proto"))
+            .expect("protoc compiles what members say to each other");
     }
     for source in ["build.rs", "build", "crates/demo/src", "crates/logger/src", "src/wire"] {
         println!("cargo::rerun-if-changed={source}");

@@ -26,7 +26,7 @@ use super::{
     attach::Audience,
     dns::resolv_conf::{self, ResolvConf},
     gpu::cdi::{Edits, InjectError, Injector},
-    image::{PullError, Pulls},
+    image::{PullError, Pulls, TagWord},
     ledger::{Ledger, Outcome},
     network::Network,
     retention,
@@ -240,14 +240,19 @@ impl Executor {
         let policy = assignment.container.pull_policy;
         let builtin = (self.builtin_image)(spec.image.as_str());
         if policy == PullPolicy::Always && builtin.is_none() {
-            self.pull(&spec.image, unwanted, turn).await?;
+            self.pull((&spec.image, TagWord::Registry), unwanted, turn).await?;
         }
         match self.runtime.create_container(&spec).await {
             Err(RuntimeError::ImageMissing { image }) => {
                 match builtin {
                     Some(archive) => drop(self.runtime.import_image(Box::new(archive), None).await?),
                     None if policy == PullPolicy::Never => return Err(RuntimeError::ImageMissing { image }.into()),
-                    None => self.pull(&spec.image, unwanted, turn).await?,
+                    None => {
+                        // Who wants the newest gets it from who knows it.
+                        let always = policy == PullPolicy::Always;
+                        let word = if always { TagWord::Registry } else { TagWord::RegistryOrNode };
+                        self.pull((&spec.image, word), unwanted, turn).await?;
+                    }
                 }
                 Ok(self.runtime.create_container(&spec).await?)
             }
@@ -265,9 +270,14 @@ impl Executor {
         Ok(filled?)
     }
 
-    async fn pull(&self, image: &ImageRef, unwanted: &CancellationToken, turn: &mut Turn) -> Result<(), StartError> {
+    async fn pull(
+        &self,
+        (image, word): (&ImageRef, TagWord),
+        unwanted: &CancellationToken,
+        turn: &mut Turn,
+    ) -> Result<(), StartError> {
         turn.pause();
-        match unwanted.run_until_cancelled(self.pulls.pull(image)).await {
+        match unwanted.run_until_cancelled(self.pulls.pull(image, word)).await {
             Some(pulled) => pulled.map_err(|error| StartError::Other(advice(&error)))?,
             None => return Err(StartError::Other("another order came while its image was pulled".to_owned())),
         };

@@ -68,7 +68,7 @@ pub(super) const JOIN_HELP: &str = "Examples:
   TOFT_TOKEN=toft1.5f... toft join box.lan        or from the environment
   toft join --pin 1234-5678                       after `toft token create --pin` in the same network
 
-Without a token one is asked for. Other programs on this machine see what stands on a command line; a token that is spent is of no use to them.
+Without a token one is asked for. Other programs on this machine see what stands on a command line; a token or a PIN that is spent is of no use to them.
 What this machine had of its own is refused, unless --discard puts it aside. Keys are made here and never leave this machine.";
 
 #[derive(Debug, Args)]

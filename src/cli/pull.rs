@@ -103,7 +103,10 @@ impl Bars {
                 bar.set_prefix(short(layer));
                 bar
             });
-            bar.set_message(word(layer.state));
+            match &layer.from {
+                Some(node) if layer.state == LayerState::Downloading => bar.set_message(format!("from node {node}")),
+                _ => bar.set_message(word(layer.state)),
+            }
             bar.set_position(layer.done_bytes);
         }
     }

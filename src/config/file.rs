@@ -67,6 +67,7 @@ pub(super) struct ImagesSection {
     pub(super) no_proxy: Option<Vec<String>>,
     pub(super) proxy_username: Option<String>,
     pub(super) proxy_password_file: Option<PathBuf>,
+    pub(super) from_nodes: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

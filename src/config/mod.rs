@@ -34,6 +34,8 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// When unused images make room on the disk; absent: never.
     pub images: Option<ImagesConfig>,
+    /// Whether other nodes are asked for images before registries are.
+    pub images_from_nodes: bool,
     /// How pulls of images leave this network.
     pub proxy: ProxyConfig,
     /// Logs of containers.

@@ -210,6 +210,7 @@ impl Config {
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),
+            images_from_nodes: file.images.from_nodes.unwrap_or(true),
             proxy,
             logs: LogsConfig { max_bytes, max_files, gone_max_age, gone_max_bytes },
             network: NetworkConfig { range, ipv6: file.network.ipv6.unwrap_or(false), resolv_conf },

@@ -35,7 +35,7 @@ use crate::{
         facts,
         gpu::GpuWatch,
         host,
-        image::{FailedPull, PullError, PullErrorKind, Pulls},
+        image::{FailedPull, PullError, PullErrorKind, Pulls, TagWord},
         logs::{self, Reading, Wanted},
         meter::Meter,
         network::check_free,
@@ -213,7 +213,7 @@ impl NodeAccess for LocalNode {
     }
 
     async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
-        let status = self.pulls.begin(&image).map_err(not_pulled)?;
+        let status = self.pulls.begin(&image, TagWord::RegistryOrNode).map_err(not_pulled)?;
         let retry = Arc::clone(&self.retry);
         let steps = stream::unfold((Some(status), image), move |(status, image)| {
             let retry = Arc::clone(&retry);
@@ -247,7 +247,7 @@ impl NodeAccess for LocalNode {
     fn pulls(&self) -> Vec<ImagePull> {
         let under_way = self.pulls.under_way().into_iter().map(|progress| ImagePull { progress, failure: None });
         let failed = self.pulls.failed().into_iter().map(|FailedPull { image, error, at_ms }| ImagePull {
-            progress: PullProgress { image: image.as_str().to_owned(), layers: Vec::new() },
+            progress: PullProgress { image: image.as_str().to_owned(), ..PullProgress::default() },
             failure: Some((at_ms, not_pulled(error))),
         });
         under_way.chain(failed).collect()

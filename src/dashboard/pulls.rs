@@ -32,13 +32,13 @@ pub(super) struct LayerLine {
     pub(super) state: Pill,
     pub(super) size_bytes: u64,
     pub(super) done_bytes: u64,
-    /// `12.5 MiB of 64 MiB`
+    /// `12.5 MiB of 64 MiB from node beta`
     pub(super) amount: String,
 }
 
 impl PullLine {
     pub(super) fn of(pull: ImagePull, now_ms: i64) -> Self {
-        let PullProgress { image, layers } = &pull.progress;
+        let PullProgress { image, layers, by_word_of: _ } = &pull.progress;
         Self {
             shown: familiar(image),
             summary: pull.progress.summary(),
@@ -71,10 +71,10 @@ impl LayerLine {
             state: Pill { tone, word },
             size_bytes: layer.size_bytes.max(1),
             done_bytes,
-            amount: if done_bytes >= layer.size_bytes {
-                whole
-            } else {
-                format!("{} of {whole}", format_bytes(done_bytes))
+            amount: match &layer.from {
+                _ if done_bytes >= layer.size_bytes => whole,
+                Some(node) => format!("{} of {whole} from node {node}", format_bytes(done_bytes)),
+                None => format!("{} of {whole}", format_bytes(done_bytes)),
             },
         }
     }
@@ -92,12 +92,12 @@ mod tests {
     #[test]
     fn a_layer_tells_how_much_of_it_is_here() {
         let line = |state, done_bytes| {
-            let layer =
-                LayerProgress { digest: "sha256:0123456789abcdef".into(), size_bytes: 64 << 20, done_bytes, state };
-            LayerLine::of(&layer)
+            let (digest, size_bytes) = ("sha256:0123456789abcdef".into(), 64 << 20);
+            let from = (state == LayerState::Downloading).then(|| "beta".to_owned());
+            LayerLine::of(&LayerProgress { digest, size_bytes, done_bytes, state, from })
         };
         let half = line(LayerState::Downloading, 32 << 20);
-        assert_eq!((half.digest.as_str(), half.amount.as_str()), ("0123456789ab", "32 MiB of 64 MiB"));
+        assert_eq!((half.digest.as_str(), half.amount.as_str()), ("0123456789ab", "32 MiB of 64 MiB from node beta"));
         let here = line(LayerState::Done, 0);
         assert_eq!((here.done_bytes, here.amount.as_str()), (64 << 20, "64 MiB"));
     }

@@ -1,16 +1,16 @@
 //! The joiner's side of a PIN: asks a member for the token that the PIN stands for.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
-use tonic::{Request, Status, metadata::MetadataValue, transport::Endpoint};
+use tonic::{
+    Request, Status,
+    metadata::MetadataValue,
+    transport::{Certificate, ClientTlsConfig, Endpoint},
+};
 
 use super::{
     Token,
-    join::trusting_anybody,
+    join::authority_of,
     pin::{Asking, Pin, Stranger},
 };
 use crate::{
@@ -21,6 +21,10 @@ use crate::{
 
 /// Longest wait for each step.
 const STEP: Duration = Duration::from_secs(10);
+/// Largest answer, in bytes.
+const LARGEST: usize = 4 << 10;
+/// Longest reason of a refusal, in characters.
+const LONGEST: usize = 200;
 
 /// Why a PIN gives no token.
 #[derive(Debug, thiserror::Error)]
@@ -41,23 +45,20 @@ pub enum IntroductionError {
     Stranger(#[from] Stranger),
 }
 
-/// The token that `pin` stands for at the member at `address`. Whoever answers there learns nothing of the PIN, unless it knows it.
+/// The token that `pin` stands for at the member at `address`. Whoever answers there learns nothing of the PIN, unless it knows
+/// it or guesses it at once. It must speak for the authority that it shows, and the exchange holds for that authority alone:
+/// nobody hands it on between this machine and a member.
 pub async fn introduce(address: &str, pin: &Pin) -> Result<Token, IntroductionError> {
     let unreachable = |detail: String| IntroductionError::Unreachable { address: address.to_owned(), detail };
-    let config = trusting_anybody().map_err(|error| unreachable(error.to_string()))?;
-    let (connector, to) = (TlsConnector::from(Arc::new(config)), Arc::<str>::from(address));
-    let dial = tower::service_fn(move |_| {
-        let (connector, to) = (connector.clone(), Arc::clone(&to));
-        async move {
-            let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
-            connector.connect(name, TcpStream::connect(&*to).await?).await.map(TokioIo::new)
-        }
-    });
-    let endpoint = Endpoint::from_static("http://member").connect_timeout(STEP).timeout(STEP);
-    let channel = endpoint.connect_with_connector(dial).await.map_err(|error| unreachable(chain(&error)))?;
-    let mut client = DoorClient::new(channel);
-    let refused = |status: Status| IntroductionError::Refused(status.message().to_owned());
-    let (asking, message) = Asking::begin(pin);
+    let (certificate, authority) = authority_of(address).await.map_err(unreachable)?;
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificate)).domain_name(SERVER_NAME);
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).map_err(|error| unreachable(chain(&error)))?;
+    let endpoint = endpoint.connect_timeout(STEP).timeout(STEP).tls_config(tls);
+    let endpoint = endpoint.map_err(|error| unreachable(chain(&error)))?;
+    let channel = endpoint.connect().await.map_err(|error| unreachable(chain(&error)))?;
+    let mut client = DoorClient::new(channel).max_decoding_message_size(LARGEST);
+    let refused = |status: Status| IntroductionError::Refused(harmless(status.message()));
+    let (asking, message) = Asking::begin(pin, authority);
     let greeting = client.greet(about(GreetRequest { message })).await.map_err(refused)?.into_inner();
     let (proof, opening) = asking.proceed(&greeting.message)?;
     let proof = ProveRequest { attempt: greeting.attempt, proof: proof.to_vec() };
@@ -65,8 +66,24 @@ pub async fn introduce(address: &str, pin: &Pin) -> Result<Token, IntroductionEr
     Ok(opening.open(&answer.sealed)?)
 }
 
+/// What somebody says of whom nothing is known yet, as a terminal may show it.
+fn harmless(text: &str) -> String {
+    text.chars().filter(|c| matches!(c, ' '..='~')).take(LONGEST).collect()
+}
+
 fn about<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("toft-protocol", MetadataValue::from(PROTOCOL));
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stranger_says_does_nothing_to_a_terminal() {
+        assert_eq!(harmless("no\x1b[2J\r\n \u{202e}PIN\u{9b}"), "no[2J PIN");
+        assert_eq!(harmless(&"x".repeat(10_000)).len(), LONGEST);
+    }
 }

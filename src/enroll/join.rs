@@ -11,10 +11,10 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use toft_model::{ids::NodeId, name::Name};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataValue,
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
@@ -39,6 +39,11 @@ use crate::{
 const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Members asked until the one that leads is found.
 const HOPS: usize = 5;
+/// Wait before a member is asked again.
+const TURN: Duration = Duration::from_secs(1);
+/// Longest time for that when too many ask, and when nobody leads.
+const IN_TURN: Duration = Duration::from_secs(120);
+const LEADERLESS: Duration = Duration::from_secs(20);
 
 /// Why a machine is not let in.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +154,7 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
             address: joining.reach.clone(),
             port: u32::from(joining.listen.port()),
         };
-        match ask(&address, &authority, asked).await? {
+        match ask_in_turn(&address, &authority, asked).await? {
             Ok(answer) => return keep(folder, answer, &key, &address, joining.listen),
             Err(status) => match status.metadata().get("toft-leader").and_then(|leader| leader.to_str().ok()) {
                 Some(leader) => leader.clone_into(&mut address),
@@ -158,6 +163,30 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
         }
     }
     Err(JoinError::Refused("the cluster has no leader now".into()))
+}
+
+/// How long a refusal is taken for one that passes.
+fn patience(refusal: &Status) -> Duration {
+    match refusal.code() {
+        Code::ResourceExhausted => IN_TURN,
+        Code::Unavailable => LEADERLESS,
+        _ => Duration::ZERO,
+    }
+}
+
+/// Asks, and waits while too many ask at a time, or nobody leads.
+async fn ask_in_turn(
+    address: &str,
+    authority: &str,
+    asked: JoinRequest,
+) -> Result<Result<JoinAnswer, Status>, JoinError> {
+    let begun = Instant::now();
+    loop {
+        match ask(address, authority, asked.clone()).await? {
+            Err(status) if begun.elapsed() < patience(&status) => tokio::time::sleep(TURN).await,
+            answer => return Ok(answer),
+        }
+    }
 }
 
 /// The signing request for a token and its key, made now unless they are there.
@@ -246,26 +275,37 @@ async fn ask(address: &str, authority: &str, join: JoinRequest) -> Result<Result
 /// The authority's certificate as the member at `address` shows it, if it is the token's. Nothing is said on this
 /// connection: who is at the other end is not known yet.
 async fn fetch_authority(address: &str, token: &Token) -> Result<String, JoinError> {
-    let unreachable = |detail: String| JoinError::Unreachable { address: address.to_owned(), detail };
+    let shown = shown_by(address).await;
+    let shown = shown.map_err(|detail| JoinError::Unreachable { address: address.to_owned(), detail })?;
+    let found = shown.iter().find(|certificate| hash(certificate) == token.authority);
+    let found = found.ok_or_else(|| JoinError::OtherCluster { address: address.to_owned() })?;
+    Ok(pem::encode(&pem::Pem::new("CERTIFICATE", found.as_ref())))
+}
+
+/// The authority that who answers at `address` shows as its own: its certificate, PEM, and the SHA-256 of that. Whether it
+/// speaks for that authority is not known yet.
+pub(super) async fn authority_of(address: &str) -> Result<(String, [u8; 32]), String> {
+    let shown = shown_by(address).await?;
+    let last = shown.last().ok_or("it shows no certificate")?;
+    Ok((pem::encode(&pem::Pem::new("CERTIFICATE", last.as_ref())), hash(last)))
+}
+
+/// The certificates that who answers at `address` shows.
+async fn shown_by(address: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let look = async {
-        let stream = TcpStream::connect(address).await.map_err(|e| unreachable(e.to_string()))?;
-        let config = trusting_anybody().map_err(|e| unreachable(e.to_string()))?;
-        let name = ServerName::try_from(SERVER_NAME).map_err(|e| unreachable(e.to_string()))?;
+        let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+        let config = trusting_anybody().map_err(|e| e.to_string())?;
+        let name = ServerName::try_from(SERVER_NAME).map_err(|e| e.to_string())?;
         let connector = TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(name, stream).await.map_err(|e| unreachable(e.to_string()))?;
+        let stream = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
         let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let found = shown.iter().find(|certificate| hash(certificate) == token.authority);
-        let found = found.ok_or_else(|| JoinError::OtherCluster { address: address.to_owned() })?;
-        Ok(pem::encode(&pem::Pem::new("CERTIFICATE", found.as_ref())))
+        Ok(shown.iter().map(|certificate| certificate.clone().into_owned()).collect())
     };
-    match tokio::time::timeout(STEP_TIMEOUT, look).await {
-        Ok(found) => found,
-        Err(_) => Err(unreachable("it took too long".into())),
-    }
+    tokio::time::timeout(STEP_TIMEOUT, look).await.unwrap_or_else(|_| Err("it took too long".into()))
 }
 
 /// TLS with whoever answers.
-pub(super) fn trusting_anybody() -> Result<rustls::ClientConfig, rustls::Error> {
+fn trusting_anybody() -> Result<rustls::ClientConfig, rustls::Error> {
     let provider =
         CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))

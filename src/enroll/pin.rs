@@ -32,7 +32,8 @@ const LONGEST: usize = 64;
 const ATTEMPT: usize = 16;
 
 /// The digits.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
 pub struct Pin(Zeroizing<String>);
 
 impl Pin {
@@ -87,8 +88,9 @@ fn joiner() -> Identity {
     Identity::new(b"toft joiner")
 }
 
-fn member() -> Identity {
-    Identity::new(b"toft member")
+/// A member of the cluster with this authority: who stands in between shows another one, or cannot speak for this one.
+fn member(authority: &[u8; 32]) -> Identity {
+    Identity::new(&[b"toft member of ", &authority[..]].concat())
 }
 
 /// A key for one purpose, of the key that both have.
@@ -104,37 +106,38 @@ fn cipher(key: &[u8]) -> ChaCha20Poly1305 {
     ChaCha20Poly1305::new(Key::from_slice(&key_for("toft pin: the token", key)))
 }
 
-/// The joiner's side, between its two messages.
-pub struct Asking(Spake2<Ed25519Group>);
+/// The joiner's side, between its two messages, and the authority of who answers.
+pub struct Asking(Spake2<Ed25519Group>, [u8; 32]);
 
-/// Who answers does not know the PIN, or what it says is no answer.
+/// Who answers does not know the PIN, is of another cluster than it showed, or what it says is no answer.
 #[derive(Debug, thiserror::Error)]
 #[error("who answers does not know the PIN")]
 pub struct Stranger;
 
 impl Asking {
-    /// Begins, with what is to be sent.
-    pub fn begin(pin: &Pin) -> (Self, Vec<u8>) {
-        let (state, message) = Spake2::<Ed25519Group>::start_a(&pin.password(), &joiner(), &member());
-        (Self(state), message)
+    /// Begins with a member of the cluster whose authority's certificate has this SHA-256; gives what is to be sent.
+    pub fn begin(pin: &Pin, authority: [u8; 32]) -> (Self, Vec<u8>) {
+        let (state, message) = Spake2::<Ed25519Group>::start_a(&pin.password(), &joiner(), &member(&authority));
+        (Self(state, authority), message)
     }
 
     /// Takes the member's answer; gives what proves that this side knows the PIN, and what opens the token.
     pub fn proceed(self, answer: &[u8]) -> Result<([u8; 32], Opening), Stranger> {
         let key = Zeroizing::new(self.0.finish(answer).map_err(|_| Stranger)?);
-        Ok((proof(&key).0, Opening(key)))
+        Ok((proof(&key).0, Opening(key, self.1)))
     }
 }
 
-/// What opens the token.
-pub struct Opening(Zeroizing<Vec<u8>>);
+/// What opens the token, and the authority it has to name.
+pub struct Opening(Zeroizing<Vec<u8>>, [u8; 32]);
 
 impl Opening {
     /// The token, if who sealed it knows the PIN.
     pub fn open(self, sealed: &[u8]) -> Result<Token, Stranger> {
         let text = cipher(&self.0).decrypt(&Nonce::default(), sealed).map_err(|_| Stranger)?;
         let text = Zeroizing::new(String::from_utf8(text).map_err(|_| Stranger)?);
-        text.parse().map_err(|_| Stranger)
+        let token: Token = text.parse().map_err(|_| Stranger)?;
+        if token.authority == self.1 { Ok(token) } else { Err(Stranger) }
     }
 }
 
@@ -148,9 +151,17 @@ pub struct Pins {
 struct Open {
     pin: Pin,
     token: Zeroizing<String>,
+    authority: [u8; 32],
     until: Instant,
     left: u8,
     begun: Vec<([u8; ATTEMPT], Zeroizing<Vec<u8>>, Instant)>,
+}
+
+impl Open {
+    /// Whether nobody can get anything for it any more.
+    fn is_void(&self, now: Instant) -> bool {
+        now >= self.until || self.left == 0 && self.begun.iter().all(|(_, _, until)| now >= *until)
+    }
 }
 
 /// What a joiner is told who has no right PIN.
@@ -165,7 +176,8 @@ impl Pins {
     }
 
     fn put(&self, pin: Pin, token: &Token, until: Instant) {
-        let open = Open { pin, token: token.text(), until, left: TRIES, begun: Vec::new() };
+        let (authority, token) = (token.authority, token.text());
+        let open = Open { pin, token, authority, until, left: TRIES, begun: Vec::new() };
         *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(open);
         self.until.send_replace(Some(until));
     }
@@ -177,7 +189,7 @@ impl Pins {
 
     fn with<T>(&self, now: Instant, act: impl FnOnce(&mut Option<Open>) -> T) -> T {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.as_ref().is_some_and(|open| now >= open.until) {
+        if open.as_ref().is_some_and(|open| open.is_void(now)) {
             *open = None;
         }
         let done = act(&mut open);
@@ -198,7 +210,8 @@ impl Pins {
             if message.len() > LONGEST {
                 return Err("the message is too long".into());
             }
-            let (state, answer) = Spake2::<Ed25519Group>::start_b(&open.pin.password(), &joiner(), &member());
+            let (password, member) = (open.pin.password(), member(&open.authority));
+            let (state, answer) = Spake2::<Ed25519Group>::start_b(&password, &joiner(), &member);
             let key = state.finish(message).map_err(|_| "the message is none of SPAKE2")?;
             let mut number = [0; ATTEMPT];
             number.copy_from_slice(&attempt[..ATTEMPT]);
@@ -238,12 +251,14 @@ mod tests {
 
     use super::*;
 
+    const HERE: [u8; 32] = [7; 32];
+
     fn token() -> Token {
-        Token::make([7; 32]).unwrap()
+        Token::make(HERE).unwrap()
     }
 
     fn right(pins: &Pins, pin: &Pin) -> Result<Token, String> {
-        let (asking, first) = Asking::begin(pin);
+        let (asking, first) = Asking::begin(pin, HERE);
         let (answer, attempt) = pins.greet(&first)?;
         let (proof, opening) = asking.proceed(&answer).map_err(|error| error.to_string())?;
         opening.open(&pins.prove(&attempt, &proof)?).map_err(|error| error.to_string())
@@ -287,9 +302,9 @@ mod tests {
         // Beginning alone counts too, so nobody has more guesses than tries.
         let pin = pins.make(&token).unwrap();
         for _ in 0..TRIES {
-            pins.greet(&Asking::begin(&pin).1).unwrap();
+            pins.greet(&Asking::begin(&pin, HERE).1).unwrap();
         }
-        assert_eq!(pins.greet(&Asking::begin(&pin).1).err().unwrap(), NONE);
+        assert_eq!(pins.greet(&Asking::begin(&pin, HERE).1).err().unwrap(), NONE);
     }
 
     #[test]
@@ -304,11 +319,64 @@ mod tests {
     }
 
     #[test]
+    fn many_at_once_have_three_tries_together() {
+        let pins = Pins::default();
+        let pin = pins.make(&token()).unwrap();
+        let begun = std::thread::scope(|scope| {
+            let greet = || (0..50).filter(|_| pins.greet(&Asking::begin(&pin, HERE).1).is_ok()).count();
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(greet)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).sum::<usize>()
+        });
+        assert_eq!(begun, usize::from(TRIES));
+    }
+
+    #[test]
+    fn a_pin_is_void_after_five_minutes_and_when_nobody_goes_on_with_the_last_try() {
+        let (pins, token) = (Pins::default(), token());
+        let watch = pins.watch();
+        let change = |act: fn(&mut Open)| act(pins.open.lock().unwrap().as_mut().unwrap());
+        let (before, pin) = (Instant::now(), pins.make(&token).unwrap());
+        let until = watch.borrow().unwrap();
+        assert!(until >= before + VALID && until <= Instant::now() + VALID);
+        let (asking, first) = Asking::begin(&pin, HERE);
+        let (answer, attempt) = pins.greet(&first).unwrap();
+        let (proof, _) = asking.proceed(&answer).unwrap();
+        change(|open| open.until = Instant::now());
+        assert_eq!(pins.prove(&attempt, &proof).err().unwrap(), NONE, "five minutes are over");
+        let pin = pins.make(&token).unwrap();
+        for _ in 0..TRIES {
+            pins.greet(&Asking::begin(&pin, HERE).1).unwrap();
+        }
+        assert!(pins.greet(&first).is_err() && watch.borrow().is_some(), "somebody may be at it");
+        change(|open| open.begun.iter_mut().for_each(|(_, _, until)| *until = Instant::now()));
+        assert_eq!(pins.greet(&first).err().unwrap(), NONE);
+        assert!(watch.borrow().is_none(), "it is told of no more");
+    }
+
+    #[test]
+    fn who_shows_another_authority_than_the_member_has_gets_nothing() {
+        let (pins, token) = (Pins::default(), token());
+        let pin = pins.make(&token).unwrap();
+        // The joiner speaks with somebody else, who hands on all that is said to the member and back.
+        let (asking, first) = Asking::begin(&pin, [8; 32]);
+        let (answer, attempt) = pins.greet(&first).unwrap();
+        let (proof, opening) = asking.proceed(&answer).unwrap();
+        assert!(pins.prove(&attempt, &proof).err().unwrap().contains("the PIN is wrong"));
+        assert!(opening.open(&[0; 200]).is_err());
+        // A member that gives a token of a cluster that it does not show.
+        let (asking, first) = Asking::begin(&pin, HERE);
+        let (answer, attempt) = pins.greet(&first).unwrap();
+        let (proof, Opening(key, _)) = asking.proceed(&answer).unwrap();
+        let sealed = pins.prove(&attempt, &proof).unwrap();
+        assert!(Opening(key, [8; 32]).open(&sealed).is_err());
+    }
+
+    #[test]
     fn what_was_overheard_is_of_no_use() {
         let (pins, token) = (Pins::default(), token());
         let pin: Pin = "12345678".parse().unwrap();
         pins.put(pin.clone(), &token, Instant::now() + VALID);
-        let (asking, first) = Asking::begin(&pin);
+        let (asking, first) = Asking::begin(&pin, HERE);
         let (answer, attempt) = pins.greet(&first).unwrap();
         let (proof, opening) = asking.proceed(&answer).unwrap();
         // Somebody else sends the first message again, and then the proof of the one who knows the PIN.
@@ -318,7 +386,7 @@ mod tests {
         let sealed = pins.prove(&attempt, &proof).unwrap();
         assert_eq!(pins.prove(&attempt, &proof).err().unwrap(), NONE);
         assert!(!sealed.windows(8).any(|part| token.text().as_bytes().windows(8).any(|text| text == part)));
-        let (_, other) = Asking::begin(&pin).0.proceed(&answer).unwrap();
+        let (_, other) = Asking::begin(&pin, HERE).0.proceed(&answer).unwrap();
         assert!(other.open(&sealed).is_err(), "it is sealed for one attempt");
         assert!(opening.open(&sealed).is_ok());
     }
@@ -331,10 +399,10 @@ mod tests {
             let pin = pins.make(&token()).unwrap();
             drop(pins.greet(&first));
             prop_assert!(pins.prove(&attempt, &given).is_err());
-            let (asking, message) = Asking::begin(&pin);
+            let (asking, message) = Asking::begin(&pin, HERE);
             let (answer, number) = pins.greet(&message).unwrap();
             prop_assert!(pins.prove(&number, &given).is_err());
-            drop(Asking::begin(&pin).0.proceed(&first));
+            drop(Asking::begin(&pin, HERE).0.proceed(&first));
             let (_, opening) = asking.proceed(&answer).unwrap();
             prop_assert!(opening.open(&given).is_err());
         }

@@ -20,6 +20,11 @@ impl Metrics {
         metrics::describe_gauge!("toft_applied_index", "Index of the last applied command");
         metrics::describe_counter!("toft_http_requests_total", "Requests answered, by status class");
         metrics::describe_counter!("toft_instance_restarts_total", "Automatic restarts of instances");
+        metrics::describe_counter!(
+            "toft_image_bytes_total",
+            "Bytes of images that came, by where from: node or registry"
+        );
+        metrics::describe_counter!("toft_image_given_bytes_total", "Bytes of images that were given to other nodes");
         metrics::describe_gauge!("toft_runtime_up", "Whether the container runtime answers");
         metrics::describe_counter!("toft_backups_total", "Scheduled backups tried, by result");
         metrics::describe_gauge!(

@@ -8,6 +8,14 @@ pub mod peer {
     tonic::include_proto!("toft.peer.v1");
 }
 
+/// What nodes give each other of their images.
+pub mod blobs {
+    #![expect(missing_docs, reason = "the comments stand in blobs.proto")]
+    #![allow(clippy::all)]
+
+    tonic::include_proto!("toft.blobs.v1");
+}
+
 /// What passes between a member and one that relays for it.
 pub mod relay {
     #![expect(missing_docs, reason = "the comments stand in relay.proto")]

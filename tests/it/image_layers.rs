@@ -5,7 +5,7 @@ use std::{path::Path, process::Command};
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
 use toft::agent::{
-    image::{Pulls, Registries, Settings},
+    image::{Pulls, Registries, Settings, TagWord},
     runtime::Runtime,
 };
 use toft_model::image::ImageRef;
@@ -150,7 +150,7 @@ async fn a_pull_unpacks_what_containerd_unpacks() {
     let _stop = stop.clone().drop_guard();
     tokio::spawn(puller.run(stop));
     let image: ImageRef = name.parse().unwrap();
-    pulls.pull(&image).await.unwrap();
+    pulls.pull(&image, TagWord::Registry).await.unwrap();
     let config = lab.config();
     let out = Command::new("ctr")
         .arg("--address")

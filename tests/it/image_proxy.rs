@@ -6,7 +6,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::json;
 use toft::agent::image::{
     Logins, Patience, Proxy as Way, ProxySettings, PullError, PullErrorKind, Pulls, Registries, RegistrySettings,
-    Settings,
+    Settings, TagWord,
 };
 use toft::agent::runtime::Runtime;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -52,7 +52,7 @@ async fn pull(
     let _stop: DropGuard = stop.clone().drop_guard();
     tokio::spawn(puller.run(stop));
     let image = name.parse().unwrap();
-    tokio::time::timeout(Duration::from_secs(60), pulls.pull(&image))
+    tokio::time::timeout(Duration::from_secs(60), pulls.pull(&image, TagWord::Registry))
         .await
         .expect("it ends")
         .map(|pulled| pulled.digest)

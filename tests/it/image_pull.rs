@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use toft::agent::{
     image::{
         Login, LoginFiles, Logins, Patience, PullError, PullErrorKind, Pulls, Registries, RegistrySettings, Settings,
+        TagWord,
     },
     runtime::{Image, Runtime, containerd::ContainerdRuntime},
 };
@@ -71,31 +72,37 @@ pub fn login(password: &str) -> Arc<dyn Logins> {
 }
 
 /// Settings that lose no time.
-fn quick() -> Settings {
+pub fn quick() -> Settings {
     let patience = Patience { tries: 3, first_wait: Duration::from_millis(5), silence: Duration::from_secs(5) };
     Settings { patience, ..Settings::default() }
 }
 
 /// What pulls into a containerd.
-struct Node {
-    pulls: Pulls,
+pub struct Node {
+    pub pulls: Pulls,
     _stop: DropGuard,
 }
 
-fn node(runtime: &Connected, settings: Settings, logins: Arc<dyn Logins>) -> Node {
-    let (pulls, puller) = Pulls::new(runtime.runtime.clone(), Registries::new(settings, logins));
+pub fn node(runtime: &Connected, settings: Settings, logins: Arc<dyn Logins>) -> Node {
+    node_with(runtime, Registries::new(settings, logins))
+}
+
+pub fn node_with(runtime: &Connected, registries: Registries) -> Node {
+    let (pulls, puller) = Pulls::new(runtime.runtime.clone(), registries);
     let stop = CancellationToken::new();
     tokio::spawn(puller.run(stop.clone()));
     Node { pulls, _stop: stop.drop_guard() }
 }
 
 impl Node {
-    async fn pull(&self, name: &str) -> Result<Image, PullError> {
+    pub async fn pull(&self, name: &str) -> Result<Image, PullError> {
         let image: ImageRef = name.parse().unwrap();
-        tokio::time::timeout(Duration::from_secs(60), self.pulls.pull(&image)).await.expect("the pull ends")
+        tokio::time::timeout(Duration::from_secs(60), self.pulls.pull(&image, TagWord::RegistryOrNode))
+            .await
+            .expect("the pull ends")
     }
 
-    async fn refuses(&self, name: &str, kind: PullErrorKind, words: &str) -> PullError {
+    pub async fn refuses(&self, name: &str, kind: PullErrorKind, words: &str) -> PullError {
         let error = self.pull(name).await.expect_err(words);
         assert_eq!(error.kind, kind, "{error}");
         let text = format!("{error} {}", error.hint.as_deref().unwrap_or_default());
@@ -105,7 +112,7 @@ impl Node {
 }
 
 /// That the image of that name runs.
-async fn runs(lab: &Lab, runtime: &ContainerdRuntime, name: &str) {
+pub async fn runs(lab: &Lab, runtime: &ContainerdRuntime, name: &str) {
     let mut spec = spec(&["cat", "/etc/group"]);
     spec.image = name.parse().unwrap();
     let mut events = runtime.events();
@@ -130,7 +137,7 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// An image of layers as they are, packed or not: kind, packed bytes, digest unpacked.
-fn layered(layout: &mut Layout, architecture: &str, layers: &[(&str, Vec<u8>, String)]) -> Value {
+pub fn layered(layout: &mut Layout, architecture: &str, layers: &[(&str, Vec<u8>, String)]) -> Value {
     let diff_ids: Vec<&String> = layers.iter().map(|(_, _, unpacked)| unpacked).collect();
     let config = json!({"architecture": architecture, "os": "linux", "config": {},
         "rootfs": {"type": "layers", "diff_ids": diff_ids}});
@@ -141,7 +148,7 @@ fn layered(layout: &mut Layout, architecture: &str, layers: &[(&str, Vec<u8>, St
 }
 
 /// A layer with one file of noise, which no packing makes smaller.
-fn noise(name: &str, bytes: usize) -> (&'static str, Vec<u8>, String) {
+pub fn noise(name: &str, bytes: usize) -> (&'static str, Vec<u8>, String) {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ name.len() as u64 ^ digest(name.as_bytes()).as_bytes()[9] as u64;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -155,7 +162,7 @@ fn noise(name: &str, bytes: usize) -> (&'static str, Vec<u8>, String) {
     (GZIP, gzip(&layer), digest(&layer))
 }
 
-fn bottom() -> (&'static str, Vec<u8>, String) {
+pub fn bottom() -> (&'static str, Vec<u8>, String) {
     let layer = busybox_layer();
     (GZIP, gzip(&layer), digest(&layer))
 }
@@ -342,7 +349,7 @@ async fn a_real_registry_may_die_in_the_middle_and_come_back() {
     registry.push(&layout.archive(), "large:1");
     let image: ImageRef = format!("{}/large:1", registry.address).parse().unwrap();
     let node = node(&runtime, Settings::default(), nobody());
-    let mut pulling = node.pulls.begin(&image).unwrap();
+    let mut pulling = node.pulls.begin(&image, TagWord::RegistryOrNode).unwrap();
     // More than nothing has come, and not all.
     let middle = pulling.wait_for(|status| {
         let layer = status.progress.layers.get(1);
@@ -525,17 +532,21 @@ async fn a_fake_runtime_pulls_as_a_real_one_does() {
         let stop = CancellationToken::new();
         let pulling = tokio::spawn(puller.run(stop.clone()));
         let name: ImageRef = format!("{}/a:1", registry.address).parse().unwrap();
-        let pulled = pulls.pull(&name).await.unwrap();
+        let pulled = pulls.pull(&name, TagWord::Registry).await.unwrap();
         assert_eq!(pulled.digest, target["digest"].as_str().unwrap());
-        assert_eq!(pulls.pull(&name).await.unwrap().digest, pulled.digest, "pulling twice changes nothing");
+        assert_eq!(
+            pulls.pull(&name, TagWord::Registry).await.unwrap().digest,
+            pulled.digest,
+            "pulling twice changes nothing"
+        );
         assert_eq!(runtime.images().await.unwrap().len(), 1);
         assert_eq!(pulls.progress(&name), None, "what ended is not under way");
         let missing = format!("{}/a:2", registry.address).parse().unwrap();
-        let error = pulls.pull(&missing).await.unwrap_err();
+        let error = pulls.pull(&missing, TagWord::Registry).await.unwrap_err();
         assert_eq!(error.kind, PullErrorKind::NoSuchImage, "{error}");
         assert_eq!(runtime.images().await.unwrap(), [pulled]);
         stop.cancel();
         pulling.await.unwrap();
-        assert_eq!(pulls.pull(&name).await.unwrap_err().kind, PullErrorKind::Cancelled);
+        assert_eq!(pulls.pull(&name, TagWord::Registry).await.unwrap_err().kind, PullErrorKind::Cancelled);
     }
 }

@@ -1,5 +1,7 @@
 //! How far the pull of an image is. Told by the node that pulls to whoever asks; never part of the state.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{invalid::Invalid, units::format_bytes};
@@ -67,6 +69,9 @@ pub struct LayerProgress {
     pub done_bytes: u64,
     /// Where it stands.
     pub state: LayerState,
+    /// The node that gives it; absent when it comes from a registry, or from nowhere yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 /// An image that is being pulled.
@@ -76,11 +81,21 @@ pub struct PullProgress {
     pub image: String,
     /// Its layers from the lowest up; empty until its manifest is known.
     pub layers: Vec<LayerProgress>,
+    /// The node that said what the image's tag stands for, because its registry did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_word_of: Option<String>,
 }
 
 impl PullProgress {
-    /// In a few words: `pulling 3/7 layers, 120 MiB of 400 MiB`.
+    /// In a few words: `pulling 3/7 layers, 120 MiB of 400 MiB from node beta`.
     pub fn summary(&self) -> String {
+        match &self.by_word_of {
+            Some(node) => format!("{}; its registry does not help, its tag is what node {node} has", self.steps()),
+            None => self.steps(),
+        }
+    }
+
+    fn steps(&self) -> String {
         if self.layers.is_empty() {
             return "pulling: asking the registry".to_owned();
         }
@@ -93,7 +108,20 @@ impl PullProgress {
         }
         let sum = |of: fn(&LayerProgress) -> u64| self.layers.iter().map(of).fold(0, u64::saturating_add);
         let (done, total) = (sum(|layer| layer.done_bytes), sum(|layer| layer.size_bytes));
-        format!("pulling {complete}/{count} layers, {} of {}", format_bytes(done), format_bytes(total))
+        let from = self.sources();
+        format!("pulling {complete}/{count} layers, {} of {}{from}", format_bytes(done), format_bytes(total))
+    }
+
+    /// ` from node beta`; nothing when all comes from registries, which is where images come from.
+    fn sources(&self) -> String {
+        let coming = || self.layers.iter().filter(|layer| layer.state == LayerState::Downloading);
+        let nodes: BTreeSet<&str> = coming().filter_map(|layer| layer.from.as_deref()).collect();
+        if nodes.is_empty() {
+            return String::new();
+        }
+        let word = if nodes.len() == 1 { "node" } else { "nodes" };
+        let besides = if coming().any(|layer| layer.from.is_none()) { " and the registry" } else { "" };
+        format!(" from {word} {}{besides}", nodes.into_iter().collect::<Vec<_>>().join(", "))
     }
 }
 
@@ -108,9 +136,10 @@ mod tests {
             size_bytes: 200 << 20,
             done_bytes,
             state,
+            from: None,
         };
         let check = |layers: Vec<LayerProgress>, expected: &str| {
-            assert_eq!(PullProgress { image: "a".to_owned(), layers }.summary(), expected);
+            assert_eq!(PullProgress { layers, ..PullProgress::default() }.summary(), expected);
         };
         check(Vec::new(), "pulling: asking the registry");
         let whole = layer(200 << 20, LayerState::Downloaded);
@@ -118,7 +147,16 @@ mod tests {
             vec![whole.clone(), layer((1 << 20) + (1 << 19), LayerState::Downloading)],
             "pulling 1/2 layers, 202 MiB of 400 MiB",
         );
+        let of = |node: &str, layer: LayerProgress| LayerProgress { from: Some(node.to_owned()), ..layer };
+        let coming = || layer(0, LayerState::Downloading);
+        check(vec![of("beta", coming()), of("beta", coming())], "pulling 0/2 layers, 0 B of 400 MiB from node beta");
+        check(
+            vec![of("gamma", coming()), of("beta", coming()), coming()],
+            "pulling 0/3 layers, 0 B of 600 MiB from nodes beta, gamma and the registry",
+        );
         check(vec![layer(200 << 20, LayerState::Done), whole], "unpacking 1/2 layers");
+        let told = PullProgress { by_word_of: Some("beta".to_owned()), ..PullProgress::default() }.summary();
+        assert_eq!(told, "pulling: asking the registry; its registry does not help, its tag is what node beta has");
     }
 
     #[test]

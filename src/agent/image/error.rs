@@ -68,6 +68,13 @@ impl Trouble {
         self
     }
 
+    /// The same, with what was in the way besides.
+    pub(super) fn and(mut self, other: &Self) -> Self {
+        self.reason = format!("{}; {}", self.reason, other.reason);
+        self.hint = self.hint.or_else(|| other.hint.clone());
+        self
+    }
+
     /// Says which disk it was.
     pub(crate) fn on_disk_of(mut self, directory: &Path) -> Self {
         self.reason = format!("{}, on the disk of `{}`", self.reason, directory.display());

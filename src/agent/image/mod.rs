@@ -1,5 +1,6 @@
-//! Images from registries: speaks the distribution protocol as a client ([`Repository`]), and sees to it that an image
-//! is pulled once however many wait for it ([`Puller`]). Where the bytes go is the runtime's business.
+//! Images from other nodes and from registries: speaks the distribution protocol as a client ([`Repository`]), asks the nodes
+//! around first ([`Neighbours`]), and sees to it that an image is pulled once however many wait for it ([`Puller`]). Where the
+//! bytes go is the runtime's business.
 //!
 //! Whatever a registry answers is bounded: heads, documents, redirects, tries, silence. A blob never gives more bytes
 //! than its manifest says, and the runtime checks its digest before anything is made of it.
@@ -13,25 +14,30 @@ use async_trait::async_trait;
 use toft_model::image::ImageRef;
 
 mod auth;
+mod blob;
 mod endpoint;
 mod error;
+pub mod fake;
 mod http;
+mod neighbours;
 mod password;
 mod proxy;
 mod puller;
 mod repository;
 mod settings;
+mod tries;
 
 pub use auth::Login;
 pub(crate) use error::Trouble;
 pub use error::{PullError, PullErrorKind};
+pub use neighbours::{Holding, MOST_DIGESTS, Neighbour, Neighbours, Pieces, Wanted};
 pub use proxy::{Proxy, ProxySettings};
 pub use puller::{FailedPull, PullReporter, PullStatus, Puller, Pulls};
-pub use repository::Repository;
 pub(crate) use repository::{Document, MAX_DOCUMENT_BYTES};
+pub use repository::{Repository, TagWord};
 pub use settings::{Patience, RegistrySettings, Settings};
 
-use self::{endpoint::Endpoint, http::Http};
+use self::{endpoint::Endpoint, http::Http, neighbours::Around};
 
 /// Who knows the logins.
 #[async_trait]
@@ -63,6 +69,7 @@ impl Logins for LoginFiles {
 pub struct Registries {
     settings: Settings,
     logins: Arc<dyn Logins>,
+    neighbours: Option<Arc<dyn Neighbours>>,
     /// Clients by the file of certificates they trust besides the system's; made when first needed.
     clients: Mutex<HashMap<Option<std::path::PathBuf>, Http>>,
 }
@@ -70,11 +77,16 @@ pub struct Registries {
 impl Registries {
     /// Spoken to as `settings` say.
     pub fn new(settings: Settings, logins: Arc<dyn Logins>) -> Self {
-        Self { settings, logins, clients: Mutex::default() }
+        Self { settings, logins, neighbours: None, clients: Mutex::default() }
     }
 
-    /// Where `image` is found.
-    pub async fn repository(&self, image: &ImageRef) -> Result<Repository, PullError> {
+    /// Asks other nodes before registries.
+    pub fn with_neighbours(self, neighbours: Arc<dyn Neighbours>) -> Self {
+        Self { neighbours: Some(neighbours), ..self }
+    }
+
+    /// Where `image` is found, and who says what its tag stands for.
+    pub async fn repository(&self, image: &ImageRef, word: TagWord) -> Result<Repository, PullError> {
         let registry = image.registry();
         let mirrors = self.settings.registries.get(registry).map(|settings| settings.mirrors.as_slice());
         let names = mirrors.unwrap_or_default().iter().map(String::as_str).chain([registry]);
@@ -85,7 +97,8 @@ impl Registries {
             let repository = image.repository().to_owned();
             endpoints.push(Endpoint::new(name.to_owned(), repository, http, scheme, Arc::clone(&self.logins)));
         }
-        Ok(Repository::new(image.clone(), endpoints, self.settings.patience))
+        let repository = Repository::new(image.clone(), endpoints, self.settings.patience);
+        Ok(repository.with_nodes(Around::new(self.neighbours.clone()), word))
     }
 
     async fn client(&self, registry: &str) -> Result<Http, Trouble> {

@@ -8,6 +8,7 @@ use std::{
 
 use toft_model::{
     image::ImageRef,
+    name::Name,
     pull::{LayerProgress, LayerState, PullProgress},
 };
 use tokio::{
@@ -16,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{PullError, PullErrorKind, Registries, Trouble};
+use super::{PullError, PullErrorKind, Registries, TagWord, Trouble};
 use crate::agent::runtime::{Image, Runtime};
 use crate::observe::chain;
 
@@ -44,10 +45,30 @@ pub struct PullReporter(watch::Sender<PullStatus>);
 impl PullReporter {
     /// The layers became known.
     pub fn layers(&self, layers: impl Iterator<Item = (String, u64)>) {
-        let waiting =
-            |(digest, size_bytes)| LayerProgress { digest, size_bytes, done_bytes: 0, state: LayerState::Waiting };
+        let waiting = |(digest, size_bytes)| LayerProgress {
+            digest,
+            size_bytes,
+            done_bytes: 0,
+            state: LayerState::Waiting,
+            from: None,
+        };
         let layers = layers.map(waiting).collect();
         self.0.send_modify(|status| status.progress.layers = layers);
+    }
+
+    /// Another node said what the image's tag stands for.
+    pub fn by_word_of(&self, node: &Name) {
+        self.0.send_modify(|status| status.progress.by_word_of = Some(node.to_string()));
+    }
+
+    /// A layer comes from a node, or from a registry.
+    pub fn from(&self, number: usize, node: Option<&Name>) {
+        self.0.send_if_modified(|status| {
+            let Some(layer) = status.progress.layers.get_mut(number) else { return false };
+            let changed = layer.from.as_deref() != node.map(Name::as_str);
+            layer.from = node.map(Name::to_string);
+            changed
+        });
     }
 
     /// A layer went on.
@@ -74,7 +95,7 @@ pub struct FailedPull {
 /// What is pulled, and what was in vain.
 #[derive(Default)]
 struct Board {
-    under_way: BTreeMap<ImageRef, watch::Receiver<PullStatus>>,
+    under_way: BTreeMap<(ImageRef, TagWord), watch::Receiver<PullStatus>>,
     /// The newest last, with when it is forgotten.
     failed: VecDeque<(FailedPull, Instant)>,
     /// Counts what begins and ends.
@@ -87,18 +108,20 @@ impl Board {
     }
 }
 
+/// What is to be pulled, and who is told.
+type Asked = ((ImageRef, TagWord), PullReporter);
 type SharedBoard = Arc<Mutex<Board>>;
 
 /// Asks for pulls.
 #[derive(Clone)]
 pub struct Pulls {
-    queue: mpsc::Sender<(ImageRef, PullReporter)>,
+    queue: mpsc::Sender<Asked>,
     board: SharedBoard,
 }
 
 /// Performs them.
 pub struct Puller {
-    queue: mpsc::Receiver<(ImageRef, PullReporter)>,
+    queue: mpsc::Receiver<Asked>,
     board: SharedBoard,
     runtime: Arc<dyn Runtime>,
     registries: Arc<Registries>,
@@ -114,36 +137,39 @@ impl Pulls {
     }
 
     /// Begins to pull an image, or joins who does already.
-    pub fn begin(&self, image: &ImageRef) -> Result<watch::Receiver<PullStatus>, PullError> {
+    pub fn begin(&self, image: &ImageRef, word: TagWord) -> Result<watch::Receiver<PullStatus>, PullError> {
         let mut board = lock(&self.board);
-        if let Some(status) = board.under_way.get(image) {
+        let wanted = (image.clone(), word);
+        if let Some(status) = board.under_way.get(&wanted) {
             return Ok(status.clone());
         }
-        let progress = PullProgress { image: image.as_str().to_owned(), layers: Vec::new() };
+        let progress = PullProgress { image: image.as_str().to_owned(), ..PullProgress::default() };
         let (sender, status) = watch::channel(PullStatus { progress, end: None });
-        self.queue.try_send((image.clone(), PullReporter(sender))).map_err(|error| match error {
+        self.queue.try_send((wanted.clone(), PullReporter(sender))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
                 let reason = format!("{MOST_WAITING} other images are waited for");
                 Trouble::new(PullErrorKind::Busy, reason).of(image)
             }
             mpsc::error::TrySendError::Closed(_) => cancelled(image),
         })?;
-        board.under_way.insert(image.clone(), status.clone());
+        board.under_way.insert(wanted, status.clone());
         board.failed.retain(|(failed, _)| failed.image != *image);
         board.changed();
         Ok(status)
     }
 
     /// Pulls an image and waits for its end.
-    pub async fn pull(&self, image: &ImageRef) -> Result<Image, PullError> {
-        let mut status = self.begin(image)?;
+    pub async fn pull(&self, image: &ImageRef, word: TagWord) -> Result<Image, PullError> {
+        let mut status = self.begin(image, word)?;
         let ended = status.wait_for(|status| status.end.is_some()).await;
         ended.ok().and_then(|status| status.end.clone()).unwrap_or_else(|| Err(cancelled(image)))
     }
 
     /// How far the pull of an image is, if there is one.
     pub fn progress(&self, image: &ImageRef) -> Option<PullProgress> {
-        lock(&self.board).under_way.get(image).map(|status| status.borrow().progress.clone())
+        let board = lock(&self.board);
+        let found = board.under_way.iter().find(|((pulled, _), _)| pulled == image);
+        found.map(|(_, status)| status.borrow().progress.clone())
     }
 
     /// How far every pull is, by image.
@@ -172,11 +198,11 @@ impl Puller {
             tokio::select! {
                 () = cancel.cancelled() => break,
                 asked = self.queue.recv(), if pulls.len() < AT_ONCE => {
-                    let Some((image, reporter)) = asked else { break };
+                    let Some((wanted, reporter)) = asked else { break };
                     let (runtime, registries) = (Arc::clone(&self.runtime), Arc::clone(&self.registries));
-                    let mut done = EndOfPull { image: image.clone(), board: Arc::clone(&self.board), error: None };
+                    let mut done = EndOfPull { wanted: wanted.clone(), board: Arc::clone(&self.board), error: None };
                     pulls.spawn(async move {
-                        let result = pull(&*runtime, &registries, &image, &reporter).await;
+                        let result = pull(&*runtime, &registries, &wanted, &reporter).await;
                         done.error = result.as_ref().err().cloned();
                         drop(done);
                         reporter.0.send_modify(|status| status.end = Some(result));
@@ -193,7 +219,7 @@ impl Puller {
 
 /// Takes an image from the list, also when its pull panics.
 struct EndOfPull {
-    image: ImageRef,
+    wanted: (ImageRef, TagWord),
     board: SharedBoard,
     error: Option<PullError>,
 }
@@ -201,10 +227,10 @@ struct EndOfPull {
 impl Drop for EndOfPull {
     fn drop(&mut self) {
         let mut board = lock(&self.board);
-        board.under_way.remove(&self.image);
+        board.under_way.remove(&self.wanted);
         if let Some(error) = self.error.take() {
             let failed =
-                FailedPull { image: self.image.clone(), error, at_ms: jiff::Timestamp::now().as_millisecond() };
+                FailedPull { image: self.wanted.0.clone(), error, at_ms: jiff::Timestamp::now().as_millisecond() };
             board.failed.push_back((failed, Instant::now() + FAILED_FOR));
             if board.failed.len() > MOST_FAILED {
                 board.failed.pop_front();
@@ -217,18 +243,24 @@ impl Drop for EndOfPull {
 async fn pull(
     runtime: &dyn Runtime,
     registries: &Registries,
-    image: &ImageRef,
+    (image, word): &(ImageRef, TagWord),
     reporter: &PullReporter,
 ) -> Result<Image, PullError> {
     let began = tokio::time::Instant::now();
-    let result = match registries.repository(image).await {
-        Ok(repository) => runtime.pull_image(&repository, reporter).await,
+    let mut came = (0, 0);
+    let result = match registries.repository(image, *word).await {
+        Ok(repository) => {
+            let result = runtime.pull_image(&repository, reporter).await;
+            came = repository.tally.sums();
+            result
+        }
         Err(error) => Err(error),
     };
     match &result {
         Ok(pulled) => {
             let seconds = began.elapsed().as_secs_f32();
-            tracing::info!(image = %image, digest = pulled.digest, bytes = pulled.size_bytes, seconds, "an image was pulled");
+            let (from_nodes, from_registries) = came;
+            tracing::info!(image = %image, digest = pulled.digest, bytes = pulled.size_bytes, from_nodes, from_registries, seconds, "an image was pulled");
         }
         Err(error) => tracing::warn!(image = %image, error = chain(error), "an image could not be pulled"),
     }

@@ -1,23 +1,32 @@
-//! One image at its registry and the mirrors before it: its documents, and its blobs as they arrive.
+//! One image where it can be found: with the nodes that have it, at the mirrors of its registry, and there. Its documents; its
+//! blobs are in [`super::blob`].
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use bytes::Bytes;
+use futures_util::StreamExt;
 use http_body_util::{BodyExt, Limited};
 use hyper::{
-    HeaderMap, Response, StatusCode,
+    HeaderMap, Response,
     body::Incoming,
-    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE},
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HeaderValue},
 };
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use toft_model::image::ImageRef;
-use tokio::time::Instant;
+use toft_model::{image::ImageRef, name::Name};
 
 use super::{
+    blob::Blob,
     endpoint::Endpoint,
     error::{PullErrorKind, Trouble, shown},
+    neighbours::{Around, Neighbour},
     settings::Patience,
+    tries::{SLOW, Tries},
 };
 
 /// Largest index, manifest or config.
@@ -25,10 +34,10 @@ pub(crate) const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
 /// What is asked for; registries turn other kinds into these where they can.
 const KINDS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
-/// Progress that makes up for the tries before it.
-const PROGRESS_BYTES: u64 = 256 << 10;
-/// A connection that brings less than [`PROGRESS_BYTES`] in this time is given up.
-const SLOW: Duration = Duration::from_secs(60);
+/// Longest wait for a registry's word on a tag when a node has the image.
+const ENOUGH: Duration = Duration::from_secs(5);
+/// Longest wait for a document of a node.
+const NODE_DOCUMENT: Duration = Duration::from_secs(5);
 
 /// An index or a manifest.
 #[derive(Debug, Clone)]
@@ -41,17 +50,57 @@ pub(crate) struct Document {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// One image at its registry.
+/// Who says what a tag stands for. A digest speaks for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TagWord {
+    /// Its registry alone: the tag may have moved.
+    Registry,
+    /// Its registry, and another node when that one does not help.
+    RegistryOrNode,
+}
+
+/// Bytes that came, by where from.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    nodes: AtomicU64,
+    registries: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn count(&self, of_node: bool, bytes: u64) {
+        let (sum, from) = if of_node { (&self.nodes, "node") } else { (&self.registries, "registry") };
+        sum.fetch_add(bytes, Ordering::Relaxed);
+        metrics::counter!("toft_image_bytes_total", "from" => from).increment(bytes);
+    }
+
+    /// Bytes of nodes, and of registries.
+    pub(super) fn sums(&self) -> (u64, u64) {
+        (self.nodes.load(Ordering::Relaxed), self.registries.load(Ordering::Relaxed))
+    }
+}
+
+/// One image where it can be found.
 pub struct Repository {
-    image: ImageRef,
+    pub(super) image: ImageRef,
     /// Mirrors, then the registry itself.
-    endpoints: Vec<Endpoint>,
-    patience: Patience,
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) patience: Patience,
+    pub(super) around: Around,
+    pub(super) tally: Tally,
+    word: TagWord,
+    /// The node that said what the tag stands for.
+    by_word_of: Mutex<Option<Name>>,
 }
 
 impl Repository {
     pub(super) fn new(image: ImageRef, endpoints: Vec<Endpoint>, patience: Patience) -> Self {
-        Self { image, endpoints, patience }
+        let (around, tally, by_word_of) = (Around::new(None), Tally::default(), Mutex::default());
+        Self { image, endpoints, patience, around, tally, word: TagWord::Registry, by_word_of }
+    }
+
+    /// Asks other nodes, too.
+    pub(super) fn with_nodes(self, around: Around, word: TagWord) -> Self {
+        Self { around, word, ..self }
     }
 
     /// The image that is asked for.
@@ -59,14 +108,72 @@ impl Repository {
         &self.image
     }
 
-    /// What the image's name stands for: a manifest or an index.
-    pub(crate) async fn named(&self) -> Result<Document, Trouble> {
-        let by = self.image.digest().or(self.image.tag()).unwrap_or("latest").to_owned();
-        self.manifest(&by).await
+    /// What the image's name stands for: a manifest or an index. `known` says whether the name stands for something here already:
+    /// then no other node is asked what it stands for, since it may stand for something older there.
+    pub(crate) async fn named(&self, known: bool) -> Result<Document, Trouble> {
+        if let Some(digest) = self.image.digest() {
+            return self.manifest(digest).await;
+        }
+        let tag = self.image.tag().unwrap_or("latest");
+        let mut registry = std::pin::pin!(self.of_registry(tag));
+        if known || self.word == TagWord::Registry {
+            return registry.await;
+        }
+        let mut around = std::pin::pin!(self.around.named(&self.image));
+        let (answer, named) = tokio::select! {
+            biased;
+            answer = &mut registry => (Some(answer), None),
+            named = &mut around => (None, Some(named)),
+        };
+        let trouble = match (answer, &named) {
+            (Some(Ok(document)), _) => return Ok(document),
+            (Some(Err(trouble)), _) => trouble,
+            (None, Some(None)) => return registry.await,
+            (None, _) => match tokio::time::timeout(ENOUGH, registry).await {
+                Ok(Ok(document)) => return Ok(document),
+                Ok(Err(trouble)) => trouble,
+                Err(_) => Trouble::new(
+                    PullErrorKind::Unreachable,
+                    format!("`{}` does not answer in time", self.image.registry()),
+                ),
+            },
+        };
+        let named = match named {
+            Some(named) => named,
+            None => around.await,
+        };
+        let Some((digest, nodes)) = named else { return Err(trouble) };
+        for node in nodes {
+            if let Some(document) = self.of_node(&node, &digest).await {
+                tracing::info!(image = %self.image, node = %node.name, reason = ?trouble, "what the tag stands for was learned from a node");
+                *self.by_word_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.name);
+                return Ok(document);
+            }
+        }
+        Err(trouble)
     }
 
-    /// The manifest or index of a tag or digest.
-    pub(crate) async fn manifest(&self, by: &str) -> Result<Document, Trouble> {
+    /// The node by whose word the tag stands for what [`named`](Self::named) gave; `None` when the registry said it.
+    pub(crate) fn by_word_of(&self) -> Option<Name> {
+        self.by_word_of.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The manifest or index of a digest.
+    pub(crate) async fn manifest(&self, digest: &str) -> Result<Document, Trouble> {
+        for node in self.around.holders(digest, None).await {
+            if let Some(document) = self.of_node(&node, digest).await {
+                return Ok(document);
+            }
+        }
+        self.of_registry(digest).await
+    }
+
+    /// Finds out at once which nodes have these blobs.
+    pub(crate) async fn look_for(&self, digests: impl Iterator<Item = &str>) {
+        self.around.look_for(digests).await;
+    }
+
+    async fn of_registry(&self, by: &str) -> Result<Document, Trouble> {
         let (path, headers) = (format!("manifests/{by}"), asking(KINDS));
         let pinned = by.starts_with("sha256:").then_some(by);
         let mut tries = Tries::new(self.patience);
@@ -78,38 +185,64 @@ impl Repository {
                 self.document(endpoint, answer, pinned).await
             };
             match fetched.await {
-                Ok(document) => return Ok(document),
+                Ok(document) => {
+                    self.tally.count(false, document.bytes.len() as u64);
+                    return Ok(document);
+                }
                 Err(trouble) => self.next_try(&mut at, &mut tries, trouble).await?,
+            }
+        }
+    }
+
+    /// A document that a node has; `None` when the node does not help.
+    async fn of_node(&self, node: &Neighbour, digest: &str) -> Option<Document> {
+        let read = async {
+            let mut pieces = self.around.read(node, digest, 0, false).await?;
+            let mut bytes = Vec::new();
+            while let Some(piece) = pieces.next().await {
+                bytes.extend_from_slice(&piece?);
+                if bytes.len() as u64 > MAX_DOCUMENT_BYTES {
+                    return Err("it is larger than 4 MiB".to_owned());
+                }
+            }
+            if digest_of(&bytes) != digest {
+                self.around.distrust(std::slice::from_ref(node));
+                return Err("it is not what its digest says".to_owned());
+            }
+            let media_type = media_type("", &bytes)?;
+            Ok(Document { media_type, digest: digest.to_owned(), bytes })
+        };
+        match tokio::time::timeout(NODE_DOCUMENT, read).await.unwrap_or_else(|_| Err("it does not come".to_owned())) {
+            Ok(document) => {
+                self.tally.count(true, document.bytes.len() as u64);
+                Some(document)
+            }
+            Err(reason) => {
+                tracing::info!(image = %self.image, node = %node.name, reason, "a node did not give a document of an image");
+                None
             }
         }
     }
 
     /// A small blob: a config.
     pub(crate) async fn small_blob(&self, digest: &str, size: u64) -> Result<Vec<u8>, Trouble> {
-        let mut blob = self.blob(digest, size, 0);
-        let mut bytes = Vec::new();
-        while let Some(piece) = blob.next().await? {
-            bytes.extend_from_slice(&piece);
+        loop {
+            let mut blob = self.blob(digest, size, 0).await;
+            let mut bytes = Vec::new();
+            while let Some(piece) = blob.next().await? {
+                bytes.extend_from_slice(&piece);
+            }
+            if digest_of(&bytes) == digest {
+                return Ok(bytes);
+            }
+            blob.wrong()?;
         }
-        if digest_of(&bytes) != digest {
-            return Err(blob.wrong());
-        }
-        Ok(bytes)
     }
 
     /// A blob of `size` bytes from the byte `from` on.
-    pub(crate) fn blob(&self, digest: &str, size: u64, from: u64) -> Blob<'_> {
-        let tries = Tries::new(self.patience);
-        Blob {
-            repository: self,
-            digest: digest.to_owned(),
-            size,
-            at: from,
-            endpoint: 0,
-            body: None,
-            tries,
-            since: from,
-        }
+    pub(crate) async fn blob(&self, digest: &str, size: u64, from: u64) -> Blob<'_> {
+        let holders = self.around.holders(digest, Some(size)).await;
+        Blob::new(self, (digest, size), holders, from)
     }
 
     /// After trouble: the next endpoint, or the last one again after a while.
@@ -178,138 +311,7 @@ fn media_type(told: &str, bytes: &[u8]) -> Result<String, String> {
     }
 }
 
-/// A blob as it arrives: taken up again where it broke off.
-pub(crate) struct Blob<'a> {
-    repository: &'a Repository,
-    digest: String,
-    size: u64,
-    at: u64,
-    endpoint: usize,
-    body: Option<Incoming>,
-    tries: Tries,
-    /// Where the last count of progress began.
-    since: u64,
-}
-
-impl Blob<'_> {
-    /// The next piece; `None` after the last of its bytes. Never more bytes than its size.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Trouble> {
-        while self.at < self.size {
-            match self.piece().await {
-                Ok(piece) => {
-                    self.at += piece.len() as u64;
-                    if self.at - self.since >= PROGRESS_BYTES {
-                        self.since = self.at;
-                        self.tries.progressed();
-                    }
-                    return Ok(Some(piece));
-                }
-                Err(trouble) => {
-                    self.body = None;
-                    let repository = self.repository;
-                    repository.next_try(&mut self.endpoint, &mut self.tries, trouble).await?;
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    async fn piece(&mut self) -> Result<Bytes, Trouble> {
-        let name = self.repository.endpoints[self.endpoint].name();
-        let broken = |why: &str| {
-            let reason = format!("`{name}` broke off in the middle of `{}`: {why}", self.digest);
-            Trouble::new(PullErrorKind::Unreachable, reason)
-        };
-        if self.tries.crawls(self.at) {
-            return Err(broken("it sends too slowly"));
-        }
-        if self.body.is_none() {
-            let (body, mut beyond) = self.open().await?;
-            self.tries.begin(self.at);
-            self.body = Some(body);
-            beyond.truncate(self.left());
-            if !beyond.is_empty() {
-                return Ok(beyond);
-            }
-        }
-        let left = self.left();
-        let Some(body) = &mut self.body else { return Err(broken("there is no answer")) };
-        loop {
-            let frame = tokio::time::timeout(self.repository.patience.silence, body.frame());
-            let data = match frame.await {
-                Ok(Some(Ok(frame))) => frame.into_data(),
-                Ok(Some(Err(error))) => return Err(broken(&shown(&error.to_string()))),
-                Ok(None) => return Err(broken("its answer is too short")),
-                Err(_) => return Err(broken("nothing comes any more")),
-            };
-            let Ok(mut data) = data else { continue };
-            data.truncate(left);
-            if !data.is_empty() {
-                return Ok(data);
-            }
-        }
-    }
-
-    fn left(&self) -> usize {
-        usize::try_from(self.size - self.at).unwrap_or(usize::MAX)
-    }
-
-    /// Asks for what is still missing.
-    async fn open(&self) -> Result<(Incoming, Bytes), Trouble> {
-        let endpoint = &self.repository.endpoints[self.endpoint];
-        let mut headers = asking("*/*");
-        if self.at > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={}-", self.at));
-            headers.extend(range.ok().map(|range| (RANGE, range)));
-        }
-        let answer = endpoint.get(&format!("blobs/{}", self.digest), &headers).await?;
-        let bad = |why: String| {
-            let reason = format!("`{}` hands out `{}` {why}", endpoint.name(), self.digest);
-            Trouble::new(PullErrorKind::BadContent, reason)
-        };
-        let text = |name| answer.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
-        if partial && text(CONTENT_RANGE).is_none_or(|range| !range.starts_with(&format!("bytes {}-", self.at))) {
-            return Err(bad("in another part than was asked for".to_owned()));
-        }
-        let expected = if partial { self.size - self.at } else { self.size };
-        if let Some(length) =
-            text(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok()).filter(|l| *l != expected)
-        {
-            return Err(bad(format!("with {length} bytes instead of {expected}")));
-        }
-        let mut body = answer.into_body();
-        let beyond = if !partial && self.at > 0 { self.skip(&mut body).await? } else { Bytes::new() };
-        Ok((body, beyond))
-    }
-
-    /// Reads over what is there already, for registries that know no ranges; gives what came beyond.
-    async fn skip(&self, body: &mut Incoming) -> Result<Bytes, Trouble> {
-        let mut left = self.at;
-        loop {
-            let frame = tokio::time::timeout(self.repository.patience.silence, body.frame()).await;
-            let Ok(Some(Ok(frame))) = frame else {
-                let reason = format!("`{}` broke off again", self.repository.image.registry());
-                return Err(Trouble::new(PullErrorKind::Unreachable, reason));
-            };
-            let Ok(mut data) = frame.into_data() else { continue };
-            let over = usize::try_from(left).unwrap_or(usize::MAX).min(data.len());
-            left -= over as u64;
-            if left == 0 {
-                return Ok(data.split_off(over));
-            }
-        }
-    }
-
-    /// The bytes that came are not those of its digest.
-    pub(crate) fn wrong(&self) -> Trouble {
-        let name = self.repository.endpoints[self.endpoint].name();
-        let reason = format!("`{name}` hands out something else under the digest `{}`", self.digest);
-        Trouble::new(PullErrorKind::BadContent, reason)
-    }
-}
-
-fn asking(kinds: &'static str) -> HeaderMap {
+pub(super) fn asking(kinds: &'static str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(ACCEPT, HeaderValue::from_static(kinds));
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -318,46 +320,4 @@ fn asking(kinds: &'static str) -> HeaderMap {
 
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
-}
-
-/// How often something was tried in vain, and how slowly it goes.
-struct Tries {
-    patience: Patience,
-    failed: u32,
-    counted: Option<(Instant, u64)>,
-}
-
-impl Tries {
-    fn new(patience: Patience) -> Self {
-        Self { patience, failed: 0, counted: None }
-    }
-
-    fn progressed(&mut self) {
-        self.failed = 0;
-    }
-
-    fn begin(&mut self, at: u64) {
-        self.counted = Some((Instant::now(), at));
-    }
-
-    /// Whether too little arrived in a long time; begins to count anew after each such time.
-    fn crawls(&mut self, at: u64) -> bool {
-        let Some((since, from)) = self.counted else { return false };
-        if since.elapsed() < SLOW {
-            return false;
-        }
-        self.counted = Some((Instant::now(), at));
-        at - from < PROGRESS_BYTES
-    }
-
-    /// Waits before the next try, or gives up.
-    async fn after(&mut self, trouble: Trouble) -> Result<(), Trouble> {
-        self.failed += 1;
-        self.counted = None;
-        if !trouble.passes() || self.failed >= self.patience.tries {
-            return Err(trouble);
-        }
-        tokio::time::sleep(self.patience.wait(self.failed, trouble.later)).await;
-        Ok(())
-    }
 }

@@ -22,6 +22,7 @@ use super::{
 };
 
 pub mod attach;
+pub mod blobs;
 pub mod containerd;
 pub mod exec;
 pub mod fake;
@@ -281,7 +282,14 @@ pub struct RanInside {
 /// A container runtime.
 #[async_trait]
 pub trait Runtime:
-    attach::AttachRuntime + exec::ExecRuntime + root::RootRuntime + usage::UsageRuntime + Send + Sync + 'static
+    attach::AttachRuntime
+    + blobs::BlobRuntime
+    + exec::ExecRuntime
+    + root::RootRuntime
+    + usage::UsageRuntime
+    + Send
+    + Sync
+    + 'static
 {
     /// Whether it answers; changes as it dies and comes back.
     fn availability(&self) -> watch::Receiver<Availability>;
@@ -329,7 +337,7 @@ pub trait Runtime:
     /// usable afterwards, or the call fails and the store is as before.
     async fn import_image(&self, archive: ArchiveReader, name: Option<&ImageRef>) -> Result<Vec<Image>, RuntimeError>;
 
-    /// Fetches an image from its registry and unpacks it for this platform. Either it is usable afterwards under its
+    /// Fetches an image from where it can be found and unpacks it for this platform. Either it is usable afterwards under its
     /// name, or the call fails and the name is as before.
     async fn pull_image(&self, repository: &Repository, reporter: &PullReporter) -> Result<Image, PullError>;
 

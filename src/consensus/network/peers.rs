@@ -260,6 +260,12 @@ impl Peers {
         heard.get(&id).and_then(|heard| heard.answered.max(heard.beat))
     }
 
+    /// Whether a member said by itself that it is there, in the time before now.
+    pub(super) fn beats(&self, id: MemberId, time: Duration) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&id).and_then(|heard| heard.beat).is_some_and(|at| at.elapsed() < time)
+    }
+
     /// Notes that a member called.
     pub(super) fn hear(&self, id: MemberId) {
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -274,7 +274,7 @@ impl NodeAccess for FakeNode {
     }
 
     async fn pull_image(&self, image: ImageRef) -> Result<PullSteps, ControlError> {
-        let progress = PullProgress { image: image.as_str().to_owned(), layers: Vec::new() };
+        let progress = PullProgress { image: image.as_str().to_owned(), ..PullProgress::default() };
         self.set_pull(ImagePull { progress, failure: None });
         Ok(stream::empty().boxed())
     }

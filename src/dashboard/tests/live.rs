@@ -67,8 +67,9 @@ async fn a_pull_is_followed_while_it_lasts() {
             size_bytes: 10 << 20,
             done_bytes,
             state: LayerState::Downloading,
+            from: None,
         };
-        PullProgress { image: "ghcr.io/org/app:2".into(), layers: vec![layer] }
+        PullProgress { image: "ghcr.io/org/app:2".into(), layers: vec![layer], by_word_of: None }
     };
     house.node.set_pull(ImagePull { progress: progress(1 << 20), failure: None });
     events.until("1.0 MiB of 10 MiB").await;

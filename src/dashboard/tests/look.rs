@@ -39,13 +39,15 @@ fn pull(house: &House) {
         size_bytes: *size_bytes,
         done_bytes: *done_bytes,
         state: *state,
+        from: None,
     });
-    let progress = PullProgress { image: "docker.io/library/postgres:17.2".into(), layers: layers.collect() };
+    let progress =
+        PullProgress { image: "docker.io/library/postgres:17.2".into(), layers: layers.collect(), by_word_of: None };
     house.node.set_pull(ImagePull { progress, failure: None });
     let error =
         ControlError::new(ErrorKind::NotFound, "`ghcr.io` has no repository `org/ap`, or it is not for everybody")
             .hint("check the name, or log in: `toft registry login ghcr.io`");
-    let progress = PullProgress { image: "ghcr.io/org/ap:2".into(), layers: Vec::new() };
+    let progress = PullProgress { image: "ghcr.io/org/ap:2".into(), ..PullProgress::default() };
     house.node.set_pull(ImagePull { progress, failure: Some((now_ms() - 130_000, error)) });
 }
 

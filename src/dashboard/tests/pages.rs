@@ -231,13 +231,14 @@ async fn a_pull_is_asked_for_and_shown_layer_by_layer() {
         size_bytes: 64 << 20,
         done_bytes,
         state,
+        from: (done_bytes == 16 << 20).then(|| "beta".to_owned()),
     };
     let layers = vec![
         layer("aaaaaaaaaaaaaaaa", LayerState::Done, 64 << 20),
         layer("bbbbbbbbbbbbbbbb", LayerState::Downloading, 16 << 20),
         layer("<script>", LayerState::Waiting, 0),
     ];
-    let progress = PullProgress { image: "ghcr.io/org/app:2".into(), layers };
+    let progress = PullProgress { image: "ghcr.io/org/app:2".into(), layers, by_word_of: None };
     house.node.set_pull(ImagePull { progress: progress.clone(), failure: None });
     let page = house.get("/images").await;
     page.shows("aaaaaaaaaaaa")

@@ -21,6 +21,7 @@ use crate::agent::runtime::RuntimeError;
 
 const WRITING: &str = "writing to the content store";
 const READING: &str = "reading from the content store";
+const ABORTING: &str = "throwing away unfinished blobs";
 /// Pieces sent and not yet answered for.
 const AHEAD: usize = 4;
 
@@ -179,17 +180,21 @@ pub(super) async fn write_whole(
 
 /// Throws away what was begun under references that begin with `prefix` and never ended.
 pub(super) async fn abort_unfinished(client: &Client, prefix: &str) -> Result<(), RuntimeError> {
-    const ABORTING: &str = "throwing away unfinished blobs";
     let request = client.request(ListStatusesRequest { filters: Vec::new() });
     let statuses = call(ABORTING, QUICK, client.content().list_statuses(request)).await?.statuses;
     for status in statuses.into_iter().filter(|status| status.r#ref.starts_with(prefix)) {
-        let request = client.request(AbortRequest { r#ref: status.r#ref });
-        match call(ABORTING, QUICK, client.content().abort(request)).await {
-            Err(refusal) if !refusal.not_found() => return Err(refusal.into()),
-            _ => {}
-        }
+        abort(client, &status.r#ref).await?;
     }
     Ok(())
+}
+
+/// Throws away an unfinished blob; one that is not there is no error.
+pub(super) async fn abort(client: &Client, reference: &str) -> Result<(), RuntimeError> {
+    let request = client.request(AbortRequest { r#ref: reference.to_owned() });
+    match call(ABORTING, QUICK, client.content().abort(request)).await {
+        Err(refusal) if !refusal.not_found() => Err(refusal.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Size of a blob; `None` when it is not there.
@@ -240,7 +245,13 @@ pub(super) struct Blob(Streaming<ReadContentResponse>);
 
 impl Blob {
     pub(super) async fn open(client: &Client, digest: &str) -> Result<Self, RuntimeError> {
-        let request = client.request(ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 });
+        Self::open_at(client, digest, 0).await
+    }
+
+    /// From the byte `from` on, which must be below its size.
+    pub(super) async fn open_at(client: &Client, digest: &str, from: u64) -> Result<Self, RuntimeError> {
+        let offset = i64::try_from(from).unwrap_or(i64::MAX);
+        let request = client.request(ReadContentRequest { digest: digest.to_owned(), offset, size: 0 });
         Ok(Self(call(READING, QUICK, client.content().read(request)).await?))
     }
 

@@ -35,6 +35,7 @@ mod content;
 mod errors;
 mod events;
 mod exec;
+mod giving;
 mod images;
 mod import;
 mod inside;

@@ -138,6 +138,7 @@ impl Pull<'_> {
     async fn all(&self, unpacker: &Unpacker<'_>) -> Result<Image, Trouble> {
         let target = self.store_documents().await?;
         let image = resolve::resolve(&self.shared.client, &target).await.map_err(unusable)?;
+        self.repository.look_for(image.layers.iter().map(|layer| layer.digest.as_str())).await;
         let layers = image.layers.iter().map(|layer| (layer.digest.clone(), layer.size));
         self.reporter.layers(layers);
         let unpacked = self.snapshots().holds_all(&image).await?;
@@ -167,7 +168,11 @@ impl Pull<'_> {
 
     /// Fetches the documents that lead to this machine's manifest, and it and its config. Gives what the name stands for.
     async fn store_documents(&self) -> Result<Descriptor, Trouble> {
-        let root = self.repository.named().await?;
+        let before = images::record(self.shared, self.repository.image().as_str()).await?;
+        let root = self.repository.named(before.is_some()).await?;
+        if let Some(node) = self.repository.by_word_of() {
+            self.reporter.by_word_of(&node);
+        }
         let target = described(&root);
         let mut queue = VecDeque::from([(target.clone(), Some(root))]);
         let mut others = Vec::new();
@@ -234,9 +239,17 @@ impl Pull<'_> {
         begun: Begun,
     ) -> Result<Prepared, Trouble> {
         let layer = &image.layers[number];
-        let fetched = match &begun {
-            Begun::Unpacking(unpacking) => self.fetch(number, layer, Some(unpacking)).await?,
-            Begun::Waits(_) => self.fetch(number, layer, None).await?,
+        let mut begun = begun;
+        let fetched = loop {
+            let unpacking = match &begun {
+                Begun::Unpacking(unpacking) => Some(unpacking),
+                Begun::Waits(_) => None,
+            };
+            match self.fetch(number, layer, unpacking).await? {
+                Fetched::Wrong if unpacking.is_some() => begun = unpacker.begin(image, number).await?,
+                Fetched::Wrong => {}
+                fetched => break fetched,
+            }
         };
         let prepared = match begun {
             Begun::Waits(prepared) => prepared,
@@ -244,7 +257,7 @@ impl Pull<'_> {
                 self.reporter.layer(number, LayerState::Unpacking, layer.size);
                 let prepared = match fetched {
                     Fetched::AndGiven => unpacking.end(layer, &image.config.rootfs.diff_ids[number]).await,
-                    Fetched::Before => unpacker.give_from_store(image, number, unpacking).await,
+                    Fetched::Before | Fetched::Wrong => unpacker.give_from_store(image, number, unpacking).await,
                 };
                 prepared.map_err(unusable)?
             }
@@ -252,7 +265,7 @@ impl Pull<'_> {
         Ok(prepared)
     }
 
-    /// Fetches a layer, and gives it to whoever unpacks it if all of it comes now.
+    /// Tries once to fetch a layer, and gives it to whoever unpacks it if all of it comes now.
     async fn fetch(
         &self,
         number: usize,
@@ -264,7 +277,8 @@ impl Pull<'_> {
         let turn = self.shared.pulls.turn(digest);
         let _turn = turn.lock().await;
         let reference = format!("{}-{digest}", self.lease.id);
-        let mut writer = match BlobWriter::open(client, self.lease, reference, layer.size, Some(digest)).await? {
+        let mut writer = match BlobWriter::open(client, self.lease, reference.clone(), layer.size, Some(digest)).await?
+        {
             Opened::Writer(writer) => writer,
             Opened::Present => {
                 if content::size(client, digest).await? != Some(layer.size) {
@@ -277,7 +291,7 @@ impl Pull<'_> {
         };
         let mut done = writer.offset();
         let unpacking = unpacking.filter(|_| done == 0);
-        let mut blob = self.repository.blob(digest, layer.size, done);
+        let mut blob = self.repository.blob(digest, layer.size, done).await;
         let mut gathered = BytesMut::with_capacity(PIECE_BYTES);
         told(LayerState::Downloading, done);
         loop {
@@ -295,6 +309,7 @@ impl Pull<'_> {
             let ended = piece.is_none();
             if let Some(piece) = piece {
                 done += piece.len() as u64;
+                self.reporter.from(number, blob.node().map(|node| &node.name));
                 gathered.extend_from_slice(&piece);
             }
             if gathered.len() >= PIECE_BYTES || (ended && !gathered.is_empty()) {
@@ -314,7 +329,9 @@ impl Pull<'_> {
         match writer.commit(digest).await {
             Ok(()) => {}
             Err(RuntimeError::Failed { reason, .. }) if reason.contains("unexpected commit") => {
-                return Err(blob.wrong());
+                blob.wrong()?;
+                content::abort(client, &reference).await?;
+                return Ok(Fetched::Wrong);
             }
             Err(error) => return Err(error.into()),
         }
@@ -349,6 +366,9 @@ enum Fetched {
     AndGiven,
     /// Some of it was there before.
     Before,
+    /// It came, but some of it from a node or an earlier pull, and it is not what its digest says. Nothing of it is kept, and
+    /// another try may do better.
+    Wrong,
 }
 
 fn described(document: &Document) -> Descriptor {

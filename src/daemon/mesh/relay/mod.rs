@@ -333,8 +333,8 @@ impl Relays {
         let members: BTreeMap<NodeId, Member> = self
             .state
             .members()
-            .into_iter()
-            .map(|(_, member)| (member.node_id, member))
+            .into_values()
+            .map(|member| (member.node_id, member))
             .filter(|(node, member)| *node != self.me.node_id && !member.address.is_empty())
             .collect();
         let missed = peers.iter().filter(|peer| peer.missed).map(|peer| peer.node).take(MISSED);
