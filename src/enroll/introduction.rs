@@ -79,7 +79,51 @@ fn about<T>(message: T) -> Request<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
     use super::*;
+    use crate::enroll::authority::Authority;
+
+    /// Answers with a certificate of `signer` beside that of `shown`; gives how often it was spoken with.
+    async fn answer(signer: &Authority, shown: &Authority) -> (IntroductionError, usize) {
+        let (certificate, key) = signer.certify_new(7).unwrap();
+        let read = |text: &str| CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
+        let chain = vec![read(&certificate), read(&shown.certificate)];
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_no_client_auth();
+        let mut config =
+            config.with_single_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let spoken = async {
+            let mut spoken = 0;
+            for _ in 0..2 {
+                let (stream, _) = listener.accept().await.unwrap();
+                spoken += usize::from(acceptor.accept(stream).await.is_ok());
+            }
+            spoken
+        };
+        let pin: Pin = "12345678".parse().unwrap();
+        let (introduced, spoken) = tokio::join!(introduce(&address, &pin), spoken);
+        (introduced.err().unwrap(), spoken)
+    }
+
+    #[tokio::test]
+    async fn who_shows_an_authority_that_it_does_not_speak_for_is_asked_nothing() {
+        let (cluster, other) = (Authority::make().unwrap(), Authority::make().unwrap());
+        let (error, spoken) = answer(&other, &cluster).await;
+        assert!(matches!(error, IntroductionError::Unreachable { .. }), "{error}");
+        assert_eq!(spoken, 1, "only what it shows is looked at");
+        let (_, spoken) = answer(&cluster, &cluster).await;
+        assert_eq!(spoken, 2, "who speaks for it is asked");
+    }
 
     #[test]
     fn what_a_stranger_says_does_nothing_to_a_terminal() {
