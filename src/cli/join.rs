@@ -27,7 +27,7 @@ use crate::{
     },
     config::{Config, DEFAULT_DATA_DIR, Flags, NodeRole},
     daemon::{self, Wish},
-    observe,
+    observe::{self, chain},
 };
 
 /// Longest text that is read for a token.
@@ -54,10 +54,15 @@ fn config(args: (Option<&Path>, Option<&Path>)) -> Result<Config, Failure> {
 }
 
 pub(super) async fn join(global: &super::args::Global, args: JoinArgs) -> Result<i32, Failure> {
-    let address = member_address(&args.url)
-        .map_err(|error| Failure::of(2, error.message.clone()).hint(error.hint.unwrap_or_default()))?;
-    let token = token(&args)?;
+    let address = args.url.as_deref().map(member_address).transpose();
+    let address =
+        address.map_err(|error| Failure::of(2, error.message.clone()).hint(error.hint.unwrap_or_default()))?;
     let client = Client::new(target(global, args.data_dir.as_deref())?);
+    let (address, token) = match (&args.pin, address) {
+        (Some(pin), address) => by_pin(pin, address, args.cluster.as_deref()).await?,
+        (None, Some(address)) => (address, token(&args)?),
+        (None, None) => return Err(Failure::of(2, "there is no address of a member")),
+    };
     let turning = progress::spinner(format!("joining the cluster at {address}"));
     let runs = match client.get::<Cluster>("/api/v1/cluster").await {
         Ok(_) => true,
@@ -119,6 +124,20 @@ fn tell(joined: &JoinedCluster) {
     for (key, value) in lines.into_iter().filter(|(_, value)| !value.is_empty()) {
         println!("{key:14}   {}", output::harmless(&value));
     }
+}
+
+/// Address and token of the member that shows this PIN.
+async fn by_pin(
+    pin: &str,
+    address: Option<String>,
+    cluster: Option<&str>,
+) -> Result<(String, Zeroizing<String>), Failure> {
+    let pin: daemon::Pin = pin.parse().map_err(|error: daemon::NoPin| Failure::of(2, error.to_string()))?;
+    let turning = progress::spinner("looking for the cluster that shows this PIN".to_owned());
+    let found = daemon::find(&pin, address, cluster).await;
+    turning.finish_and_clear();
+    let (address, token) = found.map_err(|error| Failure::of(1, chain(&error)).hint(error.hint()))?;
+    Ok((address, token.text()))
 }
 
 /// The token, from wherever it is given.

@@ -51,7 +51,10 @@ pub(super) struct TokenCreateArgs {
     /// What the machine is called that joins with it [default: its own choice]
     #[arg(long, value_parser = parsed::<Name>)]
     pub(super) name: Option<Name>,
-    /// Print the token alone
+    /// Show a PIN of eight digits instead, for a machine in the same network: five minutes, one use, three tries
+    #[arg(long, conflicts_with_all = ["ttl", "uses"])]
+    pub(super) pin: bool,
+    /// Print the token alone, or the PIN
     #[arg(short, long, conflicts_with = "json")]
     pub(super) quiet: bool,
     /// Print JSON
@@ -63,15 +66,22 @@ pub(super) const JOIN_HELP: &str = "Examples:
   toft join 192.168.1.10 --token toft1.5f...      the line that `toft token create` prints
   toft join box.lan --token-file -                the same, with the token from standard input
   TOFT_TOKEN=toft1.5f... toft join box.lan        or from the environment
+  toft join --pin 1234-5678                       after `toft token create --pin` in the same network
 
-Without a token one is asked for. Other programs on this machine see what stands on a command line; a token that is spent is of no use to them.
+Without a token one is asked for. Other programs on this machine see what stands on a command line; a token or a PIN that is spent is of no use to them.
 What this machine had of its own is refused, unless --discard puts it aside. Keys are made here and never leave this machine.";
 
 #[derive(Debug, Args)]
 pub(super) struct JoinArgs {
-    /// A member of the cluster: HOST, HOST:PORT or https://HOST:PORT
-    #[arg(value_name = "URL")]
-    pub(super) url: String,
+    /// A member of the cluster: HOST, HOST:PORT or https://HOST:PORT; with a PIN it is found in the local network
+    #[arg(value_name = "URL", required_unless_present = "pin")]
+    pub(super) url: Option<String>,
+    /// PIN that a member shows: 1234-5678
+    #[arg(long, value_name = "PIN", conflicts_with_all = ["token", "token_file"])]
+    pub(super) pin: Option<String>,
+    /// The cluster that is meant, when several in the local network have a PIN: the name of the node that shows it
+    #[arg(long, value_name = "NAME", requires = "pin", conflicts_with = "url")]
+    pub(super) cluster: Option<String>,
     /// Token that a member printed
     #[arg(long, value_name = "TOKEN", env = "TOFT_TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     pub(super) token: Option<String>,

@@ -22,11 +22,12 @@ pub(super) async fn token(client: &Client, command: TokenCommand) -> Result<i32,
 
 async fn create(client: &Client, args: TokenCreateArgs) -> Result<i32, Failure> {
     let request = TokenRequest {
-        ttl: Some(args.ttl.clone()),
-        uses: Some(args.uses),
+        ttl: (!args.pin).then(|| args.ttl.clone()),
+        uses: (!args.pin).then_some(args.uses),
         role: Some(args.role),
         name: args.name,
         labels: args.labels.into_iter().collect(),
+        pin: args.pin,
     };
     let made: MadeToken = client.post("/api/v1/tokens", &request).await?;
     if args.json {
@@ -34,7 +35,15 @@ async fn create(client: &Client, args: TokenCreateArgs) -> Result<i32, Failure> 
         return Ok(0);
     }
     if args.quiet {
-        println!("{}", made.token);
+        println!("{}", made.pin.as_ref().unwrap_or(&made.token));
+        return Ok(0);
+    }
+    if let Some(pin) = &made.pin {
+        eprintln!("This PIN lets one machine in this network join, for five minutes. On the new machine run:");
+        eprintln!();
+        println!("sudo toft join --pin {pin}");
+        eprintln!();
+        eprintln!("Three tries, then it is void. Where the machine finds nobody: toft join ADDRESS --pin {pin}");
         return Ok(0);
     }
     let machines =

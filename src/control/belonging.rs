@@ -65,6 +65,9 @@ pub trait Belong: Send + Sync {
     /// A new token of this cluster.
     fn make_token(&self) -> Result<FreshToken, ControlError>;
 
+    /// Makes a PIN that gives this token once, for five minutes; one from before is not valid any more.
+    fn make_pin(&self, token: &str) -> Result<Zeroizing<String>, ControlError>;
+
     /// Opens the door for members if it is not open yet, and gives the addresses at which this node may be reached,
     /// `HOST:PORT`, the likeliest first.
     async fn listen(&self) -> Result<Vec<String>, ControlError>;

@@ -14,6 +14,7 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, Notify, oneshot},
 };
+use zeroize::Zeroizing;
 
 use super::{
     Hinted,
@@ -27,7 +28,7 @@ use crate::{
         ControlError, ErrorKind,
         belonging::{Belong, FreshToken, JoinWish, Joined},
     },
-    enroll::{Place, Token},
+    enroll::{Pins, Place, Token},
 };
 
 /// Addresses that are told.
@@ -41,6 +42,7 @@ pub(super) struct Belonging {
     state: Handle,
     node_id: NodeId,
     authority: [u8; 32],
+    pins: Arc<Pins>,
     /// Opens the door for members, unless it is open.
     opener: Mutex<Option<oneshot::Sender<TcpListener>>>,
     again: Arc<Notify>,
@@ -52,7 +54,7 @@ impl Belonging {
     pub(super) fn new(
         config: &Config,
         directories: &Directories,
-        (state, node_id, authority): (Handle, NodeId, [u8; 32]),
+        (state, node_id, authority, pins): (Handle, NodeId, [u8; 32], Arc<Pins>),
         (opener, is_open): (oneshot::Sender<TcpListener>, bool),
     ) -> Self {
         Self {
@@ -62,6 +64,7 @@ impl Belonging {
             state,
             node_id,
             authority,
+            pins,
             opener: Mutex::new((!is_open).then_some(opener)),
             again: Arc::new(Notify::new()),
             changing: Mutex::new(()),
@@ -121,6 +124,12 @@ impl Belong for Belonging {
         let made = Token::make(self.authority)
             .map_err(|error| ControlError::new(ErrorKind::Internal, format!("no token could be made: {error}")))?;
         Ok(FreshToken { id: made.id.clone(), secret: made.hash(), text: made.text() })
+    }
+
+    fn make_pin(&self, token: &str) -> Result<Zeroizing<String>, ControlError> {
+        let failed = |reason: String| ControlError::new(ErrorKind::Internal, format!("no PIN could be made: {reason}"));
+        let token: Token = token.parse().map_err(|error: crate::enroll::NoToken| failed(error.to_string()))?;
+        Ok(self.pins.make(&token).map_err(|error| failed(error.to_string()))?.text())
     }
 
     async fn listen(&self) -> Result<Vec<String>, ControlError> {

@@ -151,6 +151,7 @@ async fn all(wish: &DevWish, scratch: &Scratch, end: &CancellationToken) -> anyh
                 role: MemberRole::Server,
                 name: None,
                 labels: BTreeMap::new(),
+                pin: false,
             };
             let made = first.api.ops.create_token(token).await?;
             running.push(first);

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use super::{
     Hinted,
+    beacon::Beacon,
     belonging::Belonging,
     directories::Directories,
     identity::Identity,
@@ -31,7 +32,7 @@ use crate::{
         network::Admission,
         types::{FOUNDER, Member, MemberId, Role},
     },
-    enroll::{Keys, Place, Token},
+    enroll::{Keys, Pins, Place, Token},
     seal::ClusterKey,
 };
 
@@ -163,7 +164,8 @@ pub(super) async fn enter(
     let cluster_key = keys.cluster_key().clone();
     let Place { members: trusted, contact, .. } = Place::load(&directories.cluster())?;
     let authority = keys.authority_hash().context("reading the cluster's keys")?;
-    let admission = keys.admissions(handle.clone());
+    let pins = Arc::new(Pins::default());
+    let admission = keys.admissions(handle.clone(), Arc::clone(&pins));
     let (opener, opened) = oneshot::channel();
     let is_open = listener.is_some();
     let mut mesh_door = None;
@@ -182,9 +184,18 @@ pub(super) async fn enter(
         let door = door.clone().serve(listener, Arc::clone(&admission), trusted.clone(), cancel.clone());
         tasks.spawn("relay door", door);
     }
+    let cancel_beacon = cancel.clone();
     tasks.spawn("member door", answer(door, (listener, opened), (admission, trusted), cancel));
     let node_id = Identity::load_or_make(directories)?.node_id;
-    let belonging = Belonging::new(config, directories, (handle.clone(), node_id, authority), (opener, is_open));
+    let beacon = Beacon {
+        state: handle.clone(),
+        name: config.node.name.clone(),
+        place: directories.cluster(),
+        ours: [directories.network_names().bridge, super::mesh::interface(config, directories)].into(),
+        until: pins.watch(),
+    };
+    tasks.spawn("beacon", beacon.run(cancel_beacon));
+    let belonging = Belonging::new(config, directories, (handle.clone(), node_id, authority, pins), (opener, is_open));
     Ok(Membership { state: handle, cluster_key, belonging: Arc::new(belonging), mesh_door })
 }
 

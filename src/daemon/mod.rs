@@ -4,6 +4,7 @@
 //! loops, agent (containers go on), reports, state.
 
 mod addresses;
+mod beacon;
 mod belonging;
 mod dev;
 mod directories;
@@ -34,12 +35,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-pub use crate::enroll::NoToken;
+pub use crate::enroll::{NoPin, NoToken, Pin};
 use crate::{
     config::{Config, NodeRole},
     control::loops,
     remote::FarNodes,
 };
+pub use beacon::{Found, NotFound, find};
 pub use dev::{DevWish, dev};
 use directories::Directories;
 pub use down::down;

@@ -1,6 +1,9 @@
 //! Lets in whom a token of the state lets in.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use async_trait::async_trait;
 use toft_model::{
@@ -10,7 +13,7 @@ use toft_model::{
     token::{Digest, MemberRole, TokenId},
 };
 
-use super::{Keys, authority::request_key, token::hash};
+use super::{Keys, Pins, authority::request_key, token::hash};
 use crate::{
     consensus::{
         Handle, ProposeError,
@@ -27,12 +30,13 @@ const NOT_VALID: &str = "the token is not valid";
 pub struct Admissions {
     keys: Keys,
     state: Handle,
+    pins: Arc<Pins>,
 }
 
 impl Admissions {
     /// With the keys of this member.
-    pub(super) fn new(keys: Keys, state: Handle) -> Self {
-        Self { keys, state }
+    pub(super) fn new(keys: Keys, state: Handle, pins: Arc<Pins>) -> Self {
+        Self { keys, state, pins }
     }
 
     async fn token(&self, id: TokenId) -> Result<Option<TokenRow>, String> {
@@ -106,6 +110,14 @@ impl Admission for Admissions {
         let name = name.clone();
         // Who is not found here is looked for again by the command that lets in.
         self.state.read(move |connection| NodeRow::id_of(connection, &name)).await.ok().flatten()
+    }
+
+    fn greet(&self, message: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String> {
+        self.pins.greet(message)
+    }
+
+    fn prove(&self, attempt: &[u8], proof: &[u8]) -> Result<Vec<u8>, String> {
+        self.pins.prove(attempt, proof)
     }
 
     async fn standing(&self, member_id: MemberId) -> Standing {

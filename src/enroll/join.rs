@@ -275,31 +275,46 @@ async fn ask(address: &str, authority: &str, join: JoinRequest) -> Result<Result
 /// The authority's certificate as the member at `address` shows it, if it is the token's. Nothing is said on this
 /// connection: who is at the other end is not known yet.
 async fn fetch_authority(address: &str, token: &Token) -> Result<String, JoinError> {
-    let unreachable = |detail: String| JoinError::Unreachable { address: address.to_owned(), detail };
+    let shown = shown_by(address).await;
+    let shown = shown.map_err(|detail| JoinError::Unreachable { address: address.to_owned(), detail })?;
+    let found = shown.iter().find(|certificate| hash(certificate) == token.authority);
+    let found = found.ok_or_else(|| JoinError::OtherCluster { address: address.to_owned() })?;
+    Ok(pem::encode(&pem::Pem::new("CERTIFICATE", found.as_ref())))
+}
+
+/// The authority that who answers at `address` shows as its own: its certificate, PEM, and the SHA-256 of that. Whether it
+/// speaks for that authority is not known yet.
+pub(super) async fn authority_of(address: &str) -> Result<(String, [u8; 32]), String> {
+    let shown = shown_by(address).await?;
+    let last = shown.last().ok_or("it shows no certificate")?;
+    Ok((pem::encode(&pem::Pem::new("CERTIFICATE", last.as_ref())), hash(last)))
+}
+
+/// The certificates that who answers at `address` shows.
+async fn shown_by(address: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let look = async {
-        let stream = TcpStream::connect(address).await.map_err(|e| unreachable(e.to_string()))?;
-        let provider = CryptoProvider::get_default()
-            .cloned()
-            .unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
-        let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| unreachable(e.to_string()))?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let name = ServerName::try_from(SERVER_NAME).map_err(|e| unreachable(e.to_string()))?;
+        let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
+        let config = trusting_anybody().map_err(|e| e.to_string())?;
+        let name = ServerName::try_from(SERVER_NAME).map_err(|e| e.to_string())?;
         let connector = TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(name, stream).await.map_err(|e| unreachable(e.to_string()))?;
+        let stream = connector.connect(name, stream).await.map_err(|e| e.to_string())?;
         let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
-        let found = shown.iter().find(|certificate| hash(certificate) == token.authority);
-        let found = found.ok_or_else(|| JoinError::OtherCluster { address: address.to_owned() })?;
-        Ok(pem::encode(&pem::Pem::new("CERTIFICATE", found.as_ref())))
+        Ok(shown.iter().map(|certificate| certificate.clone().into_owned()).collect())
     };
-    match tokio::time::timeout(STEP_TIMEOUT, look).await {
-        Ok(found) => found,
-        Err(_) => Err(unreachable("it took too long".into())),
-    }
+    tokio::time::timeout(STEP_TIMEOUT, look).await.unwrap_or_else(|_| Err("it took too long".into()))
+}
+
+/// TLS with whoever answers.
+fn trusting_anybody() -> Result<rustls::ClientConfig, rustls::Error> {
+    let provider =
+        CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(rustls::crypto::ring::default_provider()));
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
 }
 
 /// Takes any certificate; what it is worth is seen from its hash.

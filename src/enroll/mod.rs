@@ -6,7 +6,9 @@
 
 mod admission;
 mod authority;
+mod introduction;
 mod join;
+mod pin;
 mod place;
 mod token;
 
@@ -18,7 +20,9 @@ use std::{
 };
 
 pub use admission::Admissions;
+pub use introduction::{IntroductionError, introduce};
 pub use join::{Answered, JoinError, Joining, join};
+pub use pin::{NoPin, Pin, Pins};
 pub use place::Place;
 pub use token::{NoToken, Token};
 use zeroize::Zeroizing;
@@ -146,9 +150,9 @@ impl Keys {
         Ok(self.authority.hash()?)
     }
 
-    /// Lets in whom the state's tokens let in.
-    pub fn admissions(self, state: Handle) -> Arc<dyn Admission> {
-        Arc::new(Admissions::new(self, state))
+    /// Lets in whom the state's tokens let in, and gives a token to who knows the PIN.
+    pub fn admissions(self, state: Handle, pins: Arc<Pins>) -> Arc<dyn Admission> {
+        Arc::new(Admissions::new(self, state, pins))
     }
 
     /// The key for secrets.

@@ -36,6 +36,7 @@ mod image_sizes;
 mod images_between_nodes;
 mod join_security;
 mod joining;
+mod joining_by_pin;
 mod leaks;
 mod lifecycle;
 mod linearizability;

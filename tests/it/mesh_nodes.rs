@@ -156,3 +156,24 @@ fn when_all_addresses_change_at_once_the_nodes_find_each_other_again() {
     // The members tell each other of changes through the mesh: at the addresses they told nobody is.
     wait_until("a change is taken", || (a.toft(&["scale", "shop-web=2", "--no-wait"]).code == 0).then_some(()));
 }
+
+#[test]
+fn nodes_that_start_with_other_addresses_than_they_stopped_with_find_each_other() {
+    let mut lan = Lan::start(&["server", "server", "witness"]);
+    let a = &lan.nodes[0];
+    a.good(&format!("run -n shop-web --deployment shop {}toft/demo", on("a")));
+    a.good(&format!("run -n shop-db --deployment shop {}toft/demo", on("b")));
+    let [web, db] = [running(a, "shop-web"), running(&lan.nodes[1], "shop-db")];
+    let to_db = SocketAddr::new(ip(&db), 8080);
+    wait_until("the way from a to b", || ask(&web, to_db, "/json").ok());
+    lan.nodes.iter_mut().for_each(Appliance::kill);
+    for i in 0..3 {
+        lan.move_to(i, &format!("198.51.100.{}/24", 7 - i));
+    }
+    lan.nodes.iter_mut().for_each(Appliance::launch);
+    let began = Instant::now();
+    wait_until("the way from a to b at their new addresses", || ask(&web, to_db, "/json").ok());
+    println!("found after {:?}", began.elapsed());
+    let scaled = || (lan.nodes[0].toft(&["scale", "shop-web=2", "--no-wait"]).code == 0).then_some(());
+    wait_until("a change is taken", scaled);
+}

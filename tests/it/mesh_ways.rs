@@ -1,15 +1,27 @@
 //! Nodes behind routers, and where no datagram passes.
 
 use std::{
+    fs,
     net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::stream;
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+};
 use serde_json::Value;
+use toft::wire::relay::{Carried, relay_client::RelayClient};
+use tokio::net::TcpStream;
+use tonic::{Request, Streaming, transport::Endpoint};
 
 use crate::{
     harness::{
-        lan::Capture,
+        lan::{Capture, Lan, MEMBERS, address},
         machine::wait_until,
         nat::{
             Internet,
@@ -127,4 +139,67 @@ fn where_no_datagram_passes_packets_go_inside_tls_and_directly_again_when_they_d
     println!("directly again after {:?}", back.elapsed());
     assert!(back.elapsed() < Duration::from_secs(30) * slowness());
     ask(&web, db, "/json").unwrap();
+}
+
+/// Asks a member to relay, with the keys in a folder, or without a certificate.
+async fn carry(keys: &Path, certified: bool, to: &str) -> Result<Streaming<Carried>, String> {
+    let read = |name: &str| fs::read(keys.join(name)).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&read("authority.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    let mut config = if certified {
+        let chain = CertificateDer::pem_slice_iter(&read("member.pem")).map(Result::unwrap).collect();
+        config.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&read("member.key")).unwrap()).unwrap()
+    } else {
+        config.with_no_client_auth()
+    };
+    config.alpn_protocols = vec![b"toft-services".to_vec()];
+    let (connector, to) = (tokio_rustls::TlsConnector::from(Arc::new(config)), to.to_owned());
+    let dial = tower::service_fn(move |_| {
+        let (connector, to) = (connector.clone(), to.clone());
+        async move {
+            let name = ServerName::try_from("member.toft.internal").unwrap();
+            connector.connect(name, TcpStream::connect(to).await?).await.map(TokioIo::new)
+        }
+    });
+    let asked = async {
+        let channel = Endpoint::from_static("http://member").connect_with_connector(dial).await;
+        let mut client = RelayClient::new(channel.map_err(|error| format!("{error:?}"))?);
+        let mut request = Request::new(stream::pending());
+        request.metadata_mut().insert("toft-protocol", "1".parse().unwrap());
+        let answer = client.carry(request).await.map_err(|status| status.to_string())?;
+        let mut answer = answer.into_inner();
+        answer.message().await.map_err(|status| status.to_string())?.ok_or("it ended")?;
+        Ok(answer)
+    };
+    tokio::time::timeout(Duration::from_secs(10), asked).await.unwrap_or_else(|_| Err("no answer".into()))
+}
+
+#[test]
+fn nobody_is_relayed_for_but_members_and_who_is_removed_is_cut_off() {
+    let mut lan = Lan::start(&["server", "witness"]);
+    let to = format!("{}:{MEMBERS}", address(0));
+    let stolen: PathBuf = lan.switch.dir.join("stolen");
+    fs::create_dir(&stolen).unwrap();
+    for name in ["authority.pem", "member.pem", "member.key"] {
+        fs::copy(lan.nodes[1].data.join("cluster").join(name), stolen.join(name)).unwrap();
+    }
+    lan.nodes[1].kill();
+    let runtime = Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap());
+    let ask_to_carry = |certified: bool| {
+        let (runtime, stolen, to) = (Arc::clone(&runtime), stolen.clone(), to.clone());
+        // Sockets are of the network of the thread that makes them.
+        lan.switch.spawn(move || runtime.block_on(carry(&stolen, certified, &to))).join().unwrap()
+    };
+    let mut held = wait_until("a member is carried for", || ask_to_carry(true).ok());
+    assert!(ask_to_carry(false).is_err(), "a stranger is carried for");
+    lan.nodes[0].good("node rm b --force --yes");
+    let began = Instant::now();
+    let ended = async { while let Ok(Some(_)) = held.message().await {} };
+    let within = async { tokio::time::timeout(Duration::from_secs(5), ended).await };
+    runtime.block_on(within).expect("who was removed is cut off");
+    println!("cut off after {:?}", began.elapsed());
+    assert!(ask_to_carry(true).is_err(), "who was removed is carried for");
 }

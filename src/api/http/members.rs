@@ -18,6 +18,8 @@ use crate::{
 
 /// How long a token is valid when nobody says.
 const USUAL_TTL: &str = "24h";
+/// How long one is valid that a PIN stands for: as long as the PIN.
+const TTL_OF_PIN: &str = "5m";
 /// Where members listen when nobody says.
 const USUAL_PORT: u16 = 7444;
 
@@ -43,16 +45,28 @@ pub async fn create(
     State(api): State<ApiState>,
     Body(asked): Body<TokenRequest>,
 ) -> Result<(StatusCode, Json<MadeToken>), ApiError> {
-    let ttl_ms = parse_span_ms(asked.ttl.as_deref().unwrap_or(USUAL_TTL)).map_err(|invalid| invalid.at("ttl"));
+    if asked.pin && (asked.ttl.is_some() || asked.uses.is_some_and(|uses| uses != 1)) {
+        let field = if asked.ttl.is_some() { "ttl" } else { "uses" };
+        let error = ControlError::new(ErrorKind::Invalid, "a PIN is valid for five minutes and one use");
+        return Err(error.hint("leave it out, or make a token without a PIN").field(field).into());
+    }
+    let usual = if asked.pin { TTL_OF_PIN } else { USUAL_TTL };
+    let ttl_ms = parse_span_ms(asked.ttl.as_deref().unwrap_or(usual)).map_err(|invalid| invalid.at("ttl"));
     let wish = TokenWish {
         ttl_ms: ttl_ms.map_err(ControlError::from)?,
         uses: asked.uses.unwrap_or(1),
         role: asked.role.unwrap_or_default(),
         name: asked.name,
         labels: asked.labels,
+        pin: asked.pin,
     };
     let made = api.ops.create_token(wish).await?;
-    let made = MadeToken { about: made.view.into(), token: made.text.to_string(), addresses: made.addresses };
+    let made = MadeToken {
+        about: made.view.into(),
+        token: made.text.to_string(),
+        addresses: made.addresses,
+        pin: made.pin.map(|pin| pin.to_string()),
+    };
     Ok((StatusCode::CREATED, Json(made)))
 }
 

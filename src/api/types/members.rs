@@ -70,6 +70,9 @@ pub struct TokenRequest {
     /// Labels for the nodes that join with it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Whether a PIN of eight digits shall stand for it: for five minutes, one use and three tries, in the local network.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pin: bool,
 }
 
 /// A token that was made just now.
@@ -82,6 +85,9 @@ pub struct MadeToken {
     pub token: String,
     /// Addresses of this node for machines that join, `HOST:PORT`, the likeliest first.
     pub addresses: Vec<String>,
+    /// The PIN that stands for it, `1234-5678`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pin: Option<String>,
 }
 
 /// Which cluster to join.

@@ -25,7 +25,9 @@ use super::{
     peers::Peers,
     server::{change_members, check_protocol, elsewhere, members_now},
 };
-use crate::wire::peer::{JoinAnswer, JoinRequest, door_server::Door};
+use crate::wire::peer::{
+    GreetAnswer, GreetRequest, JoinAnswer, JoinRequest, ProveAnswer, ProveRequest, door_server::Door,
+};
 
 /// Largest message of a stranger.
 pub(super) const LARGEST: usize = 64 << 10;
@@ -107,6 +109,12 @@ pub trait Admission: Send + Sync + 'static {
 
     /// The node of that name, be it a member or not.
     async fn node_called(&self, name: &Name) -> Option<NodeId>;
+
+    /// A joiner's first message about a PIN: gives the answer and the number of the attempt.
+    fn greet(&self, message: &[u8]) -> Result<(Vec<u8>, Vec<u8>), String>;
+
+    /// A joiner's proof that it knows the PIN: gives the sealed token.
+    fn prove(&self, attempt: &[u8], proof: &[u8]) -> Result<Vec<u8>, String>;
 
     /// Whether the number of a member that is not known here may be one.
     async fn standing(&self, member_id: MemberId) -> Standing;
@@ -236,20 +244,56 @@ struct Wanted {
     address: String,
 }
 
-#[async_trait]
-impl Door for Entrance {
-    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinAnswer>, Status> {
+impl Entrance {
+    /// Where a call comes from, if it may be answered now.
+    fn admit_call<T>(&self, request: &Request<T>) -> Result<SocketAddr, Status> {
         let Some(from) = request.remote_addr() else {
             return Err(Status::internal("the caller's address is not known"));
         };
         let taken = self.limits.lock().unwrap_or_else(PoisonError::into_inner).take(from.ip(), Instant::now());
-        if let Err(wait) = taken {
-            tracing::debug!(caller = %from, "too many asked to join");
-            return Err(Status::resource_exhausted(format!(
-                "too many ask to join; try again in {} s",
-                wait.as_secs() + 1
-            )));
+        match taken {
+            Ok(()) => Ok(from),
+            Err(wait) => {
+                tracing::debug!(caller = %from, "too many asked to join");
+                let wait = wait.as_secs() + 1;
+                Err(Status::resource_exhausted(format!("too many ask to join; try again in {wait} s")))
+            }
         }
+    }
+}
+
+#[async_trait]
+impl Door for Entrance {
+    async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetAnswer>, Status> {
+        let from = self.admit_call(&request)?;
+        check_protocol(&request)?;
+        match self.admission.greet(&request.get_ref().message) {
+            Ok((message, attempt)) => Ok(Response::new(GreetAnswer { message, attempt })),
+            Err(why) => {
+                tracing::warn!(caller = %from, "a machine that came with a PIN was refused: {why}");
+                Err(Status::permission_denied(why))
+            }
+        }
+    }
+
+    async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<ProveAnswer>, Status> {
+        let from = self.admit_call(&request)?;
+        check_protocol(&request)?;
+        let ProveRequest { attempt, proof } = request.get_ref();
+        match self.admission.prove(attempt, proof) {
+            Ok(sealed) => {
+                tracing::info!(caller = %from, "a machine knows the PIN, and was given its token");
+                Ok(Response::new(ProveAnswer { sealed }))
+            }
+            Err(why) => {
+                tracing::warn!(caller = %from, "a machine that came with a PIN was refused: {why}");
+                Err(Status::permission_denied(why))
+            }
+        }
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinAnswer>, Status> {
+        let from = self.admit_call(&request)?;
         let refused = |status: Status| {
             // Who is sent on is not refused.
             if status.code() != Code::FailedPrecondition {

@@ -2,6 +2,7 @@
 
 use std::{
     path::Path,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -47,7 +48,7 @@ async fn start(folder: TempDir, listener: TcpListener, member: Member) -> Node {
     let opened = open(&Files::under(folder.path()), member.clone(), keys.transport().clone()).await.unwrap();
     let Opened { handle, task, door } = opened;
     let cancel = CancellationToken::new();
-    let door = door.serve(listener, keys.admissions(handle.clone()), vec![FOUNDER], cancel.clone());
+    let door = door.serve(listener, keys.admissions(handle.clone(), Arc::default()), vec![FOUNDER], cancel.clone());
     Node { folder, member, handle, authority, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
 }
 

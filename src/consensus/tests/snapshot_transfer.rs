@@ -51,7 +51,7 @@ impl Node {
         let files = Files::under(folder.path());
         let Opened { handle, task, door } = open_with(&files, member, keys.transport().clone(), SHORT).await.unwrap();
         let cancel = CancellationToken::new();
-        let door = door.serve(listener, keys.admissions(handle.clone()), vec![FOUNDER], cancel.clone());
+        let door = door.serve(listener, keys.admissions(handle.clone(), Arc::default()), vec![FOUNDER], cancel.clone());
         Self { folder, handle, authority, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
     }
 

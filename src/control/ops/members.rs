@@ -32,6 +32,8 @@ pub struct TokenWish {
     pub name: Option<Name>,
     /// Labels for them.
     pub labels: BTreeMap<String, String>,
+    /// Whether a PIN shall stand for it.
+    pub pin: bool,
 }
 
 /// A token and who was let in with it.
@@ -51,6 +53,8 @@ pub struct MadeToken {
     pub text: Zeroizing<String>,
     /// Addresses of this node for members, the likeliest first.
     pub addresses: Vec<String>,
+    /// The PIN that stands for it.
+    pub pin: Option<Zeroizing<String>>,
 }
 
 impl From<RemovalError> for ControlError {
@@ -96,7 +100,9 @@ impl Ops {
         let addresses = belonging.listen().await?;
         match self.state.propose(Command::CreateToken { token: Box::new(token), at_ms }).await? {
             Reply::Token(row) => {
-                Ok(MadeToken { view: TokenView { row: *row, used_by: Vec::new() }, text: fresh.text, addresses })
+                let pin = if wish.pin { Some(belonging.make_pin(&fresh.text)?) } else { None };
+                let view = TokenView { row: *row, used_by: Vec::new() };
+                Ok(MadeToken { view, text: fresh.text, addresses, pin })
             }
             _ => Err(ControlError::new(ErrorKind::Internal, "the state answered something else than a token")),
         }

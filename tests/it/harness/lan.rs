@@ -43,8 +43,8 @@ pub fn address(i: usize) -> String {
 }
 
 impl Lan {
-    /// As many as `roles`, each `server` or `witness`, all of one cluster.
-    pub fn start(roles: &[&str]) -> Self {
+    /// As many as `roles`, each `server` or `witness`, none of which runs yet.
+    pub fn prepare(roles: &[&str]) -> Self {
         let switch = Machine::new();
         switch.run("ip", &["link", "add", "lan", "type", "bridge"]);
         switch.run("ip", &["link", "set", "lan", "up"]);
@@ -67,7 +67,12 @@ impl Lan {
             toft
         };
         let nodes = roles.iter().enumerate().map(node).collect();
-        let mut lan = Self { nodes, switch };
+        Self { nodes, switch }
+    }
+
+    /// The same, all of one cluster.
+    pub fn start(roles: &[&str]) -> Self {
+        let mut lan = Self::prepare(roles);
         lan.nodes[0].up();
         let tokens = roles[1..].iter().map(|role| lan.nodes[0].good(&format!("token create -q --role {role}")));
         let tokens: Vec<String> = tokens.collect();
