@@ -96,7 +96,7 @@ fn a_made_up_cluster_runs_workloads_on_all_its_nodes_and_leaves_nothing() {
     assert_eq!(held, 1);
 
     // What is drained empties, and the rest is elsewhere.
-    dev.toft(&["node", "drain", "node-2", "--yes"]).expect("it drains");
+    dev.toft(&["node", "drain", "node-2"]).expect("it drains");
     until("node-2 is empty and all seven run", || {
         let rows = dev.json(&["ps"]);
         rows.iter().all(|row| row["node"] != "node-2")

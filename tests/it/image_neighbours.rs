@@ -80,7 +80,8 @@ impl Scene {
     }
 
     async fn pulls_and_runs(&self) {
-        assert_eq!(self.node.pull(&self.name).await.unwrap().digest, self.target["digest"].as_str().unwrap());
+        let image = self.node.pulls.pull(&self.image(), TagWord::RegistryOrNode).await.unwrap();
+        assert_eq!(image.digest, self.target["digest"].as_str().unwrap());
         runs(&self.lab, &self.runtime.runtime, &self.name).await;
     }
 

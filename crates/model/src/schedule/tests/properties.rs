@@ -111,7 +111,9 @@ proptest! {
             prop_assert!(now.iter().zip(&before).all(|(now, before)| now >= before), "{before:?} became {now:?}");
         }
         cluster.settle();
-        prop_assert_eq!(up(&cluster), before);
+        // What found no place at first may have found one.
+        let now = up(&cluster);
+        prop_assert!(now.iter().zip(&before).all(|(now, before)| now >= before), "{before:?} ended as {now:?}");
     }
 
     /// Healing what a node's verdict names, one after the other, makes the instance fit there.
