@@ -202,7 +202,7 @@ impl Round<'_, '_, '_> {
         let ask = Ask::of(workload);
         if let Some((at, order)) = self.soon(ask, ordinal) {
             let waits = self.waits_for(ask, at);
-            self.promise(ask, ordinal, at, order);
+            self.keep_free(workload, ordinal, at, order);
             return Ok(Found::Waits(waits));
         }
         let Some(chosen) = victims(ask, self.board) else { return Err(nowhere) };
@@ -212,7 +212,7 @@ impl Round<'_, '_, '_> {
         let there = std::iter::once((at, &claims));
         let Some((at, order)) = choose_among(ask, ordinal, self.board, there, None) else { return Err(nowhere) };
         let waits = self.waits_for(ask, at);
-        self.promise(ask, ordinal, at, order);
+        self.keep_free(workload, ordinal, at, order);
         Ok(Found::Waits(waits))
     }
 
@@ -282,6 +282,14 @@ impl Round<'_, '_, '_> {
             node_id,
             container,
         });
+    }
+
+    /// It is to be placed there when there is room. Where its volumes will lie then, the other copies have to follow now: or
+    /// somebody makes room for a gang that can never be whole.
+    fn keep_free(&mut self, workload: &WorkloadRow, ordinal: u32, at: usize, order: ContainerOrder) {
+        let node_id = self.board.nodes[at].id;
+        self.board.settle(&workload.spec, node_id);
+        self.promise(Ask::of(workload), ordinal, at, order);
     }
 
     /// Nobody else gets this place in this round.

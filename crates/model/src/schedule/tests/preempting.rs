@@ -223,6 +223,20 @@ fn a_gang_with_places_for_some_pushes_nobody_aside() {
 }
 
 #[test]
+fn nobody_makes_room_for_a_gang_whose_volume_would_tie_it_to_one_node() {
+    // Three of four cores are taken on either node, and each copy wants three: both would go, and only one copy would come.
+    let mut cluster = two_nodes();
+    cluster.put(WorkloadSpec { replicas: 2, ..reserving("low", 3, r#"{"priority":10}"#) });
+    cluster.settle();
+    let mounts = vec!["data:/data".parse().unwrap()];
+    cluster.put(WorkloadSpec { replicas: 2, mounts, ..reserving("gang", 3, r#"{"gang":true,"priority":20}"#) });
+    let plan = cluster.think();
+    assert!(plan.preemptions.is_empty() && plan.placements.is_empty(), "{plan:?}");
+    cluster.settle();
+    assert_eq!(places(&cluster, "low").len(), 2);
+}
+
+#[test]
 fn jobs_make_room_as_well() {
     let mut cluster = Cluster::of_one().0;
     cluster.put(WorkloadSpec { kind: WorkloadKind::Job, ..reserving("batch", 4, r#"{"priority":1}"#) });
