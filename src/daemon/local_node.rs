@@ -29,6 +29,7 @@ mod volumes;
 pub(super) use attach::Attached;
 pub(super) use exec::Execs;
 
+use super::volume_moves::Progresses;
 use crate::{
     agent::{
         attach::Audience,
@@ -44,6 +45,7 @@ use crate::{
         runtime::{Availability, Image, Runtime, RuntimeError},
         volumes::Volumes,
     },
+    consensus::Handle,
     control::{
         ControlError, ErrorKind,
         node_access::{ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, PullStep, PullSteps},
@@ -69,6 +71,8 @@ pub(super) struct LocalNode {
     meter: Meter,
     copies: files::Copies,
     gpus: GpuWatch,
+    /// Volumes that move here, and the way to ask other nodes for theirs.
+    moves: Option<(Progresses, Handle)>,
 }
 
 impl LocalNode {
@@ -93,7 +97,13 @@ impl LocalNode {
             execs: Execs::default(),
             attached: Attached::default(),
             gpus,
+            moves: None,
         }
+    }
+
+    /// Says how far volumes are that move.
+    pub(super) fn with_moves(self, progresses: Progresses, state: Handle) -> Self {
+        Self { moves: Some((progresses, state)), ..self }
     }
 
     /// The processes run inside its containers.

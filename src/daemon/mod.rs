@@ -23,6 +23,7 @@ mod runtime;
 mod serving;
 mod shutdown;
 mod tasks;
+mod volume_moves;
 mod volumes;
 mod witness;
 
@@ -216,7 +217,14 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
     let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
     let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, cancel.clone());
-    let node = Arc::new(node);
+    let taking = volume_moves::Taking {
+        state: state.clone(),
+        node_id: identity.node_id,
+        volumes: volumes.clone(),
+        progresses: volume_moves::Progresses::default(),
+    };
+    let node = Arc::new(node.with_moves(taking.progresses.clone(), state.clone()));
+    tasks.spawn("volumes that move", volume_moves::run(taking, cancel.clone()));
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(&config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));

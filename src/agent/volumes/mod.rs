@@ -12,6 +12,7 @@ mod exchange;
 mod filesystem;
 mod locks;
 mod mountinfo;
+pub mod moving;
 mod paths;
 mod store;
 #[cfg(test)]
@@ -157,6 +158,35 @@ impl Volumes {
             tracing::info!(volume.name = %name, "the data of a removed volume was deleted");
         }
         Ok(())
+    }
+
+    /// The folder of a volume's data on its way to another node, open. Blocks.
+    pub fn outgoing(&self, name: &Name, born: u64) -> Result<OwnedFd, VolumeError> {
+        let _held = self.inner.hold(name)?;
+        let data = self.inner.store.ensure(name, born)?;
+        paths::folder(&data).map_err(VolumeError::files("opening", &data))
+    }
+
+    /// The folder for the data of a volume that comes here, open; nobody uses it before it lies here. What lies here under its
+    /// name and is to be deleted has to go first. Blocks.
+    pub fn incoming(&self, name: &Name, born: u64, removed: &[u64]) -> Result<OwnedFd, VolumeError> {
+        let _held = self.inner.hold(name)?;
+        if self.inner.store.born(name).is_some_and(|other| removed.contains(&other)) {
+            return Err(VolumeError::Busy(name.clone()));
+        }
+        let data = self.inner.store.ensure(name, born)?;
+        paths::folder(&data).map_err(VolumeError::files("opening", &data))
+    }
+
+    /// Bytes on disk of a volume's data, counted now. Blocks.
+    pub fn measured(&self, name: &Name) -> io::Result<u64> {
+        measure(&self.inner.store.data(name))
+    }
+
+    /// Bytes that are free on the disk of the volumes.
+    pub fn free(&self) -> io::Result<u64> {
+        let told = rustix::fs::statvfs(self.inner.store.dir())?;
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
     }
 
     /// Takes away mounts of volumes that `is_used`, asked while nobody can begin to use one, does not know. Blocks.

@@ -13,7 +13,7 @@ use toft_model::{
     volume::{VolumeOptions, VolumeOrder, validate_labels},
 };
 
-use super::{Ops, now_ms};
+use super::{Ops, VolumeMoveInfo, now_ms};
 use crate::control::{
     ControlError, ErrorKind,
     node_access::{
@@ -34,6 +34,8 @@ pub struct VolumeInfo {
     pub size_bytes: Option<u64>,
     /// Where its data is, if it lies on this node.
     pub path: Option<String>,
+    /// Its move to another node, under way or given up.
+    pub moving: Option<VolumeMoveInfo>,
 }
 
 /// A volume to be made.
@@ -69,7 +71,8 @@ impl Ops {
         let lies_here = here && view.row.options.kind.is_none();
         let size_bytes = if lies_here { self.node.volume_size(&view.row.name).await } else { None };
         let path = if here { self.node.volume_path(&view.row.name) } else { None };
-        VolumeInfo { view, size_bytes, path }
+        let moving = self.move_of(&view).await;
+        VolumeInfo { view, size_bytes, path, moving }
     }
 
     /// Makes a volume; its name must be free.

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use toft_model::name::Name;
+use toft_model::{ids::NodeId, name::Name};
 use tokio::{io::AsyncReadExt, runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -19,9 +19,10 @@ use crate::{
         ControlError, ErrorKind,
         node_access::{
             ArchiveReader,
-            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeHere},
+            volumes::{BackupStream, MoveProgress, NodeVolumes, RestoredVolume, VolumeHere},
         },
     },
+    daemon::volume_moves,
     observe::chain,
 };
 
@@ -83,6 +84,11 @@ impl NodeVolumes for LocalNode {
 
     fn volume_path(&self, name: &Name) -> Option<String> {
         Some(self.volumes.path(name).display().to_string())
+    }
+
+    async fn volume_move_progress(&self, to: NodeId, name: &Name) -> Option<MoveProgress> {
+        let (progresses, state) = self.moves.as_ref()?;
+        if to == self.node_id { progresses.of(name) } else { volume_moves::asked(state, to, name).await }
     }
 
     async fn back_up_volume(&self, volume: VolumeHere) -> Result<BackupStream, ControlError> {
