@@ -12,9 +12,10 @@ use std::path::PathBuf;
 use static_program::{Code, StaticProgram};
 
 fn main() {
-    tonic_prost_build::compile_protos("src/wire/peer.proto").expect("protoc compiles what members say to each other");
-    tonic_prost_build::compile_protos("src/wire/blobs.proto").expect("protoc compiles what nodes give each other");
-    tonic_prost_build::compile_protos("src/wire/volume_moves.proto").expect("protoc compiles how volumes move");
+    for proto in ["peer", "relay", "blobs", "volume_moves"] {
+        tonic_prost_build::compile_protos(format!("src/wire/{proto}.proto"))
+            .expect("protoc compiles what members say to each other");
+    }
     for source in ["build.rs", "build", "crates/demo/src", "crates/logger/src", "src/wire"] {
         println!("cargo::rerun-if-changed={source}");
     }

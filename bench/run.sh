@@ -11,14 +11,16 @@ usage: bench/run.sh NAME [options]
        bench/run.sh --list
 
   --runs N         measured runs of each engine (start: 30, idle: 10, state: 3, pull: 3, dns: 5, density: 3,
-                   mesh: 7)
+                   mesh: 7, failover: 20); scale: new workloads (200)
   --seconds N      idle: length of the watch (60); length of each point (state: 5, dns: 3),
                    of each run (mesh: 5)
   --million        state: also write a million times
   --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc;
-                   density: toft, ctr and docker
+                   density: toft, ctr and docker; failover: toft and swarm
   --profile NAME   Cargo profile of toft: release (default) or ci
   --toft FILE      measure this binary and build nothing
+  --nodes N        scale: number of nodes (200)
+  --instances N    scale: number of instances (10000)
   --traces FOLDER  schedule: the traces of the FGD paper (../shared/gpu-trace)
   --out FILE.json  write the numbers there too
 END
@@ -33,7 +35,12 @@ idle    memory, CPU and start of the daemons with 0 and 10 containers, beside do
 pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip and zstd, beside ctr, docker and podman
 dns     questions for a name of the zone from inside a container, beside dnsmasq
 state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
+failover
+        a machine of three loses its power: when that is known, and when what ran there answers elsewhere, beside
+        Docker Swarm
 mesh    TCP between two network namespaces through a tunnel carried by toft, beside wireguard-go
+scale   a leader with 200 nodes and 10,000 instances on made-up machines: CPU, memory, and how soon a new workload has a
+        place; not as root
 schedule
         GPUs filled by the placement policies and by the whole planner on the traces of the FGD paper, and decisions a
         second of both; not as root
@@ -123,7 +130,7 @@ main() {
     case $1 in
       --list) list; return ;;
       --help | -h) usage; return ;;
-      --runs | --seconds | --engines) arguments+=("$1" "${2:?$1 wants a value}"); shift ;;
+      --runs | --seconds | --engines | --nodes | --instances) arguments+=("$1" "${2:?$1 wants a value}"); shift ;;
       --million) arguments+=("$1") ;;
       --profile) profile=${2:?--profile wants a name}; shift ;;
       --toft) toft=$(realpath -- "${2:?--toft wants a file}"); shift ;;
@@ -134,11 +141,19 @@ main() {
     esac
     shift
   done
-  [[ " start idle pull dns density state mesh schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
+  [[ " start idle pull dns density state failover mesh scale schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
   if [[ $name == schedule ]]; then
     if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
     [[ -z $out ]] || arguments+=(--out "$out")
     schedule "$toft" "$profile" "$traces" "${arguments[@]}"
+    return
+  fi
+  if [[ $name == scale ]]; then
+    if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
+    [[ -z $out ]] || arguments+=(--out "$out")
+    work=$(mktemp -d /var/tmp/toft-bench.XXXXXX)
+    trap clean_up EXIT
+    python3 -B "$here/measure/scale.py" --work "$work" --toft "$toft" --profile "$profile" "${arguments[@]}"
     return
   fi
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"

@@ -7,6 +7,7 @@ import sys
 
 import density
 import dns
+import failover
 import idle
 import image
 import pull
@@ -17,14 +18,14 @@ from processes import BenchError
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("bench", choices=["start", "idle", "state", "pull", "dns", "density"])
+    parser.add_argument("bench", choices=["start", "idle", "state", "pull", "dns", "density", "failover"])
     parser.add_argument("--work", required=True)
     parser.add_argument("--toft", required=True)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--runs", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--million", action="store_true")
-    parser.add_argument("--engines", default="toft,ctr,docker,podman,runc")
+    parser.add_argument("--engines", default="toft,ctr,docker,podman,runc,swarm")
     options = parser.parse_args()
     options.work = os.path.realpath(options.work)
     options.result = os.path.join(options.work, "result.json")
@@ -37,7 +38,8 @@ def main():
     image.make_archive(rootfs, options.archive)
     os.environ["HOME"] = options.work
     try:
-        benches = {"start": start, "idle": idle, "state": state, "pull": pull, "dns": dns, "density": density}
+        benches = {"start": start, "idle": idle, "state": state, "pull": pull, "dns": dns, "density": density,
+                   "failover": failover}
         benches[options.bench].run(options)
     except BenchError as error:
         sys.exit(f"bench: {error}")

@@ -2,31 +2,60 @@
 
 use std::path::Path;
 
+use super::runtime::containerd::isolation;
 use toft_model::{
     gpu::Gpu,
     node::{Inventory, Subnet, Subnet6},
 };
 
-/// Looks at the machine. `runtime` is the container runtime's name and version, empty while it is away; `isolation`
-/// names what containers can be run with, `gpus` are as their drivers show them.
-pub fn inventory(
-    runtime: String,
-    (subnet, subnet6): (Option<Subnet>, Option<Subnet6>),
-    isolation: Vec<String>,
-    gpus: Vec<Gpu>,
-) -> Inventory {
-    Inventory {
-        cpus: cpus(),
-        memory_bytes: memory_bytes(),
-        kernel: sysinfo::System::kernel_version().unwrap_or_default(),
-        os: os_name(Path::new("/etc/os-release")),
-        arch: std::env::consts::ARCH.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        runtime,
-        subnet,
-        subnet6,
-        isolation,
-        gpus,
+/// A machine, as far as it stays the same.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Physical memory in bytes; 0 when it cannot be told.
+    pub memory_bytes: u64,
+    /// Release of the kernel.
+    pub kernel: String,
+    /// What the distribution calls itself.
+    pub os: String,
+    /// Names what containers can be run with; asked whenever it is told.
+    pub isolation: fn() -> Vec<String>,
+}
+
+impl Host {
+    /// This machine.
+    pub fn look() -> Self {
+        Self {
+            cpus: cpus(),
+            memory_bytes: memory_bytes(),
+            kernel: sysinfo::System::kernel_version().unwrap_or_default(),
+            os: os_name(Path::new("/etc/os-release")),
+            isolation: isolation::names,
+        }
+    }
+
+    /// What is told of it. `runtime` is the container runtime's name and version, empty while it is away; `gpus` are as
+    /// their drivers show them.
+    pub fn inventory(
+        &self,
+        runtime: String,
+        (subnet, subnet6): (Option<Subnet>, Option<Subnet6>),
+        gpus: Vec<Gpu>,
+    ) -> Inventory {
+        Inventory {
+            cpus: self.cpus,
+            memory_bytes: self.memory_bytes,
+            kernel: self.kernel.clone(),
+            os: self.os.clone(),
+            arch: std::env::consts::ARCH.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime,
+            subnet,
+            subnet6,
+            isolation: (self.isolation)(),
+            gpus,
+        }
     }
 }
 

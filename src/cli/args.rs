@@ -68,6 +68,8 @@ pub(super) enum Command {
     Up(UpArgs),
     /// End the appliance and its containers; what should run starts again with the next `toft up`
     Down(DownArgs),
+    /// Run a whole cluster of made-up machines in this process, to look at toft without any
+    Dev(DevArgs),
     /// Run an image as a workload
     #[command(after_help = RUN_HELP)]
     Run(Box<RunArgs>),
@@ -321,6 +323,28 @@ pub(super) struct UpArgs {
     pub(super) join: Option<String>,
     /// File with the token that `toft token create` prints on a member
     #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DevArgs {
+    /// Number of nodes
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=250))]
+    pub(super) nodes: u16,
+    /// Address of the dashboard
+    #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDR:PORT")]
+    pub(super) bind: String,
+    /// Keep everything under this directory while it runs [default: a new one among temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub(super) data_dir: Option<PathBuf>,
+    /// Beginning of the nodes' names
+    #[arg(long, default_value = "node-", value_name = "TEXT")]
+    pub(super) prefix: String,
+    /// Join the cluster of the member at this address instead of founding one
+    #[arg(long, value_name = "HOST:PORT", requires = "token_file")]
+    pub(super) join: Option<String>,
+    /// File with the token that `toft token create` prints on a member
+    #[arg(long, value_name = "FILE", requires = "join")]
     pub(super) token_file: Option<PathBuf>,
 }
 

@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 
 use super::{
     Failure,
-    args::{DownArgs, UpArgs},
+    args::{DevArgs, DownArgs, UpArgs},
 };
 use crate::{
     agent::host::host_name,
@@ -53,6 +53,26 @@ pub(super) fn down(args: DownArgs) -> Result<i32, Failure> {
     }
     let ended = runtime()?.block_on(daemon::down(config))?;
     println!("toft is down; {ended} container(s) were ended. What should run starts again with the next `toft up`.");
+    Ok(0)
+}
+
+pub(super) fn dev(args: DevArgs) -> Result<i32, Failure> {
+    let scratch = || std::env::temp_dir().join(format!("toft-dev-{}", std::process::id()));
+    let folder = args.data_dir.unwrap_or_else(scratch);
+    let folder = std::path::absolute(&folder)
+        .map_err(|error| Failure::of(2, format!("--data-dir: `{}`: {error}", folder.display())))?;
+    let wish = daemon::DevWish {
+        nodes: args.nodes,
+        bind: args.bind,
+        folder,
+        prefix: args.prefix,
+        join: args.join.zip(args.token_file),
+    };
+    observe::init_logging("warn,toft::daemon=info,openraft=off", false);
+    let runtime = runtime()?;
+    let ended = runtime.block_on(daemon::dev(wish));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    ended?;
     Ok(0)
 }
 

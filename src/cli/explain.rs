@@ -87,6 +87,7 @@ fn rollout(explanation: &Explanation) -> Option<String> {
 
 fn instance(one: &InstanceVerdict) -> Line {
     let mut why = match one {
+        one if one.given_up => vec![format!("{} is lost; this one is removed there when it is back", one.node)],
         one if one.leaving => vec!["it is stopping".to_owned()],
         one if one.outdated => vec!["it is of an earlier generation, and serves until its successor works".to_owned()],
         one => reasons(&one.verdict),
@@ -249,6 +250,7 @@ mod tests {
                     instance: "web-0".into(),
                     node: "attic".into(),
                     leaving: false,
+                    given_up: false,
                     outdated: false,
                     moves_to: None,
                     verdict: verdict("attic", &[(Term::Fit, 75.0), (Term::Copies, -200.0), (Term::Image, 20.0), (Term::Cost, 0.0)]),
@@ -258,6 +260,7 @@ mod tests {
                     instance: "web-1".into(),
                     node: "cellar".into(),
                     leaving: true,
+                    given_up: false,
                     outdated: false,
                     moves_to: None,
                     verdict: refused("cellar", &[]),
@@ -267,10 +270,21 @@ mod tests {
                     instance: "web-2".into(),
                     node: "desk".into(),
                     leaving: false,
+                    given_up: false,
                     outdated: true,
                     moves_to: None,
                     verdict: verdict("desk", &[]),
                     better: Some("attic".into()),
+                },
+                InstanceVerdict {
+                    instance: "web-1".into(),
+                    node: "hut".into(),
+                    leaving: true,
+                    given_up: true,
+                    outdated: false,
+                    moves_to: None,
+                    verdict: refused("hut", &[]),
+                    better: None,
                 },
             ],
             nodes: vec![
@@ -303,6 +317,7 @@ web-0      attic    -105.0   fit +75.0, copies -200.0, image +20.0
                              cellar would be taken now; `toft rebalance` moves what runs
 web-1      cellar       no   it is stopping
 web-2      desk        0.0   it is of an earlier generation, and serves until its successor works
+web-1      hut          no   hut is lost; this one is removed there when it is back
 
 NODE                    SCORE   FOR THE NEXT COPY
 desk                      0.0   nothing speaks for or against it

@@ -95,6 +95,7 @@ fn dispatch(cli: Cli) -> Result<i32, Failure> {
     match cli.command {
         Command::Up(flags) => daemon::up(flags),
         Command::Down(flags) => daemon::down(flags),
+        Command::Dev(args) => daemon::dev(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Sim(args) => sim::sim(args),
         Command::CdiHook { command } => cdi_hook::cdi_hook(command),
@@ -128,6 +129,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
     match command {
         Command::Up(_)
         | Command::Down(_)
+        | Command::Dev(_)
         | Command::Doctor(_)
         | Command::Sim(_)
         | Command::CdiHook { .. }

@@ -33,6 +33,8 @@ pub struct MeshConfig {
     pub mtu: Option<u16>,
     /// Where others reach this node, when that cannot be seen here: behind a router that forwards a port.
     pub advertise: Vec<SocketAddr>,
+    /// Where members are answered besides, for those whose network lets out little: 443 as a rule.
+    pub relay_listen: Option<SocketAddr>,
     /// Peers that somebody wrote down, by their key. They need not be nodes.
     pub peers: BTreeMap<PublicKey, MeshPeer>,
 }
@@ -45,6 +47,7 @@ pub(super) struct MeshSection {
     listen_port: Option<u16>,
     mtu: Option<u16>,
     advertise: Vec<String>,
+    relay_listen: Option<String>,
     peers: BTreeMap<String, PeerSection>,
 }
 
@@ -86,6 +89,14 @@ impl MeshSection {
             let hint = format!("write at most {MAX_ADVERTISED}");
             note("mesh.advertise", Invalid::value(format!("{} addresses are too many", advertise.len()), hint));
         }
+        let relay_listen = self.relay_listen.as_deref().and_then(|text| {
+            let address = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+            if address.is_none() {
+                let hint = "write it like `0.0.0.0:443` or `[::]:443`";
+                note("mesh.relay_listen", Invalid::value(format!("`{text}` is no address with a port"), hint));
+            }
+            address
+        });
         let mut peers = BTreeMap::new();
         for (name, section) in self.peers {
             let key = format!("mesh.peers.{name}");
@@ -114,7 +125,7 @@ impl MeshSection {
         }
         let enabled = self.enabled.unwrap_or(true);
         let Whole { peers, .. } = whole;
-        MeshConfig { enabled, interface: self.interface, listen_port, mtu: self.mtu, advertise, peers }
+        MeshConfig { enabled, interface: self.interface, listen_port, mtu: self.mtu, advertise, relay_listen, peers }
     }
 }
 
@@ -181,6 +192,8 @@ mod tests {
         let (config, faults) = resolve("listen_port = 7\nadvertise = ['192.0.2.7', '[2001:db8::7]:9']");
         assert_eq!(faults, Vec::<String>::new());
         assert_eq!(config.advertise, ["192.0.2.7:7".parse().unwrap(), "[2001:db8::7]:9".parse().unwrap()]);
+        let (config, _) = resolve("relay_listen = '[::]:443'");
+        assert_eq!(config.relay_listen, Some("[::]:443".parse().unwrap()));
         let (config, faults) = resolve("");
         assert!(faults.is_empty() && config.enabled && config.peers.is_empty());
         assert_eq!((config.listen_port, config.mtu), (51820, None));
@@ -196,6 +209,8 @@ mod tests {
         check("interface = 'a-name-that-is-too-long'", "mesh.interface");
         check("listen_port = 0", "mesh.listen_port");
         check("mtu = 1279", "mesh.mtu");
+        check("relay_listen = '443'", "mesh.relay_listen");
+        check("relay_listen = '0.0.0.0:0'", "mesh.relay_listen");
         check("advertise = ['home']", "mesh.advertise");
         check("advertise = ['127.0.0.1']", "mesh.advertise");
         check("advertise = ['192.0.2.7:0']", "mesh.advertise");

@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     copy::{CopyError, copy},
     leader::{Leadership, SILENCE, leader},
-    network::{CallError, MemberChannel, Offered, Peers, Services},
+    network::{CallError, MemberChannel, Offered, Peers, Services, members_now},
     propose::{Proposal, Stage},
     removal::{self, RemovalError},
     space::Space,
@@ -297,6 +297,11 @@ impl Handle {
         }
     }
 
+    /// The members that this one knows, by number.
+    pub fn members(&self) -> BTreeMap<MemberId, Member> {
+        members_now(&self.raft)
+    }
+
     /// The node that leads, as far as this member knows.
     pub fn leader_node(&self) -> Option<NodeId> {
         let metrics = self.raft.metrics();
@@ -384,6 +389,11 @@ impl Handle {
     /// A channel to what another node offers. It connects when it is used, through the mesh first.
     pub fn channel_to(&self, node: &NodeId) -> Result<MemberChannel, CallError> {
         self.services.channel_to(node)
+    }
+
+    /// A new connection to what another node offers, at `address` and past the mesh.
+    pub async fn connect_to(&self, node: &NodeId, address: &str) -> Result<MemberChannel, CallError> {
+        self.services.connect_to(node, address).await
     }
 
     /// The index of the last applied entry after which the scheduler may decide otherwise; changes with each.

@@ -1,6 +1,7 @@
 //! Opens log and state, checks both, and starts consensus.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,7 +26,7 @@ use super::{
     leader::Leadership,
     log_store::{LogSize, LogStore, needs_others},
     membership,
-    network::{Admission, Doorway, Network, Peers, Services, Transport, serve},
+    network::{Admission, Contact, Doorway, Network, Peers, Services, Transport, call_others, serve},
     propose,
     space::Space,
     state_machine::{Readers, StateMachine},
@@ -87,6 +88,12 @@ pub struct Door {
 }
 
 impl Door {
+    /// While no leader is heard of, calls the other members, so that they can speak with this one through that where they reach
+    /// it in no other way. `own` is where this member answers; `contact` is called while no members are known.
+    pub async fn call_others(self, own: SocketAddr, contact: Option<Contact>) {
+        call_others(self.raft, self.peers, own, contact).await;
+    }
+
     /// Answers until `cancel`. While this member knows no others it takes the calls of those that are `trusted`.
     pub async fn serve(
         self,

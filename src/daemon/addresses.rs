@@ -33,20 +33,24 @@ struct Overlap {
     place: String,
 }
 
-/// Who this node is, with the network of its containers. One that it has is kept, whatever overlaps it now: containers
+/// The networks that this machine has already.
+pub(super) async fn used(kernel: &KernelNetwork) -> Vec<HostNetwork> {
+    kernel.host_networks().await.unwrap_or_else(|error| {
+        tracing::warn!(error = chain(&error), "the host's routes could not be read");
+        Vec::new()
+    })
+}
+
+/// Who this node is, with the network of its containers, on a machine that has some networks already. One that it has is kept, whatever overlaps it now: containers
 /// use it.
 pub(super) async fn settle(
     config: &Config,
     directories: &Directories,
-    kernel: &KernelNetwork,
+    used: Vec<HostNetwork>,
     state: &Handle,
 ) -> anyhow::Result<Identity> {
     let identity = Identity::load_or_make(directories)?;
     let range = config.network.range;
-    let used = kernel.host_networks().await.unwrap_or_else(|error| {
-        tracing::warn!(error = chain(&error), "the host's routes could not be read");
-        Vec::new()
-    });
     let kept = identity.subnet.filter(|subnet| range.holds(*subnet));
     if let Some((overlap, hint)) = overlap(range, &used) {
         if kept.is_none() {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     os::fd::AsRawFd,
     sync::Arc,
 };
@@ -115,6 +115,16 @@ fn early(address: SocketAddrV4) -> io::Result<TcpListener> {
     TcpListener::from_std(streams.into())
 }
 
+/// Where this machine itself reaches what is bound to an address.
+fn reached_here(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
 /// Opens the state, having joined a cluster first if that was asked for, and lets the other members in.
 pub(super) async fn enter(
     config: &mut Config,
@@ -151,7 +161,7 @@ pub(super) async fn enter(
     let Opened { handle, task, door } = opened.map_err(hinted)?;
     tasks.spawn("consensus", task);
     let cluster_key = keys.cluster_key().clone();
-    let trusted = Place::load(&directories.cluster())?.members;
+    let Place { members: trusted, contact, .. } = Place::load(&directories.cluster())?;
     let authority = keys.authority_hash().context("reading the cluster's keys")?;
     let admission = keys.admissions(handle.clone());
     let (opener, opened) = oneshot::channel();
@@ -161,7 +171,16 @@ pub(super) async fn enter(
         let bound = listener.local_addr().context("asking where other members are answered")?;
         let port = told.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(bound.port());
         let (door, admission, trusted) = (door.clone(), Arc::clone(&admission), trusted.clone());
+        let calls = door.clone().call_others(reached_here(bound), contact);
+        let stop = cancel.clone();
+        tasks.spawn("way back", async move { stop.run_until_cancelled(calls).await.unwrap_or_default() });
         mesh_door = Some(MeshDoor { door, admission, trusted, bound, port });
+    }
+    if let Some(address) = config.mesh.relay_listen.filter(|_| is_open) {
+        let bound = TcpListener::bind(address).await;
+        let listener = bound.with_context(|| format!("binding {address} for members; `mesh.relay_listen` says so"))?;
+        let door = door.clone().serve(listener, Arc::clone(&admission), trusted.clone(), cancel.clone());
+        tasks.spawn("relay door", door);
     }
     tasks.spawn("member door", answer(door, (listener, opened), (admission, trusted), cancel));
     let node_id = Identity::load_or_make(directories)?.node_id;

@@ -15,8 +15,8 @@ use super::identity::Identity;
 use crate::{
     agent::{
         gpu::GpuWatch,
-        host,
-        runtime::{Availability, Runtime, containerd::isolation},
+        host::Host,
+        runtime::{Availability, Runtime},
     },
     config::Config,
     control::ops::Ops,
@@ -48,6 +48,7 @@ pub(super) struct Registration {
     pub(super) subnet6: Option<Subnet6>,
     pub(super) config: Config,
     pub(super) gpus: GpuWatch,
+    pub(super) host: Host,
 }
 
 impl Registration {
@@ -80,7 +81,7 @@ impl Registration {
 
     async fn tell(&self, (version, gpus): &(String, Vec<Gpu>)) -> bool {
         let network = (self.identity.subnet, self.subnet6);
-        let inventory = host::inventory(version.clone(), network, isolation::names(), gpus.clone());
+        let inventory = self.host.inventory(version.clone(), network, gpus.clone());
         let node = &self.config.node;
         let told = self.ops.register_node(self.identity.node_id, node.name.clone(), node.labels.clone(), inventory);
         match told.await {

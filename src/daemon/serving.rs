@@ -28,6 +28,18 @@ impl Serving {
         Self { directories, tasks: Tasks::default(), cancel: CancellationToken::new() }
     }
 
+    /// Runs without doors until `end`.
+    pub(super) async fn until(self, end: CancellationToken) {
+        let Self { directories, mut tasks, cancel } = self;
+        tokio::select! {
+            () = end.cancelled() => {}
+            name = tasks.first_end() => tracing::error!("the task `{name}` ended unexpectedly"),
+        }
+        cancel.cancel();
+        tasks.join(LAST_TASKS).await;
+        directories.remove_traces();
+    }
+
     /// Opens the doors and runs until a signal or the end of a task. `node`: this node, if it runs instances.
     pub(super) async fn until_the_end(
         self,

@@ -20,11 +20,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    addresses, backup_settings,
+    addresses,
     directories::Directories,
     identity::Identity,
     membership::MeshDoor,
     mesh::{self, Me, Mesh},
+    node::backup_settings,
 };
 use crate::{
     agent::network::kernel::{KernelNetwork, KernelNetworkConfig},
@@ -79,7 +80,7 @@ pub(super) async fn mesh(
         let interface = mesh::interface(&config, &directories);
         let kernel =
             KernelNetwork::new(KernelNetworkConfig { bridge: names.bridge, table: names.table, mesh: interface });
-        let identity = addresses::settle(&config, &directories, &kernel, &state).await?;
+        let identity = addresses::settle(&config, &directories, addresses::used(&kernel).await, &state).await?;
         let me = addresses::in_mesh(&identity, &state).await?;
         let subnet6 = addresses::of_ipv6(&config, &identity, &state).await?;
         anyhow::Ok(Mesh::new(&config, &directories, (&state, door), me.map(|me| Me { subnet6, ..me })).0)

@@ -11,10 +11,10 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 use toft_model::{ids::NodeId, name::Name};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::TlsConnector;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataValue,
     transport::{Certificate, ClientTlsConfig, Endpoint},
 };
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     consensus::{
-        network::{PROTOCOL, SERVER_NAME},
+        network::{Contact, PROTOCOL, SERVER_NAME},
         types::{Identity, Role},
     },
     observe::chain,
@@ -39,6 +39,11 @@ use crate::{
 const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Members asked until the one that leads is found.
 const HOPS: usize = 5;
+/// Wait before a member is asked again.
+const TURN: Duration = Duration::from_secs(1);
+/// Longest time for that when too many ask, and when nobody leads.
+const IN_TURN: Duration = Duration::from_secs(120);
+const LEADERLESS: Duration = Duration::from_secs(20);
 
 /// Why a machine is not let in.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +154,7 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
             address: joining.reach.clone(),
             port: u32::from(joining.listen.port()),
         };
-        match ask(&address, &authority, asked).await? {
+        match ask_in_turn(&address, &authority, asked).await? {
             Ok(answer) => return keep(folder, answer, &key, &address, joining.listen),
             Err(status) => match status.metadata().get("toft-leader").and_then(|leader| leader.to_str().ok()) {
                 Some(leader) => leader.clone_into(&mut address),
@@ -158,6 +163,30 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
         }
     }
     Err(JoinError::Refused("the cluster has no leader now".into()))
+}
+
+/// How long a refusal is taken for one that passes.
+fn patience(refusal: &Status) -> Duration {
+    match refusal.code() {
+        Code::ResourceExhausted => IN_TURN,
+        Code::Unavailable => LEADERLESS,
+        _ => Duration::ZERO,
+    }
+}
+
+/// Asks, and waits while too many ask at a time, or nobody leads.
+async fn ask_in_turn(
+    address: &str,
+    authority: &str,
+    asked: JoinRequest,
+) -> Result<Result<JoinAnswer, Status>, JoinError> {
+    let begun = Instant::now();
+    loop {
+        match ask(address, authority, asked.clone()).await? {
+            Err(status) if begun.elapsed() < patience(&status) => tokio::time::sleep(TURN).await,
+            answer => return Ok(answer),
+        }
+    }
 }
 
 /// The signing request for a token and its key, made now unless they are there.
@@ -225,6 +254,7 @@ fn keep(
         node_id: Some(answered.node_id),
         adopt: Some(answered.identity.clone()),
         members: answer.members,
+        contact: (answer.through_id > 0).then(|| Contact { member_id: answer.through_id, address: through.to_owned() }),
     };
     place.save(folder)?;
     Ok(answered)

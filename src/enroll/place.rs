@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use toft_model::{ids::NodeId, name::Name};
 
 use super::{KeyError, file, write};
-use crate::consensus::types::{Identity, MemberId, Role};
+use crate::consensus::{
+    network::Contact,
+    types::{Identity, MemberId, Role},
+};
 
 const FILE: &str = "place.json";
 
@@ -32,6 +35,9 @@ pub struct Place {
     /// The members there were when it joined.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberId>,
+    /// The member that let it in, and where that was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contact: Option<Contact>,
 }
 
 impl Place {

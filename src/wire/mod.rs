@@ -23,3 +23,11 @@ pub mod volume_moves {
 
     tonic::include_proto!("toft.volume_moves.v1");
 }
+
+/// What passes between a member and one that relays for it.
+pub mod relay {
+    #![expect(missing_docs, reason = "the comments stand in relay.proto")]
+    #![allow(clippy::all)]
+
+    tonic::include_proto!("toft.relay.v1");
+}

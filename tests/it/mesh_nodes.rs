@@ -22,16 +22,16 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The only instance of a workload, once it runs.
-fn running(toft: &Appliance, workload: &str) -> Value {
+pub fn running(toft: &Appliance, workload: &str) -> Value {
     toft.instance_until(workload, "runs", |instance| instance["state"] == "running")
 }
 
-fn ip(instance: &Value) -> IpAddr {
+pub fn ip(instance: &Value) -> IpAddr {
     instance["address"].as_str().unwrap().parse().unwrap()
 }
 
 /// What a container is answered by whoever listens there over HTTP, or why nothing.
-fn ask(instance: &Value, to: SocketAddr, path: &str) -> Result<String, String> {
+pub fn ask(instance: &Value, to: SocketAddr, path: &str) -> Result<String, String> {
     let path = path.to_owned();
     inside(instance, move |_| {
         let asked = || -> std::io::Result<String> {
@@ -46,7 +46,7 @@ fn ask(instance: &Value, to: SocketAddr, path: &str) -> Result<String, String> {
     })
 }
 
-fn on(node: &str) -> String {
+pub fn on(node: &str) -> String {
     format!("--constraint node.hostname=={node} ")
 }
 

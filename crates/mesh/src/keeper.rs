@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use toft_model::mesh::{MAX_ENDPOINTS, MeshConfig, MeshEndpoint, MeshPeerStatus, MeshStatus, PublicKey, canonical};
+use toft_model::mesh::{
+    MAX_ENDPOINTS, MeshConfig, MeshEndpoint, MeshPath, MeshPeerStatus, MeshStatus, PublicKey, canonical,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -16,9 +18,13 @@ const LOOK_CLOSELY: Duration = Duration::from_secs(1);
 const REPEAT: Duration = Duration::from_secs(60);
 /// How long a peer is waited for at one address: a handshake is tried again after five seconds.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// The same while both have a session: whatever is sent goes there at once.
+const PATIENCE_IN_SESSION: Duration = Duration::from_secs(2);
 /// How long what was sent to a peer with a session may stay without anything that comes back. WireGuard answers whatever
 /// it receives within ten seconds.
 const SILENCE: Duration = Duration::from_secs(12);
+/// The same where there are other addresses to try: nodes have several, and ask each other each five seconds.
+const SILENCE_OF_MANY: Duration = Duration::from_secs(7);
 /// The longest time between tries of something that fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -127,18 +133,22 @@ struct Turn {
     unanswered: Option<Instant>,
     /// Whether it has been silent for too long.
     silent: bool,
+    /// Whether it was sent to a relay and has not been heard since.
+    sent_away: bool,
 }
 
 impl Turn {
     /// Takes note of what went to and fro.
-    fn count(&mut self, status: &MeshPeerStatus, now: Instant) {
+    fn count(&mut self, status: &MeshPeerStatus, longest: Duration, now: Instant) {
         if status.rx_bytes != self.heard.0 {
             self.heard = (status.rx_bytes, status.tx_bytes);
             self.unanswered = None;
+            self.sent_away = false;
         } else if status.tx_bytes != self.heard.1 {
             self.unanswered.get_or_insert(now);
         }
-        self.silent = self.unanswered.is_some_and(|since| now.duration_since(since) >= SILENCE);
+        let unanswered = self.unanswered.is_some_and(|since| now.duration_since(since) >= longest);
+        self.silent = self.sent_away || unanswered;
     }
 }
 
@@ -149,10 +159,29 @@ impl Search {
         let mut moved = false;
         for (key, peer) in &config.peers {
             let first = peer.endpoints.first().copied();
-            let new = || Turn { turn: 0, since: now, first, heard: (0, 0), unanswered: None, silent: false };
+            let new = || Turn {
+                turn: 0,
+                since: now,
+                first,
+                heard: (0, 0),
+                unanswered: None,
+                silent: false,
+                sent_away: false,
+            };
             let turn = self.peers.entry(*key).or_insert_with(new);
+            let mut patience = PATIENCE;
             if let Some(status) = seen.and_then(|seen| seen.peers.get(key)) {
-                turn.count(status, now);
+                let longest = if peer.endpoints.len() > 1 { SILENCE_OF_MANY } else { SILENCE };
+                turn.count(status, longest, now);
+                if status.is_live() {
+                    patience = PATIENCE_IN_SESSION;
+                }
+                // Nobody is sent to a relay who answers elsewhere, whatever a session's age says.
+                if let Some(relay) = first.filter(|first| first.path == MeshPath::Relayed && turn.first != Some(*first))
+                {
+                    turn.sent_away = status.endpoint != Some(relay.address);
+                    turn.silent |= turn.sent_away;
+                }
                 if status.is_live() && !turn.silent {
                     (turn.first, turn.turn, turn.since) = (first, 0, now);
                     continue;
@@ -162,7 +191,7 @@ impl Search {
                 // Somebody knows better now.
                 (turn.first, turn.turn, turn.since) = (first, 0, now);
                 moved = true;
-            } else if now.duration_since(turn.since) >= PATIENCE {
+            } else if now.duration_since(turn.since) >= patience {
                 turn.since = now;
                 turn.turn += 1;
                 moved |= peer.endpoints.len() > 1;
@@ -266,21 +295,57 @@ mod tests {
         assert_eq!(first(&search, &seen), here, "what is thought likely moves nobody who answers");
         // Nothing is sent, nothing comes: that is no silence.
         assert!(!search.look(&config, Some(&seen), start + Duration::from_secs(100)));
-        // Something is sent, and nothing comes for twelve seconds; the session is still young.
+        // Something is sent, and nothing comes for seven seconds; the session is still young.
         let sent = with(60_000, 100, 200);
         let at = |seconds: u64| start + Duration::from_secs(100 + seconds);
         assert!(!search.look(&config, Some(&sent), at(1)));
-        assert!(!search.look(&config, Some(&with(60_000, 100, 300)), at(10)));
-        assert!(search.look(&config, Some(&with(60_000, 100, 400)), at(19)), "six seconds later it is tried elsewhere");
+        assert!(!search.look(&config, Some(&with(60_000, 100, 300)), at(7)));
+        assert!(search.look(&config, Some(&with(60_000, 100, 400)), at(9)), "it is tried elsewhere");
         assert_eq!(first(&search, &sent).to_string(), "192.0.2.2:1");
         // Somebody knows better: that is tried at once.
         let news = self::config(&["203.0.113.5:1", "192.0.2.1:1"]);
-        assert!(search.look(&news, Some(&with(60_000, 100, 500)), at(20)));
+        assert!(search.look(&news, Some(&with(60_000, 100, 500)), at(10)));
         assert_eq!(search.order(&news, Some(&sent)).peers[&OTHER].endpoints[0].address.to_string(), "203.0.113.5:1");
         // It is heard again.
         let back = with(60_000, 500, 600);
-        assert!(!search.look(&news, Some(&back), at(21)));
+        assert!(!search.look(&news, Some(&back), at(11)));
         assert_eq!(search.order(&news, Some(&back)).peers[&OTHER].endpoints[0].address, here);
+    }
+
+    #[test]
+    fn who_is_to_be_relayed_is_at_once_and_stays_where_it_is_heard_then() {
+        let at = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let with = |rx_bytes, tx_bytes, endpoint: &str| {
+            let mut status = status(Some(1_000));
+            let peer = status.peers.get_mut(&OTHER).unwrap();
+            (peer.endpoint, peer.rx_bytes, peer.tx_bytes) = (Some(at(endpoint)), rx_bytes, tx_bytes);
+            status
+        };
+        let (direct, mut relayed) = (config(&["192.0.2.1:1"]), config(&["127.0.0.1:7", "192.0.2.1:1"]));
+        relayed.peers.get_mut(&OTHER).unwrap().endpoints[0].path = MeshPath::Relayed;
+        let mut search = Search::default();
+        let start = Instant::now();
+        let first = |search: &Search, config: &MeshConfig, seen: &MeshStatus| {
+            search.order(config, Some(seen)).peers[&OTHER].endpoints[0].address
+        };
+        let second = |seconds: u64| start + Duration::from_secs(seconds);
+        let seen = with(100, 100, "192.0.2.1:1");
+        assert!(!search.look(&direct, Some(&seen), start));
+        assert!(search.look(&relayed, Some(&seen), second(1)), "its session is young, but nothing comes through");
+        assert_eq!(first(&search, &relayed, &seen), at("127.0.0.1:7"));
+        let seen = with(100, 300, "127.0.0.1:7");
+        assert!(!search.look(&relayed, Some(&seen), second(2)));
+        assert_eq!(first(&search, &relayed, &seen), at("127.0.0.1:7"));
+        // It is heard through the relay, and later directly: it stays there, although the relay is thought of first.
+        assert!(!search.look(&relayed, Some(&with(200, 300, "127.0.0.1:7")), second(3)));
+        let seen = with(300, 400, "192.0.2.1:1");
+        assert!(!search.look(&relayed, Some(&seen), second(4)));
+        assert_eq!(first(&search, &relayed, &seen), at("192.0.2.1:1"));
+        assert!(!search.look(&direct, Some(&seen), second(5)));
+        // Nobody answers through the relay either: the other places have their turn again.
+        assert!(search.look(&relayed, Some(&seen), second(6)));
+        assert!(search.look(&relayed, Some(&with(300, 500, "127.0.0.1:7")), second(8)));
+        assert_eq!(first(&search, &relayed, &seen), at("192.0.2.1:1"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@ pub mod fake;
 pub mod keeper;
 pub mod kernel;
 pub mod keys;
+pub mod knock;
 mod link;
 pub mod own;
 mod path;

@@ -30,7 +30,9 @@ pub(super) fn sizes(config: &MeshConfig, seen: impl Fn(&PublicKey) -> Option<Soc
     let of_peer = |(key, peer): (&PublicKey, &MeshPeer)| {
         let told = peer.endpoints.first().map(|endpoint| endpoint.address);
         let size = config.mtu.unwrap_or_else(|| {
-            let path = seen(key).or(told).and_then(|to| probe(to).ok()).unwrap_or(USUAL);
+            // What a relay leads over, nobody can tell from its end here.
+            let to = seen(key).or(told).filter(|to| !to.ip().to_canonical().is_loopback());
+            let path = to.and_then(|to| probe(to).ok()).unwrap_or(USUAL);
             inside(path)
         });
         (*key, size)

@@ -16,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::invalid::Invalid;
 
 mod node;
+mod way;
 
 pub use node::{MAX_TOLD, MeshNode, is_somebodys};
+pub use way::{MeshLink, MeshWay};
 
 /// UDP port of the mesh when nobody chose another.
 pub const DEFAULT_PORT: u16 = 51820;

@@ -11,6 +11,7 @@
 //!   their positions to other entries.
 
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +23,9 @@ use super::super::types::{Entry, LogId, MemberId, StoredMembership, Vote};
 
 /// Longest time a leader's disk may take while the others hear from it.
 const STALL: Duration = Duration::from_millis(500);
+
+/// Number of members up to which all are told at the same time.
+const FEW: usize = 16;
 
 /// How far the log is on the disk.
 #[derive(Debug, Clone, Copy)]
@@ -43,12 +47,26 @@ struct Place {
     members: Option<Members>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Members {
     /// Index of the entry that says so.
     index: u64,
     /// Whether every majority has somebody else in it.
     need_others: bool,
+    voters: BTreeSet<MemberId>,
+    /// How many there are.
+    count: usize,
+}
+
+impl Members {
+    fn of(index: u64, membership: &StoredMembership) -> Self {
+        Self {
+            index,
+            need_others: needs_others(membership),
+            voters: membership.voter_ids().collect(),
+            count: membership.nodes().count(),
+        }
+    }
 }
 
 /// Shared by the log, its thread, and the ways to the others.
@@ -83,7 +101,7 @@ impl Ahead {
         let index = membership.log_id().map_or(0, |id| id.index);
         let mut place = self.place();
         place.me = Some(me);
-        place.members = Some(Members { index, need_others: needs_others(membership) });
+        place.members = Some(Members::of(index, membership));
     }
 
     pub(super) fn voted(&self, vote: Vote) {
@@ -102,7 +120,7 @@ impl Ahead {
         for entry in entries {
             if let EntryPayload::Membership(membership) = &entry.payload {
                 let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
-                place.members = Some(Members { index: entry.log_id.index, need_others: needs_others(&stored) });
+                place.members = Some(Members::of(entry.log_id.index, &stored));
                 changes_members = true;
             }
         }
@@ -114,7 +132,18 @@ impl Ahead {
                 term.voted_for() == Some(me) && entries.iter().all(|entry| entry.log_id.leader_id == *term)
             })
         });
-        leads && !changes_members && place.members.is_some_and(|members| members.need_others)
+        leads && !changes_members && place.members.as_ref().is_some_and(|members| members.need_others)
+    }
+
+    /// Whether a member votes, as far as this one knows.
+    pub(in super::super) fn votes(&self, id: MemberId) -> bool {
+        self.place().members.as_ref().is_none_or(|members| members.voters.contains(&id))
+    }
+
+    /// Whether a member that does not vote is one of so many that the voters go before it.
+    pub(in super::super) fn goes_after_voters(&self, id: MemberId) -> bool {
+        let place = self.place();
+        place.members.as_ref().is_some_and(|members| members.count > FEW && !members.voters.contains(&id))
     }
 
     /// The disk has everything up to `index`.
@@ -132,7 +161,7 @@ impl Ahead {
             written.flushed = written.flushed.min(written.handed);
         });
         let mut place = self.place();
-        place.members = place.members.filter(|members| members.index < index);
+        place.members = place.members.take().filter(|members| members.index < index);
     }
 
     /// Entries up to `upto` are gone: they are in a snapshot.

@@ -217,6 +217,7 @@ impl Entrance {
             labels: admitted.labels.into_iter().collect(),
             members: members.keys().copied().collect(),
             through: me.map(|me| me.name.to_string()).unwrap_or_default(),
+            through_id: self.identity.member_id,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! The way to the other members: gRPC over TLS, with certificates of the cluster on both sides.
 
+mod back;
+mod caller;
 mod calls;
 mod door;
 mod gate;
@@ -22,10 +24,12 @@ use openraft::{
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 
+pub use caller::Contact;
+pub(super) use caller::call_others;
 pub use door::{Admission, Admitted, Asked, Offer, Standing};
 pub(super) use peers::Peers;
 pub use peers::{CallError, SERVER_NAME, Transport};
-pub(super) use server::{Doorway, serve};
+pub(super) use server::{Doorway, members_now, serve};
 pub(super) use services::Services;
 pub use services::{Caller, MemberChannel, Offered, Speaking};
 
@@ -50,10 +54,20 @@ const NEWS: Duration = Duration::from_millis(1);
 /// How long an answer stands for the member being there: so much shorter than a heartbeat that no heartbeat is left out.
 const FRESH: Duration = Duration::from_millis(50);
 
+/// How much later than the voters those learn of entries that do not vote, where there are many: the work of telling hundreds
+/// would hold up the few on whom each change waits.
+const AFTER_VOTERS: Duration = Duration::from_millis(10);
+/// How often a member hears of the leader that does not vote and has nothing to learn: it has no lease to keep. One that is
+/// known to be there by its beats hears less often.
+const REMINDER: Duration = Duration::from_millis(600);
+const REMINDER_OF_BEATING: Duration = Duration::from_millis(1_000);
+
 /// The last entries that a member said it has.
 struct Acknowledged {
     vote: Vote,
     last: LogId,
+    /// What it was told to be committed.
+    committed: Option<LogId>,
     at: Instant,
 }
 
@@ -87,8 +101,23 @@ impl Way {
             })
     }
 
+    /// Whether a request says nothing that the member does not know, and it can do without being reminded.
+    fn is_no_news(&self, request: &AppendEntriesRequest<Types>) -> bool {
+        let reminder = if self.peers.beats(self.id, REMINDER_OF_BEATING) { REMINDER_OF_BEATING } else { REMINDER };
+        let knows = self.acknowledged.as_ref().is_some_and(|known| {
+            known.vote == request.vote
+                && Some(known.last) == request.prev_log_id
+                && known.committed == request.leader_commit
+                && known.at.elapsed() < reminder
+        });
+        request.entries.is_empty() && knows && !self.log.votes(self.id)
+    }
+
     /// Tells news a little later, unless entries go before.
-    fn tell_later(&self, request: AppendEntriesRequest<Types>) {
+    fn tell_later(&mut self, request: AppendEntriesRequest<Types>) {
+        if let Some(known) = &mut self.acknowledged {
+            known.committed = request.leader_commit;
+        }
         let waits = self.news.lock().unwrap_or_else(PoisonError::into_inner).replace(request).is_some();
         if waits {
             return;
@@ -128,6 +157,9 @@ impl RaftNetwork<Types> for Way {
         request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
+        if self.is_no_news(&request) {
+            return Ok(AppendEntriesResponse::Success);
+        }
         if self.is_only_news(&request) {
             self.tell_later(request);
             return Ok(AppendEntriesResponse::Success);
@@ -135,6 +167,10 @@ impl RaftNetwork<Types> for Way {
         if !request.entries.is_empty() {
             // They carry the news.
             self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+        if !request.entries.is_empty() && self.log.goes_after_voters(self.id) {
+            // Nobody waits for what it answers, and what comes meanwhile goes in one call.
+            tokio::time::sleep(AFTER_VOTERS).await;
         }
         // An answer may count as one member's consent to all that the request speaks of, and this member consents with
         // it: both must have it on their disks.
@@ -144,8 +180,9 @@ impl RaftNetwork<Types> for Way {
         let answer = self.peers.append(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
         self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(stalled)?;
         let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
+        let (vote, committed) = (request.vote, request.leader_commit);
         self.acknowledged =
-            last.filter(|_| whole).map(|last| Acknowledged { vote: request.vote, last, at: Instant::now() });
+            last.filter(|_| whole).map(|last| Acknowledged { vote, last, committed, at: Instant::now() });
         answer.map_err(|error| RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error)))
     }
 

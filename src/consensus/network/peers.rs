@@ -11,14 +11,15 @@ use std::{
     time::Duration,
 };
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use openraft::{
     error::RaftError,
     raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use toft_model::ids::NodeId;
-use tokio::{io::AsyncReadExt, time::Instant};
+use tokio::{io::AsyncReadExt, sync::oneshot, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, ConnectError, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -31,13 +32,14 @@ use super::{
         types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Types, Vote},
     },
     PROTOCOL,
+    back::{Pipe, pipe},
     tls::Dialling,
     ways::{Ways, Went, either},
 };
 use crate::{
     observe::chain,
     wire::peer::{
-        Message, ProposeRequest, ReadIndexRequest, RemoveRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
+        Message, Piece, ProposeRequest, ReadIndexRequest, RemoveRequest, SnapshotHead, SnapshotPart, TakeOverRequest,
         peer_client::PeerClient, snapshot_part::Part,
     },
 };
@@ -202,6 +204,29 @@ impl Peers {
     pub(in super::super) fn forget(&self, gone: &BTreeSet<MemberId>) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
+        if let Ok(dialling) = &self.dialling {
+            dialling.backs().forget(gone);
+        }
+    }
+
+    /// Takes note that a member can be spoken with through its own call.
+    pub(super) fn offer_back(&self, id: MemberId, pipe: Pipe) -> Result<(), Status> {
+        let dialling = self.dialling.as_ref().map_err(|error| Status::internal(error.as_str()))?;
+        dialling.backs().offer(id, pipe);
+        Ok(())
+    }
+
+    /// Calls a member so that it can speak with this one through that call.
+    pub(super) async fn call_back(&self, id: MemberId, address: &str) -> Result<Pipe, CallError> {
+        let (own, told) = oneshot::channel();
+        let outward = stream::once(told).filter_map(async |outward: Result<ReceiverStream<Piece>, _>| outward.ok());
+        let mut request = self.request(outward.flatten(), SHORT_TIMEOUT);
+        request.metadata_mut().remove("grpc-timeout");
+        let called = tokio::time::timeout(SHORT_TIMEOUT, self.client(id, address)?.back(request)).await;
+        let answer = called.map_err(|_| CallError::Unreachable("no answer came in time".into()))?;
+        let (pipe, outward) = pipe(answer.map_err(|status| self.refused(&status))?.into_inner());
+        drop(own.send(outward));
+        Ok(pipe)
     }
 
     /// Whether a refusal of that member is told for the first time. What is remembered is bounded.
@@ -233,6 +258,12 @@ impl Peers {
     pub(in super::super) fn heard(&self, id: MemberId) -> Option<Instant> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.get(&id).and_then(|heard| heard.answered.max(heard.beat))
+    }
+
+    /// Whether a member said by itself that it is there, in the time before now.
+    pub(super) fn beats(&self, id: MemberId, time: Duration) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&id).and_then(|heard| heard.beat).is_some_and(|at| at.elapsed() < time)
     }
 
     /// Notes that a member called.

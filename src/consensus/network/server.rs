@@ -26,6 +26,7 @@ use super::{
         types::{Batch, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Vote},
     },
     Admission, PROTOCOL, Standing, Transport,
+    back::{self, Pieces},
     door::{self, Entrance},
     gate::Gate,
     peers::{LARGEST, Peers, REMOVED},
@@ -35,7 +36,7 @@ use super::{
 use crate::{
     observe::chain,
     wire::peer::{
-        AnnounceAnswer, Message, ProposeRequest, ReadIndexAnswer, ReadIndexRequest, RemoveAnswer, RemoveRequest,
+        AnnounceAnswer, Message, Piece, ProposeRequest, ReadIndexAnswer, ReadIndexRequest, RemoveAnswer, RemoveRequest,
         SnapshotPart, TakeOverAnswer, TakeOverRequest,
         door_server::DoorServer,
         peer_server::{Peer, PeerServer},
@@ -148,7 +149,7 @@ pub(super) fn elsewhere(leader: Option<&Member>) -> Status {
 }
 
 /// The members, as this one knows them.
-pub(super) fn members_now(raft: &Raft) -> BTreeMap<MemberId, Member> {
+pub(in super::super) fn members_now(raft: &Raft) -> BTreeMap<MemberId, Member> {
     let metrics = raft.server_metrics();
     let metrics = metrics.borrow();
     metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect()
@@ -285,6 +286,15 @@ impl Service {
 
 #[async_trait]
 impl Peer for Service {
+    type BackStream = Pieces;
+
+    async fn back(&self, request: Request<Streaming<Piece>>) -> Result<Response<Pieces>, Status> {
+        let id = self.check(&request).await?;
+        let (pipe, outward) = back::pipe(request.into_inner());
+        self.peers.offer_back(id, pipe)?;
+        Ok(Response::new(back::answered(outward)))
+    }
+
     async fn append(&self, request: Request<Message>) -> Result<Response<Message>, Status> {
         self.check(&request).await?;
         json(&self.raft.append_entries(parse(&request.get_ref().json)?).await)

@@ -18,7 +18,7 @@ use tonic::{
     Request, Status,
     metadata::MetadataValue,
     service::{Interceptor, InterceptorLayer, Routes, interceptor::InterceptedService},
-    transport::{Channel, Server},
+    transport::{Channel, Endpoint, Server},
 };
 
 use super::{
@@ -30,6 +30,7 @@ use super::{
     tls::member_of,
     ways::either,
 };
+use crate::observe::chain;
 
 /// What a caller names that asks a service.
 pub(super) const NAME: &[u8] = b"toft-services";
@@ -217,13 +218,25 @@ impl Services {
         Ok(InterceptedService::new(channel, Speaking))
     }
 
+    /// A new connection to the services of a node at `address`, past the mesh; it ends when it breaks.
+    pub(in super::super) async fn connect_to(&self, node: &NodeId, address: &str) -> Result<MemberChannel, CallError> {
+        let members = members_now(&self.raft);
+        let found = members.iter().find(|(_, member)| member.node_id == *node);
+        let (id, _) = found.ok_or_else(|| CallError::NotConnected("it is no member of the cluster".into()))?;
+        let line = self.peers.dialling()?.line(*id, NAME)?;
+        let at: Arc<str> = address.into();
+        let endpoint = windows(endpoint(address)?);
+        let connected = endpoint.connect_with_connector(tower::service_fn(move |_: Uri| {
+            let (line, at) = (line.clone(), Arc::clone(&at));
+            async move { line.connect(&at).await.map(TokioIo::new) }
+        }));
+        let channel = connected.await.map_err(|error| CallError::NotConnected(chain(&error)))?;
+        Ok(InterceptedService::new(channel, Speaking))
+    }
+
     fn dial(&self, id: MemberId, addresses: Vec<String>) -> Result<Channel, CallError> {
         let line = self.peers.dialling()?.line(id, NAME)?;
-        let endpoint = endpoint(&addresses[0])?
-            .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE);
+        let endpoint = windows(endpoint(&addresses[0])?);
         let addresses: Arc<[String]> = addresses.into();
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
             let (line, addresses) = (line.clone(), Arc::clone(&addresses));
@@ -242,4 +255,12 @@ impl Services {
             }
         })))
     }
+}
+
+fn windows(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
 }

@@ -12,13 +12,17 @@ use rustls::{
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
     super::types::MemberId,
+    back::Backs,
     peers::{CallError, SERVER_NAME, Transport},
 };
 
@@ -36,6 +40,7 @@ pub(super) struct Dialling {
     verifier: Arc<WebPkiServerVerifier>,
     chain: Vec<CertificateDer<'static>>,
     key: Arc<PrivateKeyDer<'static>>,
+    backs: Arc<Backs>,
 }
 
 impl Dialling {
@@ -54,7 +59,12 @@ impl Dialling {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| failed(&e))?;
         let key = PrivateKeyDer::from_pem_slice(transport.key.as_bytes()).map_err(|e| failed(&e))?;
-        Ok(Self { provider, verifier, chain, key: Arc::new(key) })
+        Ok(Self { provider, verifier, chain, key: Arc::new(key), backs: Arc::default() })
+    }
+
+    /// The ways back that members have opened.
+    pub(super) fn backs(&self) -> &Backs {
+        &self.backs
     }
 
     /// A line to member `id` alone, whoever has its address, for what is named.
@@ -75,10 +85,10 @@ impl Dialling {
     /// A channel to member `id` alone, for what consensus says.
     pub(super) fn channel(&self, id: MemberId, address: &str, endpoint: &Endpoint) -> Result<Channel, CallError> {
         let line = self.line(id, super::gate::MEMBERS)?;
-        let address: Arc<str> = address.into();
+        let (address, backs) = (Arc::<str>::from(address), Arc::clone(&self.backs));
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let (line, address) = (line.clone(), Arc::clone(&address));
-            async move { line.connect(&address).await.map(TokioIo::new) }
+            let (line, address, backs) = (line.clone(), Arc::clone(&address), Arc::clone(&backs));
+            async move { line.over(backs.connect(id, &address).await?).await.map(TokioIo::new) }
         })))
     }
 }
@@ -91,6 +101,11 @@ impl Line {
     pub(super) async fn connect(&self, address: &str) -> std::io::Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        self.over(stream).await
+    }
+
+    /// The same over a connection that is there.
+    async fn over<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: S) -> std::io::Result<TlsStream<S>> {
         let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
         self.0.connect(name, stream).await
     }

@@ -7,8 +7,8 @@ use toft_model::{
     ids::NodeId,
     name::Name,
     state::{
-        Command, NodeRow, NodeVolumes, Reply, SecretRow, VolumeRow, VolumeView, query_node_volumes, query_volume,
-        query_volumes,
+        Command, NodeRow, NodeVolumes, Reply, SecretRow, VolumeMove, VolumeRow, VolumeView, query_node_volumes,
+        query_volume, query_volumes,
     },
     volume::{VolumeOptions, VolumeOrder, validate_labels},
 };
@@ -161,6 +161,11 @@ impl Ops {
                 self.create_volume(new).await?.view
             }
         };
+        if view.row.moving.as_ref().is_some_and(VolumeMove::is_under_way) {
+            let message = format!("volume `{name}` is being moved to another node");
+            let hint = format!("wait until it is there, or take that back: `toft volume move {name} --cancel`");
+            return Err(ControlError::new(ErrorKind::Conflict, message).hint(hint));
+        }
         if !view.running.is_empty() {
             let names: Vec<&str> = view.running.iter().map(Name::as_str).collect();
             let message = format!("volume `{name}` is used by {}, which may run", quoted(&names));

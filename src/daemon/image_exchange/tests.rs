@@ -75,7 +75,7 @@ async fn read(around: &dyn Neighbours, node: &Neighbour, digest: &str, from: u64
 /// What both do. `names` says what [`image`] stands for there.
 async fn conforms(around: &dyn Neighbours, names: &str, digest: &str) {
     let (there, nowhere) = (node(1), node(2));
-    assert_eq!(around.nodes().await, [there.clone()]);
+    assert_eq!(around.nodes().await, std::slice::from_ref(&there));
     let other = format!("sha256:{}", "0".repeat(64));
     let wanted = Wanted { image: Some(image()), digests: vec![digest.to_owned(), other.clone()] };
     let size = large().len() as u64;

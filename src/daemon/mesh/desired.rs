@@ -1,10 +1,14 @@
 //! What the device shall be, by the state, the configuration file and what is known of places. Pure.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use toft_model::{
+    ids::NodeId,
     invalid::Invalid,
-    mesh::{MeshConfig, MeshNet, MeshPeer, PublicKey},
+    mesh::{MAX_ENDPOINTS, MeshConfig, MeshEndpoint, MeshNet, MeshPath, MeshPeer, PublicKey},
     node::{Subnet, Subnet6},
     state::MeshSight,
 };
@@ -16,13 +20,29 @@ use crate::{agent::network::OtherNode, config::MeshConfig as Configured};
 /// that nobody uses is known to work.
 const KEEPALIVE_S: u16 = 25;
 
+/// Where nodes may be.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) places: Places,
+    /// Where those are found that are to be relayed.
+    pub(super) relayed: BTreeMap<NodeId, SocketAddr>,
+}
+
+impl Known {
+    fn of(&self, sight: &MeshSight) -> Vec<MeshEndpoint> {
+        let relayed = self.relayed.get(&sight.node_id);
+        let relayed = relayed.map(|address| MeshEndpoint { address: *address, path: MeshPath::Relayed });
+        relayed.into_iter().chain(self.places.of(sight.node_id, &sight.mesh)).take(MAX_ENDPOINTS).collect()
+    }
+}
+
 /// What the device shall be, and the peers that cannot be in it with the reason.
 pub(super) fn desired(
     me: &Me,
     configured: &Configured,
     key: PublicKey,
     sights: &[MeshSight],
-    places: &Places,
+    known: &Known,
 ) -> (MeshConfig, Vec<Invalid>) {
     let mut config = MeshConfig {
         key,
@@ -37,7 +57,7 @@ pub(super) fn desired(
     let nodes = sights.iter().filter(|sight| sight.node_id != me.node_id).map(|sight| {
         let peer = MeshPeer {
             next_key: sight.mesh.next_key,
-            endpoints: places.of(sight.node_id, &sight.mesh),
+            endpoints: known.of(sight),
             allowed: networks(sight.subnet, six(me, sight.subnet)).collect(),
             keepalive_s: Some(KEEPALIVE_S),
         };
@@ -84,10 +104,7 @@ fn networks(subnet: Subnet, six: Option<Subnet6>) -> impl Iterator<Item = MeshNe
 
 #[cfg(test)]
 mod tests {
-    use toft_model::{
-        ids::{ClusterId, NodeId},
-        mesh::MeshNode,
-    };
+    use toft_model::{ids::ClusterId, mesh::MeshNode};
     use uuid::Uuid;
 
     use super::*;
@@ -100,6 +117,7 @@ mod tests {
                 next_key: None,
                 port: 51820,
                 endpoints: vec![format!("192.0.2.{number}:51820").parse().unwrap()],
+                relay_port: None,
             },
             subnet: format!("10.210.{number}.0/24").parse().unwrap(),
         }
@@ -123,6 +141,7 @@ mod tests {
             listen_port: 51820,
             mtu: None,
             advertise: Vec::new(),
+            relay_listen: None,
             peers: peers.collect(),
         }
     }
@@ -135,7 +154,7 @@ mod tests {
     fn every_other_node_is_a_peer_with_its_networks() {
         let sights = [sight(1, 1), sight(2, 2), sight(3, 3)];
         let configured = configured(&[(9, "10.8.0.2")]);
-        let (config, refused) = desired(&me(), &configured, PublicKey([1; 32]), &sights, &Places::default());
+        let (config, refused) = desired(&me(), &configured, PublicKey([1; 32]), &sights, &Known::default());
         assert_eq!((keys(&config), refused), (vec![2, 3, 9], Vec::new()));
         let peer = &config.peers[&PublicKey([2; 32])];
         let allowed: Vec<String> = peer.allowed.iter().map(ToString::to_string).collect();
@@ -143,8 +162,15 @@ mod tests {
         assert!(allowed.len() == 2 && allowed[1].starts_with("fd"), "{allowed:?}");
         assert_eq!((peer.endpoints.len(), peer.keepalive_s), (1, Some(25)));
         assert_eq!(others(&me(), &sights).len(), 2);
+        // Who is to be relayed is looked for there first.
+        let relayed = [(sight(2, 2).node_id, "127.0.0.1:7".parse().unwrap())].into();
+        let known = Known { relayed, ..Known::default() };
+        let (config, _) = desired(&me(), &configured, PublicKey([1; 32]), &sights, &known);
+        let endpoints = &config.peers[&PublicKey([2; 32])].endpoints;
+        assert_eq!((endpoints.len(), endpoints[0].path, endpoints[1].path), (2, MeshPath::Relayed, MeshPath::Direct));
+        assert_eq!(config.peers[&PublicKey([3; 32])].endpoints.len(), 1);
         // Alone there are none, and so there is no device.
-        let (alone, _) = desired(&me(), &self::configured(&[]), PublicKey([1; 32]), &sights[..1], &Places::default());
+        let (alone, _) = desired(&me(), &self::configured(&[]), PublicKey([1; 32]), &sights[..1], &Known::default());
         assert!(alone.peers.is_empty() && others(&me(), &sights[..1]).is_empty());
     }
 
@@ -155,7 +181,7 @@ mod tests {
         let copied = sight(6, 1);
         let sights = [sight(2, 2), sight(3, 3), thief, mine, copied];
         let configured = configured(&[(3, "10.8.0.1"), (8, "10.210.3.7"), (9, "10.8.0.2")]);
-        let (config, refused) = desired(&me(), &configured, PublicKey([1; 32]), &sights, &Places::default());
+        let (config, refused) = desired(&me(), &configured, PublicKey([1; 32]), &sights, &Known::default());
         assert_eq!(keys(&config), [2, 3, 9]);
         let texts: Vec<&str> = refused.iter().map(|invalid| invalid.message.as_str()).collect();
         assert_eq!(texts.iter().filter(|text| text.contains("overlaps")).count(), 3, "{texts:?}");

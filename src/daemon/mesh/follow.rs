@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Me, Sighting,
-    desired::{self, desired},
+    desired::{self, Known, desired},
     places::Places,
     talk::Pulse,
 };
@@ -60,7 +60,9 @@ pub(super) struct Follow {
     /// Every node, this one too.
     pub(super) sights: watch::Sender<Vec<MeshSight>>,
     pub(super) others: watch::Sender<Vec<OtherNode>>,
-    pub(super) places: Places,
+    pub(super) known: Known,
+    /// Where those are found that are to be relayed.
+    pub(super) relayed: watch::Receiver<BTreeMap<NodeId, SocketAddr>>,
     pub(super) file: PathBuf,
     /// What this node tells of itself.
     pub(super) announcement: watch::Sender<Option<MeshNode>>,
@@ -98,10 +100,11 @@ impl Follow {
                     _ = applied.changed() => {}
                     Ok(()) = self.addresses.changed() => {}
                     Ok(()) = self.observed.changed() => {}
+                    Ok(()) = self.relayed.changed() => {}
                     Some(sighting) = self.sightings.recv() => {
-                        take(&mut self.places, &mut memory, sighting, Instant::now());
+                        take(&mut self.known.places, &mut memory, sighting, Instant::now());
                         while let Ok(sighting) = self.sightings.try_recv() {
-                            take(&mut self.places, &mut memory, sighting, Instant::now());
+                            take(&mut self.known.places, &mut memory, sighting, Instant::now());
                         }
                     }
                     () = tokio::time::sleep(REPEAT) => {}
@@ -119,9 +122,10 @@ impl Follow {
             Err(error) => return tracing::error!(error = chain(&error), "the nodes of the mesh could not be read"),
         };
         let nodes: BTreeSet<NodeId> = sights.iter().map(|sight| sight.node_id).collect();
-        memory.dirty |= self.places.keep_only(&nodes);
+        memory.dirty |= self.known.places.keep_only(&nodes);
         self.note_reached(&sights, memory);
-        let (config, refused) = desired(&self.me, &self.config, self.keys.current(), &sights, &self.places);
+        self.known.relayed.clone_from(&self.relayed.borrow_and_update());
+        let (config, refused) = desired(&self.me, &self.config, self.keys.current(), &sights, &self.known);
         let refused: Vec<String> = refused.into_iter().map(|invalid| invalid.message).collect();
         if refused != memory.refused {
             for reason in &refused {
@@ -150,7 +154,7 @@ impl Follow {
         let now = Instant::now();
         for sight in sights.iter().filter(|sight| pulse.get(&sight.subnet.gateway()).is_some_and(|p| p.beats(now))) {
             if let Some(at) = status.peers.get(&sight.mesh.key).and_then(|peer| peer.endpoint) {
-                memory.dirty |= self.places.reached(sight.node_id, at);
+                memory.dirty |= self.known.places.reached(sight.node_id, at);
             }
         }
     }
@@ -170,7 +174,7 @@ impl Follow {
             return;
         }
         memory.written = Some(Instant::now());
-        if let Err(error) = self.places.save(&self.file) {
+        if let Err(error) = self.known.places.save(&self.file) {
             tracing::warn!(%error, "where the other nodes are could not be written down");
             memory.dirty = true;
         }
@@ -215,7 +219,8 @@ impl Follow {
         let mut endpoints: Vec<SocketAddr> = endpoints.into_iter().map(canonical).collect();
         endpoints.retain(|endpoint| is_somebodys(*endpoint) && seen.insert(*endpoint));
         endpoints.truncate(MAX_TOLD);
-        MeshNode { key: self.keys.current(), next_key: self.keys.next(), port, endpoints }
+        let relay_port = self.config.relay_listen.map(|address| address.port());
+        MeshNode { key: self.keys.current(), next_key: self.keys.next(), port, endpoints, relay_port }
     }
 }
 
@@ -253,7 +258,7 @@ fn take(places: &mut Places, memory: &mut Memory, sighting: Sighting, now: Insta
     }
 }
 
-fn replace<T: PartialEq + Clone>(before: &mut T, now: &T) -> bool {
+pub(super) fn replace<T: PartialEq + Clone>(before: &mut T, now: &T) -> bool {
     let changed = before != now;
     if changed {
         before.clone_from(now);

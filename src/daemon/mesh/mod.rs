@@ -1,14 +1,15 @@
 //! The mesh of this node: its keys, its device, who the peers are and where they may be.
 //!
 //! [`follow`] makes the device's desired configuration of the state and of what is known of places; [`talk`] asks the
-//! peers through the mesh whether they answer and where others are; [`lan`] asks the local network. All of it is one
-//! task of the daemon.
+//! peers through the mesh whether they answer and where others are; [`lan`] asks the local network; [`relay`] leads to those
+//! whom no datagram reaches. All of it is one task of the daemon.
 
 mod announce;
 mod desired;
 mod follow;
 mod lan;
 mod places;
+mod relay;
 mod talk;
 
 use std::{
@@ -21,7 +22,7 @@ use std::{
 use toft_mesh::{Settings, choice::ChosenDevice, keeper, keys::Keys, own};
 use toft_model::{
     ids::{ClusterId, NodeId},
-    mesh::{MeshConfig, MeshStatus},
+    mesh::{MeshConfig, MeshLink, MeshStatus},
     node::{Subnet, Subnet6},
 };
 use tokio::sync::{mpsc, watch};
@@ -33,9 +34,12 @@ use crate::{
     config::{Config, MeshConfig as Configured},
     consensus::Handle,
     observe::chain,
+    wire::relay::relay_server::RelayServer,
 };
+use desired::Known;
 use follow::Follow;
 use places::Places;
+use relay::{Counter, Followed, Hub, Relays, Told};
 use talk::{Pulse, Talk};
 
 /// News of places that wait to be taken in; more are dropped, for they come again.
@@ -85,6 +89,9 @@ enum Sighting {
 pub(super) struct Outlook {
     /// The other nodes' networks.
     pub(super) others: watch::Receiver<Vec<OtherNode>>,
+    /// How each of the other nodes is reached.
+    #[allow(dead_code, reason = "it is there for whoever shows the mesh")]
+    pub(super) links: watch::Receiver<Vec<MeshLink>>,
 }
 
 /// What is needed to have a mesh.
@@ -98,6 +105,7 @@ pub(super) struct Mesh {
     interface: String,
     places: PathBuf,
     others: watch::Sender<Vec<OtherNode>>,
+    links: watch::Sender<Vec<MeshLink>>,
     door: Option<MeshDoor>,
 }
 
@@ -110,18 +118,19 @@ impl Mesh {
         me: Option<Me>,
     ) -> (Option<Self>, Outlook) {
         let (others, outlook) = watch::channel(Vec::new());
-        let outlook = Outlook { others: outlook };
+        let (links, seen) = watch::channel(Vec::new());
+        let outlook = Outlook { others: outlook, links: seen };
         let Some((me, keys)) = me.zip(keys(config, directories)) else { return (None, outlook) };
         let interface = interface(config, directories);
         let ours = BTreeSet::from([directories.network_names().bridge, interface.clone()]);
         let places = directories.mesh_keys().join("places.json");
         let (config, state) = (config.mesh.clone(), state.clone());
-        (Some(Self { me, config, keys, state, ours, interface, places, others, door }), outlook)
+        (Some(Self { me, config, keys, state, ours, interface, places, others, links, door }), outlook)
     }
 
     /// Keeps it until `cancel`. The device stays.
     pub(super) async fn run(self, cancel: CancellationToken) {
-        let Self { me, config, keys, state, ours, interface, places, others, door } = self;
+        let Self { me, config, keys, state, ours, interface, places, others, links, door } = self;
         let device = Arc::new(ChosenDevice::new(Settings { interface, keys: Arc::clone(&keys) }));
         let (want, wanted) = watch::channel::<Option<MeshConfig>>(None);
         let (tell, observed) = watch::channel::<Option<MeshStatus>>(None);
@@ -131,6 +140,17 @@ impl Mesh {
         let port = config.listen_port;
         let (names, peers) = watch::channel(Vec::new());
         let next_key = watch::Sender::new(keys.next());
+        let hub = Arc::new(Hub::default());
+        let counter = Arc::clone(&hub);
+        let _offered = state.offer(move |routes| routes.add_service(RelayServer::new(Counter(Arc::clone(&counter)))));
+        let followed = Followed {
+            sights: peers.clone(),
+            observed: observed.clone(),
+            wanted: wanted.clone(),
+            pulse: pulse.clone(),
+        };
+        let (relayed, to_relay) = watch::channel(BTreeMap::new());
+        let relays = Relays::new(me, port, state.clone(), hub, followed, Told { relayed, links });
         let talk = Talk {
             me,
             state: state.clone(),
@@ -158,7 +178,8 @@ impl Mesh {
             next_key,
             sights: names,
             others,
-            places: Places::load(&places),
+            known: Known { places: Places::load(&places), ..Known::default() },
+            relayed: to_relay,
             file: places,
         };
         let answer = async {
@@ -174,6 +195,7 @@ impl Mesh {
             announce,
             talk.run(cancel.clone()),
             lan.run(cancel.clone()),
+            relays.run(cancel.clone()),
             answer,
         );
     }

@@ -150,7 +150,7 @@ mod tests {
 
     fn mesh(endpoints: &[&str]) -> MeshNode {
         let endpoints = endpoints.iter().map(|text| at(text)).collect();
-        MeshNode { key: PublicKey([1; 32]), next_key: None, port: 51820, endpoints }
+        MeshNode { key: PublicKey([1; 32]), next_key: None, port: 51820, endpoints, relay_port: None }
     }
 
     fn texts(places: &Places, told: &MeshNode) -> Vec<String> {

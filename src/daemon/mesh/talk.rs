@@ -33,6 +33,9 @@ use crate::consensus::Handle;
 
 /// How often everybody is asked.
 const EVERY: Duration = Duration::from_secs(5);
+/// How often those are asked who did not answer, and for how long.
+const CLOSELY: Duration = Duration::from_secs(1);
+const CLOSELY_FOR: Duration = Duration::from_secs(30);
 /// How often the leader is told that this node is there. Of so many that are lost by chance, some arrive in time.
 const BEAT: Duration = Duration::from_millis(250);
 /// How long an answer stands for a peer that answers: one may be lost.
@@ -104,6 +107,8 @@ struct Pending {
     asked: BTreeMap<u64, (Ipv4Addr, Instant)>,
     /// How much each has asked since this node asked last.
     questions: BTreeMap<Ipv4Addr, u32>,
+    /// Since when each does not answer.
+    missed: BTreeMap<Ipv4Addr, Instant>,
 }
 
 /// The talk of one node.
@@ -149,12 +154,18 @@ impl Talk {
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut closely = interval(CLOSELY);
+        closely.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sights = self.sights.clone();
         let mut pending = Pending::default();
         let mut buffer = [0; LONGEST + 1];
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                _ = closely.tick() => {
+                    self.ask(socket, &mut pending, true).await;
+                    continue;
+                }
                 _ = beats.tick() => {
                     self.beat(socket).await;
                     continue;
@@ -172,7 +183,7 @@ impl Talk {
             }
             pending.questions.clear();
             pending.asked.retain(|_, (_, at)| at.elapsed() < ANSWERS);
-            self.ask_all(socket, &mut pending).await;
+            self.ask(socket, &mut pending, false).await;
         }
     }
 
@@ -184,8 +195,8 @@ impl Talk {
         }
     }
 
-    /// Asks everybody, and everybody for those who do not answer.
-    async fn ask_all(&self, socket: &UdpSocket, pending: &mut Pending) {
+    /// Asks everybody, and everybody for those who do not answer; `closely` only while there are such, and for a while.
+    async fn ask(&self, socket: &UdpSocket, pending: &mut Pending, closely: bool) {
         let others: Vec<(NodeId, Ipv4Addr)> = self.others().map(|(node, address, _)| (node, address)).collect();
         let there: BTreeSet<Ipv4Addr> = others.iter().map(|(_, address)| *address).collect();
         self.pulse.send_modify(|pulse| pulse.retain(|address, _| there.contains(address)));
@@ -194,7 +205,17 @@ impl Talk {
         }
         let now = Instant::now();
         let beats = |address: &Ipv4Addr| self.pulse.borrow().get(address).is_some_and(|pulse| pulse.beats(now));
-        let missed: Vec<NodeId> = others.iter().filter(|(_, address)| !beats(address)).map(|(node, _)| *node).collect();
+        let missed = self.others().filter(|(_, address, key)| !beats(address) || self.is_relayed(*key));
+        let missed: Vec<NodeId> = missed.map(|(node, ..)| node).collect();
+        let waits = |pulse: &Pulse| now.duration_since(pulse.at) < EVERY + CLOSELY;
+        let answers = |address: &Ipv4Addr| self.pulse.borrow().get(address).is_some_and(waits);
+        pending.missed.retain(|address, _| there.contains(address) && !answers(address));
+        for (_, address) in others.iter().filter(|(_, address)| !answers(address)) {
+            pending.missed.entry(*address).or_insert(now);
+        }
+        if closely && !pending.missed.values().any(|since| now.duration_since(*since) < CLOSELY_FOR) {
+            return;
+        }
         let next_key = *self.next_key.borrow();
         for (i, (_, address)) in others.iter().enumerate() {
             let Ok(number) = random() else { return };
@@ -259,6 +280,13 @@ impl Talk {
         let (node, address, key) = self.others().find(|(node, ..)| *node == sought)?;
         let beats = self.pulse.borrow().get(&address).is_some_and(|pulse| pulse.beats(Instant::now()));
         beats.then(|| self.endpoint(key)).flatten().map(|place| (node, address, place))
+    }
+
+    /// Whether a node is reached through a relay: it may be reached directly at a place that others know.
+    fn is_relayed(&self, key: PublicKey) -> bool {
+        let observed = self.observed.borrow();
+        let endpoint = observed.as_ref().and_then(|status| status.peers.get(&key)?.endpoint);
+        endpoint.is_some_and(|endpoint| endpoint.ip().to_canonical().is_loopback())
     }
 
     fn endpoint(&self, key: PublicKey) -> Option<SocketAddr> {

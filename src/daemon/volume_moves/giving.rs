@@ -1,6 +1,11 @@
 //! Gives a volume of this node to the node it is ordered to.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use toft_model::{name::Name, state::VolumeRow};
@@ -11,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::{ENTRIES, LARGEST, PIECE, Progresses, progress, to_wire};
 use crate::{
     agent::volumes::{
-        Volumes,
+        Reading, Volumes,
         moving::{Local, MoveError, Part, Source, Sum, Want},
     },
     consensus::{Handle, network::Caller},
@@ -62,11 +67,13 @@ impl Giver {
         VolumeMovesServer::new(self).max_decoding_message_size(LARGEST_QUESTION).max_encoding_message_size(LARGEST)
     }
 
-    /// The tree of a volume that lies here and is ordered to the caller's node.
-    async fn tree(&self, caller: Option<&Caller>, volume: Volume) -> Result<Local, Status> {
+    /// The folder of a volume that lies here and is ordered to the caller's node. It is not deleted while it is read.
+    async fn open(&self, caller: Option<&Caller>, volume: Volume) -> Result<(OwnedFd, Reading), Status> {
         let Some(caller) = caller.copied() else { return Err(Status::unauthenticated("the caller is not known")) };
         let name: Name = volume.name.parse().map_err(|_| Status::invalid_argument("`name` is no name"))?;
         let asked = name.clone();
+        // Before the order is looked at: once that is carried out, the data is deleted here.
+        let reading = self.volumes.reading(&name);
         let row = self.state.read(move |connection| VolumeRow::named(connection, &asked)).await;
         let row = row.map_err(|error| Status::unavailable(chain(&error)))?;
         let ordered = row.filter(|row| {
@@ -79,7 +86,8 @@ impl Giver {
         let volumes = self.volumes.clone();
         let opened = tokio::task::spawn_blocking(move || volumes.outgoing(&row.name, row.born)).await;
         let opened = opened.map_err(|error| Status::internal(error.to_string()))?;
-        opened.map(Local::new).map_err(|error| Status::unavailable(chain(&error)))
+        let opened = opened.map_err(|error| Status::unavailable(chain(&error)))?;
+        Ok((opened, reading))
     }
 
     /// Works on a thread of its own; what it gives is sent as it is taken.
@@ -114,7 +122,7 @@ impl VolumeMoves for Giver {
         let caller = request.extensions().get::<Caller>().copied();
         let volume = request.into_inner();
         let name: Name = volume.name.parse().map_err(|_| Status::invalid_argument("`name` is no name"))?;
-        self.tree(caller.as_ref(), volume).await?;
+        let (_folder, _reading) = self.open(caller.as_ref(), volume).await?;
         let volumes = self.volumes.clone();
         let measured = tokio::task::spawn_blocking(move || volumes.measured(&name)).await;
         let measured = measured.map_err(|error| Status::internal(error.to_string()))?;
@@ -123,8 +131,9 @@ impl VolumeMoves for Giver {
 
     async fn list(&self, request: Request<Volume>) -> Result<Response<Self::ListStream>, Status> {
         let caller = request.extensions().get::<Caller>().copied();
-        let tree = self.tree(caller.as_ref(), request.into_inner()).await?;
+        let (folder, reading) = self.open(caller.as_ref(), request.into_inner()).await?;
         self.answer(move |give| {
+            let (tree, _reading) = (Local::new(folder), reading);
             let (mut entries, mut bytes) = (Vec::with_capacity(ENTRIES), 0);
             tree.list(&mut |entry| {
                 bytes += entry.path.len() + entry.attributes.iter().map(|(_, value)| value.len()).sum::<usize>();
@@ -149,10 +158,11 @@ impl VolumeMoves for Giver {
             return Err(Status::invalid_argument(format!("at most {MOST_WANTED} files are given at once")));
         }
         let volume = volume.ok_or_else(|| Status::invalid_argument("`volume` is missing"))?;
-        let tree = self.tree(caller.as_ref(), volume).await?;
+        let (folder, reading) = self.open(caller.as_ref(), volume).await?;
         let wanted: Vec<Want> =
             wanted.into_iter().map(|want| Want { path: want.path, from: want.from, size: want.size_bytes }).collect();
         self.answer(move |give| {
+            let (tree, _reading) = (Local::new(folder), reading);
             tree.read(&wanted, &mut |part| match part {
                 Part::Bytes { offset, bytes } => {
                     for (at, piece) in (offset..).step_by(PIECE).zip(bytes.chunks(PIECE)) {
@@ -168,17 +178,12 @@ impl VolumeMoves for Giver {
 
     async fn sum(&self, request: Request<Volume>) -> Result<Response<Self::SumStream>, Status> {
         let caller = request.extensions().get::<Caller>().copied();
-        let volume = request.into_inner();
-        let name: Name = volume.name.parse().map_err(|_| Status::invalid_argument("`name` is no name"))?;
-        let born = volume.born;
-        drop(self.tree(caller.as_ref(), volume).await?);
-        let volumes = self.volumes.clone();
+        let (folder, reading) = self.open(caller.as_ref(), request.into_inner()).await?;
         self.answer(move |give| {
-            let opened =
-                volumes.outgoing(&name, born).map_err(|error| MoveError::Source(io::Error::other(chain(&error))))?;
+            let _reading = reading;
             let mut told = std::time::Instant::now();
             let mut lost = false;
-            let sum = Sum::of(std::os::fd::AsFd::as_fd(&opened), &mut |bytes| {
+            let sum = Sum::of(folder.as_fd(), &mut |bytes| {
                 if told.elapsed() >= SIGN_OF_LIFE {
                     told = std::time::Instant::now();
                     lost = give(SumStep { bytes, digest: None, entries: 0 }).is_err();

@@ -15,7 +15,7 @@ use super::{Giver, Progresses, Which, remote::Remote};
 use crate::{
     agent::volumes::{
         Volumes,
-        moving::{Carried, Incoming, MoveError, Sum, carry},
+        moving::{Carried, Incoming, MoveError, Sum, carry, empty},
     },
     consensus::Handle,
     control::node_access::volumes::MoveStep,
@@ -136,19 +136,23 @@ impl Taking {
                 }
                 Tried::Never(why) => {
                     tracing::warn!(volume.name = %name, reason = why, "a volume cannot come here");
-                    self.turn(name, born, MoveTurn::Fail { reason: why }).await;
+                    self.turn(name, born, MoveTurn::Fail { reason: why }, stop).await;
                 }
             }
         }
     }
 
-    /// Proposes a turn until it is taken or refused.
-    async fn turn(&self, name: &Name, born: u64, turn: MoveTurn) {
+    /// Proposes a turn until it is taken: what nobody answered may have been taken all the same, so nothing is done to the data
+    /// before that is known.
+    async fn turn(&self, name: &Name, born: u64, turn: MoveTurn, stop: &CancellationToken) {
         let at_ms = jiff::Timestamp::now().as_millisecond();
         let command = Command::TurnVolume { name: name.clone(), born, turn, at_ms };
-        if let Err(error) = self.state.propose(command).await {
+        while let Err(error) = self.state.propose(command.clone()).await {
             tracing::warn!(volume.name = %name, error = chain(&error), "what became of a volume that moves could not be noted");
-            tokio::time::sleep(AGAIN).await;
+            self.progresses.stuck(name, chain(&error));
+            if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                return;
+            }
         }
     }
 
@@ -160,14 +164,11 @@ impl Taking {
         moves: &mut watch::Receiver<u64>,
         different: &mut u32,
     ) -> Result<Tried, MoveError> {
-        let (asked, node_id) = (name.clone(), self.node_id);
+        let asked = name.clone();
         let read = move |connection: &rusqlite::Connection| {
-            let row = VolumeRow::named(connection, &asked)?;
-            let mounted = volume_is_mounted(connection, &asked)?;
-            let removed = VolumeRow::removed_on(connection, node_id)?.into_iter().filter(|(name, _)| *name == asked);
-            Ok((row, mounted, removed.map(|(_, born)| born).collect::<Vec<_>>()))
+            Ok((VolumeRow::named(connection, &asked)?, volume_is_mounted(connection, &asked)?))
         };
-        let (row, mounted, removed) = match self.state.read(read).await {
+        let (row, mounted) = match self.state.read(read).await {
             Ok(read) => read,
             Err(error) => return Ok(Tried::Again(chain(&error))),
         };
@@ -197,19 +198,20 @@ impl Taking {
         let which = Which { name: name.clone(), born: row.born, from };
         let remote = Remote { which, channel, runtime: Runtime::current(), stop: stop.clone() };
         let taking = self.clone();
-        let work = move || taking.copy(&remote, (born, &removed), held);
+        let work = move || taking.copy(&remote, born, held);
         let copied = tokio::task::spawn_blocking(work).await;
         match copied.unwrap_or_else(|error| Err(MoveError::Source(std::io::Error::other(error.to_string()))))? {
             Copied::NoRoom { wanted, free } => {
                 let (wanted, free) = (format_bytes(wanted), format_bytes(free));
                 Ok(Tried::Never(format!("it needs {wanted} and {free} are free there")))
             }
+            Copied::Unordered => Ok(Tried::Wait),
             Copied::Same if held => {
-                self.turn(name, born, MoveTurn::Settle).await;
+                self.turn(name, born, MoveTurn::Settle, stop).await;
                 Ok(Tried::Wait)
             }
             Copied::Same => {
-                self.turn(name, born, MoveTurn::Hold).await;
+                self.turn(name, born, MoveTurn::Hold, stop).await;
                 Ok(Tried::Wait)
             }
             Copied::Different { there, here } => {
@@ -220,8 +222,22 @@ impl Taking {
         }
     }
 
+    /// Which data of that name is to be deleted here; `None` when the volume is not, or no longer, to come in this way.
+    async fn still_comes(&self, name: &Name, born: u64, held: bool) -> Option<Vec<u64>> {
+        let (asked, node_id) = (name.clone(), self.node_id);
+        let read = move |connection: &rusqlite::Connection| {
+            let row = VolumeRow::named(connection, &asked)?;
+            let removed = VolumeRow::removed_on(connection, node_id)?.into_iter().filter(|(name, _)| *name == asked);
+            Ok((row.and_then(|row| row.moving), removed.map(|(_, born)| born).collect::<Vec<_>>()))
+        };
+        let (moving, removed) = self.state.read(read).await.ok()?;
+        let phase = if held { MovePhase::Held } else { MovePhase::Copying };
+        moving.filter(|moving| (moving.to, moving.born) == (node_id, born) && moving.phase == phase)?;
+        Some(removed)
+    }
+
     /// Makes the tree here what it is there; when nobody uses it any more, proves that it is. Blocks.
-    fn copy(&self, remote: &Remote, (born, removed): (u64, &[u64]), held: bool) -> Result<Copied, MoveError> {
+    fn copy(&self, remote: &Remote, born: u64, held: bool) -> Result<Copied, MoveError> {
         let name = &remote.which.name;
         let step = if held { MoveStep::Second } else { MoveStep::First };
         let bytes = remote.bytes()?;
@@ -233,8 +249,11 @@ impl Taking {
         if wanted > free {
             return Ok(Copied::NoRoom { wanted: bytes, free });
         }
-        let root = self.volumes.incoming(name, born, removed).map_err(here)?;
-        let again = root.try_clone().map_err(MoveError::Source)?;
+        let removed = || remote.runtime.block_on(self.still_comes(name, born, held));
+        let Some(arriving) = self.volumes.incoming(name, born, removed).map_err(here)? else {
+            return Ok(Copied::Unordered);
+        };
+        let root = arriving.folder.try_clone().map_err(MoveError::Source)?;
         let (progresses, stop) = (&self.progresses, &remote.stop);
         let told = &mut |carried: Carried| {
             progresses.went_on(name, carried.bytes, carried.came);
@@ -248,7 +267,7 @@ impl Taking {
         let sums = std::thread::scope(|scope| {
             let other = remote.clone();
             let there = scope.spawn(move || other.sum(&mut |_| !stop.is_cancelled()));
-            let here = Sum::of(again.as_fd(), &mut |bytes| {
+            let here = Sum::of(arriving.folder.as_fd(), &mut |bytes| {
                 progresses.went_on(name, bytes, bytes);
                 !stop.is_cancelled()
             });
@@ -261,8 +280,7 @@ impl Taking {
             return Ok(Copied::Same);
         }
         // Whatever it was that looked the same and is not, all of it comes again.
-        let emptied = self.volumes.delete(name, born);
-        emptied.map_err(|error| MoveError::Source(std::io::Error::other(chain(&error))))?;
+        empty(&arriving.folder)?;
         Ok(Copied::Different { there, here })
     }
 }
@@ -270,6 +288,14 @@ impl Taking {
 /// What came of a copy.
 enum Copied {
     Same,
-    Different { there: Sum, here: Sum },
-    NoRoom { wanted: u64, free: u64 },
+    Different {
+        there: Sum,
+        here: Sum,
+    },
+    NoRoom {
+        wanted: u64,
+        free: u64,
+    },
+    /// The order is another by now.
+    Unordered,
 }

@@ -1,6 +1,7 @@
 //! Machines with an appliance each, joined by a switch, at which somebody can listen.
 
 use std::{
+    ffi::OsString,
     fs,
     os::fd::AsRawFd,
     process::Child,
@@ -28,7 +29,7 @@ pub struct Lan {
 }
 
 /// A process that does nothing but hold a machine's network open for `ip`.
-struct Holder(Child);
+pub(super) struct Holder(pub(super) Child);
 
 impl Drop for Holder {
     fn drop(&mut self) {
@@ -99,6 +100,15 @@ pub struct Capture {
 impl Capture {
     /// Begins to listen on everything that `machine` has.
     pub fn start(machine: &Machine) -> Self {
+        Self::begin(machine, None)
+    }
+
+    /// Begins to listen on one link of `machine`.
+    pub fn on(machine: &Machine, link: &str) -> Self {
+        Self::begin(machine, Some(link.to_owned()))
+    }
+
+    fn begin(machine: &Machine, link: Option<String>) -> Self {
         let (stop, frames) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let (stopped, kept) = (Arc::clone(&stop), Arc::clone(&frames));
         let (ready, started) = std::sync::mpsc::channel();
@@ -107,6 +117,9 @@ impl Capture {
             let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, all).unwrap();
             setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(0, 50_000)).unwrap();
             setsockopt(&fd, sockopt::RcvBufForce, &(64 << 20)).unwrap();
+            if let Some(link) = link {
+                setsockopt(&fd, sockopt::BindToDevice, &OsString::from(link)).unwrap();
+            }
             ready.send(()).unwrap();
             let mut bytes = vec![0; 1 << 17];
             while !stopped.load(Ordering::Relaxed) {

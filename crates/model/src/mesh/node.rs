@@ -22,6 +22,9 @@ pub struct MeshNode {
     pub port: u16,
     /// Where it may be reached, most likely first. A router in between can make a port another one.
     pub endpoints: Vec<SocketAddr>,
+    /// TCP port at which it relays for others, beside the one at which members speak with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_port: Option<u16>,
 }
 
 impl MeshNode {
@@ -29,6 +32,9 @@ impl MeshNode {
     pub fn check(&self) -> Result<(), Invalid> {
         if self.port == 0 {
             return Err(Invalid::value("port 0 is no port", "use 1 to 65535").at("port"));
+        }
+        if self.relay_port == Some(0) {
+            return Err(Invalid::value("port 0 is no port", "use 1 to 65535").at("relay_port"));
         }
         if self.next_key == Some(self.key) {
             return Err(Invalid::value("the next key is the present one", "make a new key").at("next_key"));
@@ -69,6 +75,7 @@ mod tests {
             next_key: Some(PublicKey([2; 32])),
             port: 51820,
             endpoints: vec!["192.0.2.7:51820".parse().unwrap(), "[2001:db8::7]:51820".parse().unwrap()],
+            relay_port: Some(443),
         };
         assert_eq!(good.check(), Ok(()));
         let check = |change: &dyn Fn(&mut MeshNode), field: &str| {
@@ -77,6 +84,7 @@ mod tests {
             assert_eq!(node.check().unwrap_err().field, field);
         };
         check(&|node| node.port = 0, "port");
+        check(&|node| node.relay_port = Some(0), "relay_port");
         check(&|node| node.next_key = Some(node.key), "next_key");
         for bad in ["0.0.0.0:1", "127.0.0.1:1", "192.0.2.7:0", "224.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
             check(&|node| node.endpoints.push(bad.parse().unwrap()), "endpoints");

@@ -62,6 +62,9 @@ pub struct InstanceVerdict {
     pub node: String,
     /// Whether it shall go.
     pub leaving: bool,
+    /// Whether it was given up because its node is lost.
+    #[serde(default, skip_serializing_if = "crate::workload::is_default")]
+    pub given_up: bool,
     /// Whether it was made from an earlier specification, and waits for its successor.
     #[serde(default, skip_serializing_if = "crate::workload::is_default")]
     pub outdated: bool,
@@ -219,6 +222,8 @@ impl Eye<'_, '_, '_> {
         InstanceVerdict {
             instance: format!("{}-{}", self.workload.spec.name, instance.ordinal),
             leaving: instance.desired == Desired::Removed,
+            given_up: instance.desired == Desired::Removed
+                && self.board.position(instance.node_id).is_some_and(|at| self.board.nodes[at].health.is_down()),
             outdated: self.is_outdated(instance),
             moves_to: instance.moves_to.map(|order| {
                 let to = self.board.position(order.node_id).map(|at| self.board.nodes[at].name.to_string());

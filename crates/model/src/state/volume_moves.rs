@@ -68,7 +68,7 @@ pub(super) fn order(
             format!("let it run on {}, or anywhere, first: change its `node`", target.name),
         );
     }
-    let born = newborn(connection, index, name)?;
+    let born = newborn(connection, index, name)?.max(row.born + 1);
     let moving = VolumeMove { to, born, phase: MovePhase::Copying, at_ms };
     VolumeRow::set_move(connection, name, Some(&moving))?;
     row.moving = Some(moving);

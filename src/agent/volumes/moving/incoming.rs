@@ -95,7 +95,7 @@ impl Incoming {
         match &entry.kind {
             Kind::Directory => {
                 if there.is_some_and(|told| FileType::from_raw_mode(told.st_mode) != FileType::Directory) {
-                    remove(&directory, name, &entry)?;
+                    remove(&directory, name, &entry.path)?;
                 }
                 match mkdirat(&directory, as_path(name), Mode::from_raw_mode(0o700)) {
                     Err(error) if error != Errno::EXIST => return Err(failed(error)),
@@ -109,7 +109,7 @@ impl Incoming {
                     && readlinkat(&directory, as_path(name), Vec::new()).is_ok_and(|now| now.as_bytes() == to)
                     && !self.is_taken(there.as_ref());
                 if !same {
-                    remove(&directory, name, &entry)?;
+                    remove(&directory, name, &entry.path)?;
                     symlinkat(as_path(to), &directory, as_path(name)).map_err(&failed)?;
                 }
                 self.take(&directory, name)?;
@@ -120,7 +120,7 @@ impl Incoming {
                 let same = there.is_some_and(|told| FileType::from_raw_mode(told.st_mode) == FileType::Fifo)
                     && !self.is_taken(there.as_ref());
                 if !same {
-                    remove(&directory, name, &entry)?;
+                    remove(&directory, name, &entry.path)?;
                     let mode = Mode::from_raw_mode(0o600);
                     mknodat(&directory, as_path(name), FileType::Fifo, mode, 0).map_err(&failed)?;
                 }
@@ -164,7 +164,7 @@ impl Incoming {
         if now.is_ok_and(|now| (now.st_dev, now.st_ino) == (wanted.st_dev, wanted.st_ino)) {
             return Ok(());
         }
-        remove(directory, name, entry)?;
+        remove(directory, name, &entry.path)?;
         linkat(&from, as_path(own), directory, as_path(name), AtFlags::empty()).map_err(&failed)?;
         self.taken.insert((wanted.st_dev, wanted.st_ino));
         Ok(())
@@ -178,7 +178,7 @@ impl Incoming {
         let keep = there.is_some_and(|told| FileType::from_raw_mode(told.st_mode) == FileType::RegularFile)
             && !self.is_taken(there.as_ref());
         if !keep {
-            remove(directory, &name, &entry)?;
+            remove(directory, &name, &entry.path)?;
         }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = openat(directory, as_path(&name), flags, Mode::from_raw_mode(0o600)).map_err(&failed)?;
@@ -258,7 +258,7 @@ impl Incoming {
         let directory = beneath(self.root.as_fd(), &about.path, OFlags::RDONLY | OFlags::DIRECTORY).map_err(&failed)?;
         for name in names(&directory).map_err(&failed)? {
             if named.binary_search(&name).is_err() {
-                remove(&directory, &name, &about)?;
+                remove(&directory, &name, &about.path)?;
             }
         }
         describe(&directory, &about).map_err(failed)
@@ -271,6 +271,16 @@ impl Incoming {
         }
         rustix::fs::syncfs(&self.root).map_err(MoveError::here(b""))
     }
+}
+
+/// Removes everything below an open directory.
+pub fn empty(root: impl AsFd) -> Result<(), MoveError> {
+    let failed = MoveError::here(b"");
+    let directory = beneath(root, b"", OFlags::RDONLY | OFlags::DIRECTORY).map_err(&failed)?;
+    for name in names(&directory).map_err(&failed)? {
+        remove(&directory, &name, &name)?;
+    }
+    Ok(())
 }
 
 /// The file that is written now.
@@ -301,15 +311,15 @@ fn ended(file: impl AsFd, entry: &Entry) -> Result<(), Errno> {
 }
 
 /// Removes what is there under a name, whatever it is.
-fn remove(directory: &OwnedFd, name: &[u8], entry: &Entry) -> Result<(), MoveError> {
+fn remove(directory: &OwnedFd, name: &[u8], path: &[u8]) -> Result<(), MoveError> {
     match unlinkat(directory, as_path(name), AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR) => {
             // The standard library follows no link in there.
             let within = through(directory).join(as_path(name));
-            fs::remove_dir_all(within).map_err(|source| MoveError::Here { path: shown(&entry.path), source })
+            fs::remove_dir_all(within).map_err(|source| MoveError::Here { path: shown(path), source })
         }
-        Err(error) => Err(MoveError::here(&entry.path)(error)),
+        Err(error) => Err(MoveError::here(path)(error)),
     }
 }
 

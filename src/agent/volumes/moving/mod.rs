@@ -17,7 +17,7 @@ mod walk;
 use std::io;
 
 pub use entry::{Entry, Kind};
-pub use incoming::{Incoming, Want};
+pub use incoming::{Incoming, Want, empty};
 pub use local::Local;
 pub use sum::Sum;
 

@@ -39,6 +39,9 @@ impl Sum {
         walk(root, &mut |entry| {
             entries += 1;
             about(&mut all, &entry);
+            if !told(bytes) {
+                return Err(MoveError::Stopped);
+            }
             if let Kind::File(_) = entry.kind {
                 let own = content(root, &entry.path, &mut buffer, &mut |count| {
                     bytes += count;

@@ -8,7 +8,7 @@ use crate::{
 
 fn node(key: u8) -> MeshNode {
     let endpoints = vec![format!("192.0.2.{key}:51820").parse().unwrap()];
-    MeshNode { key: PublicKey([key; 32]), next_key: None, port: 51820, endpoints }
+    MeshNode { key: PublicKey([key; 32]), next_key: None, port: 51820, endpoints, relay_port: None }
 }
 
 fn announce(name: &str, mesh: &MeshNode, at_ms: i64) -> Command {

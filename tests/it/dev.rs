@@ -1,0 +1,121 @@
+//! `toft dev`: a whole cluster on machines that are made up, in one process.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+/// A made-up cluster that ends with its test.
+struct Dev {
+    process: Child,
+    _folder: tempfile::TempDir,
+    data: PathBuf,
+}
+
+impl Dev {
+    fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("dev");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
+        command.args(["dev", "--bind", "127.0.0.1:0", "--data-dir"]).arg(&data).args(arguments);
+        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let dev = Self { process, _folder: folder, data };
+        until("the first node answers", || dev.toft(&["node", "ls"]).is_some());
+        dev
+    }
+
+    /// What a command of the first node prints, when it works.
+    fn toft(&self, arguments: &[&str]) -> Option<String> {
+        let socket = format!("unix://{}", self.data.join("node-1/toft.sock").display());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
+        let ran = command.args(["--connect", &socket]).args(arguments).output().unwrap();
+        ran.status.success().then(|| String::from_utf8(ran.stdout).unwrap())
+    }
+
+    fn json(&self, arguments: &[&str]) -> Vec<Value> {
+        let text = self.toft(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text.expect("the command works")).unwrap()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap()
+}
+
+#[test]
+fn a_made_up_cluster_runs_workloads_on_all_its_nodes_and_leaves_nothing() {
+    let mut dev = Dev::start(&["--nodes", "3"]);
+    until("three nodes are ready", || {
+        dev.json(&["node", "ls"]).iter().filter(|node| node["state"] == "ready").count() == 3
+    });
+    let cards = dev.json(&["gpu", "ls"]);
+    assert!(cards.len() > 3, "{cards:?}");
+
+    dev.toft(&["run", "-d", "-n", "web", "--replicas", "6", "example.org/web:1"]).expect("it is taken");
+    dev.toft(&["run", "-d", "-n", "llm", "--gpus", "24GB..:1", "example.org/llm:1"]).expect("it is taken");
+    let mut rows = Vec::new();
+    until("all seven run", || {
+        rows = dev.json(&["ps"]);
+        rows.iter().filter(|row| row["state"] == "running").count() == 7
+    });
+    let mut nodes: Vec<&str> = rows.iter().map(|row| row["node"].as_str().unwrap()).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    assert_eq!(nodes.len(), 3, "the copies are spread: {rows:?}");
+    let held = dev
+        .json(&["gpu", "ls"])
+        .iter()
+        .filter(|card| card["holders"].as_array().is_some_and(|holders| !holders.is_empty()))
+        .count();
+    assert_eq!(held, 1);
+
+    // What is drained empties, and the rest is elsewhere.
+    dev.toft(&["node", "drain", "node-2", "--yes"]).expect("it drains");
+    until("node-2 is empty and all seven run", || {
+        let rows = dev.json(&["ps"]);
+        rows.iter().all(|row| row["node"] != "node-2")
+            && rows.iter().filter(|row| row["state"] == "running").count() == 7
+    });
+
+    dev.signal(Signal::SIGTERM);
+    assert!(dev.process.wait().unwrap().success());
+    assert!(!is_there(&dev.data), "the folder goes with the cluster");
+}
+
+#[test]
+fn a_folder_that_holds_something_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("mine"), "precious").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
+    let ran = command.args(["dev", "--bind", "127.0.0.1:0", "--data-dir"]).arg(folder.path()).output().unwrap();
+    assert!(!ran.status.success());
+    let said = String::from_utf8(ran.stderr).unwrap();
+    assert!(said.contains("is not empty") && said.contains("--data-dir"), "{said}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("mine")).unwrap(), "precious");
+}
