@@ -15,6 +15,8 @@ use crate::{
 
 /// Longest wait for a sign of life.
 const SILENCE: Duration = Duration::from_secs(30);
+/// The same while it counts how large the volume is. Whether it lives the connection itself finds out.
+const COUNTING: Duration = Duration::from_secs(600);
 
 /// The tree of a volume on another node.
 #[derive(Clone)]
@@ -44,8 +46,12 @@ impl Remote {
 
     /// Waits for an answer, unless it is all to stop.
     fn wait<T>(&self, answer: impl Future<Output = Result<T, Status>>) -> Result<T, MoveError> {
+        self.wait_for(SILENCE, answer)
+    }
+
+    fn wait_for<T>(&self, limit: Duration, answer: impl Future<Output = Result<T, Status>>) -> Result<T, MoveError> {
         // A clock is known only inside.
-        let limited = async { tokio::time::timeout(SILENCE, answer).await };
+        let limited = async { tokio::time::timeout(limit, answer).await };
         match self.runtime.block_on(self.stop.run_until_cancelled(limited)) {
             None => Err(MoveError::Stopped),
             Some(Err(_)) => Err(silent()),
@@ -60,7 +66,7 @@ impl Remote {
     /// Bytes on the disk there.
     pub(super) fn bytes(&self) -> Result<u64, MoveError> {
         let mut client = self.client();
-        Ok(self.wait(client.look(self.volume()))?.into_inner().bytes)
+        Ok(self.wait_for(COUNTING, client.look(self.volume()))?.into_inner().bytes)
     }
 
     /// What the tree holds there. `told` is told the bytes that were read there.

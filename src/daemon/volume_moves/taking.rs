@@ -188,8 +188,8 @@ impl Taking {
             moves.mark_unchanged();
             // A report of an instance that is gone is no news for the schedule in every case.
             let news = tokio::time::timeout(Duration::from_millis(300), moves.changed());
-            drop(stop.run_until_cancelled(news).await);
-            return Ok(Tried::Wait);
+            let stopped = stop.run_until_cancelled(news).await.is_none();
+            return Ok(if stopped { Tried::Done } else { Tried::Wait });
         }
         let channel = match self.state.channel_to(&from) {
             Ok(channel) => channel,

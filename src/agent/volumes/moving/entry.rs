@@ -60,7 +60,8 @@ impl Entry {
     /// Refuses what no tree has.
     pub(super) fn check(&self) -> Result<(), MoveError> {
         let hostile = |why| MoveError::Hostile { path: shown(&self.path), why };
-        if !sound(&self.path) && !(self.path.is_empty() && self.kind == Kind::Directory) {
+        let is_root = self.path.is_empty() && self.kind == Kind::Directory;
+        if !is_root && !sound(&self.path) {
             return Err(hostile("which leads out of the volume"));
         }
         match &self.kind {
