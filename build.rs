@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use static_program::{Code, StaticProgram};
 
 fn main() {
-    for proto in ["peer", "node", "relay", "blobs"] {
+    for proto in ["peer", "node", "relay", "blobs", "volume_moves"] {
         tonic_prost_build::compile_protos(format!("src/wire/{proto}.proto"))
             .expect("protoc compiles what members say to each other");
     }

@@ -42,7 +42,7 @@ pub use registries::Registry;
 pub use secrets::Secret;
 pub use usage::{InstanceStats, NodeAway, Stats};
 pub use versions::{RollbackRequest, Version};
-pub use volumes::{Volume, VolumeRequest, VolumeRestored};
+pub use volumes::{Volume, VolumeMoveRequest, VolumeMoveStatus, VolumeRequest, VolumeRestored};
 
 /// A failed request.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

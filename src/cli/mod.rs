@@ -59,6 +59,7 @@ mod tokens;
 mod update_args;
 mod versions;
 mod volume_args;
+mod volume_move;
 mod volumes;
 mod workloads;
 
@@ -205,6 +206,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             VolumeCommand::Inspect { name } => volumes::inspect(client, &name).await,
             VolumeCommand::Rm { names } => volumes::rm(client, names).await,
             VolumeCommand::Prune(args) => volumes::prune(client, args).await,
+            VolumeCommand::Move(args) => volume_move::run(client, args).await,
             VolumeCommand::Backup(args) => volumes::backup(client, args).await,
             VolumeCommand::Restore(args) => volumes::restore(client, args).await,
         },

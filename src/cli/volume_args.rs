@@ -35,6 +35,9 @@ pub(super) enum VolumeCommand {
     },
     /// Remove every volume that no workload uses; their data is deleted
     Prune(PruneArgs),
+    /// Bring a volume to another node, with what uses it
+    #[command(after_help = MOVE_HELP)]
+    Move(VolumeMoveArgs),
     /// Write a volume's data to one file on this machine
     #[command(after_help = BACKUP_HELP)]
     Backup(VolumeBackupArgs),
@@ -48,6 +51,28 @@ const CREATE_HELP: &str =
   toft volume create films -o type=cifs -o device=//nas.lan/films -o o=username=me -o secret=nas-password
   toft volume create photos -o type=none -o o=bind -o device=/srv/photos
 A password is the value of a secret: toft secret create nas-password";
+
+const MOVE_HELP: &str = "The data is copied while the volume is used. Then what uses it stops, what has changed since follows, both copies
+are compared, and what uses it starts on the other node; the copy here is deleted last. Nodes may be restarted meanwhile.";
+
+#[derive(Debug, Args)]
+pub(super) struct VolumeMoveArgs {
+    /// Volume
+    #[arg(value_parser = parsed::<Name>)]
+    pub(super) name: Name,
+    /// Node to bring it to
+    #[arg(long, value_name = "NODE", value_parser = parsed::<Name>)]
+    pub(super) to: Option<Name>,
+    /// Take the order back: the volume stays where it is
+    #[arg(long, conflicts_with_all = ["to", "detach"])]
+    pub(super) cancel: bool,
+    /// Do not wait until it is there
+    #[arg(short, long)]
+    pub(super) detach: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
 
 const BACKUP_HELP: &str = "The file is a tar compressed with zstd; locked with a key or passphrase it is an age file around that. The volume can be
 in use: what is written meanwhile may be in the backup by halves, so stop databases first, or dump them.";

@@ -63,7 +63,10 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
             vec![
                 volume.name.clone(),
                 kind.to_owned(),
-                volume.node.clone().unwrap_or_default(),
+                match (&volume.moving, &volume.node) {
+                    (Some(moving), Some(node)) => format!("{node} ({})", moving.summary),
+                    (_, node) => node.clone().unwrap_or_default(),
+                },
                 volume.size_bytes.map(output::bytes).unwrap_or_default(),
                 output::age(&volume.created_at),
                 volume.used_by.join(", "),

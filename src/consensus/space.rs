@@ -101,6 +101,8 @@ fn grows(command: &Command) -> bool {
         | Command::ConfigurePlacement { .. }
         | Command::NoteNodes { .. }
         | Command::MoveInstances { .. }
+        | Command::MoveVolume { .. }
+        | Command::TurnVolume { .. }
         | Command::RevokeToken { .. }
         | Command::RemoveNode { .. } => false,
     }

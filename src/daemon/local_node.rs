@@ -30,7 +30,7 @@ mod volumes;
 pub(super) use attach::Attached;
 pub(super) use exec::Execs;
 
-use super::mesh::MeshEye;
+use super::{mesh::MeshEye, volume_moves::Progresses};
 use crate::{
     agent::{
         attach::Audience,
@@ -46,6 +46,7 @@ use crate::{
         runtime::{Availability, Image, Runtime, RuntimeError},
         volumes::Volumes,
     },
+    consensus::Handle,
     control::{
         ControlError, ErrorKind,
         node_access::{ArchiveReader, GoneInstance, ImagePull, LogLines, NodeAccess, OwnNode, PullStep, PullSteps},
@@ -72,6 +73,8 @@ pub(super) struct LocalNode {
     copies: files::Copies,
     gpus: GpuWatch,
     mesh: MeshEye,
+    /// Volumes that move here, and the way to ask other nodes for theirs.
+    moves: Option<(Progresses, Handle)>,
 }
 
 impl LocalNode {
@@ -98,7 +101,13 @@ impl LocalNode {
             attached: Attached::default(),
             gpus,
             mesh,
+            moves: None,
         }
+    }
+
+    /// Says how far volumes are that move.
+    pub(super) fn with_moves(self, progresses: Progresses, state: Handle) -> Self {
+        Self { moves: Some((progresses, state)), ..self }
     }
 
     /// The processes run inside its containers.

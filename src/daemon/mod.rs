@@ -27,6 +27,7 @@ mod runtime;
 mod serving;
 mod shutdown;
 mod tasks;
+mod volume_moves;
 mod volumes;
 mod witness;
 

@@ -26,7 +26,7 @@ use super::{
     names::{self, Neighbours},
     registration::{self, Registration},
     tasks::Tasks,
-    volumes,
+    volume_moves, volumes,
 };
 use crate::{
     agent::{
@@ -116,8 +116,15 @@ pub(super) async fn start(
     tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
     let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
     let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, eye, cancel.clone());
-    let node = Arc::new(node);
+    let taking = volume_moves::Taking {
+        state: state.clone(),
+        node_id: identity.node_id,
+        volumes: volumes.clone(),
+        progresses: volume_moves::Progresses::default(),
+    };
+    let node = Arc::new(node.with_moves(taking.progresses.clone(), state.clone()));
     offered.push(offer(&state, node.clone(), cancel));
+    tasks.spawn("volumes that move", volume_moves::run(taking, cancel.clone()));
     tasks.spawn("processes in containers", node.execs().until_the_end(cancel.clone()));
     let backups = Backups::new(backup_settings(config, directories, &identity), state.clone());
     tasks.spawn("backups", schedule::run(backups.clone(), cancel.clone()));

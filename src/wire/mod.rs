@@ -16,6 +16,14 @@ pub mod blobs {
     tonic::include_proto!("toft.blobs.v1");
 }
 
+/// What two nodes say to each other while a volume moves.
+pub mod volume_moves {
+    #![expect(missing_docs, reason = "the comments stand in volume_moves.proto")]
+    #![allow(clippy::all)]
+
+    tonic::include_proto!("toft.volume_moves.v1");
+}
+
 /// What passes between a member and one that relays for it.
 pub mod relay {
     #![expect(missing_docs, reason = "the comments stand in relay.proto")]

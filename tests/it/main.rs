@@ -68,5 +68,6 @@ mod side_by_side;
 mod sim;
 mod stats;
 mod tidy;
+mod volume_moves;
 mod volumes;
 mod volumes_served;

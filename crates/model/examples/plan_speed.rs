@@ -132,7 +132,7 @@ fn cluster(nodes: usize, settings: &str) -> Result<Snapshot, Failure> {
         let options = VolumeOptions::default();
         let node_id = (number % 2 == 0).then(|| snapshot.nodes[number * 7 % nodes].id);
         let (name, labels) = (format!("data-{number}").parse()?, BTreeMap::new());
-        snapshot.volumes.push(VolumeRow { name, born: 1, node_id, options, labels, created_at_ms: 1 });
+        snapshot.volumes.push(VolumeRow { name, born: 1, node_id, options, labels, created_at_ms: 1, moving: None });
     }
     snapshot.placement = PlacementSettings::default().with(&serde_json::from_str(settings)?).map_err(|e| e.message)?;
     Ok(snapshot)

@@ -142,6 +142,8 @@ impl Cluster {
             | Command::CreateVolume { .. }
             | Command::BindVolume { .. }
             | Command::RemoveVolume { .. }
+            | Command::MoveVolume { .. }
+            | Command::TurnVolume { .. }
             | Command::ForgetVolumes { .. }
             | Command::PutRegistry { .. }
             | Command::RemoveRegistry { .. }

@@ -12,6 +12,7 @@ mod exchange;
 mod filesystem;
 mod locks;
 mod mountinfo;
+pub mod moving;
 mod paths;
 mod store;
 #[cfg(test)]
@@ -43,7 +44,7 @@ pub use error::VolumeError;
 use locks::Locks;
 use paths::Pins;
 use store::{Half, Store};
-pub use transfer::Known;
+pub use transfer::{Known, Reading};
 
 use super::runtime::HostMount;
 use crate::seal::{ClusterKey, Place, Plain};
@@ -99,6 +100,14 @@ pub struct Empty {
     name: Name,
     /// Path inside the container.
     pub target: PathBuf,
+}
+
+/// The folder of a volume that comes here, open. No container starts with the volume, and nobody deletes it, before this is
+/// dropped.
+pub struct Arriving {
+    /// It.
+    pub folder: OwnedFd,
+    _held: locks::Held,
 }
 
 impl Volumes {
@@ -157,6 +166,44 @@ impl Volumes {
             tracing::info!(volume.name = %name, "the data of a removed volume was deleted");
         }
         Ok(())
+    }
+
+    /// The folder of a volume's data on its way to another node, open. It is to be [read](Self::reading) already, and to lie
+    /// here after that: what is being deleted would be given without what is gone. Blocks.
+    pub fn outgoing(&self, name: &Name, born: u64) -> Result<OwnedFd, VolumeError> {
+        let _held = self.inner.hold(name)?;
+        let data = self.inner.store.ensure(name, born)?;
+        paths::folder(&data).map_err(VolumeError::files("opening", &data))
+    }
+
+    /// The folder for the data of a volume that comes here. What lies here under its name and is to be deleted has to go
+    /// first: `removed` says which, or `None` when the volume does not come any more; it is asked once nobody else can begin
+    /// to use the volume. Blocks.
+    pub fn incoming(
+        &self,
+        name: &Name,
+        born: u64,
+        removed: impl FnOnce() -> Option<Vec<u64>>,
+    ) -> Result<Option<Arriving>, VolumeError> {
+        let held = self.inner.hold(name)?;
+        let Some(removed) = removed() else { return Ok(None) };
+        if self.inner.store.born(name).is_some_and(|other| removed.contains(&other)) {
+            return Err(VolumeError::Busy(name.clone()));
+        }
+        let data = self.inner.store.ensure(name, born)?;
+        let folder = paths::folder(&data).map_err(VolumeError::files("opening", &data))?;
+        Ok(Some(Arriving { folder, _held: held }))
+    }
+
+    /// Bytes on disk of a volume's data, counted now. Blocks.
+    pub fn measured(&self, name: &Name) -> io::Result<u64> {
+        measure(&self.inner.store.data(name))
+    }
+
+    /// Bytes that are free on the disk of the volumes.
+    pub fn free(&self) -> io::Result<u64> {
+        let told = rustix::fs::statvfs(self.inner.store.dir())?;
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
     }
 
     /// Takes away mounts of volumes that `is_used`, asked while nobody can begin to use one, does not know. Blocks.

@@ -60,6 +60,11 @@ impl Store {
         &self.dir
     }
 
+    /// Whose data lies under a name.
+    pub(super) fn born(&self, name: &Name) -> Option<u64> {
+        born(&self.folder(name))
+    }
+
     fn folder(&self, name: &Name) -> PathBuf {
         self.dir.join(name.as_str())
     }

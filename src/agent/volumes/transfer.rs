@@ -35,7 +35,7 @@ pub struct Known<'a> {
     pub secrets: &'a BTreeMap<Name, SealedSecret>,
 }
 
-/// What was measured, what is being measured, and what is being backed up.
+/// What was measured, what is being measured, and what is being read as a whole.
 #[derive(Clone, Default)]
 pub(super) struct Sizes(Arc<Mutex<State>>);
 
@@ -55,28 +55,21 @@ impl Sizes {
         self.state().measured.remove(name);
     }
 
-    /// Whether a backup of the volume is being made.
+    /// Whether the volume is read as a whole.
     pub(super) fn is_read(&self, name: &Name) -> bool {
         self.state().readers.contains_key(name)
     }
 }
 
-/// A backup under way, until this is dropped.
-struct Reading<'a>(&'a Sizes, &'a Name);
+/// A volume that is read, for a backup or for another node: until this is dropped its data is neither deleted nor replaced.
+pub struct Reading(Sizes, Name);
 
-impl<'a> Reading<'a> {
-    fn begin(sizes: &'a Sizes, name: &'a Name) -> Self {
-        *sizes.state().readers.entry(name.clone()).or_default() += 1;
-        Self(sizes, name)
-    }
-}
-
-impl Drop for Reading<'_> {
+impl Drop for Reading {
     fn drop(&mut self) {
         let mut state = self.0.state();
-        let left = state.readers.get(self.1).map_or(0, |count| count - 1);
+        let left = state.readers.get(&self.1).map_or(0, |count| count - 1);
         if left == 0 {
-            state.readers.remove(self.1);
+            state.readers.remove(&self.1);
         } else {
             state.readers.insert(self.1.clone(), left);
         }
@@ -121,6 +114,13 @@ impl Volumes {
         });
     }
 
+    /// The data of a volume is about to be read as a whole.
+    pub fn reading(&self, name: &Name) -> Reading {
+        let sizes = &self.inner.sizes;
+        *sizes.state().readers.entry(name.clone()).or_default() += 1;
+        Reading(sizes.clone(), name.clone())
+    }
+
     /// Where a volume's data is on this node.
     pub fn path(&self, name: &Name) -> std::path::PathBuf {
         self.inner.store.data(name)
@@ -130,7 +130,7 @@ impl Volumes {
     pub fn back_up(&self, volume: &Known<'_>, out: impl Write) -> Result<Summary, VolumeError> {
         let Known { name, order, secrets } = *volume;
         let inner = &self.inner;
-        let _reading = Reading::begin(&inner.sizes, name);
+        let _reading = self.reading(name);
         let (data, folder) = {
             let _held = inner.hold(name)?;
             let data = inner.ready(name, order, secrets)?;

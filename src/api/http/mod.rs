@@ -137,6 +137,7 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(volumes::show, volumes::remove))
         .routes(routes!(volumes::prune))
         .routes(routes!(volumes::backup))
+        .routes(routes!(volumes::begin_move, volumes::show_move, volumes::cancel_move))
         .merge(OpenApiRouter::new().routes(routes!(volumes::restore)).layer(images::unlimited()))
         .routes(routes!(backups::list, backups::create))
         .routes(routes!(backups::status))

@@ -19,7 +19,7 @@ use super::{
     query::ListQuery,
 };
 use crate::{
-    api::types::{Page, Volume, VolumeRequest, VolumeRestored},
+    api::types::{Page, Volume, VolumeMoveRequest, VolumeMoveStatus, VolumeRequest, VolumeRestored},
     control::ops::NewVolume,
 };
 
@@ -56,6 +56,34 @@ pub async fn remove(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> 
 #[utoipa::path(post, path = "/volumes/prune", tag = "volumes", responses((status = 200, body = Vec<Volume>)))]
 pub async fn prune(State(api): State<ApiState>) -> Result<Json<Vec<Volume>>, ApiError> {
     Ok(Json(api.ops.prune_volumes().await?.into_iter().map(Volume::from).collect()))
+}
+
+/// Orders a volume to another node, which brings it there: it is copied while it is used; then what uses it stops, what changed
+/// follows, both ends are compared, and what uses it starts there. Goes on whatever nodes are restarted.
+#[utoipa::path(post, path = "/volumes/{name}/move", tag = "volumes", params(("name" = String, Path)), request_body = VolumeMoveRequest, responses((status = 202, body = VolumeMoveStatus), (status = 400, body = crate::api::types::ErrorEnvelope), (status = 404, body = crate::api::types::ErrorEnvelope), (status = 409, body = crate::api::types::ErrorEnvelope)))]
+pub async fn begin_move(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+    Body(asked): Body<VolumeMoveRequest>,
+) -> Result<Response, ApiError> {
+    let begun = api.ops.move_volume(&name, asked.to).await?;
+    Ok((StatusCode::ACCEPTED, Json(VolumeMoveStatus::from(begun))).into_response())
+}
+
+/// How far the move of a volume is, or why it was given up.
+#[utoipa::path(get, path = "/volumes/{name}/move", tag = "volumes", params(("name" = String, Path)), responses((status = 200, body = VolumeMoveStatus), (status = 404, body = crate::api::types::ErrorEnvelope)))]
+pub async fn show_move(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+) -> Result<Json<VolumeMoveStatus>, ApiError> {
+    Ok(Json(api.ops.volume_move(&name).await?.into()))
+}
+
+/// Takes back the order to move a volume: it stays where it is.
+#[utoipa::path(delete, path = "/volumes/{name}/move", tag = "volumes", params(("name" = String, Path)), responses((status = 204), (status = 404, body = crate::api::types::ErrorEnvelope)))]
+pub async fn cancel_move(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<StatusCode, ApiError> {
+    api.ops.cancel_volume_move(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Sends a backup: a tar compressed with zstd, made as it is read.

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
-use toft_model::{name::Name, secret::SealedSecret, volume::VolumeOrder};
+use toft_model::{ids::NodeId, name::Name, secret::SealedSecret, volume::VolumeOrder};
 
 use super::ArchiveReader;
 use crate::control::ControlError;
@@ -43,11 +43,61 @@ pub struct VolumeFacts {
     pub path: Option<String>,
 }
 
+/// What is being done with a volume that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MoveStep {
+    /// It is copied while it is used.
+    First,
+    /// Who uses it stops.
+    Stopping,
+    /// What changed since is copied.
+    Second,
+    /// Both ends are compared.
+    Checking,
+}
+
+impl MoveStep {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::First => "copying",
+            Self::Stopping => "stopping",
+            Self::Second => "finishing",
+            Self::Checking => "checking",
+        }
+    }
+
+    /// The step of that word.
+    pub fn named(word: &str) -> Option<Self> {
+        [Self::First, Self::Stopping, Self::Second, Self::Checking].into_iter().find(|step| step.as_str() == word)
+    }
+}
+
+/// How far a volume is that moves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MoveProgress {
+    /// What is being done.
+    pub step: MoveStep,
+    /// Bytes that are there.
+    pub done_bytes: u64,
+    /// Bytes there will be.
+    pub size_bytes: u64,
+    /// Bytes a second, lately.
+    pub rate: u64,
+    /// What keeps it from going on.
+    pub trouble: Option<String>,
+}
+
 /// The volumes of a node.
 #[async_trait]
 pub trait NodeVolumes {
     /// What is known of volumes that lie here. Of one that is not here nothing is told.
     async fn volume_facts(&self, names: Vec<Name>) -> Result<BTreeMap<Name, VolumeFacts>, ControlError>;
+
+    /// How far a volume is that moves to the node `to`; `None` when that is not known soon.
+    async fn volume_move_progress(&self, _to: NodeId, _name: &Name) -> Option<MoveProgress> {
+        None
+    }
 
     /// Makes a backup, as it is read.
     async fn back_up_volume(&self, volume: VolumeHere) -> Result<BackupStream, ControlError>;

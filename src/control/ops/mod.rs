@@ -20,11 +20,13 @@ pub mod registries;
 mod secrets;
 pub mod usage;
 mod versions;
+mod volume_moves;
 mod volumes;
 pub mod wait;
 mod workloads;
 
 pub use rebalance::RebalancePlan;
+pub use volume_moves::VolumeMoveInfo;
 pub use volumes::{NewVolume, VolumeInfo};
 
 use std::sync::Arc;

@@ -7,13 +7,13 @@ use toft_model::{
     ids::NodeId,
     name::Name,
     state::{
-        Command, NodeRow, NodeVolumes, Reply, SecretRow, VolumeRow, VolumeView, query_node_volumes, query_volume,
-        query_volumes,
+        Command, NodeRow, NodeVolumes, Reply, SecretRow, VolumeMove, VolumeRow, VolumeView, query_node_volumes,
+        query_volume, query_volumes,
     },
     volume::{VolumeOptions, VolumeOrder, validate_labels},
 };
 
-use super::{Ops, now_ms};
+use super::{Ops, VolumeMoveInfo, now_ms};
 use crate::control::{
     ControlError, ErrorKind,
     node_access::{
@@ -37,6 +37,8 @@ pub struct VolumeInfo {
     pub size_bytes: Option<u64>,
     /// Where its data is on its node, if that is known soon.
     pub path: Option<String>,
+    /// Its move to another node, under way or given up.
+    pub moving: Option<VolumeMoveInfo>,
 }
 
 /// A volume to be made.
@@ -80,13 +82,15 @@ impl Ops {
             tokio::time::timeout(INFORMED, access.volume_facts(names)).await.ok()?.ok()
         });
         let mut facts: BTreeMap<Name, VolumeFacts> = join_all(asked).await.into_iter().flatten().flatten().collect();
-        let informed = |view: VolumeView| {
+        let mut informed = Vec::with_capacity(views.len());
+        for view in views {
             let VolumeFacts { size_bytes, path } = facts.remove(&view.row.name).unwrap_or_default();
             // Of what is mounted only while it is used, the folder says nothing.
             let size_bytes = size_bytes.filter(|_| view.row.options.kind.is_none());
-            VolumeInfo { view, size_bytes, path }
-        };
-        views.into_iter().map(informed).collect()
+            let moving = self.move_of(&view).await;
+            informed.push(VolumeInfo { view, size_bytes, path, moving });
+        }
+        informed
     }
 
     /// Makes a volume; its name must be free.
@@ -176,6 +180,11 @@ impl Ops {
                 self.create_volume(new).await?.view
             }
         };
+        if view.row.moving.as_ref().is_some_and(VolumeMove::is_under_way) {
+            let message = format!("volume `{name}` is being moved to another node");
+            let hint = format!("wait until it is there, or take that back: `toft volume move {name} --cancel`");
+            return Err(ControlError::new(ErrorKind::Conflict, message).hint(hint));
+        }
         if !view.running.is_empty() {
             let names: Vec<&str> = view.running.iter().map(Name::as_str).collect();
             let message = format!("volume `{name}` is used by {}, which may run", quoted(&names));

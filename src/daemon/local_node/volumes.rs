@@ -9,7 +9,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all};
-use toft_model::name::Name;
+use toft_model::{ids::NodeId, name::Name};
 use tokio::{io::AsyncReadExt, runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -20,9 +20,10 @@ use crate::{
         ControlError, ErrorKind,
         node_access::{
             ArchiveReader,
-            volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
+            volumes::{BackupStream, MoveProgress, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
     },
+    daemon::volume_moves,
     observe::chain,
 };
 
@@ -85,6 +86,11 @@ impl NodeVolumes for LocalNode {
             (name, VolumeFacts { size_bytes, path })
         });
         Ok(join_all(facts).await.into_iter().collect())
+    }
+
+    async fn volume_move_progress(&self, to: NodeId, name: &Name) -> Option<MoveProgress> {
+        let (progresses, state) = self.moves.as_ref()?;
+        if to == self.node_id { progresses.of(name) } else { volume_moves::asked(state, to, name).await }
     }
 
     async fn back_up_volume(&self, volume: VolumeHere) -> Result<BackupStream, ControlError> {

@@ -18,7 +18,7 @@ use crate::{
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     name::Name,
     node::{Availability, NodeHealth, Subnet, TaintEffect},
-    state::{NodeRow, VolumeRow},
+    state::{MovePhase, NodeRow, VolumeRow},
     workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
 
@@ -127,6 +127,8 @@ impl Claims {
 pub(super) struct Homes {
     nodes: HashMap<Name, NodeId>,
     everywhere: HashSet<Name>,
+    /// Those that nobody may use until they lie where they are ordered to.
+    held: HashMap<Name, NodeId>,
 }
 
 impl Homes {
@@ -139,12 +141,16 @@ impl Homes {
         if volume.options.is_remote() {
             self.everywhere.insert(volume.name.clone());
         }
+        if let Some(moving) = volume.moving.as_ref().filter(|moving| moving.phase == MovePhase::Held) {
+            self.held.insert(volume.name.clone(), moving.to);
+        }
     }
 
     /// A volume lies nowhere any more.
     pub(super) fn forget(&mut self, volume: &Name) {
         self.nodes.remove(volume);
         self.everywhere.remove(volume);
+        self.held.remove(volume);
     }
 
     /// An instance of `spec` is placed on `node`; gives the volumes that lie there from now on.
@@ -171,6 +177,12 @@ impl Homes {
 
     /// The volume that keeps an instance of `spec` off `node`.
     pub(super) fn missing(&self, spec: &WorkloadSpec, node: &NodeRow, board: &Board) -> Option<Obstacle> {
+        let mut volumes = spec.mounts.iter().filter_map(Mount::volume);
+        if let Some(volume) = volumes.find(|volume| self.held.contains_key(&volume.name)) {
+            let to = self.held.get(&volume.name).and_then(|to| board.position(*to));
+            let node = to.map_or("another node", |at| board.nodes[at].name.as_str()).to_owned();
+            return Some(Obstacle::VolumeMoves { volume: volume.name.clone(), node });
+        }
         let away = |mount: &&Mount| {
             let home = mount.volume().and_then(|volume| self.nodes.get(&volume.name));
             home.is_some_and(|home| *home != node.id)

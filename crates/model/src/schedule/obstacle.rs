@@ -58,6 +58,13 @@ pub enum Obstacle {
         /// Where it lies.
         node: String,
     },
+    /// A volume is being moved, and nobody uses it meanwhile.
+    VolumeMoves {
+        /// The volume.
+        volume: Name,
+        /// Where to.
+        node: String,
+    },
     /// The limit is more than the node has.
     MemoryLimit {
         /// What an instance may use, in bytes.
@@ -119,7 +126,7 @@ impl Obstacle {
             Self::Taint { .. } => "taints",
             Self::Constraint { .. } => "constraints",
             Self::KeptOff { .. } | Self::MaxPerNode { .. } => "apart",
-            Self::Volume { .. } => "volumes",
+            Self::Volume { .. } | Self::VolumeMoves { .. } => "volumes",
             Self::Cpu { .. } => "cpu",
             Self::Memory { .. } | Self::MemoryLimit { .. } => "memory",
             Self::Isolation { .. } => "isolation",
@@ -144,6 +151,7 @@ impl Obstacle {
             Self::KeptOff { workload: other, rule } => format!("{other} elsewhere, or without its constraint `{rule}`"),
             Self::MaxPerNode { most } => format!("another node, or more than {most} on a node"),
             Self::Volume { volume, node: home } => format!("room on {home}, or volume `{volume}` on {node}"),
+            Self::VolumeMoves { volume, node } => format!("volume `{volume}` on {node}, where it will be in a while"),
             Self::MemoryLimit { has, .. } => format!("a memory limit of at most {}", format_bytes(*has)),
             Self::Cpu { wanted, left } => format!("{} cores more free, or reserved less", cores(wanted - left)),
             Self::Memory { wanted, left } => format!("{} more free, or reserved less", format_bytes(wanted - left)),
@@ -176,6 +184,7 @@ impl fmt::Display for Obstacle {
             Self::MaxPerNode { most: 1 } => f.write_str("a copy is there, and more may not be"),
             Self::MaxPerNode { most } => write!(f, "{most} copies are there, and more may not be"),
             Self::Volume { volume, node } => write!(f, "volume `{volume}` lies on {node}"),
+            Self::VolumeMoves { volume, node } => write!(f, "volume `{volume}` is being moved to {node}"),
             Self::MemoryLimit { wanted, has } => {
                 write!(f, "{} of memory are wanted and it has {}", format_bytes(*wanted), format_bytes(*has))
             }

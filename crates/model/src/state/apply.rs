@@ -13,6 +13,7 @@ use super::{
     secrets::{self, NewSecret},
     subnets::{self, Claim},
     tables::{AdmissionRow, EventLevel, EventRow, InstanceRow, NodeRow, RemovedNodeRow, VolumeRow, WorkloadRow},
+    volume_moves::{self, Turn},
     volumes::{self, NewVolume},
 };
 use crate::{
@@ -110,6 +111,13 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         }
         Command::BindVolume { name, node_id, at_ms } => volumes::bind(connection, name, *node_id, *at_ms)?,
         Command::RemoveVolume { name, at_ms } => volumes::remove(connection, index, name, *at_ms)?,
+        Command::MoveVolume { name, to, at_ms } => match to {
+            Some(to) => volume_moves::order(connection, index, name, *to, *at_ms)?,
+            None => volume_moves::take_back(connection, name, *at_ms)?,
+        },
+        Command::TurnVolume { name, born, turn, at_ms } => {
+            volume_moves::turn(connection, index, &Turn { name, born: *born, turn, at_ms: *at_ms })?
+        }
         Command::ForgetVolumes { node_id, gone } => {
             for (name, born) in gone {
                 VolumeRow::forget(connection, *node_id, name, *born)?;

@@ -184,6 +184,26 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A user wants a volume's data on another node, or takes that back.
+    MoveVolume {
+        /// Its name.
+        name: Name,
+        /// Where to; `None` takes back whatever was ordered.
+        to: Option<NodeId>,
+        /// When.
+        at_ms: i64,
+    },
+    /// The move of a volume takes a turn. One that comes too late changes nothing.
+    TurnVolume {
+        /// Its name.
+        name: Name,
+        /// Which order to move it: [`VolumeMove::born`](super::VolumeMove::born).
+        born: u64,
+        /// Which turn.
+        turn: MoveTurn,
+        /// When.
+        at_ms: i64,
+    },
     /// A node tells which removed volumes' data it deleted.
     ForgetVolumes {
         /// The node.
@@ -329,6 +349,8 @@ impl Command {
             | Self::CreateVolume { .. }
             | Self::BindVolume { .. }
             | Self::RemoveVolume { .. }
+            | Self::MoveVolume { .. }
+            | Self::TurnVolume { .. }
             | Self::ConfigureGpu { .. }
             | Self::ConfigureNode { .. }
             | Self::ConfigurePlacement { .. }
@@ -338,6 +360,21 @@ impl Command {
             | Self::RemoveNode { .. } => true,
         }
     }
+}
+
+/// A turn of the move of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum MoveTurn {
+    /// A copy is there: who uses the volume stops, so that the rest can follow.
+    Hold,
+    /// All of it is there and was compared: the volume lies there now.
+    Settle,
+    /// It cannot be carried out: the volume stays.
+    Fail {
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What may exist before a specification is written.

@@ -23,12 +23,13 @@ mod subnets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
+mod volume_moves;
 mod volumes;
 
 pub use apply::{Applied, apply};
 pub use command::{
-    Command, InstanceChange, InstanceMove, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind, Reply,
-    RolloutChange, Unmoved,
+    Command, InstanceChange, InstanceMove, MoveTurn, Placement, PowerAction, Preemption, PutMode, Refusal, RefusalKind,
+    Reply, RolloutChange, Unmoved,
 };
 pub use follow::{Followed, Follower};
 pub use members::useless;
@@ -43,8 +44,9 @@ pub use query::{
 pub use request::{Request, apply_request, was_applied};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    AdmissionRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow, MoveOrder, NodeRow, RegistryRow,
-    RemovedNodeRow, SecretRow, SubnetRow, TokenRow, TokenState, VersionRow, VolumeRow, WorkloadRow, applied_index,
-    placement_settings,
+    AdmissionRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow,
+    RegistryRow, RemovedNodeRow, SecretRow, SubnetRow, TokenRow, TokenState, VersionRow, VolumeMove, VolumeRow,
+    WorkloadRow, applied_index, placement_settings,
 };
+pub use volume_moves::{cannot_go, volume_is_mounted};
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

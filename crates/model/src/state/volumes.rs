@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{
     apply::Applied,
     command::{Refusal, RefusalKind, Reply},
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, SecretRow, VolumeRow, WorkloadRow},
+    tables::{EventLevel, EventRow, InstanceRow, MovePhase, NodeRow, SecretRow, VolumeMove, VolumeRow, WorkloadRow},
 };
 use crate::{
     ids::NodeId,
@@ -84,6 +84,7 @@ pub(super) fn create(connection: &Connection, index: u64, new: &NewVolume<'_>) -
         options: options.clone(),
         labels: labels.clone(),
         created_at_ms: at_ms,
+        moving: None,
     };
     row.insert(connection)?;
     let place = node.map_or_else(String::new, |node| format!(" on node {}", node.name));
@@ -121,6 +122,13 @@ pub(super) fn remove(connection: &Connection, index: u64, name: &Name, at_ms: i6
             hint: "remove these workloads first, or change them so that they do without it".into(),
         }));
     }
+    if row.moving.as_ref().is_some_and(VolumeMove::is_under_way) {
+        return Ok(Err(Refusal {
+            kind: RefusalKind::InUse,
+            message: format!("volume `{name}` is being moved to another node"),
+            hint: format!("wait until it is there, or take that back with `toft volume move {name} --cancel`"),
+        }));
+    }
     row.delete(connection)?;
     if let Some(node_id) = row.node_id {
         NodeRow::touch_assignments(connection, node_id, index)?;
@@ -148,15 +156,17 @@ fn full(connection: &Connection, new: u64) -> rusqlite::Result<Option<Refusal>> 
 }
 
 /// A number that no volume of that name had whose data may be there still.
-fn newborn(connection: &Connection, index: u64, name: &Name) -> rusqlite::Result<u64> {
+pub(super) fn newborn(connection: &Connection, index: u64, name: &Name) -> rusqlite::Result<u64> {
     Ok(VolumeRow::newest_removed(connection, name)?.map_or(index, |removed| index.max(removed + 1)))
 }
 
-/// Whether every volume of `order` lies on `node_id`, or can.
+/// Whether every volume of `order` lies on `node_id`, or can, and may be used now.
 pub(super) fn can_be_on(connection: &Connection, order: &ContainerOrder, node_id: NodeId) -> rusqlite::Result<bool> {
     for volume in order.mounts.iter().filter_map(Mount::volume) {
         let row = VolumeRow::named(connection, &volume.name)?;
-        if row.and_then(|row| row.node_id).is_some_and(|home| home != node_id) {
+        let Some(row) = row else { continue };
+        let held = row.moving.is_some_and(|moving| moving.phase == MovePhase::Held);
+        if held || row.node_id.is_some_and(|home| home != node_id) {
             return Ok(false);
         }
     }
@@ -186,6 +196,7 @@ pub(super) fn settle(
                     options: VolumeOptions::default(),
                     labels: BTreeMap::new(),
                     created_at_ms: at_ms,
+                    moving: None,
                 };
                 row.insert(connection)?;
                 tell(connection, at_ms, &volume.name, &format!("created on node {}", node.name))?;
@@ -223,6 +234,8 @@ pub struct VolumeView {
     pub users: Vec<Name>,
     /// Those of them that shall run, or may run still.
     pub running: Vec<Name>,
+    /// Name of the node it is ordered to, or was until that was given up.
+    pub moves_to: Option<Name>,
 }
 
 /// Every volume, by name.
@@ -250,11 +263,12 @@ pub struct NodeVolumes {
 
 /// The volumes of a node.
 pub fn query_node_volumes(connection: &Connection, node_id: NodeId) -> rusqlite::Result<NodeVolumes> {
-    let here = VolumeRow::all(connection)?.into_iter().filter(|row| row.node_id.is_none_or(|home| home == node_id));
-    Ok(NodeVolumes {
-        kept: here.map(|row| (row.name, row.born)).collect(),
-        removed: VolumeRow::removed_on(connection, node_id)?,
-    })
+    let all = VolumeRow::all(connection)?;
+    let here = all.iter().filter(|row| row.node_id.is_none_or(|home| home == node_id));
+    let here = here.map(|row| (row.name.clone(), row.born));
+    let comes = VolumeRow::moving_to(connection, node_id)?.into_iter();
+    let comes = comes.filter_map(|row| Some((row.name, row.moving?.born)));
+    Ok(NodeVolumes { kept: here.chain(comes).collect(), removed: VolumeRow::removed_on(connection, node_id)? })
 }
 
 fn view(row: VolumeRow, nodes: &[NodeRow], workloads: &[WorkloadRow], instances: &[InstanceRow]) -> VolumeView {
@@ -267,7 +281,9 @@ fn view(row: VolumeRow, nodes: &[NodeRow], workloads: &[WorkloadRow], instances:
     };
     let named = |name: &&Name| workloads.iter().find(|workload| workload.spec.name == **name);
     let running = users.iter().filter(|name| named(name).as_ref().is_some_and(may_run)).cloned().collect();
-    VolumeView { row, node, users, running }
+    let to = row.moving.as_ref().map(|moving| moving.to);
+    let moves_to = to.and_then(|id| nodes.iter().find(|node| node.id == id)).map(|node| node.name.clone());
+    VolumeView { row, node, users, running, moves_to }
 }
 
 /// Whether the node told that no process of it runs, and none is to.
@@ -287,7 +303,7 @@ pub(super) fn users_of(name: &Name, workloads: &[WorkloadRow], instances: &[Inst
     workloads.iter().filter(uses).map(|workload| workload.spec.name.clone()).collect()
 }
 
-fn mounts(order: &ContainerOrder, name: &Name) -> bool {
+pub(super) fn mounts(order: &ContainerOrder, name: &Name) -> bool {
     order.mounts.iter().filter_map(Mount::volume).any(|volume| volume.name == *name)
 }
 
@@ -295,7 +311,7 @@ fn tell(connection: &Connection, at_ms: i64, name: &Name, message: &str) -> rusq
     EventRow::add(connection, at_ms, EventLevel::Info, &format!("volume/{name}"), message)
 }
 
-fn not_found(name: &Name) -> Refusal {
+pub(super) fn not_found(name: &Name) -> Refusal {
     Refusal {
         kind: RefusalKind::NotFound,
         message: format!("there is no volume `{name}`"),

@@ -29,7 +29,7 @@ pub use secrets::SecretRow;
 pub use subnets::SubnetRow;
 pub use tokens::{AdmissionRow, RemovedNodeRow, TokenRow, TokenState};
 pub use versions::VersionRow;
-pub use volumes::VolumeRow;
+pub use volumes::{MovePhase, VolumeMove, VolumeRow};
 pub use workloads::WorkloadRow;
 
 use std::str::FromStr;

@@ -130,6 +130,7 @@ impl NodeRow {
             "DELETE FROM node_settings WHERE node_id = ?1",
             "DELETE FROM node_health WHERE node_id = ?1",
             "DELETE FROM mesh_nodes WHERE node_id = ?1",
+            "UPDATE volumes SET moving = NULL WHERE moving ->> 'to' = ?1",
             "UPDATE instances SET moves_to = NULL, moves_turn = NULL WHERE moves_to = ?1",
             "DELETE FROM gpus WHERE node_id = ?1",
             "DELETE FROM subnets WHERE node_id = ?1",

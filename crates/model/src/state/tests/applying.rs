@@ -44,6 +44,8 @@ fn every_command_of_the_fixtures_is_answered() {
             (Command::CreateVolume { name, .. }, Reply::Volume(row)) => assert_eq!(&row.name, name),
             (Command::BindVolume { node_id, .. }, Reply::Volume(row)) => assert_eq!(row.node_id, Some(*node_id)),
             (Command::RemoveVolume { .. } | Command::ForgetVolumes { .. }, Reply::Done) => {}
+            (Command::MoveVolume { to: None, .. }, Reply::Volume(row)) => assert_eq!(row.moving, None),
+            (Command::TurnVolume { .. }, Reply::Done) => {}
             (
                 Command::ConfigureNode { .. } | Command::ConfigurePlacement { .. } | Command::NoteNodes { .. },
                 Reply::Done,

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 27] = [
+const STORY: [&str; 29] = [
     "create_token",
     "admit_node",
     "claim_subnet",
@@ -20,6 +20,8 @@ const STORY: [&str; 27] = [
     "put_registry",
     "create_volume",
     "bind_volume",
+    "move_volume",
+    "turn_volume",
     "put_workload",
     "commit_plan",
     "report_instances",

@@ -13,4 +13,5 @@ mod reports;
 mod rollouts;
 mod secrets;
 mod subnets;
+mod volume_moves;
 mod volumes;

@@ -175,6 +175,7 @@ fn there_is_an_end_to_volumes() {
             options: VolumeOptions::default(),
             labels: BTreeMap::new(),
             created_at_ms: 1,
+            moving: None,
         };
         row.insert(&cluster.connection).unwrap();
     }

@@ -1,0 +1,133 @@
+//! Volumes that move between machines with containers.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt, symlink},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::harness::{appliance::Appliance, machine::wait_until, trio::Trio};
+
+fn trio() -> Trio {
+    let trio = Trio::of_servers();
+    for toft in &trio.nodes {
+        wait_until("every node is known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        toft.import_busybox();
+    }
+    trio
+}
+
+fn volume(toft: &Appliance, name: &str) -> Value {
+    toft.get(&format!("/api/v1/volumes/{name}?consistency=local")).good()
+}
+
+fn data(toft: &Appliance, name: &str) -> PathBuf {
+    toft.data.join("volumes").join(name).join("_data")
+}
+
+/// Runs what counts in the volume `data` on the node `n0`: each number is on the disk before the next.
+fn counting(trio: &Trio) {
+    let count = "i=$(cat /data/count 2>/dev/null || echo 0); while :; do i=$((i+1)); echo $i > /data/next; \
+                 mv /data/next /data/count; echo $i; sleep 0.05; done";
+    trio.nodes[0].good("volume create data --node n0");
+    let run = ["run", "-n", "counter", "--network", "none", "-v", "data:/data", "busybox", "sh", "-c", count];
+    let ran = trio.nodes[0].toft(&run);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+}
+
+/// Something for each kind of file, and much of it.
+fn fill(trio: &Trio, large: usize) {
+    let data = data(&trio.nodes[0], "data");
+    fs::create_dir(data.join("odd")).unwrap();
+    fs::write(data.join("odd/file"), "content").unwrap();
+    fs::hard_link(data.join("odd/file"), data.join("odd/again")).unwrap();
+    symlink("/etc/passwd", data.join("odd/link")).unwrap();
+    fs::set_permissions(data.join("odd/file"), fs::Permissions::from_mode(0o4750)).unwrap();
+    let mut dice = crate::harness::dice::Dice::of(3);
+    let noise: Vec<u8> =
+        std::iter::repeat_with(|| dice.below(u64::MAX).to_le_bytes()).take(large / 8).flatten().collect();
+    fs::write(data.join("large"), noise).unwrap();
+}
+
+fn slow(trio: &Trio, i: usize, mbytes: u32) {
+    let machine = &trio.nodes[i].machine;
+    machine.run("nft", &["add table ip slow"]);
+    machine.run("nft", &["add chain ip slow input { type filter hook input priority 0; }"]);
+    let rule =
+        format!("add rule ip slow input iifname eth0 limit rate over {mbytes} mbytes/second burst 2 mbytes drop");
+    machine.run("nft", &[&rule]);
+}
+
+#[test]
+fn a_volume_moves_with_what_uses_it_and_nothing_is_lost() {
+    let trio = trio();
+    counting(&trio);
+    fill(&trio, 24 << 20);
+    let before = fs::metadata(data(&trio.nodes[0], "data").join("odd/file")).unwrap();
+    for (bad, why) in [("n0", "lies on node n0 already"), ("nowhere", "there is no node")] {
+        let refused = trio.nodes[2].toft(&["volume", "move", "data", "--to", bad]);
+        assert!(refused.code != 0 && refused.err.contains(why), "{}", refused.err);
+    }
+    let counted = || trio.nodes[0].logs("counter").iter().filter_map(|line| line.parse::<u64>().ok()).max();
+    let acknowledged = wait_until("it counts", || counted().filter(|count| *count > 5));
+    let told = trio.nodes[2].good("volume move data --to n1");
+    assert!(told.contains("data lies on n1"), "{told}");
+    assert_eq!(volume(&trio.nodes[1], "data")["node"], "n1");
+    trio.nodes[1].instance_until("counter", "runs there", |one| one["state"] == "running" && one["node"] == "n1");
+    let there = data(&trio.nodes[1], "data");
+    let after = fs::metadata(there.join("odd/file")).unwrap();
+    assert_eq!((after.mode(), after.nlink(), after.mtime()), (before.mode(), 2, before.mtime()));
+    assert_eq!(fs::read_link(there.join("odd/link")).unwrap(), PathBuf::from("/etc/passwd"));
+    assert_eq!(fs::metadata(there.join("large")).unwrap().len(), 24 << 20);
+    let goes_on = wait_until("it goes on counting", || {
+        let count: u64 = fs::read_to_string(there.join("count")).ok()?.trim().parse().ok()?;
+        (count > acknowledged).then_some(count)
+    });
+    assert!(goes_on > acknowledged);
+    wait_until("the first copy is gone", || (!data(&trio.nodes[0], "data").exists()).then_some(()));
+    let events = trio.nodes[0].good("events");
+    assert!(
+        events.contains("is to be moved from node n0 to node n1") && events.contains("lies on node n1 now"),
+        "{events}"
+    );
+}
+
+#[test]
+fn a_move_goes_on_whoever_is_killed_and_can_be_taken_back() {
+    let mut trio = trio();
+    counting(&trio);
+    fill(&trio, 64 << 20);
+    slow(&trio, 1, 6);
+    trio.nodes[0].good("volume move data --to n1 --detach");
+    let percent = |trio: &Trio, i: usize| {
+        volume(&trio.nodes[i], "data")["moving"]["percent"].as_u64().filter(|percent| *percent > 5)
+    };
+    wait_until("it comes", || percent(&trio, 2));
+    let list = trio.nodes[2].good("volume ls");
+    assert!(list.contains("moving to n1"), "{list}");
+    for i in [1, 0] {
+        trio.nodes[i].kill();
+        thread::sleep(Duration::from_millis(500));
+        trio.nodes[i].up();
+    }
+    // Who leads may be any of them.
+    let leader = trio.leader();
+    trio.nodes[leader].kill();
+    trio.nodes[leader].up();
+    wait_until("it is there", || (volume(&trio.nodes[2], "data")["node"] == "n1").then_some(()));
+    trio.nodes[1].instance_until("counter", "runs there", |one| one["state"] == "running" && one["node"] == "n1");
+    assert_eq!(fs::metadata(data(&trio.nodes[1], "data").join("large")).unwrap().len(), 64 << 20);
+
+    slow(&trio, 2, 4);
+    trio.nodes[0].good("volume move data --to n2 --detach");
+    wait_until("it comes", || percent(&trio, 0));
+    trio.nodes[0].good("volume move data --cancel");
+    let now = volume(&trio.nodes[0], "data");
+    assert!(now["node"] == "n1" && now["moving"].is_null(), "{now}");
+    wait_until("the copy is gone", || (!data(&trio.nodes[2], "data").exists()).then_some(()));
+    assert_eq!(trio.nodes[1].instance("counter")["state"], "running");
+}
