@@ -143,10 +143,11 @@ impl Repository {
             None => around.await,
         };
         let Some((digest, nodes)) = named else { return Err(trouble) };
-        for node in nodes {
-            if let Some(document) = self.of_node(&node, &digest).await {
-                tracing::info!(image = %self.image, node = %node.name, reason = ?trouble, "what the tag stands for was learned from a node");
-                *self.by_word_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.name);
+        // Nobody else is left to ask, so that a turn is worth waiting for.
+        for waits in [false, true] {
+            if let Some((document, node)) = self.of_nodes(&nodes, &digest, waits).await {
+                tracing::info!(image = %self.image, %node, reason = ?trouble, "what the tag stands for was learned from a node");
+                *self.by_word_of.lock().unwrap_or_else(PoisonError::into_inner) = Some(node);
                 return Ok(document);
             }
         }
@@ -160,12 +161,25 @@ impl Repository {
 
     /// The manifest or index of a digest.
     pub(crate) async fn manifest(&self, digest: &str) -> Result<Document, Trouble> {
-        for node in self.around.holders(digest, None).await {
-            if let Some(document) = self.of_node(&node, digest).await {
-                return Ok(document);
+        let holders = self.around.holders(digest, None).await;
+        if let Some((document, _)) = self.of_nodes(&holders, digest, false).await {
+            return Ok(document);
+        }
+        let trouble = match self.of_registry(digest).await {
+            Ok(document) => return Ok(document),
+            Err(trouble) => trouble,
+        };
+        self.of_nodes(&holders, digest, true).await.map(|(document, _)| document).ok_or(trouble)
+    }
+
+    /// A document of the first of these nodes that gives it, and that node's name.
+    async fn of_nodes(&self, nodes: &[Neighbour], digest: &str, waits: bool) -> Option<(Document, Name)> {
+        for node in nodes {
+            if let Some(document) = self.of_node(node, digest, waits).await {
+                return Some((document, node.name.clone()));
             }
         }
-        self.of_registry(digest).await
+        None
     }
 
     /// Finds out at once which nodes have these blobs.
@@ -194,10 +208,12 @@ impl Repository {
         }
     }
 
-    /// A document that a node has; `None` when the node does not help.
-    async fn of_node(&self, node: &Neighbour, digest: &str) -> Option<Document> {
+    /// A document that a node has; `None` when the node does not help. `waits` as with [`Neighbours::read`].
+    ///
+    /// [`Neighbours::read`]: super::Neighbours::read
+    async fn of_node(&self, node: &Neighbour, digest: &str, waits: bool) -> Option<Document> {
         let read = async {
-            let mut pieces = self.around.read(node, digest, 0, false).await?;
+            let mut pieces = self.around.read(node, digest, 0, waits).await?;
             let mut bytes = Vec::new();
             while let Some(piece) = pieces.next().await {
                 bytes.extend_from_slice(&piece?);
