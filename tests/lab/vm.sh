@@ -122,10 +122,10 @@ vm_disk() {
   echo "$root.img"
 }
 
-# Builds integration tests and prints where they are: test_program PACKAGE NAME
+# Builds integration tests as all are built, so that nothing is built twice, and prints where they are: test_program NAME
 test_program() {
-  cargo test --package "$1" --test "$2" --no-run --locked --message-format=json |
-    sed -n 's/.*"name":"'"$2"'".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+  cargo test --workspace --no-run --locked --message-format=json |
+    sed -n 's/.*"name":"'"$1"'".*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
 
 # Where the test program looks for toft.
@@ -138,8 +138,8 @@ toft_path() {
 make_payload() {
   local dir=$1 deb=$2 program mesh path
   shift 2
-  program=$(test_program toft it)
-  mesh=$(test_program toft-mesh mesh)
+  program=$(test_program it)
+  mesh=$(test_program mesh)
   path=$(toft_path)
   [[ -x $program && -x $mesh ]] || { echo "the tests could not be built" >&2; return 1; }
   mkdir -p "$dir/payload" "$dir/deb"
