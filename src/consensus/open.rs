@@ -10,7 +10,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 use openraft::{SnapshotPolicy, StorageHelper, storage::RaftLogStorage};
 use rusqlite::{Connection, ErrorCode, config::DbConfig};
-use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
+use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate, schema_version};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     compact::{self, Limits},
     copy,
+    edition::rehearse_migration,
     executor::Executor,
     found::{self, OpenError, Parts},
     handle::{Handle, HandleParts},
@@ -346,6 +347,7 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, OpenError> {
         MigrateError::Sqlite { source, .. } if is_full(&source) || is_damaged(&source) => failed(source),
         source => OpenError::Version { path: path.to_owned(), source },
     })?;
+    rehearse_migration(&connection).map_err(failed)?;
     configure(&connection).map_err(failed)?;
     Ok(connection)
 }
@@ -353,7 +355,7 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, OpenError> {
 /// Keeps the file of an older version as `state.sqlite.v1`, for whoever has to go back.
 fn copy_before_migrating(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::of(path, source);
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    let version = schema_version(connection).map_err(failed)?.version;
     if version <= 0 || version >= SCHEMA_VERSION {
         return Ok(());
     }

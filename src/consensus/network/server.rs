@@ -19,6 +19,7 @@ use tonic::{
 
 use super::{
     super::{
+        edition::{self, LONGEST_VERSION},
         leader::leader,
         propose::ForwardError,
         removal::{Answer, Changed, change, remove_here},
@@ -318,6 +319,9 @@ impl Peer for Service {
         if leader(&self.raft.metrics().borrow()) != Some(self.identity.member_id) {
             return json(&Err::<(u64, Outcomes), _>(ForwardError::NotLeading));
         }
+        if !edition::all_understand(&members_now(&self.raft), &requests) {
+            return json(&Err::<(u64, Outcomes), _>(ForwardError::NotUnderstood));
+        }
         let written = self.raft.client_write(Batch(Arc::new(requests))).await;
         json(&written.map(|written| (written.log_id.index, written.data)).map_err(|error| ForwardError::of(&error)))
     }
@@ -336,6 +340,9 @@ impl Peer for Service {
     async fn announce(&self, request: Request<Message>) -> Result<Response<AnnounceAnswer>, Status> {
         let id = self.check_known(&request).await?;
         let member: Member = parse(&request.get_ref().json)?;
+        if member.edition.version.len() > LONGEST_VERSION {
+            return Err(Status::invalid_argument("the member's version is too long"));
+        }
         match members_now(&self.raft).get(&id) {
             Some(known) if known.node_id == member.node_id => {}
             _ => {

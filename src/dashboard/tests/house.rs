@@ -38,7 +38,7 @@ use uuid::Uuid;
 use crate::{
     consensus::{
         self, Opened,
-        types::{FOUNDER, Member, Role},
+        types::{FOUNDER, Member},
     },
     control::{
         ControlError, ErrorKind,
@@ -363,7 +363,7 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let node_id = NodeId(Uuid::now_v7());
         let name = "attic".parse().unwrap();
-        let founder = Member { node_id, name, address: String::new(), role: Role::Server };
+        let founder = Member { node_id, name, ..Member::default() };
         let keys = Keys::load_or_make(&dir.path().join("cluster"), FOUNDER).unwrap();
         let files = consensus::Files::under(dir.path());
         let opened = consensus::open(&files, founder, keys.transport().clone()).await.unwrap();
