@@ -72,6 +72,8 @@ impl Admission for Admissions {
         }
         match row.state(now_ms) {
             TokenState::Valid => {}
+            // Who leads has the say, by its own clock.
+            TokenState::Expired if !self.state.leads() => {}
             TokenState::Spent | TokenState::Expired if known.is_some() => {}
             state => return Err(useless(state).into()),
         }
@@ -79,7 +81,7 @@ impl Admission for Admissions {
             MemberRole::Server => Role::Server,
             MemberRole::Witness => Role::Witness,
         };
-        Ok(Offer { role, name: row.token.name, again: known.is_some() })
+        Ok(Offer { role, name: row.token.name, again: known.map(|known| known.member_id) })
     }
 
     async fn admit(&self, asked: &Asked, name: &Name, in_place_of: Option<NodeId>) -> Result<Admitted, String> {

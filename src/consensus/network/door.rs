@@ -63,8 +63,8 @@ pub struct Offer {
     pub role: Role,
     /// What it is called.
     pub name: Option<Name>,
-    /// Whether who asks was let in before, with the same key.
-    pub again: bool,
+    /// The number of who was let in before with the same key.
+    pub again: Option<MemberId>,
 }
 
 /// What a joiner is given.
@@ -165,12 +165,11 @@ impl Entrance {
         let answers = |id: &MemberId| answers(&self.raft, &self.peers, *id);
         // Who says that it is a member which is there is not.
         let itself = members.iter().find(|(_, known)| known.node_id == asked.node_id);
-        if itself.is_some_and(|(id, _)| !offer.again && answers(id)) {
+        if itself.is_some_and(|(id, _)| offer.again.is_none() && answers(id)) {
             return Err(Status::already_exists("a member with this node's id is there and answers"));
         }
         // Who heard the answer has come, and what it asked with is of no use to anybody any more.
-        let has_come = |(id, _): (&MemberId, _)| self.peers.heard(*id).is_some();
-        if offer.again && members.iter().filter(|(_, known)| known.node_id == asked.node_id).any(has_come) {
+        if offer.again.is_some_and(|id| self.peers.heard(id).is_some()) {
             return Err(denied("the machine with this key was let in before, and has come; join again with a new token".into()));
         }
         // What is in the log already has to be understood by whoever is to apply it.

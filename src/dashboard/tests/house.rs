@@ -370,7 +370,7 @@ impl House {
         let Opened { handle: state, task, .. } = opened;
         let shutdown = CancellationToken::new();
         tokio::spawn(task);
-        tokio::spawn(schedule::run(state.clone(), shutdown.clone()));
+        tokio::spawn(schedule::run(state.clone(), Box::new(BTreeMap::new), shutdown.clone()));
         let node = Arc::new(FakeNode { id: node_id.into(), ..FakeNode::default() });
         let ops = Ops::new(state, node.clone()).with_cluster_key(keys.cluster_key().clone());
         let app = router_until(ops.clone(), shutdown.clone());

@@ -24,6 +24,7 @@ mod scheduler;
 mod score;
 mod snapshot;
 mod standing;
+mod time;
 #[cfg(test)]
 mod tests;
 mod topology;
