@@ -38,7 +38,10 @@ pub(super) async fn status(client: &Client, json: bool) -> Result<i32, Failure> 
             if member.behind { format!("{} (oldest)", member.version) } else { member.version.clone() },
         ]
     };
-    output::table(&["MEMBER", "ID", "ROLE", "JOB", "ANSWERS", "LOG", "ADDRESS", "TOFT"], cluster.members.iter().map(row));
+    output::table(
+        &["MEMBER", "ID", "ROLE", "JOB", "ANSWERS", "LOG", "ADDRESS", "TOFT"],
+        cluster.members.iter().map(row),
+    );
     println!();
     println!(
         "cluster {}, term {}; this node has applied {} of {}",

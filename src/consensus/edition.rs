@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn what_is_handed_on_has_to_be_understood_by_all() {
-        let (old, new) = (request("{\"id\":1,\"command\":\"x\"}"), request("{\"id\":1,\"format\":2,\"command\":\"x\"}"));
+        let (old, new) =
+            (request("{\"id\":1,\"command\":\"x\"}"), request("{\"id\":1,\"format\":2,\"command\":\"x\"}"));
         let odd = request("{\"format\":\"x\"}");
         for formats in [&[1, 2][..], &[2, 2], &[1, 1, 3]] {
             assert!(all_understand(&members(formats), std::slice::from_ref(&old)), "{formats:?}");
@@ -167,10 +168,18 @@ mod tests {
     #[test]
     fn editions_are_ordered_by_what_they_understand() {
         let edition = |version: &str, format| Edition { version: version.into(), protocol: 1, format };
-        let ordered =
-            [Edition::default(), edition("0.9.0", 1), edition("0.10.0", 1), edition("0.10.1-next", 1), edition("0.9.9", 2)];
+        let ordered = [
+            Edition::default(),
+            edition("0.9.0", 1),
+            edition("0.10.0", 1),
+            edition("0.10.1-next", 1),
+            edition("0.9.9", 2),
+        ];
         assert!(ordered.windows(2).all(|pair| pair[0].rank() < pair[1].rank()));
-        assert_eq!(Edition::told("1.0\u{1b}[2J", 0), Edition { version: "1.0[2J".into(), protocol: PROTOCOL, format: 1 });
+        assert_eq!(
+            Edition::told("1.0\u{1b}[2J", 0),
+            Edition { version: "1.0[2J".into(), protocol: PROTOCOL, format: 1 }
+        );
         assert_eq!(Edition::told(&"9".repeat(1_000), 7).version.len(), LONGEST_VERSION);
     }
 }

@@ -85,7 +85,9 @@ fn a_node_whose_clock_is_five_minutes_off_joins_works_leads_and_is_told() {
     set_clock(&mut lan.nodes[1], "+300s");
     let token = lan.nodes[0].good("token create -q --ttl 1m");
     lan.join(1, &token);
-    wait_until("it hears the other's clock", || clock_of(&lan.nodes[1].json("node ls --json"), "a").filter(|ms| ms.abs() > 1_000));
+    wait_until("it hears the other's clock", || {
+        clock_of(&lan.nodes[1].json("node ls --json"), "a").filter(|ms| ms.abs() > 1_000)
+    });
     // A token of a minute, made by the one that is ahead.
     let token = lan.nodes[1].good("token create -q --ttl 1m --role witness");
     lan.join(2, &token);

@@ -351,7 +351,12 @@ impl Door for Recorder {
 fn members(toft: &Appliance) -> Vec<(String, String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let seen = status(toft);
-    seen["members"].as_array().unwrap().iter().map(|m| (text(&m["name"]), text(&m["node_id"]), text(&m["address"]))).collect()
+    seen["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| (text(&m["name"]), text(&m["node_id"]), text(&m["address"])))
+        .collect()
 }
 
 #[test]
@@ -363,7 +368,8 @@ fn what_a_joiner_said_said_again_by_whomever_is_refused_and_changes_nothing() {
     let pass = ticket(&a, "--role witness --uses 3");
     let read = |name: &str| fs::read_to_string(a.data.join("cluster").join(name)).unwrap();
     let authority = read("authority.pem");
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority)).domain_name("member.toft.internal");
+    let tls =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority)).domain_name("member.toft.internal");
     let identity = Identity::from_pem(format!("{}{authority}", read("member.pem")), read("member.key"));
     let heard = Arc::new(Mutex::new(Vec::new()));
     let recorder = Recorder { tls: tls.clone(), member: pass.address.clone(), heard: Arc::clone(&heard) };
@@ -401,7 +407,10 @@ fn what_a_joiner_said_said_again_by_whomever_is_refused_and_changes_nothing() {
         (JoinRequest { name: "c".into(), ..said.clone() }, "was let in before"),
         (JoinRequest { node_id: stranger.clone(), ..said.clone() }, "another node is called `b`"),
         (JoinRequest { signing_request: another_key(), ..said.clone() }, "is there and answers"),
-        (JoinRequest { signing_request: another_key(), node_id: stranger.clone(), ..said.clone() }, "another node is called `b`"),
+        (
+            JoinRequest { signing_request: another_key(), node_id: stranger.clone(), ..said.clone() },
+            "another node is called `b`",
+        ),
         (JoinRequest { role: "server".into(), ..said.clone() }, "the token is for a witness"),
         (JoinRequest { secret: said.secret.chars().rev().collect(), ..said.clone() }, "the token is not valid"),
     ];
@@ -484,7 +493,5 @@ fn a_member_that_says_to_be_another_is_refused_and_one_at_anothers_address_is_no
     nodes[0].good("run -n web --replicas 0 --no-wait toft/demo");
     nodes[1].up();
     wait_until("it says where it is", || (members(&nodes[0]) == before).then_some(()));
-    wait_until("it has what was written", || {
-        (nodes[1].json("ls --json").as_array()?.len() == 1).then_some(())
-    });
+    wait_until("it has what was written", || (nodes[1].json("ls --json").as_array()?.len() == 1).then_some(()));
 }

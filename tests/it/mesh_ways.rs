@@ -178,8 +178,10 @@ fn where_only_https_passes_a_machine_joins_and_is_reached_through_it() {
     });
     let frames = capture.end();
     let own: std::net::Ipv4Addr = outside(2).parse().unwrap();
-    let sent: Vec<_> =
-        frames.iter().filter(|frame| frame.len() > 38 && frame[12..14] == [8, 0] && frame[26..30] == own.octets()).collect();
+    let sent: Vec<_> = frames
+        .iter()
+        .filter(|frame| frame.len() > 38 && frame[12..14] == [8, 0] && frame[26..30] == own.octets())
+        .collect();
     assert!(sent.len() > 50, "it went over the switch");
     let https = |frame: &&&Vec<u8>| {
         let port = 14 + usize::from(frame[14] & 15) * 4 + 2;

@@ -167,9 +167,7 @@ fn two_of_four_boxes_are_parted_from_the_others_and_the_witness() {
     let (few, many) = if leader == 2 || leader == 3 { ([2, 3], [0, 1, 4]) } else { ([0, 1], [2, 3, 4]) };
     lan.nodes[0].good("run -n web --replicas 4 toft/demo");
     lan.run_first_on(few[0], &[0, 1, 2, 3], "run -n only --exclusive toft/demo");
-    wait_until("each has one", || {
-        (instances(&lan.nodes[0], "web")? == pairs(&["a", "b", "c", "d"])).then_some(())
-    });
+    wait_until("each has one", || (instances(&lan.nodes[0], "web")? == pairs(&["a", "b", "c", "d"])).then_some(()));
     part(&lan, &few, &many, &[0, 1, 2, 3]);
 }
 

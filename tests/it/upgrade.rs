@@ -146,7 +146,8 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
     wait_until("all know it", || (put_secret(&lan.nodes[1], "word").0 == 0).then_some(()));
     for toft in &lan.nodes {
         wait_until("all have it", || {
-            (toft.json("secret ls --json").as_array()?.len() == 1 && !toft.good("node ls").contains("oldest")).then_some(())
+            (toft.json("secret ls --json").as_array()?.len() == 1 && !toft.good("node ls").contains("oldest"))
+                .then_some(())
         });
         assert!(!toft.log().contains("does not understand entry"));
     }

@@ -11,12 +11,12 @@ use std::{
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use crate::harness::{appliance::Appliance, machine::wait_until, trio::Trio};
+use crate::harness::{appliance::Appliance, machine::wait_until, outage::all_ready, trio::Trio};
 
 fn trio() -> Trio {
     let trio = Trio::of_servers();
     for toft in &trio.nodes {
-        wait_until("every node is known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        wait_until("every node is known", || all_ready(toft, 3));
         toft.import_busybox();
     }
     trio
@@ -154,11 +154,12 @@ fn a_volume_does_not_come_to_a_disk_that_is_full_or_fills_up_and_stays_as_it_was
     fs::create_dir_all(&disk).unwrap();
     mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=48m")).unwrap();
     trio.nodes[1].up();
-    wait_until("it is back", || {
-        (trio.nodes[2].json("node ls --json")[1]["state"] == "ready").then_some(())
-    });
+    wait_until("it is back", || (trio.nodes[2].json("node ls --json")[1]["state"] == "ready").then_some(()));
     let refused = trio.nodes[2].toft(&["volume", "move", "data", "--to", "n1"]).bad(1);
-    assert!(refused.contains("could not be moved to n1: it needs 24") && refused.contains("are free there"), "{refused}");
+    assert!(
+        refused.contains("could not be moved to n1: it needs 24") && refused.contains("are free there"),
+        "{refused}"
+    );
     assert!(refused.contains("it stays where it was"), "{refused}");
     stays(&trio, &before);
 
@@ -172,9 +173,8 @@ fn a_volume_does_not_come_to_a_disk_that_is_full_or_fills_up_and_stays_as_it_was
     for size in [1 << 20, 1 << 12, 1] {
         while std::io::Write::write_all(&mut ballast, &vec![1; size]).is_ok() {}
     }
-    let failed = wait_until("it is given up", || {
-        volume(&trio.nodes[2], "data")["moving"]["failed"].as_str().map(str::to_owned)
-    });
+    let failed =
+        wait_until("it is given up", || volume(&trio.nodes[2], "data")["moving"]["failed"].as_str().map(str::to_owned));
     assert!(failed.contains("no space left on its disk") || failed.contains("are free there"), "{failed}");
     stays(&trio, &before);
     assert!(trio.nodes[2].good("events").contains("could not be moved to node n1, and stays"));

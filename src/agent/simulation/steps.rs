@@ -344,6 +344,7 @@ impl World {
         container.number += 1;
         container.order = (*order).clone();
         own.check_ports(&order)?;
+        self.check_exclusive(machine, &order)?;
         let moves = |number: usize| self.cluster.left.contains(&self.machines[number].id);
         for (number, other) in self.machines.iter().enumerate().filter(|(number, _)| !moves(*number) && !moves(machine))
         {

@@ -170,7 +170,9 @@ impl Entrance {
         }
         // Who heard the answer has come, and what it asked with is of no use to anybody any more.
         if offer.again.is_some_and(|id| self.peers.heard(id).is_some()) {
-            return Err(denied("the machine with this key was let in before, and has come; join again with a new token".into()));
+            return Err(denied(
+                "the machine with this key was let in before, and has come; join again with a new token".into(),
+            ));
         }
         // What is in the log already has to be understood by whoever is to apply it.
         let common = common_format(&members);

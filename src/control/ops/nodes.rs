@@ -7,7 +7,10 @@ use toft_model::{
     instance::InstanceReport,
     name::Name,
     node::{Inventory, NodeFacts, NodeHealth},
-    state::{AdmissionRow, Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of, query_instances},
+    state::{
+        AdmissionRow, Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of,
+        query_instances,
+    },
 };
 
 use super::{Ops, now_ms};

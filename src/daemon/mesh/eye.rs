@@ -122,9 +122,7 @@ impl MeshEye {
         if !clocks.values().any(|clock| apart(&clock)) {
             return BTreeMap::new();
         }
-        let of = |sight: MeshSight| {
-            Some((sight.node_id, clocks.get(&sight.subnet.gateway()).filter(apart)?.ahead_ms))
-        };
+        let of = |sight: MeshSight| Some((sight.node_id, clocks.get(&sight.subnet.gateway()).filter(apart)?.ahead_ms));
         panel.others().filter_map(of).collect()
     }
 

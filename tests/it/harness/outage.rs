@@ -41,6 +41,13 @@ pub fn state_of(toft: &Appliance, node: &str) -> Option<String> {
     Some(local(toft, &format!("/api/v1/nodes/{node}"))?["state"].as_str()?.to_owned())
 }
 
+/// Whether `toft` knows so many nodes, all of which are ready.
+pub fn all_ready(toft: &Appliance, count: usize) -> Option<()> {
+    let nodes = local(toft, "/api/v1/nodes")?;
+    let nodes = nodes["items"].as_array()?;
+    (nodes.len() == count && nodes.iter().all(|node| node["state"] == "ready")).then_some(())
+}
+
 /// Where the instances of a workload are, and in which state, as one node knows it; sorted.
 pub fn instances(toft: &Appliance, workload: &str) -> Option<Vec<(String, String)>> {
     let told = local(toft, &format!("/api/v1/workloads/{workload}"))?;

@@ -24,9 +24,9 @@ mod scheduler;
 mod score;
 mod snapshot;
 mod standing;
-mod time;
 #[cfg(test)]
 mod tests;
+mod time;
 mod topology;
 
 pub use choose::why_nowhere;

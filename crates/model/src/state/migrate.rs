@@ -140,7 +140,10 @@ mod tests {
         assert_eq!(migrate(&mut connection).unwrap(), SCHEMA_VERSION + 2);
         let version = schema_version(&connection).unwrap();
         assert_eq!(version, SchemaVersion { version: SCHEMA_VERSION + 2, usable_from: SCHEMA_VERSION });
-        assert_eq!((SchemaVersion::written(3), SchemaVersion::of(3)), (3, SchemaVersion { version: 3, usable_from: 3 }));
+        assert_eq!(
+            (SchemaVersion::written(3), SchemaVersion::of(3)),
+            (3, SchemaVersion { version: 3, usable_from: 3 })
+        );
     }
 
     #[test]
