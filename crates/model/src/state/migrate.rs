@@ -135,7 +135,7 @@ mod tests {
     fn a_newer_database_whose_additions_can_be_passed_over_is_used_as_it_is() {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection).unwrap();
-        let newer = SCHEMA_VERSION << 16 | (SCHEMA_VERSION + 2);
+        let newer = (SCHEMA_VERSION << 16) | (SCHEMA_VERSION + 2);
         connection.pragma_update(None, "user_version", newer).unwrap();
         assert_eq!(migrate(&mut connection).unwrap(), SCHEMA_VERSION + 2);
         let version = schema_version(&connection).unwrap();
@@ -152,7 +152,7 @@ mod tests {
         migrate(&mut connection).unwrap();
         connection.pragma_update(None, "user_version", SCHEMA_VERSION + 1).unwrap();
         assert!(matches!(migrate(&mut connection), Err(MigrateError::Newer { .. })));
-        connection.pragma_update(None, "user_version", (SCHEMA_VERSION + 1) << 16 | (SCHEMA_VERSION + 1)).unwrap();
+        connection.pragma_update(None, "user_version", ((SCHEMA_VERSION + 1) << 16) | (SCHEMA_VERSION + 1)).unwrap();
         assert!(matches!(migrate(&mut connection), Err(MigrateError::Newer { .. })));
 
         let mut foreign = Connection::open_in_memory().unwrap();
