@@ -42,6 +42,12 @@ pub(super) struct LeaseClock {
     answered: bool,
 }
 
+impl LeaseClock {
+    pub(super) fn is_over(self, now: i64) -> bool {
+        now >= self.until
+    }
+}
+
 impl World {
     /// Decides which machine goes for good, if one does.
     pub(super) fn plan_loss(&mut self) {
@@ -128,14 +134,18 @@ impl World {
 }
 
 impl World {
-    /// What is exclusive has no other process of its copy anywhere, whatever befell the machines.
+    /// What is exclusive has no other process of its copy anywhere, whatever befell the machines; but a daemon that was away just then
+    /// can have stopped nothing.
     pub(super) fn check_exclusive(&self, machine: usize, order: &Assignment) -> Result<(), String> {
         let copy = |order: &Assignment| (order.workload_id, order.ordinal);
         for (number, other) in self.machines.iter().enumerate().filter(|(number, _)| *number != machine) {
+            if other.daemon.is_none() || !other.lease.answered {
+                continue;
+            }
             let twice = other.containers.iter().find(|(_, container)| {
                 copy(&container.order) == copy(order)
                     && (container.order.container.exclusive || order.container.exclusive)
-                    && matches!(container.task, TaskState::Created { .. } | TaskState::Running { .. })
+                    && matches!(container.task, TaskState::Running { .. })
             });
             if let Some((id, _)) = twice {
                 let (name, own) = (order.instance_name(), order.instance_id);

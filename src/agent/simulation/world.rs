@@ -442,6 +442,11 @@ impl World {
             86..=93 => (Trouble::ImagesMissing(machine), 5_000),
             _ => (Trouble::DiskFull(machine), 4_000),
         };
+        let wait = self.dice.number(200, 5_000);
+        self.after(wait, Event::Trouble);
+        if self.machines[machine].lost.is_some() {
+            return;
+        }
         self.note(|| format!("TROUBLE {trouble:?}"));
         let containers_too = self.dice.chance(15);
         let step_back = self.dice.number(-20_000, 20_000);
@@ -464,8 +469,6 @@ impl World {
         }
         let lasts = self.dice.number(50, longest);
         self.after(lasts, Event::TroubleEnds(trouble));
-        let wait = self.dice.number(200, 5_000);
-        self.after(wait, Event::Trouble);
     }
 
     fn trouble_ends(&mut self, trouble: Trouble) {
