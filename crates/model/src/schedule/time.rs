@@ -13,17 +13,8 @@ pub(super) struct Time<'a> {
 }
 
 impl Time<'_> {
-    fn ahead_ms(&self, node: NodeId) -> i64 {
-        self.ahead_ms.get(&node).copied().unwrap_or(0)
-    }
-
-    /// What a node's clock says now.
-    pub(super) fn at(&self, node: NodeId) -> i64 {
-        self.now_ms.saturating_add(self.ahead_ms(node))
-    }
-
     /// What the clock here says when a node's says `there_ms`.
     pub(super) fn here(&self, node: NodeId, there_ms: i64) -> i64 {
-        there_ms.saturating_sub(self.ahead_ms(node))
+        there_ms.saturating_sub(self.ahead_ms.get(&node).copied().unwrap_or(0))
     }
 }

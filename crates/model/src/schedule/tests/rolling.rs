@@ -276,7 +276,7 @@ fn an_instance_on_a_node_whose_clock_is_wrong_works_by_that_clock() {
         tell(&mut cluster, "two", InstanceState::Running { pid: 7, since_ms }, |_| ());
         let snapshot = query_snapshot(&cluster.connection).unwrap();
         let mut scheduler = Scheduler::of(&snapshot);
-        let mut goes_on = |scheduler: &mut Scheduler, now_ms: i64| {
+        let goes_on = |scheduler: &mut Scheduler, now_ms: i64| {
             !scheduler.plan(now_ms, &mut || InstanceId(uuid::Uuid::from_u128(77))).placements.is_empty()
         };
         let works_at = cluster.now_ms() + 5_000;
