@@ -83,7 +83,8 @@ pub(super) fn candidates(
         let candidate = Candidate {
             role: member.role,
             votes: voting.contains(id),
-            answers: is_me || peers.heard_within(*id, silence),
+            // Who was let in and never came gets no vote, though it may yet come.
+            answers: is_me || peers.heard_within(*id, silence) && (voting.contains(id) || peers.heard(*id).is_some()),
             ready: is_me || matched + BEHIND >= last,
         };
         (*id, candidate)

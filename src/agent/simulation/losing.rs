@@ -144,7 +144,7 @@ impl World {
             }
             let twice = other.containers.iter().find(|(_, container)| {
                 copy(&container.order) == copy(order)
-                    && (container.order.container.exclusive || order.container.exclusive)
+                    && (container.order.container.exclusive && order.container.exclusive)
                     && matches!(container.task, TaskState::Running { .. })
             });
             if let Some((id, _)) = twice {

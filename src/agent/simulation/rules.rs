@@ -42,7 +42,12 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
         return Err("there is a workload that nobody asked for".into());
     }
     let twins: BTreeSet<_> = snapshot.instances.iter().map(|row| (row.workload_id, row.ordinal)).collect();
-    if snapshot.instances.iter().any(|row| row.moves_to.is_some()) && twins.len() == snapshot.instances.len() {
+    // On a node that is lost, or to one, a move has its end when the node returns.
+    let moves = |row: &InstanceRow| {
+        row.moves_to.as_ref().is_some_and(|order| !is_lost(order.node_id, &snapshot))
+            && !is_lost(row.node_id, &snapshot)
+    };
+    if snapshot.instances.iter().any(moves) && twins.len() == snapshot.instances.len() {
         return Err("an order to move has no end, although no successor is on its way".into());
     }
     for row in &snapshot.instances {
@@ -65,13 +70,17 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
 /// The right copies of the newest specification exist, or a true reason says why not.
 fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
     let name = &workload.spec.name;
-    let gone = |row: &&InstanceRow| row.desired == Desired::Removed && is_lost(row.node_id, snapshot);
+    // Of those that are waited for, nobody knows that they are gone.
+    let waited_for = workload.spec.on_node_loss == Some(OnNodeLoss::Wait);
+    let gone = |row: &&InstanceRow| row.desired == Desired::Removed && is_lost(row.node_id, snapshot) && !waited_for;
     let own: Vec<_> = snapshot.instances.iter().filter(|row| row.workload_id == workload.id && !gone(row)).collect();
     let mut outdated = false;
     for row in own.iter().filter(|row| is_lost(row.node_id, snapshot)) {
         // Who is waited for has its place; the others have a successor, or there is none for it.
         let successor = own.iter().any(|other| other.ordinal == row.ordinal && other.id != row.id);
-        let waits = workload.spec.on_node_loss == Some(OnNodeLoss::Wait) || workload.desired != Desired::Running;
+        let state = row.report.as_ref().and_then(|report| report.state.as_ref());
+        let down = matches!(state, Some(InstanceState::Finished { .. } | InstanceState::Stopped { .. }));
+        let waits = waited_for || down || workload.desired != Desired::Running;
         outdated |= !waits && !successor;
         let taker = snapshot.nodes.iter().find(|node| could_take(node, &workload.spec, snapshot, 0));
         if !waits
