@@ -126,6 +126,7 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
         let began = applied(&lan.nodes[leader]).unwrap();
         lan.leader_among(&[leader]);
         outgrow(&lan.nodes[leader]);
+        println!("{} leads after it wrote much", name(lan.leader_among(&[0, 1, 2])));
         wait_until("the log is short", || (newest_snapshot(&lan.nodes[leader]) > began + 560).then_some(()));
         let ends = applied(&lan.nodes[leader]).unwrap();
         lan.nodes[away].up();
