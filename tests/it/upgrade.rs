@@ -78,13 +78,18 @@ fn newest_snapshot(toft: &Appliance) -> u64 {
 
 #[test]
 fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused() {
-    let mut lan = Lan::start(&["server", "server", "witness"]);
+    let mut lan = Lan::prepare(&["server", "server", "witness", "witness", "witness"]);
+    lan.nodes[0].up();
+    for (i, role) in [(1, "server"), (2, "witness")] {
+        let token = lan.nodes[0].good(&format!("token create -q --role {role}"));
+        lan.join(i, &token);
+    }
     lan.until_voters(3);
     lan.until_ready(&[0, 1]);
     assert!(!lan.nodes[0].good("node ls").contains("oldest"));
     upgrade(&mut lan.nodes[1]);
     lan.until_ready(&[0, 1]);
-    for toft in &lan.nodes {
+    for toft in &lan.nodes[..3] {
         let told = wait_until("the versions are told", || {
             let status = local(toft, "/api/v1/cluster")?;
             let format = |i: usize| status["members"][i]["format"].as_u64();
@@ -103,7 +108,7 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
     // What both know, whoever is asked and whoever leads.
     for leader in [1, 0] {
         lead(&mut lan, leader);
-        for (i, toft) in lan.nodes.iter().enumerate() {
+        for (i, toft) in lan.nodes[..3].iter().enumerate() {
             toft.good(&format!("run -n web-{leader}-{i} --replicas 2 toft/demo"));
             assert_eq!(running_on(toft, &format!("web-{leader}-{i}")).unwrap(), ["a", "b"]);
             toft.good(&format!("volume create data-{leader}-{i} --node b"));
@@ -119,22 +124,26 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
         assert!(after.iter().zip(before).all(|(after, before)| after - before < 50), "{before:?} {after:?}");
     }
 
-    // The whole state from the new to the old, and from the old to the new.
-    for (leader, away) in [(1, 2), (0, 1)] {
+    // The whole state from the new to the old, and from the old to the new: who joins when the log is short gets it.
+    for (leader, joiner) in [(1, 3), (0, 4)] {
         lead(&mut lan, leader);
-        lan.nodes[away].stop();
+        assert_eq!(has_the_next_table(&lan.nodes[leader]), Some(leader == 1));
         let began = applied(&lan.nodes[leader]).unwrap();
-        lan.leader_among(&[leader]);
         outgrow(&lan.nodes[leader]);
-        println!("{} leads after it wrote much", name(lan.leader_among(&[0, 1, 2])));
         wait_until("the log is short", || (newest_snapshot(&lan.nodes[leader]) > began + 560).then_some(()));
+        assert_eq!(lan.leader_among(&[0, 1, 2]), leader, "another one came to lead");
         let ends = applied(&lan.nodes[leader]).unwrap();
-        lan.nodes[away].up();
-        wait_until("who was away has it all", || applied(&lan.nodes[away]).filter(|applied| *applied >= ends));
-        assert!(newest_snapshot(&lan.nodes[away]) > began + 560, "it came in a snapshot");
-        // Who is old keeps what the new one added, and who is new adds it again.
-        wait_until("the tables", || has_the_next_table(&lan.nodes[away])?.then_some(()));
-        let seen = local(&lan.nodes[away], "/api/v1/workloads/pad").unwrap();
+        if joiner == 4 {
+            lan.nodes[4].set_variables(&[("TOFT_REHEARSE_NEXT", NEW)]);
+        }
+        let token = lan.nodes[leader].good("token create -q --role witness");
+        lan.join(joiner, &token);
+        let joined = &lan.nodes[joiner];
+        wait_until("it has it all", || applied(joined).filter(|applied| *applied >= ends));
+        assert!(newest_snapshot(joined) > began + 560, "it came in a snapshot");
+        // Who is old keeps what the new one added, and who is new adds it by itself.
+        assert_eq!(has_the_next_table(joined), Some(true));
+        let seen = local(joined, "/api/v1/workloads/pad").unwrap();
         assert_eq!(seen["spec"]["env"]["I"], "49", "{}", seen["generation"]);
     }
     lan.nodes[2].good("scale web-0-0=3 --no-wait");
@@ -144,6 +153,7 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
     let (code, told) = put_secret(&lan.nodes[1], "word");
     assert!(code == 1 && told.contains("upgrade toft on `c`"), "{told}");
     upgrade(&mut lan.nodes[2]);
+    upgrade(&mut lan.nodes[3]);
     wait_until("all know it", || (put_secret(&lan.nodes[1], "word").0 == 0).then_some(()));
     for toft in &lan.nodes {
         wait_until("all have it", || {
