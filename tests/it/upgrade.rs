@@ -37,21 +37,16 @@ fn applied(toft: &Appliance) -> Option<u64> {
     local(toft, "/api/v1/cluster")?["applied"].as_u64()
 }
 
-/// Who leads hands over until `i` does. The first three vote.
+/// Kills who leads until `i` does. The first three vote.
 fn lead(lan: &mut Lan, i: usize) {
-    let others: Vec<usize> = (0..3).filter(|other| *other != i).collect();
-    for _ in 0..5 {
+    for _ in 0..20 {
         let leader = lan.leader_among(&[0, 1, 2]);
         if leader == i {
             return;
         }
-        // Where one of three is away, there is only one left to hand over to.
-        let other = others[usize::from(others[0] == leader)];
-        lan.nodes[other].stop();
-        lan.leader_among(&[i, leader]);
-        lan.nodes[leader].stop();
-        lan.nodes[other].up();
-        lan.leader_among(&[i, other]);
+        lan.nodes[leader].kill();
+        let others: Vec<usize> = (0..3).filter(|other| *other != leader).collect();
+        lan.leader_among(&others);
         lan.nodes[leader].up();
     }
     panic!("{} does not come to lead", name(i));
