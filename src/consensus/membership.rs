@@ -186,7 +186,9 @@ pub(super) async fn yield_when_full(raft: Raft, peers: Arc<Peers>, space: Arc<Sp
             continue;
         }
         tracing::warn!("this member leads, and its disk is full: another one is asked to");
+        peers.set_yielding(true);
         hand_over(&raft, &peers).await;
+        peers.set_yielding(false);
         raft.runtime_config().heartbeat(true);
         tokio::time::sleep(YIELD_AGAIN).await;
     }

@@ -103,6 +103,7 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
     // What both know, whoever is asked and whoever leads.
     for leader in [1, 0] {
         lead(&mut lan, leader);
+        lan.until_ready(&[0, 1]);
         for (i, toft) in lan.nodes[..3].iter().enumerate() {
             toft.good(&format!("run -n web-{leader}-{i} --replicas 2 toft/demo"));
             assert_eq!(running_on(toft, &format!("web-{leader}-{i}")).unwrap(), ["a", "b"]);
