@@ -28,6 +28,7 @@ use crate::{
     cluster::status,
     harness::{
         appliance::Appliance,
+        lan::Lan,
         machine::{Machine, wait_until},
     },
     joining::{Ticket, join, lone, ticket},
@@ -443,22 +444,10 @@ fn what_a_joiner_said_said_again_by_whomever_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_member_that_says_to_be_another_is_refused_and_one_at_anothers_address_is_not_taken_for_it() {
-    let machine = Machine::new();
-    // Each says where it is, and does not learn it from those who come.
-    let mut nodes = [("a", 7511), ("b", 7512), ("c", 7513)].map(|(name, port)| {
-        let toft = lone(&machine, name, "witness");
-        let file = toft.data.join("toft.toml");
-        let text = fs::read_to_string(&file).unwrap();
-        fs::write(file, format!("{text}bind = \"127.0.0.1:{port}\"\n")).unwrap();
-        toft
-    });
-    nodes.iter_mut().for_each(Appliance::up);
-    let pass = ticket(&nodes[0], "--role witness --uses 2");
-    for node in &nodes[1..] {
-        join(node, &pass).good();
-    }
-    let votes = || status(&nodes[0])["members"].as_array().unwrap().iter().filter(|m| m["votes"] == true).count();
-    wait_until("all vote", || (votes() == 3).then_some(()));
+    let mut lan = Lan::start(&["witness", "witness", "witness"]);
+    lan.until_voters(3);
+    wait_until("the first one leads", || (lan.leader_among(&[0, 1, 2]) == 0).then_some(()));
+    let nodes = &mut lan.nodes;
     let stolen = steal(&nodes[1].data.join("cluster"), &nodes[1]);
     let seen = status(&nodes[0]);
     let of = |i: usize, what: &str| seen["members"][i][what].as_str().unwrap().to_owned();
@@ -476,8 +465,8 @@ fn a_member_that_says_to_be_another_is_refused_and_one_at_anothers_address_is_no
     let at_c = says(&b, "b", &of(2, "address"));
     let before = members(&nodes[0]);
     nodes[1].kill();
-    let leader = pass.address.clone();
-    let asked = machine.spawn(move || {
+    let leader = of(0, "address");
+    let asked = lan.switch.spawn(move || {
         runtime().block_on(async {
             let mut peer = stolen.dial(&leader).await;
             for (lie, code) in lies {
