@@ -216,6 +216,10 @@ impl Executor {
                 let attached = unwanted.run_until_cancelled(self.audience.first(id, FOR_THE_FIRST)).await;
                 attached.ok_or_else(|| StartError::Other("another order came before anybody attached".to_owned()))?;
             }
+            // Another may start elsewhere before long.
+            if assignment.container.exclusive && unwanted.is_cancelled() {
+                return Err(StartError::Other("another order came before it started".to_owned()));
+            }
             Ok(self.runtime.start_task(id).await?)
         };
         if let Err(error) = started.await {

@@ -146,6 +146,11 @@ impl Agent {
                 changed = lease.changed() => {
                     if changed.is_err() { break }
                     let now = *lease.borrow_and_update();
+                    if now == Lease::Over {
+                        // What is on its way to a start has to end as well.
+                        let exclusive = self.starting.values().filter(|(order, _)| order.container.exclusive);
+                        exclusive.for_each(|(_, unwanted)| unwanted.cancel());
+                    }
                     self.keeper().lease_is(now, now_ms());
                 }
                 _ = resync.tick() => self.compare().await,

@@ -26,7 +26,7 @@ use toft_model::{
     log::LogStream,
     node::{Inventory, NodeSettings},
     schedule::PlacementSettings,
-    state::{EventRow, InstanceView, NodeRow, WorkloadView},
+    state::{AdmissionRow, EventRow, InstanceView, NodeRow, WorkloadView},
     workload::{Health, Rollout, WorkloadSpec},
 };
 use utoipa::ToSchema;
@@ -183,19 +183,23 @@ pub struct Node {
     /// What an hour of it costs: its price, or its watts at the cluster's price of electricity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_per_hour: Option<f64>,
-    /// When it last registered.
-    pub registered_at: String,
-    /// Where it stands: `ready`, `cordoned`, `draining`, `away` (toft is restarted there), `unreachable` (not heard of for a
-    /// moment) or `down`.
+    /// When it last registered; absent while it is joining.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered_at: Option<String>,
+    /// Where it stands: `joining` (let in, and not heard of since: what it has is not known), `ready`, `cordoned`, `draining`,
+    /// `away` (toft is restarted there), `unreachable` (not heard of for a moment) or `down`.
     #[serde(default)]
     pub state: String,
-    /// Since when it is heard of, or not; absent when that never changed.
+    /// Since when it is heard of, or not, or was let in; absent when that never changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_since: Option<String>,
     /// Milliseconds by which its clock is ahead of what most nodes' clocks say; with two nodes, of the clock of the one that is
     /// asked. Absent when it did not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_ahead_ms: Option<i64>,
+    /// Whether it runs an older toft than another member. What it does not know is not done anywhere until it is upgraded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub behind: bool,
 }
 
 /// The members that share the state, as the node that answers sees them.
@@ -242,6 +246,15 @@ pub struct Member {
     pub answers: Option<bool>,
     /// End of its log, if known.
     pub log_end: Option<u64>,
+    /// Version of toft there; empty when it never told.
+    #[serde(default)]
+    pub version: String,
+    /// Newest format of commands that it understands.
+    #[serde(default)]
+    pub format: u32,
+    /// Whether that is an older toft than another member's. What it does not know is not done anywhere until it is upgraded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub behind: bool,
 }
 
 impl From<ClusterStatus> for Cluster {
@@ -259,6 +272,9 @@ impl From<ClusterStatus> for Cluster {
             role: member.role.to_owned(),
             votes: member.votes,
             log_end: member.log_end,
+            version: member.version,
+            format: member.format,
+            behind: member.behind,
         });
         Self {
             members: members.collect(),
@@ -468,7 +484,27 @@ impl Node {
             builtin_labels: row.inventory.labels(),
             settings: row.settings,
             inventory: row.inventory,
-            registered_at: time(row.registered_at_ms),
+            registered_at: Some(time(row.registered_at_ms)),
+            behind: false,
+        }
+    }
+
+    /// Of one that was let in and has not told yet what it is.
+    pub fn joining(row: AdmissionRow) -> Self {
+        Self {
+            state: "joining".to_owned(),
+            heard_since: Some(time(row.at_ms)),
+            clock_ahead_ms: None,
+            watts: None,
+            cost_per_hour: None,
+            name: row.name.to_string(),
+            id: row.node_id.to_string(),
+            labels: row.labels,
+            builtin_labels: BTreeMap::new(),
+            settings: NodeSettings::default(),
+            inventory: Inventory::default(),
+            registered_at: None,
+            behind: false,
         }
     }
 }

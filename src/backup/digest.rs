@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use rusqlite::{Connection, OpenFlags, types::ValueRef};
 use sha2::{Digest, Sha256};
-use toft_model::state::applied_index;
+use toft_model::state::{applied_index, schema_version};
 
 use super::BackupError;
 
@@ -37,7 +37,7 @@ pub(super) fn examine(path: &Path) -> Result<Result<Facts, String>, BackupError>
 }
 
 fn facts(connection: &Connection) -> rusqlite::Result<Facts> {
-    let schema_version = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let schema_version = schema_version(connection)?.version;
     let mut names = connection
         .prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' ORDER BY name")?;
     let found = names.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?;

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     consensus::{
         self, Files, Handle,
-        types::{FOUNDER, Member, Role},
+        types::{FOUNDER, Member},
     },
     enroll::Keys,
 };
@@ -39,7 +39,7 @@ const PASSPHRASE: &str = "correct horse battery";
 async fn open(data: &Path) -> Handle {
     let keys = Keys::load_or_make(&data.join("cluster"), FOUNDER).unwrap();
     let node_id = Node::id().parse().unwrap();
-    let me = Member { node_id, name: "box".parse().unwrap(), address: String::new(), role: Role::Server };
+    let me = Member { node_id, name: "box".parse().unwrap(), ..Member::default() };
     let opened = consensus::open(&Files::under(data), me, keys.transport().clone()).await.unwrap();
     tokio::spawn(opened.task);
     opened.handle

@@ -35,9 +35,13 @@ pub(super) async fn status(client: &Client, json: bool) -> Result<i32, Failure> 
             member.answers.map_or("-", |answers| if answers { "yes" } else { "no" }).to_owned(),
             member.log_end.map_or_else(|| "-".to_owned(), |end| end.to_string()),
             member.address.clone(),
+            if member.behind { format!("{} (oldest)", member.version) } else { member.version.clone() },
         ]
     };
-    output::table(&["MEMBER", "ID", "ROLE", "JOB", "ANSWERS", "LOG", "ADDRESS"], cluster.members.iter().map(row));
+    output::table(
+        &["MEMBER", "ID", "ROLE", "JOB", "ANSWERS", "LOG", "ADDRESS", "TOFT"],
+        cluster.members.iter().map(row),
+    );
     println!();
     println!(
         "cluster {}, term {}; this node has applied {} of {}",

@@ -42,7 +42,8 @@ fn clocks(nodes: &[Node]) -> Check {
 
 fn versions(nodes: &[Node]) -> Check {
     let mut of: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for node in nodes {
+    // Of one that is joining nobody knows it yet.
+    for node in nodes.iter().filter(|node| node.registered_at.is_some()) {
         of.entry(&node.inventory.version).or_default().push(&node.name);
     }
     let (verdict, message, fix) = match of.keys().copied().collect::<Vec<_>>()[..] {

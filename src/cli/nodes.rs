@@ -38,17 +38,19 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
         header.extend(skewed.then_some("CLOCK"));
         let rows = nodes.iter().map(|node| {
             let inventory = &node.inventory;
+            // Of one that is joining nothing is known yet.
+            let known = node.registered_at.is_some();
             let mut row = vec![
                 node.name.clone(),
                 node.state.clone(),
-                inventory.cpus.to_string(),
-                output::bytes(inventory.memory_bytes),
+                if known { inventory.cpus.to_string() } else { "-".to_owned() },
+                if known { output::bytes(inventory.memory_bytes) } else { "-".to_owned() },
                 inventory.os.clone(),
                 inventory.kernel.clone(),
                 inventory.runtime.clone(),
                 inventory.isolation.join(", "),
                 inventory.subnet.map(|subnet| subnet.to_string()).unwrap_or_default(),
-                inventory.version.clone(),
+                if node.behind { format!("{} (oldest)", inventory.version) } else { inventory.version.clone() },
             ];
             row.extend(skewed.then(|| skew(node).unwrap_or_else(|| "-".to_owned())));
             row
@@ -78,6 +80,7 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
         Ok(facts) => Some(facts),
         // It is away; what it said when it registered is known.
         Err(failure) if failure.is("conflict") || failure.is("unavailable") => None,
+        Err(_) if node.registered_at.is_none() => None,
         Err(failure) => return Err(failure),
     };
     if json {
@@ -99,13 +102,20 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
     lines.extend(said(&node));
     match facts {
         Some(facts) => lines.extend(machine(&facts)),
-        None => lines.extend(registered(&node.inventory)),
+        None if node.registered_at.is_some() => lines.extend(registered(&node.inventory)),
+        None => {
+            print!("{}", columns(&lines));
+            return Ok(0);
+        }
+    }
+    if node.behind {
+        lines.push(("", "older than other members' toft: upgrade it".to_owned()));
     }
     let gpus = facts_gpus.unwrap_or(node.inventory.gpus);
     lines.extend(gpus.iter().enumerate().map(|(place, gpu)| gpu_line(place, gpu)));
     let subnet = node.inventory.subnet.map_or_else(|| "none".to_owned(), |subnet| subnet.to_string());
     lines.push(("Container network", subnet));
-    lines.push(("Registered", format!("{} ago", output::age(&node.registered_at))));
+    lines.extend(node.registered_at.iter().map(|at| ("Registered", format!("{} ago", output::age(at)))));
     print!("{}", columns(&lines));
     Ok(0)
 }

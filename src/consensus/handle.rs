@@ -7,6 +7,7 @@ use rusqlite::Connection;
 use serde_json::value::to_raw_value;
 use toft_model::{
     ids::{NodeId, RequestId},
+    name::Name,
     state::{Command, Refusal, Reply, Request},
 };
 use tokio::{
@@ -18,6 +19,7 @@ use uuid::Uuid;
 
 use super::{
     copy::{CopyError, copy},
+    edition,
     leader::{Leadership, SILENCE, leader},
     network::{CallError, MemberChannel, Offered, Peers, Services, members_now},
     propose::{Proposal, Stage},
@@ -59,6 +61,14 @@ pub enum ProposeError {
     /// The daemon is shutting down.
     #[error("the appliance is shutting down")]
     Closed,
+    /// A member runs an older toft, which would not understand the command. Nobody has been handed it.
+    #[error("node `{node}` runs toft {version}, which does not know this yet")]
+    NotUnderstood {
+        /// The member's name.
+        node: Name,
+        /// What it runs.
+        version: String,
+    },
     /// The members that answer are no majority. Nobody has been handed the command, and nobody will be.
     #[error("the cluster has no leader now, so nothing can be changed")]
     NoLeader,
@@ -146,23 +156,11 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
+    pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Arc<Space>) -> Self {
         let HandleParts { raft, peers, services, identity, proposals, leadership } = parts;
         let (readers, applied, schedule) = (Arc::clone(state.readers()), state.applied(), state.schedule());
         let written = state.written().clone();
-        Self {
-            raft,
-            peers,
-            services,
-            identity,
-            readers,
-            applied,
-            schedule,
-            written,
-            proposals,
-            leadership,
-            space: Arc::new(space),
-        }
+        Self { raft, peers, services, identity, readers, applied, schedule, written, proposals, leadership, space }
     }
 
     /// Applies a command. When this returns `Ok`, a majority of the members has it on disk and reads here see it.
@@ -175,6 +173,8 @@ impl Handle {
         if !self.space.takes(&request.command) {
             return Err(ProposeError::DiskFull);
         }
+        let format = edition::format_of(&request.command);
+        let request = Request { format, ..request };
         let request = to_raw_value(&request).map_err(|e| ProposeError::Storage(e.to_string()))?;
         let bytes = request.get().len();
         if bytes > LARGEST {
@@ -187,7 +187,7 @@ impl Handle {
         let (answer, reply) = oneshot::channel();
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let exchange = async {
-            let proposal = Proposal { request, deadline, stage: stage.clone(), answer };
+            let proposal = Proposal { request, format, deadline, stage: stage.clone(), answer };
             self.proposals.send(proposal).await.map_err(|_| ProposeError::Closed)?;
             reply.await.map_err(|_| ProposeError::Closed)?
         };

@@ -7,6 +7,7 @@
 
 mod compact;
 mod copy;
+mod edition;
 mod executor;
 mod found;
 mod handle;
@@ -25,6 +26,7 @@ pub(crate) mod tests;
 pub mod types;
 
 pub use copy::CopyError;
+pub use edition::Edition;
 pub use found::{OpenError, adopt, detach};
 pub use handle::{ClusterStatus, Handle, MemberStatus, NotCurrent, ProposeError};
 pub use open::{Door, Files, Opened, open};

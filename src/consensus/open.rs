@@ -10,7 +10,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 use openraft::{SnapshotPolicy, StorageHelper, storage::RaftLogStorage};
 use rusqlite::{Connection, ErrorCode, config::DbConfig};
-use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate};
+use toft_model::state::{MigrateError, SCHEMA_VERSION, migrate, schema_version};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot, watch},
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     compact::{self, Limits},
     copy,
+    edition::rehearse_migration,
     executor::Executor,
     found::{self, OpenError, Parts},
     handle::{Handle, HandleParts},
@@ -194,14 +195,15 @@ pub(super) async fn start(
         proposals,
         leadership: leadership.clone(),
     };
-    let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
+    let space = Arc::new(Space::of(folder, [log_waiting, state_waiting]));
+    let handle = Handle::new(parts, &state, Arc::clone(&space));
     drop((log, state));
     replay(&raft).await?;
     let runtime = executor.handle().clone();
     let door = Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, services, runtime };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
-    let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);
+    let running = run(Running { raft, peers, space, me, limits }, proposing, watching, size, [log_end, state_end]);
     let task = async move {
         executor.run(running).await;
     }
@@ -231,6 +233,7 @@ pub(super) async fn lead_no_longer(log: &LogStore, state: &StateMachine, me: Mem
 struct Running {
     raft: Raft,
     peers: Arc<Peers>,
+    space: Arc<Space>,
     me: Member,
     limits: Limits,
 }
@@ -242,13 +245,14 @@ async fn run(
     size: watch::Receiver<LogSize>,
     ends: [oneshot::Receiver<()>; 2],
 ) {
-    let Running { raft, peers, me, limits } = running;
+    let Running { raft, peers, space, me, limits } = running;
     let [mut log_end, mut state_end] = ends;
     let mut proposing = std::pin::pin!(proposing);
     let failed = tokio::select! {
         () = &mut proposing => false,
         () = compact::run(raft.clone(), size, limits) => true,
         () = membership::keep(raft.clone(), Arc::clone(&peers), me) => true,
+        () = membership::yield_when_full(raft.clone(), Arc::clone(&peers), space) => true,
         () = watching => true,
         () = failure(raft.clone()) => true,
         _ = &mut log_end => {
@@ -346,6 +350,7 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, OpenError> {
         MigrateError::Sqlite { source, .. } if is_full(&source) || is_damaged(&source) => failed(source),
         source => OpenError::Version { path: path.to_owned(), source },
     })?;
+    rehearse_migration(&connection).map_err(failed)?;
     configure(&connection).map_err(failed)?;
     Ok(connection)
 }
@@ -353,7 +358,7 @@ pub(super) fn prepare(path: &Path) -> Result<Connection, OpenError> {
 /// Keeps the file of an older version as `state.sqlite.v1`, for whoever has to go back.
 fn copy_before_migrating(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::of(path, source);
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(failed)?;
+    let version = schema_version(connection).map_err(failed)?.version;
     if version <= 0 || version >= SCHEMA_VERSION {
         return Ok(());
     }

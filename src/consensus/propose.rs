@@ -13,16 +13,17 @@ use futures_util::future::join_all;
 use openraft::error::{ClientWriteError, RaftError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use toft_model::state::Applied;
+use toft_model::state::{Applied, FIRST_FORMAT};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
 use super::{
+    edition,
     handle::ProposeError,
     leader::{Leader, Leadership},
-    network::{CallError, Peers},
+    network::{CallError, Peers, members_now},
     types::{Batch, Member, MemberId, Outcomes, Raft},
 };
 
@@ -42,6 +43,9 @@ pub(super) enum ForwardError {
     /// It did not lead, and wrote nothing down.
     #[error("the member does not lead")]
     NotLeading,
+    /// Some member would not understand it; nothing was written down.
+    #[error("not all members understand it")]
+    NotUnderstood,
     /// It lost the lead after it may have written the batch down.
     #[error("the member has lost the lead")]
     Displaced,
@@ -97,6 +101,8 @@ impl Stage {
 /// A request with the place its answer goes to.
 pub(super) struct Proposal {
     pub(super) request: Box<RawValue>,
+    /// What members have to understand to apply it.
+    pub(super) format: u32,
     pub(super) deadline: Instant,
     pub(super) stage: Stage,
     pub(super) answer: oneshot::Sender<Result<Applied, ProposeError>>,
@@ -171,7 +177,9 @@ fn cut(waiting: Vec<Proposal>) -> Vec<Vec<Proposal>> {
 async fn fly(way: &Way, mut proposals: Vec<Proposal>) {
     let deadline = proposals.iter().map(|proposal| proposal.deadline).max().unwrap_or_else(Instant::now);
     let outcome = loop {
-        if let Some(leader) = way.leadership.now() {
+        proposals = refuse_what_is_too_new(way, proposals);
+        let leader = way.leadership.now().filter(|leader| !matches!(leader, Leader::Me) || !way.peers.is_yielding());
+        if let Some(leader) = leader {
             proposals.retain(|proposal| proposal.stage.hand_over());
             if proposals.is_empty() {
                 return;
@@ -208,6 +216,23 @@ async fn fly(way: &Way, mut proposals: Vec<Proposal>) {
     }
 }
 
+/// Refuses what some member would not understand.
+fn refuse_what_is_too_new(way: &Way, proposals: Vec<Proposal>) -> Vec<Proposal> {
+    if proposals.iter().all(|proposal| proposal.format == FIRST_FORMAT) {
+        return proposals;
+    }
+    let (members, me) = (members_now(&way.raft), way.raft.metrics().borrow().id);
+    let understood = |proposal: Proposal| {
+        let Some(member) = edition::who_lacks(&members, me, proposal.format) else { return Some(proposal) };
+        let (node, version) = (member.name.clone(), member.edition.version.clone());
+        if proposal.stage.take_back() {
+            drop(proposal.answer.send(Err(ProposeError::NotUnderstood { node, version })));
+        }
+        None
+    };
+    proposals.into_iter().filter_map(understood).collect()
+}
+
 /// Tries until there is an outcome, or it is certain that nobody has written the batch down.
 async fn hand_over(
     way: &Way,
@@ -239,7 +264,8 @@ async fn hand_over(
                         drop(applied.wait_for(|applied| *applied >= index).await);
                         return Some(Ok(outcomes));
                     }
-                    Ok(Err(ForwardError::NotLeading))
+                    // Who asks looks again who would not understand it.
+                    Ok(Err(ForwardError::NotLeading | ForwardError::NotUnderstood))
                     | Err(CallError::NoAddress | CallError::NotConnected(_) | CallError::Refused(_)) => {}
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a batch will be tried again");

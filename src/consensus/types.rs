@@ -10,7 +10,7 @@ use toft_model::{
     state::Applied,
 };
 
-use super::state_machine::SnapshotFile;
+use super::{edition::Edition, state_machine::SnapshotFile};
 
 openraft::declare_raft_types!(
     /// openraft, made of these types.
@@ -97,6 +97,9 @@ pub struct Member {
     pub address: String,
     /// What it does.
     pub role: Role,
+    /// Which toft it runs.
+    #[serde(default, skip_serializing_if = "Edition::is_unknown")]
+    pub edition: Edition,
 }
 
 impl Default for Member {
@@ -107,6 +110,7 @@ impl Default for Member {
             name: "nobody".parse().expect("a valid name"),
             address: String::new(),
             role: Role::Server,
+            edition: Edition::default(),
         }
     }
 }

@@ -136,6 +136,9 @@ impl From<ProposeError> for ControlError {
             ProposeError::Refused(refusal) => refusal.into(),
             ProposeError::DiskFull => Self::new(ErrorKind::DiskFull, error.to_string())
                 .hint("nothing was changed; free some space and try again"),
+            ProposeError::NotUnderstood { ref node, .. } => Self::new(ErrorKind::Conflict, error.to_string()).hint(format!(
+                "nothing was changed; upgrade toft on `{node}`, or remove it: `toft cluster status` shows what each node runs"
+            )),
             ProposeError::Closed => Self::new(ErrorKind::Unavailable, error.to_string()),
             ProposeError::Timeout => Self::new(ErrorKind::Unconfirmed, error.to_string())
                 .hint("look whether it happened; with the same Idempotency-Key it can be repeated without harm"),

@@ -225,7 +225,7 @@ async fn start(
     let entered = membership::enter(&mut config, directories, tasks, cancel.clone()).await?;
     let Membership { state, cluster_key, belonging, mesh_door } = entered;
     let again = belonging.again();
-    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
+    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), Box::new(BTreeMap::new), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     let machine = Machine::made_up(&config, directories, number, &state).await?;
     let member = Member { state, cluster_key, belonging, mesh_door, eye: MeshEye::none() };

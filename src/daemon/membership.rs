@@ -28,7 +28,7 @@ use super::{
 use crate::{
     config::{Config, NodeRole},
     consensus::{
-        self, Door, Handle, Opened,
+        self, Door, Edition, Handle, Opened,
         network::Admission,
         types::{FOUNDER, Member, MemberId, Role},
     },
@@ -49,7 +49,7 @@ fn myself(config: &Config, directories: &Directories) -> anyhow::Result<Member> 
         NodeRole::Witness => Role::Witness,
     };
     let address = cluster.address.clone().unwrap_or(listens);
-    Ok(Member { node_id, name: config.node.name.clone(), address, role })
+    Ok(Member { node_id, name: config.node.name.clone(), address, role, edition: Edition::own() })
 }
 
 /// A member that is open.

@@ -110,7 +110,9 @@ pub async fn run(mut config: Config) -> anyhow::Result<Ending> {
     let again = belonging.again();
     let eye = MeshEye::none();
     // Whoever leads plans, a witness too.
-    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), cancel.clone()));
+    let watched = eye.clone();
+    let clocks = Box::new(move || watched.clocks_apart());
+    tasks.spawn("schedule loop", loops::schedule::run(state.clone(), clocks, cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     if config.cluster.role == NodeRole::Witness {
         let place = (config.clone(), directories.clone());

@@ -36,6 +36,7 @@ struct Overview {
     trouble: Option<String>,
     counts: Counts,
     nodes: Vec<NodeCard>,
+    joining: Vec<Joining>,
     events: Vec<EventLine>,
 }
 
@@ -70,6 +71,13 @@ impl Counts {
     }
 }
 
+/// One that was let in and has not told yet what it is.
+struct Joining {
+    name: String,
+    state: Pill,
+    since: Moment,
+}
+
 struct NodeCard {
     name: String,
     state: Pill,
@@ -102,11 +110,21 @@ impl NodeCard {
 async fn read(ops: &Ops) -> Result<Overview, PageError> {
     let now_ms = now_ms();
     let trouble = ops.runtime_trouble();
+    let joining = ops.joining().await?;
     let nodes = ops.nodes().await?;
     let workloads = ops.workloads().await?;
     let events = ops.events(None, None, EVENTS).await?;
     Ok(Overview {
         counts: Counts::of(&workloads),
+        joining: joining
+            .into_iter()
+            .filter(|row| !nodes.iter().any(|node| node.id == row.node_id))
+            .map(|row| Joining {
+                name: row.name.to_string(),
+                state: Pill { tone: "busy", word: "joining" },
+                since: Moment::ago(row.at_ms, now_ms),
+            })
+            .collect(),
         nodes: nodes
             .into_iter()
             .map(|node| {

@@ -23,6 +23,8 @@ use crate::{
     observe::chain,
 };
 
+/// How long one that did not hear the answer can ask again, in milliseconds: an hour.
+const AGAIN_MS: i64 = 60 * 60 * 1_000;
 /// What everybody is told who does not have the secret.
 const NOT_VALID: &str = "the token is not valid";
 
@@ -64,8 +66,14 @@ impl Admission for Admissions {
         let key = request_key(&asked.signing_request).map_err(|error| error.to_string())?;
         let known = self.state.read(move |connection| AdmissionRow::by_key(connection, &key)).await;
         let known = known.map_err(|error| chain(&error))?;
-        match row.state(now_ms()) {
+        let now_ms = now_ms();
+        if known.as_ref().is_some_and(|known| now_ms.saturating_sub(known.at_ms) > AGAIN_MS) {
+            return Err("a machine with this key was let in long ago; join again with a new token".into());
+        }
+        match row.state(now_ms) {
             TokenState::Valid => {}
+            // Who leads has the say, by its own clock.
+            TokenState::Expired if !self.state.leads() => {}
             TokenState::Spent | TokenState::Expired if known.is_some() => {}
             state => return Err(useless(state).into()),
         }
@@ -73,7 +81,7 @@ impl Admission for Admissions {
             MemberRole::Server => Role::Server,
             MemberRole::Witness => Role::Witness,
         };
-        Ok(Offer { role, name: row.token.name, again: known.is_some() })
+        Ok(Offer { role, name: row.token.name, again: known.map(|known| known.member_id) })
     }
 
     async fn admit(&self, asked: &Asked, name: &Name, in_place_of: Option<NodeId>) -> Result<Admitted, String> {

@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     consensus::{
+        Edition,
         network::{Contact, PROTOCOL, SERVER_NAME},
         types::{Identity, Role},
     },
@@ -138,6 +139,7 @@ const FOR: &str = "for-token";
 /// machine is.
 pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinError> {
     let (request, key) = request(folder, joining.token)?;
+    let edition = Edition::own();
     let mut address = joining.address.to_owned();
     for _ in 0..HOPS {
         let authority = fetch_authority(&address, joining.token).await?;
@@ -153,6 +155,8 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
             signing_request: request.clone(),
             address: joining.reach.clone(),
             port: u32::from(joining.listen.port()),
+            version: edition.version.clone(),
+            format: edition.format,
         };
         match ask_in_turn(&address, &authority, asked).await? {
             Ok(answer) => return keep(folder, answer, &key, &address, joining.listen),

@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use crate::{
     exec::inside,
-    harness::{appliance::Appliance, machine::wait_until, person::Person, trio::Trio},
+    harness::{appliance::Appliance, machine::wait_until, outage::all_ready, person::Person, trio::Trio},
 };
 
 /// Three servers, of which the last runs nothing; the others have an instance each of `web`, which counts.
 fn with_web() -> Trio {
     let trio = Trio::of_servers();
     for toft in &trio.nodes {
-        wait_until("every node is known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        wait_until("every node is known", || all_ready(toft, 3));
     }
     let asked = &trio.nodes[2];
     for toft in &trio.nodes[..2] {

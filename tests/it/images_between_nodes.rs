@@ -9,13 +9,14 @@ use crate::harness::{
     appliance::Appliance,
     image::{Layout, REF_NAME, busybox_layer, here},
     machine::wait_until,
+    outage::all_ready,
     trio::Trio,
 };
 
 fn trio() -> Trio {
     let trio = Trio::of_servers();
     for toft in &trio.nodes {
-        wait_until("every node is known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        wait_until("every node is known", || all_ready(toft, 3));
     }
     trio
 }

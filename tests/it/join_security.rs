@@ -1,21 +1,34 @@
 //! Strangers and former members at the door: all are refused, logged, and change nothing.
 
-use std::{fs, io::Write, net::TcpStream, path::Path, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    net::TcpStream,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use async_trait::async_trait;
 use proptest::{prelude::*, test_runner::TestRunner};
 use serde_json::Value;
 use toft::wire::peer::{
-    JoinRequest, Message, ProposeRequest, ReadIndexRequest, door_client::DoorClient, peer_client::PeerClient,
+    GreetAnswer, GreetRequest, JoinAnswer, JoinRequest, Message, ProposeRequest, ProveAnswer, ProveRequest,
+    ReadIndexRequest,
+    door_client::DoorClient,
+    door_server::{Door, DoorServer},
+    peer_client::PeerClient,
 };
 use tonic::{
-    Code, Request, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    Code, Request, Response, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig},
 };
 
 use crate::{
     cluster::status,
     harness::{
         appliance::Appliance,
+        lan::Lan,
         machine::{Machine, wait_until},
     },
     joining::{Ticket, join, lone, ticket},
@@ -220,6 +233,7 @@ fn request() -> impl Strategy<Value = JoinRequest> {
             signing_request,
             address,
             port,
+            ..JoinRequest::default()
         },
     )
 }
@@ -291,4 +305,189 @@ fn fuzzed_replayed_and_oversized_messages_at_the_door_change_nothing() {
     c.up();
     let told = join(&c, &pass).bad(1);
     assert!(told.contains("used up"), "{told}");
+}
+
+/// Stands between a joiner and a member, with that member's own keys, hands on what it hears, and keeps it.
+struct Recorder {
+    tls: ClientTlsConfig,
+    member: String,
+    heard: Arc<Mutex<Vec<JoinRequest>>>,
+}
+
+impl Recorder {
+    async fn door(&self) -> DoorClient<Channel> {
+        knock(&self.tls, &self.member).await
+    }
+}
+
+async fn knock(tls: &ClientTlsConfig, member: &str) -> DoorClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("https://{member}")).unwrap().tls_config(tls.clone()).unwrap();
+    DoorClient::new(endpoint.connect().await.unwrap())
+}
+
+fn spoken<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("toft-protocol", "1".parse().unwrap());
+    request
+}
+
+#[async_trait]
+impl Door for Recorder {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinAnswer>, Status> {
+        let message = request.into_inner();
+        self.heard.lock().unwrap().push(message.clone());
+        self.door().await.join(spoken(message)).await
+    }
+
+    async fn greet(&self, request: Request<GreetRequest>) -> Result<Response<GreetAnswer>, Status> {
+        self.door().await.greet(spoken(request.into_inner())).await
+    }
+
+    async fn prove(&self, request: Request<ProveRequest>) -> Result<Response<ProveAnswer>, Status> {
+        self.door().await.prove(spoken(request.into_inner())).await
+    }
+}
+
+/// What all members know of each other, without how far they are.
+fn members(toft: &Appliance) -> Vec<(String, String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let seen = status(toft);
+    seen["members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| (text(&m["name"]), text(&m["node_id"]), text(&m["address"])))
+        .collect()
+}
+
+#[test]
+fn what_a_joiner_said_said_again_by_whomever_is_refused_and_changes_nothing() {
+    let machine = Machine::new();
+    let (mut a, mut b) = (lone(&machine, "a", "witness"), lone(&machine, "b", "witness"));
+    a.up();
+    b.up();
+    let pass = ticket(&a, "--role witness --uses 3");
+    let read = |name: &str| fs::read_to_string(a.data.join("cluster").join(name)).unwrap();
+    let authority = read("authority.pem");
+    let tls =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&authority)).domain_name("member.toft.internal");
+    let identity = Identity::from_pem(format!("{}{authority}", read("member.pem")), read("member.key"));
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let recorder = Recorder { tls: tls.clone(), member: pass.address.clone(), heard: Arc::clone(&heard) };
+    let (opened, address) = std::sync::mpsc::channel();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let server = machine.spawn(move || {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            opened.send(listener.local_addr().unwrap().to_string()).unwrap();
+            let incoming = tonic::transport::server::TcpIncoming::from(listener);
+            let mut server = Server::builder().tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+            let until = async { drop(ended.await) };
+            server.add_service(DoorServer::new(recorder)).serve_with_incoming_shutdown(incoming, until).await.unwrap();
+        });
+    });
+    let through = Ticket { address: address.recv().unwrap(), token: pass.token.clone(), id: pass.id.clone() };
+    join(&b, &through).good();
+    end.send(()).unwrap();
+    server.join().unwrap();
+    let said = heard.lock().unwrap().last().expect("it asked").clone();
+    assert!(!said.secret.is_empty() && said.signing_request.contains("CERTIFICATE REQUEST"));
+    wait_until("both know each other", || (members(&a).len() == 2 && members(&b).len() == 2).then_some(()));
+    wait_until("it has come", || (a.json("cluster status --json")["members"][1]["answers"] == true).then_some(()));
+    let before = (members(&a), without_log_ends(facts(&a)).1);
+
+    // Word for word; with another key, name, node or place; with what others said of themselves.
+    let another_key = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        rcgen::CertificateParams::new(Vec::new()).unwrap().serialize_request(&key).unwrap().pem().unwrap()
+    };
+    let stranger = uuid::Uuid::now_v7().to_string();
+    let again = [
+        (said.clone(), "was let in before"),
+        (JoinRequest { address: "192.0.2.66:7444".into(), ..said.clone() }, "was let in before"),
+        (JoinRequest { name: "c".into(), ..said.clone() }, "was let in before"),
+        (JoinRequest { node_id: stranger.clone(), ..said.clone() }, "was let in before"),
+        (JoinRequest { signing_request: another_key(), ..said.clone() }, "is there and answers"),
+        (
+            JoinRequest { signing_request: another_key(), node_id: stranger.clone(), ..said.clone() },
+            "another node is called `b`",
+        ),
+        (JoinRequest { role: "server".into(), ..said.clone() }, "the token is for a witness"),
+        (JoinRequest { secret: said.secret.chars().rev().collect(), ..said.clone() }, "the token is not valid"),
+    ];
+    let member = pass.address.clone();
+    let (asked, words): (Vec<JoinRequest>, Vec<&str>) = again.into_iter().unzip();
+    let answers = machine.spawn(move || {
+        runtime().block_on(async {
+            let mut door = knock(&tls, &member).await;
+            let mut answers = Vec::new();
+            for message in asked {
+                answers.push(door.join(spoken(message)).await.map(drop));
+            }
+            answers
+        })
+    });
+    for (answer, words) in answers.join().unwrap().into_iter().zip(&words) {
+        let refused = answer.expect_err(words);
+        assert!(refused.message().contains(words), "{words}: {refused}");
+    }
+    assert_eq!((members(&a), without_log_ends(facts(&a)).1), before);
+    let log = a.log();
+    for words in &words {
+        let told = |line: &&str| line.contains("that asked to join was refused") && line.contains(words);
+        assert!(log.lines().any(|line| told(&line) && line.contains("127.0.0.1")), "{words}: {log}");
+    }
+    assert!(!log.contains(&said.secret), "no log tells a secret");
+    b.good("secret ls");
+    assert_eq!(members(&b), before.0);
+}
+
+#[test]
+fn a_member_that_says_to_be_another_is_refused_and_one_at_anothers_address_is_not_taken_for_it() {
+    let mut lan = Lan::start(&["witness", "witness", "witness"]);
+    lan.until_voters(3);
+    wait_until("the first one leads", || (lan.leader_among(&[0, 1, 2]) == 0).then_some(()));
+    let nodes = &mut lan.nodes;
+    let stolen = steal(&nodes[1].data.join("cluster"), &nodes[1]);
+    let seen = status(&nodes[0]);
+    let of = |i: usize, what: &str| seen["members"][i][what].as_str().unwrap().to_owned();
+    let says = |node_id: &str, name: &str, address: &str| {
+        serde_json::json!({"node_id": node_id, "name": name, "address": address, "role": "witness"}).to_string()
+    };
+    let (b, c) = (of(1, "node_id"), of(2, "node_id"));
+    let lies = [
+        (says(&c, "c", "127.0.0.1:1"), Code::NotFound),
+        (says(&b, "c", &of(1, "address")), Code::AlreadyExists),
+        ("{}".to_owned(), Code::InvalidArgument),
+        (says(&b, "b", &of(1, "address")).replace("witness", "king"), Code::InvalidArgument),
+    ];
+    // Where another member is: it is who it is, whoever knocks there.
+    let at_c = says(&b, "b", &of(2, "address"));
+    let before = members(&nodes[0]);
+    nodes[1].kill();
+    let leader = of(0, "address");
+    let asked = lan.switch.spawn(move || {
+        runtime().block_on(async {
+            let mut peer = stolen.dial(&leader).await;
+            for (lie, code) in lies {
+                let message = Message { json: lie.clone().into_bytes() };
+                let refused = peer.announce(stolen.request(message, stolen.member)).await.expect_err(&lie);
+                assert_eq!(refused.code(), code, "{lie}: {refused}");
+            }
+            let message = Message { json: at_c.into_bytes() };
+            peer.announce(stolen.request(message, stolen.member)).await.map(drop)
+        })
+    });
+    asked.join().unwrap().unwrap();
+    assert!(nodes[0].log().contains("which says that it is node"), "{}", nodes[0].log());
+    // Nobody takes the one who answers there for the one that is said to be there.
+    std::thread::sleep(Duration::from_secs(2));
+    wait_until("it does not answer", || {
+        (nodes[0].json("cluster status --json")["members"][1]["answers"] == false).then_some(())
+    });
+    assert_eq!(nodes[0].json("cluster status --json")["members"][2]["answers"], true);
+    nodes[0].good("run -n web --replicas 0 --no-wait toft/demo");
+    nodes[1].up();
+    wait_until("it says where it is", || (members(&nodes[0]) == before).then_some(()));
+    wait_until("it has what was written", || (nodes[1].json("ls --json").as_array()?.len() == 1).then_some(()));
 }

@@ -192,3 +192,65 @@ fn nodes_are_removed_unless_that_costs_the_majority() {
     wait_until("the other goes on", || (status(b)["leader"] == "b" && members(b) == ["b"]).then_some(()));
     b.good("secret ls");
 }
+
+/// The state of a node as another lists it.
+fn listed(toft: &Appliance, node: &str) -> Option<Value> {
+    toft.json("node ls --json").as_array()?.iter().find(|one| one["name"] == node).cloned()
+}
+
+#[test]
+fn who_was_let_in_is_joining_until_it_has_told_what_it_is() {
+    let machine = Machine::new();
+    let (mut a, mut b) = (lone(&machine, "a", "server"), lone(&machine, "b", "server"));
+    a.up();
+    let pass = ticket(&a, "--label rack=one");
+    // It is let in at rest: nothing runs there yet.
+    let file = machine.dir.join("token");
+    fs::write(&file, &pass.token).unwrap();
+    b.own(&["join", &pass.address, "--token-file", file.to_str().unwrap()]).good();
+    let seen = wait_until("it is listed", || listed(&a, "b"));
+    assert_eq!(
+        (&seen["state"], &seen["registered_at"], &seen["labels"]["rack"]),
+        (&"joining".into(), &Value::Null, &"one".into())
+    );
+    assert!(seen["heard_since"].is_string(), "since when: {seen}");
+    let text = a.good("node ls");
+    let line = text.lines().find(|line| line.starts_with("b ")).unwrap();
+    assert!(line.contains("joining") && line.contains(" - "), "{text}");
+    let inspected = a.good("node inspect b");
+    assert!(inspected.contains("joining for") && inspected.contains("rack=one"), "{inspected}");
+    assert_eq!(a.get("/api/v1/nodes/b").good()["state"], "joining");
+    let page = a.get("/").text();
+    assert!(page.contains(">joining<") && page.contains("<h3>b</h3>"), "{page}");
+    // It takes no work, and is no obstacle to any.
+    a.good("run -n web --replicas 2 toft/demo");
+    assert_eq!(running_on(&a), ["a", "a"]);
+    let waits = a.toft(&["run", "-n", "there", "--node", "b", "--no-wait", "toft/demo"]);
+    assert_eq!(waits.code, 0, "{waits:?}");
+    let checks = a.own(&["doctor", "--json"]).out;
+    let checks: Value = serde_json::from_str(&checks).unwrap();
+    let versions = checks.as_array().unwrap().iter().find(|check| check["name"] == "versions");
+    assert!(versions.is_none_or(|check| check["verdict"] == "ok"), "{versions:?}");
+
+    b.up();
+    wait_until("it is ready", || (listed(&a, "b")?["state"] == "ready").then_some(()));
+    let seen = listed(&a, "b").unwrap();
+    assert!(seen["registered_at"].is_string() && seen["inventory"]["cpus"].as_u64() > Some(0), "{seen}");
+    wait_until("what waited for it runs there", || (running_on(&a) == ["a", "a", "b"]).then_some(()));
+    // Once it is known it never joins again, whatever happens to it.
+    b.kill();
+    wait_until("it counts as lost", || (listed(&a, "b")?["state"] == "down").then_some(()));
+    b.up();
+    wait_until("it is back", || (listed(&a, "b")?["state"] == "ready").then_some(()));
+
+    // One that never comes can be taken away.
+    let mut c = lone(&machine, "c", "server");
+    let pass = ticket(&a, "");
+    fs::write(&file, &pass.token).unwrap();
+    c.own(&["join", &pass.address, "--token-file", file.to_str().unwrap()]).good();
+    wait_until("it is listed", || (listed(&a, "c")?["state"] == "joining").then_some(()));
+    wait_until("it goes", || (a.toft(&["node", "rm", "c", "--yes"]).code == 0).then_some(()));
+    assert!(listed(&a, "c").is_none());
+    c.launch();
+    wait_until("it hears of it", || c.log().contains("was removed from its cluster").then_some(()));
+}

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{appliance::Appliance, machine::wait_until, trio::Trio};
+use crate::harness::{appliance::Appliance, machine::wait_until, outage::all_ready, trio::Trio};
 
 fn node(toft: &Appliance, name: &str) -> Value {
     toft.get(&format!("/api/v1/nodes/{name}?consistency=local")).good()
@@ -34,7 +34,7 @@ fn with_web(flags: &str) -> (Trio, usize, usize, usize) {
     let leader = trio.leader();
     let (lost, other) = ((leader + 1) % 3, (leader + 2) % 3);
     for (i, toft) in trio.nodes.iter().enumerate() {
-        wait_until("every node is known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        wait_until("every node is known", || all_ready(toft, 3));
         assert_eq!(node(toft, &format!("n{i}"))["state"], "ready");
     }
     let [near, far] = [leader, other].map(|i| format!("n{i}"));
@@ -132,7 +132,7 @@ fn lossy() -> Duration {
 fn nobody_counts_as_dead_because_packets_are_lost() {
     let trio = Trio::of_servers();
     for toft in &trio.nodes {
-        wait_until("all are known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        wait_until("all are known", || all_ready(toft, 3));
     }
     // Until the mesh is there, too.
     for toft in &trio.nodes {

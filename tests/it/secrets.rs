@@ -14,6 +14,7 @@ use crate::{
     harness::{
         appliance::Appliance,
         machine::{Machine, wait_until},
+        outage::all_ready,
         terminal::on_terminal,
     },
     reboot::power_cut,
@@ -256,7 +257,7 @@ fn a_node_that_joins_can_open_what_was_sealed_before() {
     wait_until("it is a member", || (status(&b)["members"].as_array()?.len() == 2).then_some(()));
     b.import_busybox();
     let secret = "db,target=pass,mode=0400,uid=7,gid=8";
-    wait_until("it is a node", || (b.json("node ls --json").as_array()?.len() == 2).then_some(()));
+    wait_until("it is a node", || all_ready(&b, 2));
     b.toft(&["run", "-n", "web", "--node", "b", "--secret", secret, "busybox", "--", "sh", "-c", READS]).good();
     reads(&b, "web", 1, &value);
     // Both seal, and either opens it.

@@ -8,14 +8,15 @@ use std::{
     time::Duration,
 };
 
+use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use crate::harness::{appliance::Appliance, machine::wait_until, trio::Trio};
+use crate::harness::{appliance::Appliance, machine::wait_until, outage::all_ready, trio::Trio};
 
 fn trio() -> Trio {
     let trio = Trio::of_servers();
     for toft in &trio.nodes {
-        wait_until("every node is known", || (toft.json("node ls --json").as_array()?.len() == 3).then_some(()));
+        wait_until("every node is known", || all_ready(toft, 3));
         toft.import_busybox();
     }
     trio
@@ -130,4 +131,94 @@ fn a_move_goes_on_whoever_is_killed_and_can_be_taken_back() {
     assert!(now["node"] == "n1" && now["moving"].is_null(), "{now}");
     wait_until("the copy is gone", || (!data(&trio.nodes[2], "data").exists()).then_some(()));
     assert_eq!(trio.nodes[1].instance("counter")["state"], "running");
+}
+
+/// The counter goes on where it was, and nothing is left of a copy on the other node.
+fn stays(trio: &Trio, before: &Value) {
+    let now = volume(&trio.nodes[0], "data");
+    assert_eq!(now["node"], "n0", "{now}");
+    let one = trio.nodes[0].instance_until("counter", "runs", |one| one["state"] == "running");
+    assert_eq!((&one["node"], &one["id"], &one["restarts"]), (&before["node"], &before["id"], &before["restarts"]));
+    wait_until("the copy is gone", || (!data(&trio.nodes[1], "data").exists()).then_some(()));
+    assert_eq!(fs::metadata(data(&trio.nodes[0], "data").join("large")).unwrap().len(), 24 << 20);
+}
+
+#[test]
+fn a_volume_does_not_come_to_a_disk_that_is_full_or_fills_up_and_stays_as_it_was() {
+    let mut trio = trio();
+    counting(&trio);
+    fill(&trio, 24 << 20);
+    let before = trio.nodes[0].instance("counter");
+    let disk = trio.nodes[1].data.join("volumes");
+    assert_eq!(trio.nodes[1].stop(), 0);
+    fs::create_dir_all(&disk).unwrap();
+    mount(Some("tmpfs"), &disk, Some("tmpfs"), MsFlags::empty(), Some("size=48m")).unwrap();
+    trio.nodes[1].up();
+    wait_until("it is back", || (trio.nodes[2].json("node ls --json")[1]["state"] == "ready").then_some(()));
+    let refused = trio.nodes[2].toft(&["volume", "move", "data", "--to", "n1"]).bad(1);
+    assert!(
+        refused.contains("could not be moved to n1: it needs 24") && refused.contains("are free there"),
+        "{refused}"
+    );
+    assert!(refused.contains("it stays where it was"), "{refused}");
+    stays(&trio, &before);
+
+    // Room enough, until somebody else takes it.
+    mount(None::<&str>, &disk, None::<&str>, MsFlags::MS_REMOUNT, Some("size=160m")).unwrap();
+    slow(&trio, 1, 4);
+    trio.nodes[0].good("volume move data --to n1 --detach");
+    let percent = || volume(&trio.nodes[1], "data")["moving"]["percent"].as_u64();
+    wait_until("it comes", || percent().filter(|percent| (5..90).contains(percent)));
+    let mut ballast = fs::File::create(disk.join("ballast")).unwrap();
+    for size in [1 << 20, 1 << 12, 1] {
+        while std::io::Write::write_all(&mut ballast, &vec![1; size]).is_ok() {}
+    }
+    let failed =
+        wait_until("it is given up", || volume(&trio.nodes[2], "data")["moving"]["failed"].as_str().map(str::to_owned));
+    assert!(failed.contains("no space left on its disk") || failed.contains("are free there"), "{failed}");
+    stays(&trio, &before);
+    assert!(trio.nodes[2].good("events").contains("could not be moved to node n1, and stays"));
+    fs::remove_file(disk.join("ballast")).unwrap();
+    trio.nodes[1].machine.run("nft", &["delete table ip slow"]);
+    let told = trio.nodes[2].good("volume move data --to n1");
+    assert!(told.contains("data lies on n1"), "{told}");
+    trio.nodes[1].instance_until("counter", "runs there", |one| one["state"] == "running" && one["node"] == "n1");
+}
+
+#[test]
+fn moves_that_wait_for_a_node_hold_up_no_other() {
+    let mut trio = trio();
+    let mut dice = crate::harness::dice::Dice::of(5);
+    for name in ["one", "two", "three"] {
+        trio.nodes[0].good(&format!("volume create {name} --node n0"));
+        let noise: Vec<u8> =
+            std::iter::repeat_with(|| dice.below(u64::MAX).to_le_bytes()).take((48 << 20) / 8).flatten().collect();
+        let folder = data(&trio.nodes[0], name);
+        wait_until("its folder", || folder.exists().then_some(()));
+        fs::write(folder.join("noise"), noise).unwrap();
+    }
+    trio.nodes[2].good("volume create small --node n2");
+    wait_until("its folder", || data(&trio.nodes[2], "small").exists().then_some(()));
+    fs::write(data(&trio.nodes[2], "small").join("word"), "content").unwrap();
+    slow(&trio, 1, 3);
+    for name in ["one", "two", "three"] {
+        trio.nodes[2].good(&format!("volume move {name} --to n1 --detach"));
+    }
+    wait_until("one comes", || {
+        volume(&trio.nodes[1], "one")["moving"]["percent"].as_u64().filter(|percent| *percent > 0)
+    });
+    trio.nodes[0].kill();
+    let told = trio.nodes[2].good("volume move small --to n1");
+    assert!(told.contains("small lies on n1"), "{told}");
+    assert_eq!(fs::read_to_string(data(&trio.nodes[1], "small").join("word")).unwrap(), "content");
+    let waits = wait_until("it says for whom it waits", || {
+        volume(&trio.nodes[1], "one")["moving"]["trouble"].as_str().map(str::to_owned)
+    });
+    println!("the others wait: {waits}");
+    trio.nodes[0].up();
+    trio.nodes[1].machine.run("nft", &["delete table ip slow"]);
+    for name in ["one", "two", "three"] {
+        wait_until("it comes too", || (volume(&trio.nodes[2], name)["node"] == "n1").then_some(()));
+        assert_eq!(fs::metadata(data(&trio.nodes[1], name).join("noise")).unwrap().len(), 48 << 20);
+    }
 }

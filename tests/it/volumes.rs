@@ -14,6 +14,7 @@ use crate::{
     harness::{
         appliance::Appliance,
         machine::{Machine, wait_until},
+        outage::all_ready,
     },
 };
 
@@ -337,7 +338,7 @@ fn a_volume_ties_its_workloads_to_its_node_and_goes_when_the_node_is_back() {
         (status(&a)["members"].as_array()?.iter().filter(|m| m["votes"] == true).count() == 3).then_some(())
     });
     assert!(c.toft(&["volume", "backup", "x"]).bad(1).contains("no volume `x`"));
-    wait_until("both nodes are there", || (a.json("node ls --json").as_array()?.len() == 2).then_some(()));
+    wait_until("both nodes are there", || all_ready(&a, 2));
     b.import_busybox();
     a.good("volume create data --node b");
     a.good("run -n db --replicas 2 -v data:/d busybox -- sleep 1000");

@@ -2,7 +2,7 @@
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, Desired},
+    instance::{Assignment, Desired, InstanceState},
 };
 
 use super::Keeper;
@@ -35,10 +35,12 @@ impl Keeper {
         }
     }
 
-    /// The order as it can be carried out now.
+    /// The order as it can be carried out now. What has finished is not stopped: it would start again afterwards.
     pub(super) fn leased(&self, order: &Assignment) -> Assignment {
         let mut order = order.clone();
-        if self.lease == Lease::Over && order.container.exclusive && order.desired == Desired::Running {
+        let memory = self.memory.get(&order.instance_id).filter(|memory| memory.epoch >= order.epoch);
+        let finished = memory.is_some_and(|memory| matches!(memory.state, InstanceState::Finished { .. }));
+        if self.lease == Lease::Over && !finished && order.container.exclusive && order.desired == Desired::Running {
             order.desired = Desired::Stopped;
             order.container.stop_grace_ms = order.container.stop_grace_ms.min(LONGEST_GRACE_MS);
         }

@@ -387,6 +387,17 @@ fn what_is_exclusive_runs_only_while_the_node_is_heard_of() {
     assert_eq!(reported(&keeper.take_effects()).last(), Some(&Some("stopped")));
     keeper.lease_is(Lease::Held, 70);
     assert!(matches!(works(&keeper.take_effects())[..], [Work::Start { .. }]));
+    // What has finished is not stopped, and does not start again when the node is heard of.
+    let mut keeper = started(Some(exclusive(5)), None, Some(TaskState::Running { pid: 7 }));
+    keeper.take_effects();
+    keeper.task_ended(ID, EXIT, 20);
+    assert_eq!(works(&keeper.take_effects()), [&Work::Reap]);
+    keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 21);
+    assert_eq!(reported(&keeper.take_effects()).last(), Some(&Some("finished")));
+    for (lease, at) in [(Lease::Over, 30), (Lease::Held, 40)] {
+        keeper.lease_is(lease, at);
+        assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0]);
+    }
     // What is not exclusive does not care.
     let mut keeper = started(Some(set(5, Desired::Running, 1)), None, Some(TaskState::Running { pid: 7 }));
     keeper.take_effects();

@@ -18,6 +18,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{
     super::{
+        edition::{Edition, common_format},
         removal::answers,
         types::{Identity, Member, MemberId, Raft, Role},
     },
@@ -62,8 +63,8 @@ pub struct Offer {
     pub role: Role,
     /// What it is called.
     pub name: Option<Name>,
-    /// Whether who asks was let in before, with the same key.
-    pub again: bool,
+    /// The number of who was let in before with the same key.
+    pub again: Option<MemberId>,
 }
 
 /// What a joiner is given.
@@ -164,8 +165,23 @@ impl Entrance {
         let answers = |id: &MemberId| answers(&self.raft, &self.peers, *id);
         // Who says that it is a member which is there is not.
         let itself = members.iter().find(|(_, known)| known.node_id == asked.node_id);
-        if itself.is_some_and(|(id, _)| !offer.again && answers(id)) {
+        if itself.is_some_and(|(id, _)| offer.again.is_none() && answers(id)) {
             return Err(Status::already_exists("a member with this node's id is there and answers"));
+        }
+        // Who heard the answer has come, and what it asked with is of no use to anybody any more.
+        if offer.again.is_some_and(|id| self.peers.heard(id).is_some()) {
+            return Err(denied(
+                "the machine with this key was let in before, and has come; join again with a new token".into(),
+            ));
+        }
+        // What is in the log already has to be understood by whoever is to apply it.
+        let common = common_format(&members);
+        if wanted.edition.format < common {
+            let runs = &wanted.edition.version;
+            let here = Edition::own().version;
+            return Err(denied(format!(
+                "the machine runs toft {runs}, which is too old for what this cluster does; install toft {here} there"
+            )));
         }
         let called = members.iter().find(|(_, known)| known.name == name && known.node_id != asked.node_id);
         if let Some((id, _)) = called
@@ -186,7 +202,8 @@ impl Entrance {
             .filter(|(id, known)| known.node_id == node_id && **id != member_id)
             .map(|(id, _)| *id)
             .collect();
-        let member = Member { node_id, name: name.clone(), address: wanted.address, role: offer.role };
+        let edition = wanted.edition;
+        let member = Member { node_id, name: name.clone(), address: wanted.address, role: offer.role, edition };
         let mut added = BTreeMap::from([(member_id, member.clone())]);
         if let Some(me) = members.get(&self.identity.member_id)
             && let Some(address) = local.and_then(|local| better(&me.address, local))
@@ -242,6 +259,7 @@ struct Wanted {
     role: Option<Role>,
     name_chosen: bool,
     address: String,
+    edition: Edition,
 }
 
 impl Entrance {
@@ -310,10 +328,10 @@ impl Door for Entrance {
 
 /// Reads what a stranger wrote.
 fn read(request: JoinRequest, from: SocketAddr) -> Result<(Asked, Wanted), Status> {
-    let JoinRequest { token_id, secret, node_id, name, name_chosen, role, labels, signing_request, address, port } =
-        request;
+    let JoinRequest { token_id, secret, node_id, name, name_chosen, role, labels, signing_request, .. } = request;
+    let JoinRequest { address, port, version, format, .. } = request;
     let bad = |what: &str| Status::invalid_argument(format!("the request to join has {what}"));
-    if [&token_id, &secret, &address, &role].into_iter().any(|text| text.len() > LONGEST_TEXT)
+    if [&token_id, &secret, &address, &role, &version].into_iter().any(|text| text.len() > LONGEST_TEXT)
         || labels.len() > MOST_LABELS
         || labels.iter().any(|(key, value)| key.len() > LONGEST_TEXT || value.len() > LONGEST_TEXT)
         || signing_request.len() > LONGEST_REQUEST
@@ -349,7 +367,8 @@ fn read(request: JoinRequest, from: SocketAddr) -> Result<(Asked, Wanted), Statu
         signing_request,
         from: from.ip().to_canonical(),
     };
-    Ok((asked, Wanted { role, name_chosen, address }))
+    let edition = Edition::told(&version, format);
+    Ok((asked, Wanted { role, name_chosen, address, edition }))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tonic::{
 
 use super::{
     super::{
+        edition::{self, LONGEST_VERSION},
         leader::leader,
         propose::ForwardError,
         removal::{Answer, Changed, change, remove_here},
@@ -315,8 +316,12 @@ impl Peer for Service {
         self.check_known(&request).await?;
         let raw = |text: String| RawValue::from_string(text).map_err(|e| Status::invalid_argument(e.to_string()));
         let requests = request.into_inner().requests.into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
-        if leader(&self.raft.metrics().borrow()) != Some(self.identity.member_id) {
+        let leads = leader(&self.raft.metrics().borrow()) == Some(self.identity.member_id);
+        if !leads || self.peers.is_yielding() {
             return json(&Err::<(u64, Outcomes), _>(ForwardError::NotLeading));
+        }
+        if !edition::all_understand(&members_now(&self.raft), &requests) {
+            return json(&Err::<(u64, Outcomes), _>(ForwardError::NotUnderstood));
         }
         let written = self.raft.client_write(Batch(Arc::new(requests))).await;
         json(&written.map(|written| (written.log_id.index, written.data)).map_err(|error| ForwardError::of(&error)))
@@ -336,6 +341,9 @@ impl Peer for Service {
     async fn announce(&self, request: Request<Message>) -> Result<Response<AnnounceAnswer>, Status> {
         let id = self.check_known(&request).await?;
         let member: Member = parse(&request.get_ref().json)?;
+        if member.edition.version.len() > LONGEST_VERSION {
+            return Err(Status::invalid_argument("the member's version is too long"));
+        }
         match members_now(&self.raft).get(&id) {
             Some(known) if known.node_id == member.node_id => {}
             _ => {

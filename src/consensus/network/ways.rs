@@ -157,7 +157,7 @@ mod tests {
             node_id,
             name: "a".parse().unwrap(),
             address: address.into(),
-            role: super::super::super::types::Role::Server,
+            ..Member::default()
         };
         let (ways, now) = (Ways::default(), Instant::now());
         assert_eq!(ways.through_mesh(3, &member("192.0.2.1:7444"), now), None);

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use toft_model::state::{ClusterRow, SCHEMA_VERSION};
+use toft_model::state::{ClusterRow, SCHEMA_VERSION, schema_version};
 
 use super::{
     super::{
@@ -227,9 +227,9 @@ pub(in super::super) fn check(path: &Path) -> Result<SnapshotMeta, StateError> {
     if let Some(damage) = damage(&connection).map_err(unread)? {
         return Err(bad(damage));
     }
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(unread)?;
-    if version > SCHEMA_VERSION {
-        return Err(bad(format!("its version is {version}, this toft knows {SCHEMA_VERSION}")));
+    let version = schema_version(&connection).map_err(unread)?;
+    if !version.is_usable() {
+        return Err(bad(format!("its version is {}, this toft knows {SCHEMA_VERSION}; upgrade it", version.version)));
     }
     let row = ClusterRow::load(&connection).map_err(unread)?;
     let (last_log_id, last_membership) = super::position(&row)?;

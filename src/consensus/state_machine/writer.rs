@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{StateError, readers::Readers, text, written::Written};
 use crate::{
     consensus::{
+        edition::{own_format, rehearse_migration},
         open::configure,
         space::until_there_is_room,
         types::{Entry, Outcomes, StoredMembership},
@@ -156,6 +157,10 @@ fn apply_entries(connection: &mut Connection, path: &Path, entries: &[Entry]) ->
                     // One that a newer toft wrote must not be passed over: the members would differ from then on.
                     let request: &Request = &serde_json::from_str(request.get())
                         .map_err(|e| StateError::Unknown { index: entry.log_id.index, detail: e.to_string() })?;
+                    if request.format > own_format() {
+                        let detail = format!("its format is {}, this toft knows {}", request.format, own_format());
+                        return Err(StateError::Unknown { index: entry.log_id.index, detail });
+                    }
                     let savepoint = transaction.savepoint().map_err(failed)?;
                     let answer = match apply_request(&savepoint, entry.log_id.index, request) {
                         Ok(answer) => answer,
@@ -228,6 +233,7 @@ fn replace(connection: &mut Option<Connection>, readers: &Readers, new: &Path) -
     let mut opened = Connection::open(path).map_err(failed)?;
     // The one who made it may run an older toft.
     migrate(&mut opened).map_err(|e| StateError::Damaged(chain(&e).to_string()))?;
+    rehearse_migration(&opened).map_err(failed)?;
     configure(&opened).map_err(failed)?;
     let index = applied_index(&opened).map_err(failed)?;
     *connection = Some(opened);

@@ -39,6 +39,7 @@ fn member(number: u128, address: &str, role: Role) -> Member {
         name: name(&format!("box-{number}")),
         address: address.into(),
         role,
+        ..Member::default()
     }
 }
 

@@ -63,7 +63,8 @@ fn id(term: u64, index: u64) -> LogId<MemberId> {
 
 fn member(number: u128, role: Role) -> Member {
     let name = name(&format!("box-{number}"));
-    Member { node_id: NodeId(Uuid::from_u128(number)), name, address: format!("192.168.1.{number}:7444"), role }
+    let (node_id, address) = (NodeId(Uuid::from_u128(number)), format!("192.168.1.{number}:7444"));
+    Member { node_id, name, address, role, ..Member::default() }
 }
 
 /// On the way from one voter to three, with one that learns.

@@ -40,7 +40,7 @@ struct State {
 }
 
 fn founder() -> Member {
-    Member { node_id: NodeId(Uuid::from_u128(1)), name: name("box"), address: String::new(), role: Role::Server }
+    Member { node_id: NodeId(Uuid::from_u128(1)), name: name("box"), ..Member::default() }
 }
 
 impl State {

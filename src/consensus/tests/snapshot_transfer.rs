@@ -78,7 +78,8 @@ impl Node {
 
 fn member(number: u128, address: SocketAddr) -> Member {
     let name = name(&format!("box-{number}"));
-    Member { node_id: NodeId(Uuid::from_u128(number)), name, address: address.to_string(), role: Role::Server }
+    let (node_id, role) = (NodeId(Uuid::from_u128(number)), Role::Server);
+    Member { node_id, name, address: address.to_string(), role, ..Member::default() }
 }
 
 fn snapshots(folder: &Path) -> Vec<std::path::PathBuf> {

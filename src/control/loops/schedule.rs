@@ -1,9 +1,9 @@
 //! Plans whenever the state moved, and once in a while all the same.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use toft_model::{
-    ids::InstanceId,
+    ids::{InstanceId, NodeId},
     state::{Command, Follower, Reply},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,13 +20,17 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// Wait after a round that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
+/// Milliseconds by which clocks of other nodes are ahead of this one's, as it hears them now; those that hardly are may be
+/// absent.
+pub type Clocks = Box<dyn Fn() -> BTreeMap<NodeId, i64> + Send + Sync>;
+
 /// Runs until `cancel`.
-pub async fn run(state: Handle, cancel: CancellationToken) {
+pub async fn run(state: Handle, clocks: Clocks, cancel: CancellationToken) {
     let mut moves = state.watch_schedule();
     let mut follower = None;
     loop {
         moves.mark_unchanged();
-        let wait = match round(&state, &mut follower).await {
+        let wait = match round(&state, &clocks, &mut follower).await {
             Ok(wake_at_ms) => until(wake_at_ms),
             Err(error) => {
                 tracing::warn!(error, "planning failed and will be tried again");
@@ -49,7 +53,7 @@ fn until(at_ms: Option<i64>) -> Duration {
 
 /// Plans once; gives when to plan again although nothing happens. Who follows the state is kept while this member leads and
 /// nothing fails.
-async fn round(state: &Handle, follower: &mut Option<Follower>) -> Result<Option<i64>, String> {
+async fn round(state: &Handle, clocks: &Clocks, follower: &mut Option<Follower>) -> Result<Option<i64>, String> {
     let kept = follower.take();
     if !state.leads() {
         return Ok(None);
@@ -64,6 +68,7 @@ async fn round(state: &Handle, follower: &mut Option<Follower>) -> Result<Option
         (None, _) | (_, Rows::All) => Follower::read(connection),
     };
     let mut known = state.read(follow).await.map_err(|e| chain(&e).to_string())?;
+    known.scheduler().set_clocks(clocks());
     let planned = tokio::task::spawn_blocking(move || {
         let decided = known.scheduler().plan(now_ms(), &mut || InstanceId(Uuid::now_v7()));
         (known, decided)

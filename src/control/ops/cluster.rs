@@ -1,5 +1,7 @@
 //! What this node knows of its cluster.
 
+use std::collections::BTreeSet;
+
 use toft_model::{
     ids::{ClusterId, NodeId},
     name::Name,
@@ -26,6 +28,12 @@ pub struct MemberStatus {
     pub answers: bool,
     /// End of its log, if known.
     pub log_end: Option<u64>,
+    /// Version of toft there; empty when it never told.
+    pub version: String,
+    /// Newest format of commands that it understands.
+    pub format: u32,
+    /// Whether that is an older toft than another member's.
+    pub behind: bool,
 }
 
 /// The cluster as this node sees it.
@@ -53,6 +61,7 @@ impl Ops {
     /// The cluster as this node sees it.
     pub fn cluster(&self) -> ClusterStatus {
         let status = self.state.status();
+        let newest = status.members.iter().map(|seen| seen.member.edition.rank()).max();
         let members = status.members.into_iter().map(|seen| MemberStatus {
             id: seen.id,
             name: seen.member.name,
@@ -62,6 +71,9 @@ impl Ops {
             votes: seen.votes,
             answers: seen.answers,
             log_end: seen.index,
+            behind: Some(seen.member.edition.rank()) < newest,
+            format: seen.member.edition.format,
+            version: seen.member.edition.version,
         });
         ClusterStatus {
             cluster_id: status.identity.cluster_id,
@@ -73,5 +85,11 @@ impl Ops {
             members: members.collect(),
             removed: self.state.was_removed(),
         }
+    }
+
+    /// Nodes of members that run an older toft than another member.
+    pub fn behind(&self) -> BTreeSet<NodeId> {
+        let members = self.cluster().members.into_iter();
+        members.filter(|member| member.behind).map(|member| member.node_id).collect()
     }
 }

@@ -86,7 +86,8 @@ impl Ops {
     pub async fn create_token(&self, wish: TokenWish) -> Result<MadeToken, ControlError> {
         let belonging = self.belonging()?;
         let fresh = belonging.make_token()?;
-        let at_ms = now_ms();
+        // Who leads says when it expires, and this clock may be another one.
+        let at_ms = now_ms().saturating_add(self.leader_ahead_ms().await);
         let token = NewToken {
             id: fresh.id,
             secret: fresh.secret,

@@ -149,6 +149,14 @@ impl Ops {
         Ok((told, away))
     }
 
+    /// Milliseconds by which the clock of who leads is ahead of this node's, as far as it is known.
+    pub(super) async fn leader_ahead_ms(&self) -> i64 {
+        let Some(leader) = self.state.leader_node() else { return 0 };
+        let Ok(seen) = self.node.mesh_seen().await else { return 0 };
+        let ahead = seen.peers.iter().find(|peer| peer.node_id == leader).and_then(|peer| peer.clock_ahead_ms);
+        ahead.filter(|ms| ms.abs() > CLOCK_APART_MS).unwrap_or(0)
+    }
+
     /// Milliseconds by which the clock of each node is ahead of what most of the clocks say, as the node that is asked hears
     /// them; of two clocks nobody knows which is right, and the other's difference to the own is told.
     pub async fn clocks(&self) -> Result<BTreeMap<NodeId, i64>, ControlError> {

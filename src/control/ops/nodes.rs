@@ -7,7 +7,10 @@ use toft_model::{
     instance::InstanceReport,
     name::Name,
     node::{Inventory, NodeFacts, NodeHealth},
-    state::{Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of, query_instances},
+    state::{
+        AdmissionRow, Command, EventRow, InstanceView, NodeRow, WorkloadView, query_events, query_events_of,
+        query_instances,
+    },
 };
 
 use super::{Ops, now_ms};
@@ -44,6 +47,12 @@ impl Ops {
     /// Every node, by name.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, ControlError> {
         Ok(self.state.read(NodeRow::all).await?)
+    }
+
+    /// Servers that were let in and have not told yet what they are, by name: nothing is known of them but that, and nothing can
+    /// run there.
+    pub async fn joining(&self) -> Result<Vec<AdmissionRow>, ControlError> {
+        Ok(self.state.read(AdmissionRow::joining).await?)
     }
 
     /// One node.

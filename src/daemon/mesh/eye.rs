@@ -9,6 +9,7 @@ use std::{
 };
 
 use toft_model::{
+    ids::NodeId,
     mesh::{
         MeshLink, MeshPath, MeshStatus, MeshWay, TALK_PORT, canonical,
         view::{MOST_PACKETS, MeshSeen, PeerSeen, PingRow},
@@ -25,7 +26,7 @@ use super::{
     Me,
     talk::{Clock, Message, Pulse, bound, parse, random},
 };
-use crate::control::{ControlError, ErrorKind};
+use crate::control::{ControlError, ErrorKind, ops::mesh::CLOCK_APART_MS};
 
 /// Time between two packets to the same node.
 const PACE: Duration = Duration::from_millis(100);
@@ -111,6 +112,18 @@ impl MeshEye {
             });
         }
         seen
+    }
+
+    /// Milliseconds by which other nodes' clocks are ahead of this one's, where that is worth a word.
+    pub(in crate::daemon) fn clocks_apart(&self) -> BTreeMap<NodeId, i64> {
+        let Some(panel) = self.panel.get() else { return BTreeMap::new() };
+        let clocks = panel.clocks.borrow();
+        let apart = |clock: &&Clock| clock.ahead_ms.abs() > CLOCK_APART_MS;
+        if !clocks.values().any(|clock| apart(&clock)) {
+            return BTreeMap::new();
+        }
+        let of = |sight: MeshSight| Some((sight.node_id, clocks.get(&sight.subnet.gateway()).filter(apart)?.ahead_ms));
+        panel.others().filter_map(of).collect()
     }
 
     /// Sends so many packets to every other node, and tells what came back.

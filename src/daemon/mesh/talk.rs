@@ -57,7 +57,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 
 /// What is said.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Message {
     /// Do you answer?
     Ask {

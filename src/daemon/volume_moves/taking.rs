@@ -1,14 +1,18 @@
 //! Carries out the orders that bring volumes to this node.
 
-use std::{collections::HashMap, os::fd::AsFd, time::Duration};
+use std::{collections::HashMap, os::fd::AsFd, sync::Arc, time::Duration};
 
 use toft_model::{
     ids::NodeId,
     name::Name,
-    state::{Command, MovePhase, MoveTurn, VolumeMove, VolumeRow, volume_is_mounted},
+    state::{Command, MovePhase, MoveTurn, NodeRow, VolumeMove, VolumeRow, volume_is_mounted},
     units::format_bytes,
 };
-use tokio::{runtime::Handle as Runtime, sync::watch, task::JoinSet};
+use tokio::{
+    runtime::Handle as Runtime,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Giver, Progresses, Which, remote::Remote};
@@ -24,6 +28,8 @@ use crate::{
 
 /// Volumes that arrive at a time.
 const AT_ONCE: usize = 2;
+/// Orders that are looked after at a time. One that waits, as for a node that is away, holds up no other.
+const WAITING: usize = 256;
 /// Wait before what failed is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Room that is left on the disk, in bytes.
@@ -61,6 +67,7 @@ pub(in super::super) async fn run(taking: Taking, cancel: CancellationToken) {
     // Until the end of this, for it holds what is to end after it.
     let _offered = state.offer(move |routes| routes.add_service(giver.clone()));
     let mut moves = taking.state.watch_schedule();
+    let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut under_way: HashMap<(Name, u64), CancellationToken> = HashMap::new();
     let mut tasks = JoinSet::new();
     loop {
@@ -76,11 +83,11 @@ pub(in super::super) async fn run(taking: Taking, cancel: CancellationToken) {
                     }
                 }
                 for key in wanted {
-                    if under_way.len() < AT_ONCE && !under_way.contains_key(&key) {
-                        let (taking, stop) = (taking.clone(), cancel.child_token());
+                    if under_way.len() < WAITING && !under_way.contains_key(&key) {
+                        let (taking, places, stop) = (taking.clone(), Arc::clone(&places), cancel.child_token());
                         under_way.insert(key.clone(), stop.clone());
                         tasks.spawn(async move {
-                            taking.one(&key.0, key.1, &stop).await;
+                            taking.one(&key.0, key.1, &places, &stop).await;
                             taking.progresses.forget(&key.0);
                             key
                         });
@@ -109,10 +116,10 @@ pub(in super::super) async fn run(taking: Taking, cancel: CancellationToken) {
 
 impl Taking {
     /// Brings one volume here.
-    async fn one(&self, name: &Name, born: u64, stop: &CancellationToken) {
+    async fn one(&self, name: &Name, born: u64, places: &Semaphore, stop: &CancellationToken) {
         let mut moves = self.state.watch_schedule();
         let (mut different, mut failed) = (0, 0);
-        while !stop.is_cancelled() {
+        while let Some(Ok(place)) = stop.run_until_cancelled(places.acquire()).await {
             let tried = match self.attempt(name, born, stop, &mut moves, &mut different).await {
                 Err(MoveError::Stopped) => Tried::Done,
                 Err(error) if error.is_full() => Tried::Never("there is no space left on its disk".to_owned()),
@@ -124,6 +131,7 @@ impl Taking {
                 }
                 Ok(tried) => tried,
             };
+            drop(place);
             match tried {
                 Tried::Done => return,
                 Tried::Wait => {}
@@ -190,6 +198,13 @@ impl Taking {
             let news = tokio::time::timeout(Duration::from_millis(300), moves.changed());
             let stopped = stop.run_until_cancelled(news).await.is_none();
             return Ok(if stopped { Tried::Done } else { Tried::Wait });
+        }
+        // Who is asked in vain for long would hold the place of another.
+        let source = self.state.read(move |connection| NodeRow::by_id(connection, from)).await;
+        if let Ok(Some(node)) = source
+            && node.health.is_down()
+        {
+            return Ok(Tried::Again(format!("node {} is down", node.name)));
         }
         let channel = match self.state.channel_to(&from) {
             Ok(channel) => channel,

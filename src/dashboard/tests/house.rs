@@ -38,7 +38,7 @@ use uuid::Uuid;
 use crate::{
     consensus::{
         self, Opened,
-        types::{FOUNDER, Member, Role},
+        types::{FOUNDER, Member},
     },
     control::{
         ControlError, ErrorKind,
@@ -363,14 +363,14 @@ impl House {
         let dir = tempfile::tempdir().unwrap();
         let node_id = NodeId(Uuid::now_v7());
         let name = "attic".parse().unwrap();
-        let founder = Member { node_id, name, address: String::new(), role: Role::Server };
+        let founder = Member { node_id, name, ..Member::default() };
         let keys = Keys::load_or_make(&dir.path().join("cluster"), FOUNDER).unwrap();
         let files = consensus::Files::under(dir.path());
         let opened = consensus::open(&files, founder, keys.transport().clone()).await.unwrap();
         let Opened { handle: state, task, .. } = opened;
         let shutdown = CancellationToken::new();
         tokio::spawn(task);
-        tokio::spawn(schedule::run(state.clone(), shutdown.clone()));
+        tokio::spawn(schedule::run(state.clone(), Box::new(BTreeMap::new), shutdown.clone()));
         let node = Arc::new(FakeNode { id: node_id.into(), ..FakeNode::default() });
         let ops = Ops::new(state, node.clone()).with_cluster_key(keys.cluster_key().clone());
         let app = router_until(ops.clone(), shutdown.clone());

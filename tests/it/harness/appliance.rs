@@ -146,6 +146,11 @@ impl Appliance {
         output(self.up_command())
     }
 
+    /// Whether its daemon was started and has not been ended.
+    pub fn runs(&self) -> bool {
+        self.daemon.is_some()
+    }
+
     pub fn pid(&self) -> u32 {
         self.daemon.as_ref().unwrap().id()
     }

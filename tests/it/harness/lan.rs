@@ -74,17 +74,22 @@ impl Lan {
     pub fn start(roles: &[&str]) -> Self {
         let mut lan = Self::prepare(roles);
         lan.nodes[0].up();
-        let tokens = roles[1..].iter().map(|role| lan.nodes[0].good(&format!("token create -q --role {role}")));
-        let tokens: Vec<String> = tokens.collect();
-        let through = format!("{}:{MEMBERS}", address(0));
-        for (node, token) in lan.nodes[1..].iter_mut().zip(&tokens) {
-            let file = node.machine.dir.join("token");
-            fs::write(&file, token).unwrap();
-            node.set_flags(&["--join", &through, "--token-file", file.to_str().unwrap()]);
-            node.up();
-            node.set_flags(&[]);
+        for (i, role) in roles.iter().enumerate().skip(1) {
+            let token = lan.nodes[0].good(&format!("token create -q --role {role}"));
+            lan.join(i, &token);
         }
         lan
+    }
+
+    /// Starts machine `i`, which joins through the first one.
+    pub fn join(&mut self, i: usize, token: &str) {
+        let through = format!("{}:{MEMBERS}", address(0));
+        let node = &mut self.nodes[i];
+        let file = node.machine.dir.join("token");
+        fs::write(&file, token).unwrap();
+        node.set_flags(&["--join", &through, "--token-file", file.to_str().unwrap()]);
+        node.up();
+        node.set_flags(&[]);
     }
 
     /// Gives a machine another address, and takes the one it had.

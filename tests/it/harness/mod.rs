@@ -13,6 +13,7 @@ pub mod lan;
 pub mod machine;
 pub mod nat;
 pub mod nvml;
+pub mod outage;
 pub mod person;
 pub mod prober;
 pub mod proxy;

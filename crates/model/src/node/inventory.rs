@@ -8,7 +8,7 @@ use super::{Subnet, Subnet6};
 use crate::gpu::Gpu;
 
 /// What a node has and is, as it told when it last registered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Inventory {
     /// Logical CPUs.
     pub cpus: u32,

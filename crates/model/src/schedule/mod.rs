@@ -26,6 +26,7 @@ mod snapshot;
 mod standing;
 #[cfg(test)]
 mod tests;
+mod time;
 mod topology;
 
 pub use choose::why_nowhere;

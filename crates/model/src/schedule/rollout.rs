@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use super::{
     feasible::outlives,
     standing::{is_up, stops_first},
+    time::Time,
 };
 use crate::{
     instance::{Desired, InstanceState},
@@ -116,16 +117,16 @@ pub(super) fn fails_by_ms(workload: &WorkloadRow, instance: &InstanceRow, now_ms
 }
 
 /// Decides the next step.
-pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: i64) -> Step<'a> {
-    let spec = &workload.spec;
+pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, time: Time<'_>) -> Step<'a> {
+    let (spec, now_ms) = (&workload.spec, time.now_ms);
     let (fresh, old) = (copies.fresh, copies.old);
     let mut step = Step::default();
-    let works = |instance: &&InstanceRow| works_from_ms(spec, instance).is_some_and(|at| at <= now_ms);
+    let works_from = |instance: &InstanceRow| Some(time.here(instance.node_id, works_from_ms(spec, instance)?));
+    let works = |instance: &&InstanceRow| works_from(instance).is_some_and(|at| at <= now_ms);
     let rolling = workload.rollout == Rollout::Rolling;
     if rolling && is_careful(workload) {
         let under_way = || fresh.values().flatten().filter(|instance| !instance.lost && !works(instance));
-        let at =
-            |instance: &&InstanceRow| works_from_ms(spec, instance).or_else(|| fails_by_ms(workload, instance, now_ms));
+        let at = |instance: &&InstanceRow| works_from(instance).or_else(|| fails_by_ms(workload, instance, now_ms));
         step.wake_at_ms = under_way().filter_map(at).filter(|at| *at > now_ms).min();
         let first = workload.generation == 1;
         let failed = under_way().find_map(|instance| failure(workload, instance, now_ms));

@@ -13,6 +13,7 @@ use super::{
     rollout::Succession,
     snapshot::Snapshot,
     standing::{Losses, Standing},
+    time::Time,
 };
 use crate::{
     ids::{InstanceId, NodeId, WorkloadId},
@@ -70,12 +71,12 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    fn of(workload: &WorkloadRow, existing: Vec<Arc<InstanceRow>>, board: &Board, now_ms: i64) -> Self {
+    fn of(workload: &WorkloadRow, existing: Vec<Arc<InstanceRow>>, board: &Board, time: Time<'_>) -> Self {
         let rows: Vec<&InstanceRow> = existing.iter().map(Arc::as_ref).collect();
         let nodes = rows.iter().filter_map(|row| board.position(row.node_id));
         let nodes: HashMap<NodeId, &NodeRow> = nodes.map(|at| (board.nodes[at].id, board.nodes[at].as_ref())).collect();
         let losses = Losses::of(&workload.spec, |volume| board.homes.is_local(volume));
-        let standing = Standing::of(workload, &rows, &nodes, (losses, now_ms));
+        let standing = Standing::of(workload, &rows, &nodes, (losses, time));
         let missing = standing.missing(workload);
         let kept = |row: &InstanceRow| existing.iter().find(|one| one.id == row.id).map(Arc::clone);
         let moving = standing.moving.iter().filter_map(|row| kept(row)).collect();
@@ -133,6 +134,8 @@ pub struct Scheduler {
     busy: HashMap<WorkloadId, Needs>,
     /// Workloads to be looked at again.
     stale: HashSet<WorkloadId>,
+    /// How far nodes' clocks are ahead of the one by which it plans, in milliseconds.
+    ahead_ms: BTreeMap<NodeId, i64>,
 }
 
 impl Scheduler {
@@ -145,6 +148,7 @@ impl Scheduler {
             lost: HashMap::new(),
             busy: HashMap::new(),
             stale: HashSet::new(),
+            ahead_ms: BTreeMap::new(),
         };
         for node in &snapshot.nodes {
             scheduler.apply(Change::Node(Box::new(node.clone())));
@@ -236,6 +240,12 @@ impl Scheduler {
         self.board.remove_instance(row);
     }
 
+    /// Says how far nodes' clocks are ahead of the one by which it plans, in milliseconds; of those that are not named, nothing
+    /// worth a word.
+    pub fn set_clocks(&mut self, ahead_ms: BTreeMap<NodeId, i64>) {
+        self.ahead_ms = ahead_ms;
+    }
+
     /// Decides what should change, at `now_ms` in milliseconds since 1970. `mint` gives fresh instance ids.
     pub fn plan(&mut self, now_ms: i64, mint: &mut dyn FnMut() -> InstanceId) -> Plan {
         self.board.refresh();
@@ -277,7 +287,7 @@ impl Scheduler {
         for id in stale {
             let Some(workload) = self.board.workloads.get(&id) else { continue };
             let existing = self.of_workload.get(&id).into_iter().flatten().map(|(_, row)| Arc::clone(row)).collect();
-            let needs = Needs::of(workload, existing, &self.board, now_ms);
+            let needs = Needs::of(workload, existing, &self.board, Time { now_ms, ahead_ms: &self.ahead_ms });
             if needs.nothing() && workload.pending.is_none() {
                 self.busy.remove(&id);
             } else {

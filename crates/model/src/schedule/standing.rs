@@ -6,6 +6,7 @@ use super::{
     feasible::{moves_off, serves},
     moving::cannot_move,
     rollout::{self, Copies, Succession, waits_its_turn},
+    time::Time,
 };
 use crate::{
     ids::{InstanceId, NodeId},
@@ -64,7 +65,7 @@ impl<'a> Standing<'a> {
         workload: &WorkloadRow,
         existing: &[&'a InstanceRow],
         nodes: &HashMap<NodeId, &NodeRow>,
-        (losses, now_ms): (Losses, i64),
+        (losses, time): (Losses, Time<'_>),
     ) -> Self {
         let mut standing = Self::default();
         let mut copies = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
@@ -91,13 +92,13 @@ impl<'a> Standing<'a> {
                 standing.change(workload, instance, Desired::Removed);
             }
         }
-        standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going }, now_ms);
+        standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going }, time);
         for instance in old.values().flatten() {
             let why = || "it is of an earlier generation, and is replaced".to_owned();
             standing.unmoved.extend(unmoved(instance, why));
         }
         standing.under_way = !going.is_empty() || !old.is_empty();
-        let settling = Settling { workload, losses, nodes, now_ms };
+        let settling = Settling { workload, losses, nodes, now_ms: time.now_ms };
         for (ordinal, of) in copies {
             standing.settle(&settling, of, going.contains(&ordinal));
         }
@@ -105,8 +106,8 @@ impl<'a> Standing<'a> {
     }
 
     /// Brings the specification to the next of those that were made from another.
-    fn roll(&mut self, workload: &WorkloadRow, copies: &Copies<'_, 'a>, now_ms: i64) {
-        let step = rollout::step(workload, copies, now_ms);
+    fn roll(&mut self, workload: &WorkloadRow, copies: &Copies<'_, 'a>, time: Time<'_>) {
+        let step = rollout::step(workload, copies, time);
         for instance in step.stay {
             self.change(workload, instance, workload.desired);
         }

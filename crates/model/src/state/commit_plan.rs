@@ -257,9 +257,14 @@ fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32, to: N
             _ => own.push((instance, node)),
         }
     }
+    // Whom nobody hears of counts only where there is nobody else.
+    let heard = own.iter().filter(|(_, node)| !losses.give_up(node)).count();
+    if heard > 0 {
+        own.retain(|(_, node)| !losses.give_up(node));
+    }
     let (alone, node) = match &own[..] {
         [] => return Ok(going == 0),
-        [(alone, node)] => (alone, node),
+        [(alone, node), ..] if heard == 0 || own.len() == 1 => (alone, node),
         _ => return Ok(false),
     };
     let is_ordered = alone.moves_to.is_some_and(|order| order.node_id == to);

@@ -6,6 +6,7 @@ mod apply;
 mod command;
 mod commit_plan;
 mod follow;
+mod format;
 mod gpus;
 mod members;
 mod mesh;
@@ -32,9 +33,10 @@ pub use command::{
     Reply, RolloutChange, Unmoved,
 };
 pub use follow::{Followed, Follower};
+pub use format::{FIRST_FORMAT, FORMAT};
 pub use members::useless;
 pub use mesh::{MeshSight, query_mesh};
-pub use migrate::{MigrateError, SCHEMA_VERSION, migrate};
+pub use migrate::{MigrateError, SCHEMA_VERSION, SchemaVersion, migrate, schema_version};
 pub use move_orders::MOST_MOVES;
 pub use names::{NamedInstance, NamedWorkload, query_names};
 pub use query::{

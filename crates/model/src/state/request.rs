@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     apply::{Applied, apply},
     command::{Command, Refusal, RefusalKind, Reply},
+    format,
     tables::{AdmissionRow, RegistryRow, RequestRow, SecretRow, TokenRow, VolumeRow, WorkloadRow},
 };
 use crate::{
@@ -24,6 +25,9 @@ pub struct Request {
     /// Digest of what was asked, if the id was chosen by a user: an id that comes back with something else is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// What a member has to understand to apply it.
+    #[serde(default = "format::first", skip_serializing_if = "format::is_first")]
+    pub format: u32,
     /// The command.
     #[serde(flatten)]
     pub command: Command,
@@ -32,7 +36,7 @@ pub struct Request {
 impl Request {
     /// Wraps a command in a request.
     pub fn new(id: RequestId, command: Command) -> Self {
-        Self { id, fingerprint: None, command }
+        Self { id, fingerprint: None, format: command.format(), command }
     }
 
     /// The same, asked by a user who chose its id.
@@ -237,7 +241,11 @@ mod tests {
     fn a_request_in_the_log_is_flat() {
         let text = serde_json::to_value(put("web", 7)).unwrap();
         assert_eq!(text["command"], "put_workload");
+        assert!(text.get("format").is_none(), "what all understand says nothing of it");
         assert_eq!(serde_json::from_value::<Request>(text).unwrap(), put("web", 7));
+        let newer = Request { format: 9, ..put("web", 7) };
+        let text = serde_json::to_value(&newer).unwrap();
+        assert_eq!((&text["format"], serde_json::from_value::<Request>(text.clone()).unwrap()), (&9.into(), newer));
     }
 
     #[test]

@@ -155,7 +155,6 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::consensus::types::Role;
 
     #[test]
     fn a_relay_is_called_where_it_listens_and_at_other_addresses_of_its_machine() {
@@ -163,7 +162,7 @@ mod tests {
             node_id: NodeId(Uuid::from_u128(1)),
             name: "c".parse().unwrap(),
             address: address.into(),
-            role: Role::Server,
+            ..Member::default()
         };
         let mesh = |relay_port| MeshNode {
             key: PublicKey([1; 32]),

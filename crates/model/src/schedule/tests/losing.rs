@@ -10,7 +10,7 @@ use crate::{
         tests::cluster::{Cluster, Outcome, node_id, spec},
     },
     volume::VolumeOptions,
-    workload::{OnNodeLoss, WorkloadKind, WorkloadSpec},
+    workload::{OnNodeLoss, UpdateSpec, WorkloadKind, WorkloadSpec},
 };
 
 /// Where instances are and what shall become of them: `web-0 on one: running`.
@@ -216,4 +216,31 @@ fn what_finds_no_place_says_who_is_down() {
     let pending = cluster.workload("other").unwrap().pending.unwrap();
     assert!(pending.contains("one: it is down") && pending.contains("two: it has not been heard of"), "{pending}");
     assert_eq!(cluster.instances().iter().filter(|row| row.desired == Desired::Running).count(), 1);
+}
+
+#[test]
+fn who_is_lost_with_what_was_to_succeed_an_older_copy_holds_up_no_update() {
+    let web = |image: &str| WorkloadSpec { update: UpdateSpec::default(), ..spec("web", image) };
+    let mut cluster = two_nodes();
+    cluster.configure("two", r#"{"availability":"cordoned"}"#);
+    cluster.put(web("old"));
+    cluster.settle();
+    cluster.configure("one", r#"{"availability":"cordoned"}"#);
+    cluster.configure("two", r#"{"availability":"active"}"#);
+    cluster.put(web("new"));
+    cluster.schedule();
+    assert_eq!(orders(&cluster), ["web-0 on one: running", "web-0 on two: running"]);
+    cluster.hear("two", NodeHealth::Down);
+    cluster.configure("one", r#"{"availability":"active"}"#);
+    // What is planned is taken, and not planned again and again.
+    assert_eq!(cluster.schedule(), 1);
+    assert_eq!(orders(&cluster), ["web-0 on one: running", "web-0 on one: running", "web-0 on two: running"]);
+    assert!(cluster.think().placements.is_empty());
+    cluster.node_acts(node_id("one"), Outcome::Runs, |_| true);
+    cluster.waited_ms += 5_000;
+    cluster.schedule();
+    assert_eq!(orders(&cluster), ["web-0 on one: removed", "web-0 on one: running", "web-0 on two: removed"]);
+    cluster.hear("two", NodeHealth::Ready);
+    cluster.settle();
+    assert_eq!(orders(&cluster), ["web-0 on one: running"]);
 }

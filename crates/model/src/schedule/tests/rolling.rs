@@ -1,10 +1,14 @@
 //! Changed specifications reach the instances few at a time, and stop when a successor does not work.
 
+use std::collections::BTreeMap;
+
 use super::{check, placing::reserving};
 use crate::{
+    ids::InstanceId,
     instance::{Desired, Exit, InstanceReport, InstanceState},
+    schedule::Scheduler,
     state::{
-        InstanceRow,
+        InstanceRow, query_snapshot,
         tests::cluster::{Cluster, Outcome, node_id, report, spec},
     },
     workload::{Health, HealthCheck, UpdateFailure, UpdateOrder, UpdateSpec, WorkloadSpec},
@@ -259,4 +263,28 @@ fn more_copies_are_no_rollout() {
     tell(&mut cluster, "one", back_off(), |report| report.restarts = 9);
     cluster.waited_ms += 700_000;
     check(&mut cluster, &[]);
+}
+
+#[test]
+fn an_instance_on_a_node_whose_clock_is_wrong_works_by_that_clock() {
+    for ahead_ms in [300_000, -300_000] {
+        let mut cluster = running(web("one", 2));
+        cluster.put(web("two", 2));
+        assert_eq!(plan(&mut cluster), "0:one 0:two 1:one");
+        act(&mut cluster);
+        let since_ms = cluster.now_ms() + ahead_ms;
+        tell(&mut cluster, "two", InstanceState::Running { pid: 7, since_ms }, |_| ());
+        let snapshot = query_snapshot(&cluster.connection).unwrap();
+        let mut scheduler = Scheduler::of(&snapshot);
+        let goes_on = |scheduler: &mut Scheduler, now_ms: i64| {
+            !scheduler.plan(now_ms, &mut || InstanceId(uuid::Uuid::from_u128(77))).placements.is_empty()
+        };
+        let works_at = cluster.now_ms() + 5_000;
+        // By the clock of who plans it would have to be waited for, or would never have been.
+        assert_eq!(goes_on(&mut scheduler, works_at), ahead_ms < 0);
+        let mut scheduler = Scheduler::of(&snapshot);
+        scheduler.set_clocks(BTreeMap::from([(node_id("box"), ahead_ms)]));
+        assert!(!goes_on(&mut scheduler, works_at - 2_000), "{ahead_ms}");
+        assert!(goes_on(&mut scheduler, works_at), "{ahead_ms}");
+    }
 }

@@ -180,6 +180,15 @@ impl AdmissionRow {
             .collect()
     }
 
+    /// Servers that were let in and have not told yet what they are, by name.
+    pub fn joining(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
+        let unheard = "role = 'server' AND node_id NOT IN (SELECT id FROM nodes)";
+        connection
+            .prepare_cached(&format!("{ADMISSION} WHERE {unheard} ORDER BY name"))?
+            .query_map([], Self::read)?
+            .collect()
+    }
+
     /// The admission of a node.
     pub fn of(connection: &Connection, node_id: NodeId) -> rusqlite::Result<Option<Self>> {
         connection

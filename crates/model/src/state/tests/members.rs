@@ -218,3 +218,24 @@ fn tokens_have_a_limit_and_those_of_no_use_make_room() {
     assert_eq!(TokenRow::all(&cluster.connection).unwrap().len(), MAX_TOKENS);
     assert_eq!(cluster.refused(create(NewToken { uses: 0, ..token(9, 1) })), RefusalKind::Invalid);
 }
+
+#[test]
+fn a_server_is_joining_from_when_it_was_let_in_until_it_has_told_what_it_is() {
+    let mut cluster = Cluster::new();
+    let joining = |cluster: &Cluster| {
+        let rows = AdmissionRow::joining(&cluster.connection).unwrap();
+        rows.iter().map(|row| row.name.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    cluster.apply(create(token(1, 3)));
+    cluster.apply(create(NewToken { role: MemberRole::Witness, ..token(2, 1) }));
+    assert_eq!(joining(&cluster), "");
+    for (name, key) in [("barn", 7), ("attic", 8), ("cellar", 9)] {
+        cluster.apply(admit(1, name, key, 2_000));
+    }
+    cluster.apply(admit(2, "watch", 10, 2_000));
+    assert_eq!(joining(&cluster), "attic barn cellar", "a witness runs nothing, and tells nothing");
+    assert_eq!(cluster.register("barn", Some("10.210.0.0/24")), node_id("barn"));
+    assert_eq!(joining(&cluster), "attic cellar");
+    cluster.apply(remove("attic", true, false));
+    assert_eq!(joining(&cluster), "cellar");
+}

@@ -174,3 +174,15 @@ fn a_node_that_is_removed_takes_its_orders_along() {
     assert_eq!((row(&cluster).moving, row(&cluster).node_id), (None, Some(near)));
     assert_eq!(query_volume(&cluster.connection, &data()).unwrap().unwrap().moves_to, None);
 }
+
+#[test]
+fn an_order_has_a_number_of_its_own_also_in_the_batch_that_made_the_volume() {
+    let (mut cluster, _, far) = scene();
+    let before = row(&cluster);
+    let applied = crate::state::apply(&cluster.connection, before.born, &order(Some(far))).unwrap().unwrap();
+    let Reply::Volume(ordered) = applied else { panic!("{applied:?}") };
+    assert!(ordered.moving.unwrap().born > before.born);
+    cluster.apply(order(None));
+    let removed = query_node_volumes(&cluster.connection, far).unwrap().removed;
+    assert!(removed.iter().all(|(_, born)| *born > before.born), "{removed:?}");
+}
