@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::tables::{AdmissionRow, RegistryRow, SecretRow, TokenRow, VolumeRow, WorkloadRow};
 use crate::{
     gpu::{GpuId, GpuPolicy},
+    identity::{NewApiToken, NewSession, NewUser, UserChanges, UserName},
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     mesh::MeshNode,
@@ -323,6 +324,79 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// An admin makes a user known, or the first user gets a password of their own.
+    CreateUser {
+        /// The user.
+        user: Box<NewUser>,
+        /// When.
+        at_ms: i64,
+    },
+    /// Something about a user is new.
+    ChangeUser {
+        /// The user.
+        name: UserName,
+        /// What is new.
+        changes: Box<UserChanges>,
+        /// The session that stays when the others end, because it brought the new password.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<TokenId>,
+        /// When.
+        at_ms: i64,
+    },
+    /// An admin removes a user with all sessions and tokens.
+    RemoveUser {
+        /// The user.
+        name: UserName,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user has signed in.
+    OpenSession {
+        /// The session.
+        session: Box<NewSession>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A session ends before its time. One that has ended already stays so.
+    EndSession {
+        /// The session.
+        session_id: TokenId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user makes a token for a program.
+    CreateApiToken {
+        /// The token.
+        token: Box<NewApiToken>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A token for a program is taken back.
+    RevokeApiToken {
+        /// The token.
+        token_id: TokenId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A node tells which sessions and API tokens were used last at which time, now and then.
+    NoteUses {
+        /// Sessions.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sessions: Vec<(TokenId, i64)>,
+        /// API tokens.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tokens: Vec<(TokenId, i64)>,
+    },
+    /// Somebody did something that the state does not show, for the audit trail.
+    NoteAction {
+        /// What: `exec`.
+        action: String,
+        /// To what: `instance/web-0`.
+        subject: String,
+        /// What else there is to tell.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        detail: String,
+    },
 }
 
 impl Command {
@@ -337,7 +411,16 @@ impl Command {
             | Self::AnnounceMesh { .. }
             | Self::ForgetVolumes { .. }
             | Self::CreateToken { .. }
-            | Self::RevokeToken { .. } => false,
+            | Self::RevokeToken { .. }
+            | Self::CreateUser { .. }
+            | Self::ChangeUser { .. }
+            | Self::RemoveUser { .. }
+            | Self::OpenSession { .. }
+            | Self::EndSession { .. }
+            | Self::CreateApiToken { .. }
+            | Self::RevokeApiToken { .. }
+            | Self::NoteUses { .. }
+            | Self::NoteAction { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::RollBackWorkload { .. }

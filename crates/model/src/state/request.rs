@@ -5,10 +5,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     apply::{Applied, apply},
+    audit::Draft,
     command::{Command, Refusal, RefusalKind, Reply},
     tables::{AdmissionRow, RegistryRow, RequestRow, SecretRow, TokenRow, VolumeRow, WorkloadRow},
 };
 use crate::{
+    identity::Author,
     ids::{NodeId, RequestId, WorkloadId},
     name::Name,
     node::Subnet,
@@ -24,6 +26,9 @@ pub struct Request {
     /// Digest of what was asked, if the id was chosen by a user: an id that comes back with something else is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
+    /// Who asks, if somebody does: what nobody asks for is not in the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<Author>,
     /// The command.
     #[serde(flatten)]
     pub command: Command,
@@ -32,7 +37,13 @@ pub struct Request {
 impl Request {
     /// Wraps a command in a request.
     pub fn new(id: RequestId, command: Command) -> Self {
-        Self { id, fingerprint: None, command }
+        Self { id, fingerprint: None, author: None, command }
+    }
+
+    /// The same, asked by somebody.
+    pub fn with_author(mut self, author: Option<Author>) -> Self {
+        self.author = author;
+        self
     }
 
     /// The same, asked by a user who chose its id.
@@ -171,9 +182,16 @@ pub fn apply_request(connection: &Connection, index: u64, request: &Request) -> 
     if let Some(answered) = RequestRow::answered(connection, request.id)? {
         return answered.again(connection, request);
     }
+    let draft = match &request.author {
+        Some(author) => Draft::of(connection, &request.command)?.map(|draft| (draft, author)),
+        None => None,
+    };
     let applied = apply(connection, index, &request.command)?;
     if let Ok(reply) = &applied {
         RequestRow::add(connection, request.id, &Answered::of(request, reply))?;
+        if let Some((draft, author)) = draft {
+            draft.finish(connection, &request.command, author)?;
+        }
     }
     Ok(applied)
 }
