@@ -31,6 +31,7 @@ impl Ops {
         let own = asks.as_ref().filter(|asks| !asks.is_admin()).map(|asks| asks.user.clone());
         let user = match own {
             None => user,
+            Some(None) => return Ok(Vec::new()),
             Some(own) if user.is_none() || user == own => own,
             Some(_) => {
                 return Err(ControlError::new(ErrorKind::Forbidden, "these are the sessions of somebody else")
