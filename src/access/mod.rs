@@ -26,6 +26,7 @@ use crate::{
         actor::{self, Actor, Way},
         ops::{Noted, Ops},
     },
+    identity::Visitor,
 };
 use rules::{Found, Need, Rule};
 pub use shown::COOKIE;
@@ -153,7 +154,7 @@ fn with_headers(mut response: Response, error: &ControlError) -> Response {
 }
 
 /// Middleware: lets a request through as whoever asks, or refuses it.
-pub async fn guard(State(door): State<Door>, request: Request, next: Next) -> Response {
+pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {
     if door.kind == Kind::Socket {
         return act(&door, request, next, Actor::root()).await;
     }
@@ -162,6 +163,9 @@ pub async fn guard(State(door): State<Door>, request: Request, next: Next) -> Re
     {
         return door.refuse(&request, error);
     }
+    let from = request.extensions().get::<Peer>().map(|Peer(address)| address.ip().to_canonical());
+    let visitor = Visitor { from, cookie: door.cookie.to_string(), secure: door.kind == Kind::Tls };
+    request.extensions_mut().insert(visitor);
     let rule = rule_of(&request);
     let is_open = matches!(rule, Found::Rule(Rule { need: Need::Nothing, .. }));
     let changes = origin::changes(&request);
@@ -172,7 +176,6 @@ pub async fn guard(State(door): State<Door>, request: Request, next: Next) -> Re
     if is_open {
         return next.run(request).await;
     }
-    let from = request.extensions().get::<Peer>().map(|Peer(address)| address.ip().to_canonical());
     let actor = match door.identify(&request, from).await {
         Ok(Some(actor)) => actor,
         Ok(None) => return door.nobody(request, nobody_is_known()).await,

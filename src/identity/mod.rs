@@ -6,8 +6,10 @@ mod brake;
 mod gate;
 mod password;
 mod secret;
+mod visitor;
 
 pub use brake::{Attempt, Brake};
 pub use gate::{Gate, Lengths, Used};
 pub use password::{FirstPassword, HashError, Passwords, Turn};
 pub use secret::{API_TOKEN_PREFIX, Bearer, NoRandom};
+pub use visitor::Visitor;

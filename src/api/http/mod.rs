@@ -102,6 +102,12 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(rebalance::remaining, rebalance::order, rebalance::stop))
         .routes(routes!(rebalance::plan))
         .routes(routes!(events::list))
+}
+
+/// What this node alone answers.
+fn node_resources() -> OpenApiRouter<ApiState> {
+    OpenApiRouter::new()
+        .routes(routes!(cluster::show))
         .routes(routes!(users::list, users::create))
         .routes(routes!(users::show, users::change, users::remove))
         .routes(routes!(users::sessions))
@@ -110,12 +116,6 @@ fn state_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(users::revoke_api_token))
         .routes(routes!(audit::list))
         .routes(routes!(audit::export))
-}
-
-/// What this node alone answers.
-fn node_resources() -> OpenApiRouter<ApiState> {
-    OpenApiRouter::new()
-        .routes(routes!(cluster::show))
         .routes(routes!(users::me))
         .routes(routes!(users::change_password))
         .routes(routes!(members::list, members::create))
