@@ -34,6 +34,7 @@ use super::{
     secret_args::SecretCommand,
     sim_args::{SIM_HELP, SimArgs},
     stats_args::{StatsArgs, TopArgs},
+    user_args::{AuditArgs, UserCommand},
     update_args::{HistoryArgs, RollbackArgs, UPDATE_HELP, UpdateArgs, UpdateFlags},
     volume_args::{MountArgs, VolumeCommand},
 };
@@ -58,9 +59,15 @@ pub(super) struct Global {
     /// Appliance to talk to, by its name in ~/.config/toft/config.toml
     #[arg(long, global = true, env = "TOFT_CONTEXT", value_name = "NAME", help_heading = "Connection")]
     pub(super) context: Option<String>,
-    /// File with the password of `admin`, needed for http://
+    /// File with a password, for http:// and https://
     #[arg(long, global = true, env = "TOFT_PASSWORD_FILE", value_name = "FILE", help_heading = "Connection")]
     pub(super) password_file: Option<PathBuf>,
+    /// User whose password that is [default: admin]
+    #[arg(long = "as", global = true, env = "TOFT_AS", value_name = "USER", help_heading = "Connection")]
+    pub(super) as_user: Option<String>,
+    /// File with an API token, instead of a password
+    #[arg(long, global = true, env = "TOFT_API_TOKEN_FILE", value_name = "FILE", help_heading = "Connection")]
+    pub(super) api_token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -156,6 +163,13 @@ pub(super) enum Command {
         #[command(subcommand)]
         command: GpuCommand,
     },
+    /// Users, their sessions at the dashboard, and tokens for programs
+    User {
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Show who did what
+    Audit(AuditArgs),
     /// Tokens that let machines join
     Token {
         #[command(subcommand)]

@@ -1,8 +1,13 @@
 //! Which appliance is meant: flag, environment, context, or the machine's own.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use super::{Failure, args::Global};
 use crate::config::DEFAULT_SOCKET;
@@ -12,13 +17,31 @@ use crate::config::DEFAULT_SOCKET;
 pub(super) enum Target {
     /// A unix socket.
     Unix(PathBuf),
-    /// TCP without TLS, with the password of `admin` if one was given.
+    /// TCP without TLS.
     Http {
         /// Host and port.
         authority: String,
-        /// The password.
-        password: Option<String>,
+        /// What proves who asks, as the header has it.
+        proof: Option<Proof>,
     },
+}
+
+/// The value of an `Authorization` header. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Proof(pub(super) Zeroizing<String>);
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Proof(..)")
+    }
+}
+
+/// What somebody has to prove who they are.
+#[derive(Debug, Clone, Copy, Default)]
+struct Shown<'a> {
+    password_file: Option<&'a Path>,
+    user: Option<&'a str>,
+    api_token_file: Option<&'a Path>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -33,11 +56,13 @@ struct ContextFile {
 struct Context {
     connect: String,
     password_file: Option<PathBuf>,
+    user: Option<String>,
+    api_token_file: Option<PathBuf>,
 }
 
 pub(super) fn target(global: &Global) -> Result<Target, Failure> {
     if let Some(url) = &global.connect {
-        return parse(url, global.password_file.as_deref());
+        return parse(url, shown(global, None));
     }
     let file = read()?;
     let Some(name) = global.context.as_ref().or(file.current.as_ref()) else {
@@ -47,7 +72,23 @@ pub(super) fn target(global: &Global) -> Result<Target, Failure> {
         let known: Vec<_> = file.contexts.keys().map(String::as_str).collect();
         Failure::of(2, format!("there is no context `{name}`")).hint(format!("the contexts are: {}", known.join(", ")))
     })?;
-    parse(&context.connect, global.password_file.as_deref().or(context.password_file.as_deref()))
+    parse(&context.connect, shown(global, Some(context)))
+}
+
+/// What was said on the command line beats what the context says.
+fn shown<'a>(global: &'a Global, context: Option<&'a Context>) -> Shown<'a> {
+    let said = Shown {
+        password_file: global.password_file.as_deref(),
+        user: global.as_user.as_deref(),
+        api_token_file: global.api_token_file.as_deref(),
+    };
+    let Some(context) = context else { return said };
+    let proves = said.password_file.is_some() || said.api_token_file.is_some();
+    Shown {
+        password_file: said.password_file.or(context.password_file.as_deref().filter(|_| !proves)),
+        user: said.user.or(context.user.as_deref()),
+        api_token_file: said.api_token_file.or(context.api_token_file.as_deref().filter(|_| !proves)),
+    }
 }
 
 fn read() -> Result<ContextFile, Failure> {
@@ -61,7 +102,7 @@ fn read() -> Result<ContextFile, Failure> {
     }
 }
 
-fn parse(url: &str, password_file: Option<&std::path::Path>) -> Result<Target, Failure> {
+fn parse(url: &str, shown: Shown<'_>) -> Result<Target, Failure> {
     if let Some(path) = url.strip_prefix("unix://") {
         return Ok(Target::Unix(path.into()));
     }
@@ -72,14 +113,22 @@ fn parse(url: &str, password_file: Option<&std::path::Path>) -> Result<Target, F
         return Err(Failure::of(2, format!("`{url}` is no address of an appliance"))
             .hint("write unix:///run/toft/toft.sock or http://127.0.0.1:7443"));
     };
-    let password = password_file
-        .map(|path| {
-            std::fs::read_to_string(path)
-                .map(|text| text.trim().to_owned())
-                .map_err(|e| Failure::of(2, format!("the password file `{}` cannot be read: {e}", path.display())))
-        })
-        .transpose()?;
-    Ok(Target::Http { authority: authority.to_owned(), password })
+    Ok(Target::Http { authority: authority.to_owned(), proof: proof(shown)? })
+}
+
+fn proof(shown: Shown<'_>) -> Result<Option<Proof>, Failure> {
+    let read = |what: &str, path: &Path| {
+        let text = std::fs::read_to_string(path).map(Zeroizing::new);
+        let text = text.map_err(|e| Failure::of(2, format!("the {what} file `{}` cannot be read: {e}", path.display())))?;
+        Ok::<_, Failure>(Zeroizing::new(text.trim().to_owned()))
+    };
+    if let Some(path) = shown.api_token_file {
+        let token = read("token", path)?;
+        return Ok(Some(Proof(Zeroizing::new(format!("Bearer {}", *token)))));
+    }
+    let Some(path) = shown.password_file else { return Ok(None) };
+    let pair = Zeroizing::new(format!("{}:{}", shown.user.unwrap_or("admin"), *read("password", path)?));
+    Ok(Some(Proof(Zeroizing::new(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes()))))))
 }
 
 #[cfg(test)]
@@ -88,11 +137,11 @@ mod tests {
 
     #[test]
     fn addresses_parse() {
-        assert_eq!(parse("unix:///a/b", None).unwrap(), Target::Unix("/a/b".into()));
-        let http = parse("http://127.0.0.1:7443/", None).unwrap();
-        assert_eq!(http, Target::Http { authority: "127.0.0.1:7443".into(), password: None });
+        assert_eq!(parse("unix:///a/b", Shown::default()).unwrap(), Target::Unix("/a/b".into()));
+        let http = parse("http://127.0.0.1:7443/", Shown::default()).unwrap();
+        assert_eq!(http, Target::Http { authority: "127.0.0.1:7443".into(), proof: None });
         for bad in ["", "ftp://x", "127.0.0.1:1", "http://", "http://a b", "http://admin:x@h:1"] {
-            assert!(parse(bad, None).is_err(), "{bad}");
+            assert!(parse(bad, Shown::default()).is_err(), "{bad}");
         }
     }
 }

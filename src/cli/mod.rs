@@ -3,6 +3,7 @@
 mod args;
 mod attach;
 mod attach_args;
+mod audit;
 mod backup_args;
 mod backups;
 mod cdi_hook;
@@ -57,6 +58,8 @@ mod stats_args;
 mod terminal;
 mod tokens;
 mod update_args;
+mod user_args;
+mod users;
 mod versions;
 mod volume_args;
 mod volume_move;
@@ -170,6 +173,8 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             NodeCommand::Drain(args) => nodes::drain(client, args).await,
             NodeCommand::Rm { name, force, yes } => nodes::rm(client, &name, force, yes).await,
         },
+        Command::User { command } => users::user(client, command).await,
+        Command::Audit(args) => audit::audit(client, args).await,
         Command::Token { command } => tokens::token(client, command).await,
         Command::Rebalance(args) => rebalance::rebalance(client, args).await,
         Command::Gpu { command } => gpus::gpu(client, command).await,

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{backup::BackupSection, mesh::MeshSection, registries::RegistryConfig};
+use super::{access::AccessSection, backup::BackupSection, mesh::MeshSection, registries::RegistryConfig};
 
 /// Faults found in the configuration, all of them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub struct ConfigError(
 pub(super) struct File {
     pub(super) node: NodeSection,
     pub(super) api: ApiSection,
+    pub(super) access: AccessSection,
     pub(super) runtime: RuntimeSection,
     pub(super) images: ImagesSection,
     pub(super) logs: LogsSection,

@@ -199,6 +199,7 @@ impl Config {
             let message = format!("`{}` is no absolute path", dir.display());
             note(field, Invalid::value(message, "write it like `/etc/cdi`"));
         }
+        let access = file.access.resolve(&mut note);
         let backup = file.backup.resolve(&data, &mut note);
         let mesh = file.mesh.resolve(&mut note);
         registries::check(&file.registries, &mut note);
@@ -208,6 +209,7 @@ impl Config {
             paths: Paths { data, run, private },
             node: NodeConfig { name, name_chosen, labels: file.node.labels },
             api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
+            access,
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),
             images_from_nodes: file.images.from_nodes.unwrap_or(true),
@@ -271,11 +273,13 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[access]\nsession_idle = 'long'\nsession_max = '400d'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
         for key in [
             "node.name",
             "api.bind",
+            "access.session_idle",
+            "access.session_max",
             "logs.max_bytes",
             "logs.max_files",
             "logs.gone_max_age",
@@ -303,6 +307,7 @@ mod tests {
         assert_eq!((shown.mesh.enabled, shown.mesh.listen_port), (defaults.mesh.enabled, defaults.mesh.listen_port));
         assert!(shown.mesh.peers.len() == 1 && defaults.mesh.peers.is_empty());
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
+        assert_eq!(shown.access, defaults.access);
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
         assert!(!shown.volumes.bind_roots.is_empty() && defaults.volumes.bind_roots.is_empty());

@@ -1,19 +1,23 @@
 //! Opens the doors: one TCP port on loopback and the unix socket.
 
-use std::{io::IsTerminal, net::SocketAddr, os::unix::fs::PermissionsExt};
+use std::{io::IsTerminal, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc};
 
 use anyhow::Context;
-use axum::middleware;
+use async_trait::async_trait;
+use axum::{extract::Request, http::HeaderMap, middleware, response::Response};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use toft_model::identity::UserName;
 
 use super::{directories::Directories, identity::admin_password, tasks::Tasks};
 use crate::{
-    access::{self, Password},
+    access::{self, Door, Kind, Refusals},
     api::http::{self, ApiState, serve},
     config::Config,
+    control::{ControlError, loops::uses},
     dashboard,
     files::write_whole,
+    identity::{FirstPassword, Gate, Lengths},
 };
 
 /// The open doors.
@@ -24,16 +28,24 @@ pub(super) struct Doors {
     pub(super) tasks: Tasks,
 }
 
-/// Binds and begins to answer. Who comes through the socket is root already; who comes through TCP tells the password.
+/// Binds and begins to answer. Who comes through the socket is root already; who comes through TCP proves who they are.
 pub(super) async fn open(
-    api: ApiState,
+    mut api: ApiState,
     config: &Config,
     directories: &Directories,
     cancel: CancellationToken,
 ) -> anyhow::Result<Doors> {
-    let (password, fresh) = admin_password(directories)?;
-    if fresh && std::io::stderr().is_terminal() {
-        eprintln!("The password of `admin` is {password}; it is kept in {}.", directories.password_file().display());
+    let gate = Gate::new().context("preparing for those who come in")?;
+    gate.set_lengths(Lengths { whole: config.access.session_max, idle: config.access.session_idle });
+    api.ops = api.ops.with_gate(Arc::clone(&gate));
+    // Once `admin` has a password of their own, no file counts.
+    let first = api.ops.user(&UserName::first()).await;
+    if !first.is_ok_and(|first| first.has_password) {
+        let (password, fresh) = admin_password(directories)?;
+        if fresh && std::io::stderr().is_terminal() {
+            eprintln!("The password of `admin` is {password}; it is kept in {}.", directories.password_file().display());
+        }
+        gate.set_first(FirstPassword::new(&password));
     }
     let tcp = bind(config).await?;
     let address = tcp.local_addr().context("asking for the TCP address")?;
@@ -52,13 +64,32 @@ pub(super) async fn open(
     write_whole(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
         .context("writing the URL file")?;
 
+    let mut tasks = Tasks::default();
+    tasks.spawn("uses of sessions", uses::run(api.ops.clone(), cancel.clone()));
+    let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
-    let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), access::require));
-    let mut tasks = Tasks::default();
-    tasks.spawn("TCP door", serve::tcp(tcp, guarded, cancel.clone()));
-    tasks.spawn("socket door", serve::unix(unix, app, cancel));
+    let through = |kind: Kind| {
+        let door = Door::new(ops.clone(), kind, Arc::new(Pages));
+        app.clone().layer(middleware::from_fn_with_state(door, access::guard))
+    };
+    tasks.spawn("TCP door", serve::tcp(tcp, through(Kind::Plain(address.port())), cancel.clone()));
+    tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
     Ok(Doors { address, tasks })
+}
+
+/// What people get at pages who are not let in.
+struct Pages;
+
+#[async_trait]
+impl Refusals for Pages {
+    async fn sign_in_first(&self, request: Request) -> Response {
+        dashboard::sign_in_first(request).await
+    }
+
+    fn refused(&self, headers: &HeaderMap, error: ControlError) -> Response {
+        dashboard::refused(headers, error)
+    }
 }
 
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {
