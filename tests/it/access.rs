@@ -500,3 +500,89 @@ fn a_session_that_is_not_used_ends() {
     assert!(lasted > Duration::from_secs(5), "it goes on while it is used: {lasted:?}");
     assert!(!opens(&unused));
 }
+
+/// Every `/package.Service/Method` of the files that say what machines tell each other.
+fn methods() -> Vec<String> {
+    let mut methods = Vec::new();
+    for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/src/wire")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|ending| ending != "proto") {
+            continue;
+        }
+        let text = fs::read_to_string(path).unwrap();
+        let (mut package, mut service) = ("", "");
+        for line in text.lines().map(str::trim) {
+            let word = |rest: &'static str| line.strip_prefix(rest).map(|rest| rest.split(['(', ' ', ';', '{']).next().unwrap());
+            if let Some(name) = word("package ") {
+                package = name;
+            } else if let Some(name) = word("service ") {
+                service = name;
+            } else if let Some(name) = word("rpc ") {
+                methods.push(format!("/{package}.{service}/{name}"));
+            }
+        }
+    }
+    methods.sort();
+    assert!(methods.len() > 15, "{methods:?}");
+    methods
+}
+
+/// Calls a method with an empty message and without a certificate; gives the code of its answer.
+async fn call(address: &str, authority: &str, protocol: &str, method: &str) -> u16 {
+    use http_body_util::{BodyExt, Full};
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("member.toft.internal").unwrap();
+    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, stream).await.unwrap();
+    let (executor, io) = (hyper_util::rt::TokioExecutor::new(), hyper_util::rt::TokioIo::new(stream));
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::post(format!("https://member.toft.internal{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("toft-protocol", "1")
+        .body(Full::new(bytes::Bytes::from_static(&[0; 5])))
+        .unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    let status = |headers: &hyper::HeaderMap| headers.get("grpc-status")?.to_str().ok()?.parse::<u16>().ok();
+    if let Some(code) = status(answer.headers()) {
+        return code;
+    }
+    let trailers = answer.into_body().collect().await.unwrap().trailers().cloned().unwrap_or_default();
+    status(&trailers).unwrap_or_else(|| panic!("{method} has no status"))
+}
+
+#[test]
+fn members_answer_strangers_at_the_door_and_nowhere_else() {
+    const UNIMPLEMENTED: u16 = 12;
+    const UNAUTHENTICATED: u16 = 16;
+    let toft = MadeUp::start(2);
+    let authority = fs::read_to_string(toft.data.join("node-1/cluster/authority.pem")).unwrap();
+    let status: Value = serde_json::from_str(&toft.root(&["cluster", "status", "--json"]).good()).unwrap();
+    let address = status["members"][0]["address"].as_str().unwrap().to_owned();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for method in methods() {
+        let is_door = method.starts_with("/toft.peer.v1.Door/");
+        let is_peer = method.starts_with("/toft.peer.v1.Peer/");
+        for protocol in ["h2", "toft-services"] {
+            let called = tokio::time::timeout(Duration::from_secs(20), async { call(&address, &authority, protocol, &method).await });
+            let code = runtime.block_on(called).unwrap_or_else(|_| panic!("{method} over {protocol} is not answered"));
+            let want = match (protocol, is_door, is_peer) {
+                ("h2", true, _) => {
+                    assert!(!matches!(code, 0 | UNIMPLEMENTED | UNAUTHENTICATED), "{method}: {code}: a stranger is read, and refused");
+                    continue;
+                }
+                ("h2", _, true) => UNAUTHENTICATED,
+                ("h2", ..) => UNIMPLEMENTED,
+                _ => UNAUTHENTICATED,
+            };
+            assert_eq!(code, want, "{method} over {protocol}");
+        }
+    }
+}
