@@ -1,9 +1,11 @@
 //! Who comes in, and for how long.
 
-use std::time::Duration;
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use toft_model::{invalid::Invalid, units::parse_span_ms};
+
+use super::file::ApiSection;
 
 /// `[access]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -43,5 +45,59 @@ impl AccessSection {
             session_idle: span("access.session_idle", self.session_idle.as_deref(), "7d"),
             session_max: span("access.session_max", self.session_max.as_deref(), "30d"),
         }
+    }
+}
+
+/// How TLS is spoken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// What this node is called beside its own name and addresses.
+    pub names: Vec<String>,
+    /// A certificate and its key, both PEM files; without, the cluster's authority signs one.
+    pub own: Option<(PathBuf, PathBuf)>,
+}
+
+/// Most further names of a node, and the longest.
+const MOST_NAMES: usize = 32;
+const LONGEST_NAME: usize = 253;
+
+impl TlsConfig {
+    /// From what `[api]` says; absent when it wants plain HTTP.
+    pub(super) fn resolve(api: &ApiSection, bind: SocketAddr, note: &mut impl FnMut(&str, Invalid)) -> Option<Self> {
+        let own = match (&api.certificate, &api.key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) if certificate.is_absolute() && key.is_absolute() => {
+                Some((certificate.clone(), key.clone()))
+            }
+            (Some(_), Some(_)) => {
+                note("api.certificate", Invalid::value("these are no absolute paths", "write them like `/etc/toft/box.pem`"));
+                None
+            }
+            _ => {
+                note("api.certificate", Invalid::value("a certificate and its key belong together", "set api.certificate and api.key"));
+                None
+            }
+        };
+        let plain = |name: &str| {
+            let letters = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._:*".contains(&b));
+            !name.is_empty() && name.len() <= LONGEST_NAME && letters
+        };
+        if let Some(bad) = api.names.iter().find(|name| !plain(name)) {
+            let shown: String = bad.chars().take(60).collect();
+            note("api.names", Invalid::value(format!("`{shown}` is no name"), "write host names and addresses, such as `box.example.org`"));
+        }
+        if api.names.len() > MOST_NAMES {
+            note("api.names", Invalid::value("there are too many names", format!("use at most {MOST_NAMES}")));
+        }
+        if !api.plain_http.unwrap_or(false) {
+            return Some(Self { names: api.names.clone(), own });
+        }
+        if !bind.ip().is_loopback() {
+            note(
+                "api.plain_http",
+                Invalid::value(format!("`{bind}` is not on loopback"), "passwords would be read on the way: leave plain_http out, or bind to 127.0.0.1"),
+            );
+        }
+        None
     }
 }

@@ -48,6 +48,10 @@ pub(super) struct NodeSection {
 pub(super) struct ApiSection {
     pub(super) bind: Option<String>,
     pub(super) json_logs: Option<bool>,
+    pub(super) plain_http: Option<bool>,
+    pub(super) names: Vec<String>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use toft_model::{name::Name, node::Subnet};
 
-pub use access::AccessConfig;
+pub use access::{AccessConfig, TlsConfig};
 pub use backup::{BackupConfig, BackupKey};
 pub use file::ConfigError;
 pub use mesh::MeshConfig;
@@ -91,6 +91,8 @@ pub struct ApiConfig {
     pub bind_chosen: bool,
     /// Whether log lines are JSON.
     pub json_logs: bool,
+    /// How TLS is spoken there; absent: not at all, on loopback.
+    pub tls: Option<TlsConfig>,
 }
 
 /// The other members of the cluster.

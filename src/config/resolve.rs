@@ -15,7 +15,7 @@ use toft_model::{
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, GpuConfig, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig,
-    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, VolumesConfig, file::File, registries,
+    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, TlsConfig, VolumesConfig, file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -89,13 +89,14 @@ impl Config {
                 Name::nearest("node", "node")
             }),
         };
-        let bind_text = flags.bind.or(file.api.bind);
+        let bind_text = flags.bind.or(file.api.bind.clone());
         let bind_chosen = bind_text.is_some();
         let bind = bind_text.unwrap_or_else(|| DEFAULT_BIND.into());
         let bind = bind_address(&bind).unwrap_or_else(|e| {
             note("api.bind", e);
             SocketAddr::from(([127, 0, 0, 1], 7443))
         });
+        let tls = TlsConfig::resolve(&file.api, bind, &mut note);
         let listens = match flags.cluster_bind.or(file.cluster.bind).map(|text| member_address(&text)) {
             None => None,
             Some(Ok(address)) => Some(address),
@@ -208,7 +209,7 @@ impl Config {
         Ok(Self {
             paths: Paths { data, run, private },
             node: NodeConfig { name, name_chosen, labels: file.node.labels },
-            api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
+            api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false), tls },
             access,
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),
@@ -240,16 +241,9 @@ fn member_address(text: &str) -> Result<SocketAddr, Invalid> {
 }
 
 fn bind_address(text: &str) -> Result<SocketAddr, Invalid> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        Invalid::value(format!("`{text}` is no address"), "write it like `127.0.0.1:7443` or `[::1]:7443`")
-    })?;
-    if !address.ip().is_loopback() {
-        return Err(Invalid::value(
-            format!("`{text}` is not on loopback"),
-            "there are no users yet, so only this machine may connect: use 127.0.0.1 or [::1], and reach it from elsewhere with `ssh -L 7443:127.0.0.1:7443`",
-        ));
-    }
-    Ok(address)
+    text.parse().map_err(|_| {
+        Invalid::value(format!("`{text}` is no address"), "write it like `127.0.0.1:7443`, `0.0.0.0:7443` or `[::]:7443`")
+    })
 }
 
 #[cfg(test)]
@@ -273,7 +267,7 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[access]\nsession_idle = 'long'\nsession_max = '400d'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[access]\nsession_idle = 'long'\nsession_max = '400d'\n[api]\nbind = '0.0.0.0:x'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
         for key in [
             "node.name",

@@ -1,4 +1,4 @@
-//! Opens the doors: one TCP port on loopback and the unix socket.
+//! Opens the doors: one TCP port and the unix socket.
 
 use std::{io::IsTerminal, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc};
 
@@ -9,7 +9,12 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use toft_model::identity::UserName;
 
-use super::{directories::Directories, identity::admin_password, tasks::Tasks};
+use super::{
+    directories::Directories,
+    identity::admin_password,
+    tasks::Tasks,
+    web::{Web, trust_root},
+};
 use crate::{
     access::{self, Door, Kind, Refusals},
     api::http::{self, ApiState, serve},
@@ -22,8 +27,8 @@ use crate::{
 
 /// The open doors.
 pub(super) struct Doors {
-    /// The TCP address.
-    pub(super) address: SocketAddr,
+    /// The TCP address, as the beginning of a URL.
+    pub(super) url: String,
     /// The tasks that answer.
     pub(super) tasks: Tasks,
 }
@@ -37,7 +42,7 @@ pub(super) async fn open(
 ) -> anyhow::Result<Doors> {
     let gate = Gate::new().context("preparing for those who come in")?;
     gate.set_lengths(Lengths { whole: config.access.session_max, idle: config.access.session_idle });
-    api.ops = api.ops.with_gate(Arc::clone(&gate));
+    api.ops = api.ops.with_gate(Arc::clone(&gate)).with_trust_root(trust_root(directories)?);
     // Once `admin` has a password of their own, no file counts.
     let first = api.ops.user(&UserName::first()).await;
     if !first.is_ok_and(|first| first.has_password) {
@@ -61,7 +66,8 @@ pub(super) async fn open(
     })?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
         .context("keeping others from the socket")?;
-    write_whole(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
+    let scheme = if config.api.tls.is_some() { "https" } else { "http" };
+    write_whole(&directories.url_file(), 0o644, format!("{scheme}://{address}/\n").as_bytes())
         .context("writing the URL file")?;
 
     let mut tasks = Tasks::default();
@@ -73,9 +79,18 @@ pub(super) async fn open(
         let door = Door::new(ops.clone(), kind, Arc::new(Pages));
         app.clone().layer(middleware::from_fn_with_state(door, access::guard))
     };
-    tasks.spawn("TCP door", serve::tcp(tcp, through(Kind::Plain(address.port())), cancel.clone()));
+    let (kind, tls) = match &config.api.tls {
+        Some(tls) => {
+            let web = Web::open(config, tls, directories)?;
+            let server = web.server()?;
+            tasks.spawn("certificate of the TCP door", web.run(cancel.clone()));
+            (Kind::Tls, Some(server))
+        }
+        None => (Kind::Plain(address.port()), None),
+    };
+    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), tls, cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
-    Ok(Doors { address, tasks })
+    Ok(Doors { url: format!("{scheme}://{address}"), tasks })
 }
 
 /// What people get at pages who are not let in.

@@ -5,6 +5,7 @@
 mod api_tokens;
 mod attach;
 mod audit;
+mod authority;
 pub mod backups;
 pub mod cluster;
 pub mod exec;
@@ -32,6 +33,7 @@ mod workloads;
 
 pub use api_tokens::{ApiTokenWish, MadeApiToken};
 pub use audit::Noted;
+pub use authority::TrustRoot;
 pub use identify::SignedIn;
 pub use rebalance::RebalancePlan;
 pub use sessions::SessionView;
@@ -76,6 +78,7 @@ pub struct Ops {
     key: Option<RequestId>,
     cluster_key: Option<Arc<ClusterKey>>,
     gate: Option<Arc<Gate>>,
+    trust_root: Option<Arc<TrustRoot>>,
 }
 
 impl Ops {
@@ -91,6 +94,7 @@ impl Ops {
             key: None,
             cluster_key: None,
             gate: None,
+            trust_root: None,
         }
     }
 
