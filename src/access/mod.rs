@@ -164,13 +164,14 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
         return door.refuse(&request, error);
     }
     let from = request.extensions().get::<Peer>().map(|Peer(address)| address.ip().to_canonical());
-    let visitor = Visitor { from, cookie: door.cookie.to_string(), secure: door.kind == Kind::Tls };
+    let over_tls = door.kind == Kind::Tls;
+    let visitor = Visitor { from, cookie: door.cookie.to_string(), secure: over_tls };
     request.extensions_mut().insert(visitor);
     let rule = rule_of(&request);
     let is_open = matches!(rule, Found::Rule(Rule { need: Need::Nothing, .. }));
     let changes = origin::changes(&request);
     // Nobody shall be signed in as somebody else by another site.
-    if changes && let Err(error) = origin::same_site(&request, is_open) {
+    if changes && let Err(error) = origin::same_site(&request, is_open, over_tls) {
         return door.refuse(&request, error);
     }
     if is_open {
@@ -184,7 +185,7 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
     };
     if changes
         && matches!(actor.way, Way::Session(_))
-        && let Err(error) = origin::same_site(&request, true)
+        && let Err(error) = origin::same_site(&request, true, over_tls)
     {
         return door.refuse(&request, error);
     }

@@ -37,8 +37,9 @@ pub(super) fn changes(request: &Request) -> bool {
 }
 
 /// Refuses what a page of another site made a browser send, told by `Sec-Fetch-Site` and `Origin`. With `strict` one of the two has
-/// to be there: the browser sends the proof by itself, so that their absence is no sign of a program.
-pub(super) fn same_site(request: &Request, strict: bool) -> Result<(), ControlError> {
+/// to be there: the browser sends the proof by itself, so that their absence is no sign of a program. What came over TLS came from no page
+/// that did not.
+pub(super) fn same_site(request: &Request, strict: bool, over_tls: bool) -> Result<(), ControlError> {
     let headers = request.headers();
     let site = headers.get("sec-fetch-site");
     if site.is_some_and(|site| site != "same-origin" && site != "none") {
@@ -50,7 +51,7 @@ pub(super) fn same_site(request: &Request, strict: bool) -> Result<(), ControlEr
             let of = origin.split_once("://").map_or(origin, |(_, host)| host);
             let default_port = if origin.starts_with("https:") { ":443" } else { ":80" };
             let bare = |text: &str| text.strip_suffix(default_port).unwrap_or(text).to_ascii_lowercase();
-            if bare(of) != bare(host) {
+            if bare(of) != bare(host) || over_tls && !origin.starts_with("https://") {
                 return Err(forbidden("the request came from a page of another site"));
             }
         }
@@ -82,7 +83,7 @@ mod tests {
     fn pages_of_other_sites_are_refused() {
         let ok = |strict, method, headers: &[(&str, &str)]| {
             let request = request(method, headers);
-            !changes(&request) || same_site(&request, strict).is_ok()
+            !changes(&request) || same_site(&request, strict, false).is_ok()
         };
         let host = ("host", "127.0.0.1:7443");
         assert!(ok(false, "POST", &[host]) && !ok(true, "POST", &[host]));
@@ -105,6 +106,8 @@ mod tests {
             assert!(!ok(strict, "GET", &[host, upgrade, ("sec-fetch-site", "cross-site")]));
         }
         assert!(!ok(true, "GET", &[host, ("upgrade", "websocket")]));
+        let over_tls = |origin| same_site(&request("POST", &[("host", "box:7443"), ("origin", origin)]), true, true).is_ok();
+        assert!(over_tls("https://box:7443") && !over_tls("http://box:7443") && !over_tls("https://box"));
     }
 
     #[test]

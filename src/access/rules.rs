@@ -133,6 +133,7 @@ pub const API: &[Rule] = &[
     noted("POST", "/backups/stream", ADMIN, "stream_backup"),
     noted("GET", "/backups/{name}/content", ADMIN, "read_backup"),
     // People.
+    rule("GET", "/ca", NOTHING),
     rule("GET", "/me", KNOWN),
     rule("POST", "/me/password", KNOWN),
     rule("GET", "/users", ADMIN),
@@ -156,6 +157,9 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/metrics", VIEWER),
     rule("GET", "/static/{*path}", NOTHING),
     rule("GET", "/favicon.ico", NOTHING),
+    rule("GET", "/ca", NOTHING),
+    rule("GET", "/ca.crt", NOTHING),
+    rule("GET", "/ca.pem", NOTHING),
     // People.
     rule("GET", "/login", NOTHING),
     rule("POST", "/login", NOTHING),

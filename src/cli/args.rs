@@ -34,7 +34,7 @@ use super::{
     secret_args::SecretCommand,
     sim_args::{SIM_HELP, SimArgs},
     stats_args::{StatsArgs, TopArgs},
-    user_args::{AuditArgs, UserCommand},
+    user_args::{AuditArgs, CaCommand, UserCommand},
     update_args::{HistoryArgs, RollbackArgs, UPDATE_HELP, UpdateArgs, UpdateFlags},
     volume_args::{MountArgs, VolumeCommand},
 };
@@ -53,7 +53,7 @@ pub(super) struct Cli {
 /// Which appliance is meant.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// Appliance to talk to: unix://PATH or http://HOST:PORT [default: unix:///run/toft/toft.sock]
+    /// Appliance to talk to: unix://PATH, https://HOST:PORT or http://HOST:PORT [default: unix:///run/toft/toft.sock]
     #[arg(long, global = true, env = "TOFT_CONNECT", value_name = "URL", help_heading = "Connection")]
     pub(super) connect: Option<String>,
     /// Appliance to talk to, by its name in ~/.config/toft/config.toml
@@ -65,6 +65,12 @@ pub(super) struct Global {
     /// User whose password that is [default: admin]
     #[arg(long = "as", global = true, env = "TOFT_AS", value_name = "USER", help_heading = "Connection")]
     pub(super) as_user: Option<String>,
+    /// File with the certificate (PEM) of the authority that https:// is to be signed by [default: those of the system]
+    #[arg(long, global = true, env = "TOFT_CA_FILE", value_name = "FILE", help_heading = "Connection")]
+    pub(super) ca_file: Option<PathBuf>,
+    /// SHA-256 of that certificate instead, as `toft ca show` prints it
+    #[arg(long, global = true, env = "TOFT_CA_SHA256", value_name = "HEX", help_heading = "Connection", conflicts_with = "ca_file")]
+    pub(super) ca_sha256: Option<String>,
     /// File with an API token, instead of a password
     #[arg(long, global = true, env = "TOFT_API_TOKEN_FILE", value_name = "FILE", help_heading = "Connection")]
     pub(super) api_token_file: Option<PathBuf>,
@@ -170,6 +176,11 @@ pub(super) enum Command {
     },
     /// Show who did what
     Audit(AuditArgs),
+    /// The authority that signs the certificates of the cluster's nodes
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
+    },
     /// Tokens that let machines join
     Token {
         #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! `audit`.
+//! `audit` and `ca show`.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use super::{
     output,
     user_args::AuditArgs,
 };
-use crate::api::types::{AuditEntry, Page};
+use crate::api::types::{AuditEntry, Authority, Page};
 
 pub(super) async fn audit(client: &Client, args: AuditArgs) -> Result<i32, Failure> {
     let mut asked = String::new();
@@ -51,6 +51,17 @@ pub(super) async fn audit(client: &Client, args: AuditArgs) -> Result<i32, Failu
         ]
     });
     output::table(&["TIME (UTC)", "USER", "FROM", "ACTION", "SUBJECT", "BEFORE", "AFTER"], rows);
+    Ok(0)
+}
+
+pub(super) async fn authority(client: &Client, json: bool) -> Result<i32, Failure> {
+    let authority: Authority = client.get("/api/v1/ca").await?;
+    if json {
+        output::json(&authority)?;
+    } else {
+        eprintln!("SHA-256 {}", authority.sha256);
+        println!("{}", authority.pem.trim_end());
+    }
     Ok(0)
 }
 

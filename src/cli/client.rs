@@ -33,7 +33,7 @@ use tokio_tungstenite::{
 };
 use uuid::Uuid;
 
-use super::{Failure, context::Target};
+use super::{Failure, context::Target, tls};
 use crate::api::types::ErrorEnvelope;
 
 /// Changes below this path take a key, so that they can be repeated.
@@ -286,13 +286,16 @@ impl Client {
                 let stream = UnixStream::connect(path).await.map_err(|e| no_socket(path, &e))?;
                 handshake(stream).await
             }
-            Target::Http { authority, .. } => {
+            Target::Http { authority, trust, .. } => {
                 let stream = TcpStream::connect(authority).await.map_err(|e| {
-                    Failure::of(1, format!("no toft answers on http://{authority}: {e}"))
+                    Failure::of(1, format!("no toft answers on {authority}: {e}"))
                         .hint("check the address; `toft up` starts an appliance")
                         .with_name(NOBODY)
                 })?;
-                handshake(stream).await
+                match trust {
+                    None => handshake(stream).await,
+                    Some(trust) => handshake(tls::connect(stream, authority, trust).await?).await,
+                }
             }
         }
     }

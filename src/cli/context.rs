@@ -12,15 +12,20 @@ use zeroize::Zeroizing;
 use super::{Failure, args::Global};
 use crate::config::DEFAULT_SOCKET;
 
+/// Port when an address names none.
+const USUAL_PORT: u16 = 7443;
+
 /// Where an appliance answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     /// A unix socket.
     Unix(PathBuf),
-    /// TCP without TLS.
+    /// TCP.
     Http {
         /// Host and port.
         authority: String,
+        /// Whom it has to be signed by; without, TLS is not spoken.
+        trust: Option<Trust>,
         /// What proves who asks, as the header has it.
         proof: Option<Proof>,
     },
@@ -36,12 +41,25 @@ impl std::fmt::Debug for Proof {
     }
 }
 
-/// What somebody has to prove who they are.
+/// By whom a certificate has to be signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// By those the system trusts.
+    System,
+    /// By the certificate in this file.
+    File(PathBuf),
+    /// By the certificate with this SHA-256.
+    Sha256([u8; 32]),
+}
+
+/// What somebody has to prove who they are, and wants to see proved.
 #[derive(Debug, Clone, Copy, Default)]
 struct Shown<'a> {
     password_file: Option<&'a Path>,
     user: Option<&'a str>,
     api_token_file: Option<&'a Path>,
+    ca_file: Option<&'a Path>,
+    ca_sha256: Option<&'a str>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -58,6 +76,8 @@ struct Context {
     password_file: Option<PathBuf>,
     user: Option<String>,
     api_token_file: Option<PathBuf>,
+    ca_file: Option<PathBuf>,
+    ca_sha256: Option<String>,
 }
 
 pub(super) fn target(global: &Global) -> Result<Target, Failure> {
@@ -81,10 +101,15 @@ fn shown<'a>(global: &'a Global, context: Option<&'a Context>) -> Shown<'a> {
         password_file: global.password_file.as_deref(),
         user: global.as_user.as_deref(),
         api_token_file: global.api_token_file.as_deref(),
+        ca_file: global.ca_file.as_deref(),
+        ca_sha256: global.ca_sha256.as_deref(),
     };
     let Some(context) = context else { return said };
     let proves = said.password_file.is_some() || said.api_token_file.is_some();
+    let trusts = said.ca_file.is_some() || said.ca_sha256.is_some();
     Shown {
+        ca_file: said.ca_file.or(context.ca_file.as_deref().filter(|_| !trusts)),
+        ca_sha256: said.ca_sha256.or(context.ca_sha256.as_deref().filter(|_| !trusts)),
         password_file: said.password_file.or(context.password_file.as_deref().filter(|_| !proves)),
         user: said.user.or(context.user.as_deref()),
         api_token_file: said.api_token_file.or(context.api_token_file.as_deref().filter(|_| !proves)),
@@ -106,14 +131,31 @@ fn parse(url: &str, shown: Shown<'_>) -> Result<Target, Failure> {
     if let Some(path) = url.strip_prefix("unix://") {
         return Ok(Target::Unix(path.into()));
     }
-    let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/')).filter(|rest| {
+    let secure = url.starts_with("https://");
+    let rest = url.strip_prefix("https://").or(url.strip_prefix("http://"));
+    let authority = rest.map(|rest| rest.trim_end_matches('/')).filter(|rest| {
         rest.parse::<axum::http::uri::Authority>().is_ok_and(|authority| !authority.as_str().contains('@'))
     });
     let Some(authority) = authority else {
         return Err(Failure::of(2, format!("`{url}` is no address of an appliance"))
-            .hint("write unix:///run/toft/toft.sock or http://127.0.0.1:7443"));
+            .hint("write unix:///run/toft/toft.sock or https://127.0.0.1:7443"));
     };
-    Ok(Target::Http { authority: authority.to_owned(), proof: proof(shown)? })
+    let trust = if secure { Some(trust(shown)?) } else { None };
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let authority = if has_port { authority.to_owned() } else { format!("{authority}:{USUAL_PORT}") };
+    Ok(Target::Http { authority, trust, proof: proof(shown)? })
+}
+
+fn trust(shown: Shown<'_>) -> Result<Trust, Failure> {
+    if let Some(path) = shown.ca_file {
+        return Ok(Trust::File(path.to_owned()));
+    }
+    let Some(text) = shown.ca_sha256 else { return Ok(Trust::System) };
+    let digits: String = text.chars().filter(|c| *c != ':').collect();
+    let bytes = hex::decode(digits).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    bytes.map(Trust::Sha256).ok_or_else(|| {
+        Failure::of(2, "--ca-sha256 is no SHA-256").hint("write the 64 digits that `toft ca show` prints on a node")
+    })
 }
 
 fn proof(shown: Shown<'_>) -> Result<Option<Proof>, Failure> {
@@ -137,11 +179,18 @@ mod tests {
 
     #[test]
     fn addresses_parse() {
-        assert_eq!(parse("unix:///a/b", Shown::default()).unwrap(), Target::Unix("/a/b".into()));
-        let http = parse("http://127.0.0.1:7443/", Shown::default()).unwrap();
-        assert_eq!(http, Target::Http { authority: "127.0.0.1:7443".into(), proof: None });
-        for bad in ["", "ftp://x", "127.0.0.1:1", "http://", "http://a b", "http://admin:x@h:1"] {
-            assert!(parse(bad, Shown::default()).is_err(), "{bad}");
+        let none = Shown::default();
+        assert_eq!(parse("unix:///a/b", none).unwrap(), Target::Unix("/a/b".into()));
+        let http = parse("http://127.0.0.1:7443/", none).unwrap();
+        assert_eq!(http, Target::Http { authority: "127.0.0.1:7443".into(), trust: None, proof: None });
+        let https = parse("https://box", Shown { ca_sha256: Some(&"AB:".repeat(32)), ..none }).unwrap();
+        let trust = Some(Trust::Sha256([0xab; 32]));
+        assert_eq!(https, Target::Http { authority: "box:7443".into(), trust, proof: None });
+        for bad in ["", "ftp://x", "127.0.0.1:1", "http://", "http://a b", "http://admin:x@h:1", "https://"] {
+            assert!(parse(bad, none).is_err(), "{bad}");
+        }
+        for bad in ["", "ab", &"g".repeat(64), &"a".repeat(65)] {
+            assert!(parse("https://box", Shown { ca_sha256: Some(bad), ..none }).is_err(), "{bad}");
         }
     }
 }

@@ -56,6 +56,7 @@ mod sim_args;
 mod stats;
 mod stats_args;
 mod terminal;
+mod tls;
 mod tokens;
 mod update_args;
 mod user_args;
@@ -77,6 +78,7 @@ use image_args::ImageCommand;
 use node_args::NodeCommand;
 use registry_args::RegistryCommand;
 use secret_args::SecretCommand;
+use user_args::CaCommand;
 use volume_args::VolumeCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
@@ -175,6 +177,7 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
         },
         Command::User { command } => users::user(client, command).await,
         Command::Audit(args) => audit::audit(client, args).await,
+        Command::Ca { command: CaCommand::Show { json } } => audit::authority(client, json).await,
         Command::Token { command } => tokens::token(client, command).await,
         Command::Rebalance(args) => rebalance::rebalance(client, args).await,
         Command::Gpu { command } => gpus::gpu(client, command).await,

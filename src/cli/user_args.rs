@@ -1,4 +1,4 @@
-//! What can be typed after `toft user` and `toft audit`.
+//! What can be typed after `toft user`, `toft audit` and `toft ca`.
 
 use clap::{Args, Subcommand};
 use toft_model::{
@@ -150,6 +150,16 @@ pub(super) struct ApiTokenCreateArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CaCommand {
+    /// Print its certificate, which devices and --ca-file take, and its SHA-256
+    Show {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]

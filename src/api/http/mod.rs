@@ -117,6 +117,7 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(audit::list))
         .routes(routes!(audit::export))
         .routes(routes!(users::me))
+        .routes(routes!(users::authority))
         .routes(routes!(users::change_password))
         .routes(routes!(members::list, members::create))
         .routes(routes!(members::revoke))

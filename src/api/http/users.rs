@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     api::types::{
-        ApiToken, ApiTokenRequest, Me, NewApiToken, Page, PasswordChange, Session, User, UserChange, UserRequest,
+        ApiToken, ApiTokenRequest, Authority, Me, NewApiToken, Page, PasswordChange, Session, User, UserChange, UserRequest,
     },
     control::{
         ControlError, ErrorKind,
@@ -75,6 +75,13 @@ pub async fn change(
 pub async fn remove(State(api): State<ApiState>, Parsed(name): Parsed<UserName>) -> Result<StatusCode, ApiError> {
     api.ops.remove_user(name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The certificate of the cluster's authority, for devices that are to trust the certificates of its nodes. Open to everybody.
+#[utoipa::path(get, path = "/ca", tag = "people", responses((status = 200, body = Authority)))]
+pub async fn authority(State(api): State<ApiState>) -> Result<Json<Authority>, ApiError> {
+    let root = api.ops.trust_root()?;
+    Ok(Json(Authority { pem: root.pem.clone(), sha256: root.sha256.clone() }))
 }
 
 /// Who asks, and what they may.

@@ -93,6 +93,15 @@ pub struct UserChange {
     pub password: Option<String>,
 }
 
+/// The certificate of the cluster's authority, which signs those of its nodes.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Authority {
+    /// The certificate (PEM).
+    pub pem: String,
+    /// SHA-256 of it (of its DER form), hexadecimal.
+    pub sha256: String,
+}
+
 /// Whoever asks.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Me {

@@ -2,6 +2,7 @@
 
 pub(super) mod account;
 pub(super) mod audit;
+pub(super) mod authority;
 pub(super) mod kept;
 pub(super) mod login;
 pub(super) mod setup;
