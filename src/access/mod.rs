@@ -10,13 +10,13 @@ mod shown;
 use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
+use axum::extract::FromRequestParts;
 use axum::{
     extract::{MatchedPath, RawPathParams, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use axum::extract::FromRequestParts;
 use toft_model::{identity::Role, name::Name};
 
 use crate::{
@@ -88,12 +88,16 @@ impl Door {
     }
 
     async fn nobody(&self, request: Request, error: ControlError) -> Response {
-        if rules::is_api(request.uri().path()) { self.refuse(&request, error) } else { self.refusals.sign_in_first(request).await }
+        if rules::is_api(request.uri().path()) {
+            self.refuse(&request, error)
+        } else {
+            self.refusals.sign_in_first(request).await
+        }
     }
 
     /// Who asks; an error when what they show proves nothing, or there are too many attempts.
-    async fn identify(&self, request: &Request, from: Option<IpAddr>) -> Result<Option<Actor>, ControlError> {
-        let found = match shown::read(request.headers(), &self.cookie) {
+    async fn identify(&self, shown: Option<Shown>, from: Option<IpAddr>) -> Result<Option<Actor>, ControlError> {
+        let found = match shown {
             None => None,
             Some(Shown::Cookie(value)) => self.ops.identify_session(&value, from).await?,
             Some(Shown::Token(text)) => self.ops.identify_token(&text, from).await?,
@@ -177,7 +181,8 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
     if is_open {
         return next.run(request).await;
     }
-    let actor = match door.identify(&request, from).await {
+    let shown = shown::read(request.headers(), &door.cookie);
+    let actor = match door.identify(shown, from).await {
         Ok(Some(actor)) => actor,
         Ok(None) => return door.nobody(request, nobody_is_known()).await,
         Err(error) if error.kind == ErrorKind::Unauthenticated => return door.nobody(request, error).await,
@@ -198,8 +203,9 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
             }
         }
         Found::OtherMethod => {
-            let error = ControlError::new(ErrorKind::Invalid, format!("this address does not answer {}", request.method()))
-                .hint("see /api/v1/openapi.json");
+            let error =
+                ControlError::new(ErrorKind::Invalid, format!("this address does not answer {}", request.method()))
+                    .hint("see /api/v1/openapi.json");
             let mut response = door.refuse(&request, error);
             *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
             response

@@ -28,7 +28,11 @@ pub(super) fn loopback_host(request: &Request) -> Result<(), ControlError> {
         || name.ends_with(".localhost")
         || name == "[::1]"
         || name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
-    if local { Ok(()) } else { Err(forbidden("the request was made to a host name that is not this machine's loopback")) }
+    if local {
+        Ok(())
+    } else {
+        Err(forbidden("the request was made to a host name that is not this machine's loopback"))
+    }
 }
 
 /// Whether a request can change something. A WebSocket begins with a GET, which browsers let pages of every site send.
@@ -56,9 +60,8 @@ pub(super) fn same_site(request: &Request, strict: bool, over_tls: bool) -> Resu
             }
         }
         None if strict && site.is_none() => {
-            return Err(forbidden("the browser did not say which page the request came from").hint(
-                "programs show an API token instead of a cookie; behind a proxy, it must pass `Origin` on",
-            ));
+            return Err(forbidden("the browser did not say which page the request came from")
+                .hint("programs show an API token instead of a cookie; behind a proxy, it must pass `Origin` on"));
         }
         None => {}
     }
@@ -106,14 +109,17 @@ mod tests {
             assert!(!ok(strict, "GET", &[host, upgrade, ("sec-fetch-site", "cross-site")]));
         }
         assert!(!ok(true, "GET", &[host, ("upgrade", "websocket")]));
-        let over_tls = |origin| same_site(&request("POST", &[("host", "box:7443"), ("origin", origin)]), true, true).is_ok();
+        let over_tls =
+            |origin| same_site(&request("POST", &[("host", "box:7443"), ("origin", origin)]), true, true).is_ok();
         assert!(over_tls("https://box:7443") && !over_tls("http://box:7443") && !over_tls("https://box"));
     }
 
     #[test]
     fn only_names_of_loopback_are_asked_for() {
         let ok = |host: &str| loopback_host(&request("GET", &[("host", host)])).is_ok();
-        for good in ["127.0.0.1:7443", "127.8.8.8", "localhost", "localhost:1", "a.localhost:7443", "[::1]", "[::1]:7443"] {
+        for good in
+            ["127.0.0.1:7443", "127.8.8.8", "localhost", "localhost:1", "a.localhost:7443", "[::1]", "[::1]:7443"]
+        {
             assert!(ok(good), "{good}");
         }
         for bad in ["evil.example:7443", "127.0.0.1.evil.example", "192.0.2.1", "[::2]", "localhost.evil", ""] {

@@ -308,7 +308,9 @@ mod tests {
         let mut routes = BTreeSet::from(["GET /openapi.json".to_owned()]);
         for (path, item) in document["paths"].as_object().unwrap() {
             let Some(path) = path.strip_prefix("/api/v1") else { continue };
-            for method in item.as_object().unwrap().keys().filter(|key| !matches!(key.as_str(), "parameters" | "summary")) {
+            for method in
+                item.as_object().unwrap().keys().filter(|key| !matches!(key.as_str(), "parameters" | "summary"))
+            {
                 routes.insert(format!("{} {path}", method.to_uppercase()));
             }
         }

@@ -34,7 +34,9 @@ pub(super) enum Shown {
 /// Reads what was shown. Who names a way of proving it in `Authorization` means that, whatever cookies there are.
 pub(super) fn read(headers: &HeaderMap, cookie: &str) -> Option<Shown> {
     if let Some(value) = headers.get(header::AUTHORIZATION) {
-        return Some(value.to_str().ok().filter(|text| text.len() <= LONGEST).and_then(authorization).unwrap_or(Shown::Nonsense));
+        return Some(
+            value.to_str().ok().filter(|text| text.len() <= LONGEST).and_then(authorization).unwrap_or(Shown::Nonsense),
+        );
     }
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.filter(|text| text.len() <= 4 * LONGEST).flat_map(|text| text.split(';'));

@@ -39,7 +39,8 @@ pub use images::{Pull, PullLine, PullRequest};
 pub use members::{JoinRequest, JoinedCluster, MadeToken, Token, TokenRequest, TokenUse};
 pub use mesh::{CLOCK_APART_MS, Mesh, MeshPeer, MeshPing, MeshPingRow, MeshPings};
 pub use people::{
-    ApiToken, ApiTokenRequest, AuditEntry, Authority, Me, NewApiToken, PasswordChange, Session, User, UserChange, UserRequest,
+    ApiToken, ApiTokenRequest, AuditEntry, Authority, Me, NewApiToken, PasswordChange, Session, User, UserChange,
+    UserRequest,
 };
 pub use rebalance::{RebalancePlan, RebalanceRequest};
 pub use registries::Registry;

@@ -34,8 +34,8 @@ use super::{
     secret_args::SecretCommand,
     sim_args::{SIM_HELP, SimArgs},
     stats_args::{StatsArgs, TopArgs},
-    user_args::{AuditArgs, CaCommand, UserCommand},
     update_args::{HistoryArgs, RollbackArgs, UPDATE_HELP, UpdateArgs, UpdateFlags},
+    user_args::{AuditArgs, CaCommand, UserCommand},
     volume_args::{MountArgs, VolumeCommand},
 };
 use crate::config::Flags;
@@ -69,7 +69,14 @@ pub(super) struct Global {
     #[arg(long, global = true, env = "TOFT_CA_FILE", value_name = "FILE", help_heading = "Connection")]
     pub(super) ca_file: Option<PathBuf>,
     /// SHA-256 of that certificate instead, as `toft ca show` prints it
-    #[arg(long, global = true, env = "TOFT_CA_SHA256", value_name = "HEX", help_heading = "Connection", conflicts_with = "ca_file")]
+    #[arg(
+        long,
+        global = true,
+        env = "TOFT_CA_SHA256",
+        value_name = "HEX",
+        help_heading = "Connection",
+        conflicts_with = "ca_file"
+    )]
     pub(super) ca_sha256: Option<String>,
     /// File with an API token, instead of a password
     #[arg(long, global = true, env = "TOFT_API_TOKEN_FILE", value_name = "FILE", help_heading = "Connection")]
@@ -337,6 +344,9 @@ pub(super) struct UpArgs {
     /// Address of the one TCP port [default: 127.0.0.1:7443]
     #[arg(long, env = "TOFT_BIND", value_name = "ADDR:PORT")]
     pub(super) bind: Option<String>,
+    /// Answer there without TLS, on loopback only
+    #[arg(long, env = "TOFT_PLAIN_HTTP", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0, default_missing_value = "true")]
+    pub(super) plain_http: Option<bool>,
     /// Name of this node [default: the host's]
     #[arg(long, env = "TOFT_NAME", value_name = "NAME")]
     pub(super) name: Option<String>,

@@ -72,7 +72,8 @@ async fn export(client: &Client, asked: &str) -> Result<i32, Failure> {
     while let Some(frame) = lines.frame().await {
         let frame = frame.map_err(|error| Failure::of(1, format!("the connection to toft broke: {error}")))?;
         if let Ok(bytes) = frame.into_data() {
-            out.write_all(&bytes).map_err(|error| Failure::of(1, format!("standard output cannot be written: {error}")))?;
+            out.write_all(&bytes)
+                .map_err(|error| Failure::of(1, format!("standard output cannot be written: {error}")))?;
         }
     }
     Ok(0)

@@ -161,7 +161,8 @@ fn trust(shown: Shown<'_>) -> Result<Trust, Failure> {
 fn proof(shown: Shown<'_>) -> Result<Option<Proof>, Failure> {
     let read = |what: &str, path: &Path| {
         let text = std::fs::read_to_string(path).map(Zeroizing::new);
-        let text = text.map_err(|e| Failure::of(2, format!("the {what} file `{}` cannot be read: {e}", path.display())))?;
+        let text =
+            text.map_err(|e| Failure::of(2, format!("the {what} file `{}` cannot be read: {e}", path.display())))?;
         Ok::<_, Failure>(Zeroizing::new(text.trim().to_owned()))
     };
     if let Some(path) = shown.api_token_file {

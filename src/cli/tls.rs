@@ -18,7 +18,11 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use super::{Failure, context::Trust};
 
 /// Speaks TLS over a connection to `authority`, which is `HOST:PORT`.
-pub(super) async fn connect(stream: TcpStream, authority: &str, trust: &Trust) -> Result<TlsStream<TcpStream>, Failure> {
+pub(super) async fn connect(
+    stream: TcpStream,
+    authority: &str,
+    trust: &Trust,
+) -> Result<TlsStream<TcpStream>, Failure> {
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
     let name = ServerName::try_from(host.to_owned());
     let name = name.map_err(|_| Failure::of(2, format!("`{host}` is no name of a host")))?;

@@ -81,7 +81,9 @@ async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
 fn new_password(user: &UserName, from_stdin: bool) -> Result<Zeroizing<String>, Failure> {
     if std::io::stdin().is_terminal() && !from_stdin {
         if !prompt::possible() {
-            return Err(Failure::of(1, "there is no password, and nobody can be asked").hint("send it to standard input"));
+            return Err(
+                Failure::of(1, "there is no password, and nobody can be asked").hint("send it to standard input")
+            );
         }
         return Ok(Zeroizing::new(prompt::new_secret(&format!("new password of {user}"))?));
     }

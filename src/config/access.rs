@@ -63,18 +63,28 @@ const LONGEST_NAME: usize = 253;
 
 impl TlsConfig {
     /// From what `[api]` says; absent when it wants plain HTTP.
-    pub(super) fn resolve(api: &ApiSection, bind: SocketAddr, note: &mut impl FnMut(&str, Invalid)) -> Option<Self> {
+    pub(super) fn resolve(
+        api: &ApiSection,
+        (bind, plain_http): (SocketAddr, bool),
+        note: &mut impl FnMut(&str, Invalid),
+    ) -> Option<Self> {
         let own = match (&api.certificate, &api.key) {
             (None, None) => None,
             (Some(certificate), Some(key)) if certificate.is_absolute() && key.is_absolute() => {
                 Some((certificate.clone(), key.clone()))
             }
             (Some(_), Some(_)) => {
-                note("api.certificate", Invalid::value("these are no absolute paths", "write them like `/etc/toft/box.pem`"));
+                note(
+                    "api.certificate",
+                    Invalid::value("these are no absolute paths", "write them like `/etc/toft/box.pem`"),
+                );
                 None
             }
             _ => {
-                note("api.certificate", Invalid::value("a certificate and its key belong together", "set api.certificate and api.key"));
+                note(
+                    "api.certificate",
+                    Invalid::value("a certificate and its key belong together", "set api.certificate and api.key"),
+                );
                 None
             }
         };
@@ -84,18 +94,27 @@ impl TlsConfig {
         };
         if let Some(bad) = api.names.iter().find(|name| !plain(name)) {
             let shown: String = bad.chars().take(60).collect();
-            note("api.names", Invalid::value(format!("`{shown}` is no name"), "write host names and addresses, such as `box.example.org`"));
+            note(
+                "api.names",
+                Invalid::value(
+                    format!("`{shown}` is no name"),
+                    "write host names and addresses, such as `box.example.org`",
+                ),
+            );
         }
         if api.names.len() > MOST_NAMES {
             note("api.names", Invalid::value("there are too many names", format!("use at most {MOST_NAMES}")));
         }
-        if !api.plain_http.unwrap_or(false) {
+        if !plain_http {
             return Some(Self { names: api.names.clone(), own });
         }
         if !bind.ip().is_loopback() {
             note(
                 "api.plain_http",
-                Invalid::value(format!("`{bind}` is not on loopback"), "passwords would be read on the way: leave plain_http out, or bind to 127.0.0.1"),
+                Invalid::value(
+                    format!("`{bind}` is not on loopback"),
+                    "passwords would be read on the way: leave plain_http out, or bind to 127.0.0.1",
+                ),
             );
         }
         None

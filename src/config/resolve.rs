@@ -15,7 +15,8 @@ use toft_model::{
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, GpuConfig, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig,
-    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, TlsConfig, VolumesConfig, file::File, registries,
+    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, TlsConfig, VolumesConfig, file::File,
+    registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -42,6 +43,8 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     /// Address of the one TCP port.
     pub bind: Option<String>,
+    /// Whether it is answered there without TLS.
+    pub plain_http: Option<bool>,
     /// Name of this node.
     pub name: Option<String>,
     /// Address for the other members.
@@ -96,7 +99,8 @@ impl Config {
             note("api.bind", e);
             SocketAddr::from(([127, 0, 0, 1], 7443))
         });
-        let tls = TlsConfig::resolve(&file.api, bind, &mut note);
+        let plain_http = flags.plain_http.or(file.api.plain_http).unwrap_or(false);
+        let tls = TlsConfig::resolve(&file.api, (bind, plain_http), &mut note);
         let listens = match flags.cluster_bind.or(file.cluster.bind).map(|text| member_address(&text)) {
             None => None,
             Some(Ok(address)) => Some(address),
@@ -242,7 +246,10 @@ fn member_address(text: &str) -> Result<SocketAddr, Invalid> {
 
 fn bind_address(text: &str) -> Result<SocketAddr, Invalid> {
     text.parse().map_err(|_| {
-        Invalid::value(format!("`{text}` is no address"), "write it like `127.0.0.1:7443`, `0.0.0.0:7443` or `[::]:7443`")
+        Invalid::value(
+            format!("`{text}` is no address"),
+            "write it like `127.0.0.1:7443`, `0.0.0.0:7443` or `[::]:7443`",
+        )
     })
 }
 

@@ -1,13 +1,18 @@
 //! Opens the doors: one TCP port and the unix socket.
 
-use std::{io::IsTerminal, net::SocketAddr, os::unix::fs::PermissionsExt, sync::Arc};
+use std::{
+    io::IsTerminal,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt,
+    sync::Arc,
+};
 
 use anyhow::Context;
 use async_trait::async_trait;
 use axum::{extract::Request, http::HeaderMap, middleware, response::Response};
+use toft_model::identity::UserName;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use toft_model::identity::UserName;
 
 use super::{
     directories::Directories,
@@ -48,7 +53,10 @@ pub(super) async fn open(
     if !first.is_ok_and(|first| first.has_password) {
         let (password, fresh) = admin_password(directories)?;
         if fresh && std::io::stderr().is_terminal() {
-            eprintln!("The password of `admin` is {password}; it is kept in {}.", directories.password_file().display());
+            eprintln!(
+                "The password of `admin` is {password}; it is kept in {}.",
+                directories.password_file().display()
+            );
         }
         gate.set_first(FirstPassword::new(&password));
     }
@@ -66,8 +74,14 @@ pub(super) async fn open(
     })?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
         .context("keeping others from the socket")?;
+    // Who listens everywhere is reached here by loopback.
+    let mut named = address;
+    if address.ip().is_unspecified() {
+        let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        named.set_ip(loopback);
+    }
     let scheme = if config.api.tls.is_some() { "https" } else { "http" };
-    write_whole(&directories.url_file(), 0o644, format!("{scheme}://{address}/\n").as_bytes())
+    write_whole(&directories.url_file(), 0o644, format!("{scheme}://{named}/\n").as_bytes())
         .context("writing the URL file")?;
 
     let mut tasks = Tasks::default();

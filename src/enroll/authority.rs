@@ -81,7 +81,9 @@ impl Authority {
         let mut params = CertificateParams::new(names.to_vec())?;
         let [from, until] = [valid.from, valid.until].map(|(year, month, day)| date_time_ymd(year, month, day));
         (params.not_before, params.not_after) = (from, until);
-        params.distinguished_name.push(DnType::CommonName, format!("toft on {}", names.first().map_or("", String::as_str)));
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("toft on {}", names.first().map_or("", String::as_str)));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = params.signed_by(&key, &self.issuer()?)?;

@@ -136,7 +136,6 @@ mod tests {
             assert!(!takes(name, "2026-02-01T00:00:00Z"), "{name}");
         }
         assert!(!takes("box", "2026-01-20T00:00:00Z") && !takes("box", "2027-04-01T00:00:00Z"));
-        use rustls::server::danger::ClientCertVerifier;
         let members = WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap();
         assert!(members.verify_client_cert(&chain[0], &chain[1..], at("2026-02-01T00:00:00Z")).is_err());
     }

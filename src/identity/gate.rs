@@ -75,7 +75,7 @@ impl Gate {
 
     /// Sets how long sessions are, once.
     pub fn set_lengths(&self, lengths: Lengths) {
-        drop(self.lengths.set(lengths));
+        let _ = self.lengths.set(lengths);
     }
 
     /// How long sessions are that are opened here.

@@ -12,13 +12,13 @@ use argon2::{
     password_hash::{PasswordHasher, PasswordVerifier, Salt, SaltString},
 };
 use sha2::{Digest as _, Sha256};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Instant,
-};
 use toft_model::{
     identity::{PasswordHash, UserName},
     token::Digest,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
 };
 use zeroize::Zeroizing;
 
@@ -212,7 +212,10 @@ mod tests {
         assert!(!passwords.remembers(&passwords.mark(&bob, &hash, "one")));
         assert!(!passwords.remembers(&passwords.mark(&ann, &hash, "two")));
         let other = passwords.hash(text("two")).await.unwrap();
-        assert!(!passwords.verify(passwords.turn().await, &ann, Some(&other), text("one")).await, "the old one is forgotten at once");
+        assert!(
+            !passwords.verify(passwords.turn().await, &ann, Some(&other), text("one")).await,
+            "the old one is forgotten at once"
+        );
     }
 
     #[tokio::test]

@@ -19,8 +19,8 @@ pub struct NoRandom(#[source] std::io::Error);
 /// Random bytes of the system.
 pub(super) fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
     let mut bytes = [0; N];
-    let read = std::fs::File::open("/dev/urandom")
-        .and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
+    let read =
+        std::fs::File::open("/dev/urandom").and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
     read.map(|()| bytes).map_err(NoRandom)
 }
 

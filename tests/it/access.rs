@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, time::Duration};
 
 use serde_json::{Value, json};
+use sha2::Digest;
 use toft::access::rules::{API, Need, PAGES, Rule};
 use toft_model::identity::Role;
 
@@ -69,7 +70,8 @@ fn every_route_lets_through_whom_its_rule_names_and_nobody_else() {
         (Role::Admin, true, toft.token("boss", &["--role", "admin"])),
     ];
     std::thread::sleep(Duration::from_secs(1));
-    let nobody = [String::new(), bearer(&expired), bearer(&revoked), bearer("toft_x_y"), "Basic bm9ib2R5Om5vdGhpbmc=".into()];
+    let nobody =
+        [String::new(), bearer(&expired), bearer(&revoked), bearer("toft_x_y"), "Basic bm9ib2R5Om5vdGhpbmc=".into()];
     // What removes comes last: the others need something that is there.
     let removes = |rule: &Rule| rule.method == "DELETE" || rule.path.ends_with("/remove");
     let mut routes: Vec<(&Rule, bool)> = API.iter().map(|rule| (rule, false)).collect();
@@ -117,7 +119,9 @@ fn every_route_lets_through_whom_its_rule_names_and_nobody_else() {
     assert_eq!(as_viewer("PUT", "/v1/workloads"), 405);
     assert_eq!(as_viewer("GET", "/api/v1/none"), 404);
     assert_eq!(as_viewer("GET", "/none"), 404);
-    for spelling in ["/api/v1/audit/", "/api/v1//audit", "/api/v1/%61udit", "/API/V1/audit", "/api/v1/./audit", "/users/"] {
+    for spelling in
+        ["/api/v1/audit/", "/api/v1//audit", "/api/v1/%61udit", "/API/V1/audit", "/api/v1/./audit", "/users/"]
+    {
         let status = as_viewer("GET", spelling);
         assert!(matches!(status, 400 | 403 | 404), "{spelling}: {status}");
     }
@@ -204,14 +208,18 @@ fn sessions_open_pages_and_the_api_until_they_are_ended() {
             assert_eq!(with("POST", path, &ann, more).status, 403, "{path} {more:?}");
         }
         let upgrade = [&[("upgrade", "websocket"), ("connection", "upgrade")], more].concat();
-        assert_eq!(with("GET", "/api/v1/instances/web-0/exec", &ann, &upgrade).status, if more[0].1.is_empty() { 403 } else { 403 });
+        assert_eq!(
+            with("GET", "/api/v1/instances/web-0/exec", &ann, &upgrade).status,
+            if more[0].1.is_empty() { 403 } else { 403 }
+        );
     }
 
     // Altered cookies are nobody's.
     let (name, value) = ann.split_once('=').unwrap();
     let (id, secret) = value.split_once('.').unwrap();
     let other = bob.split_once('=').unwrap().1.split_once('.').unwrap().0.to_owned();
-    for forged in [format!("{id}."), format!("{id}.{}", "0".repeat(64)), format!("{other}.{secret}"), "x".repeat(9_000)] {
+    for forged in [format!("{id}."), format!("{id}.{}", "0".repeat(64)), format!("{other}.{secret}"), "x".repeat(9_000)]
+    {
         assert_eq!(with("GET", "/", &format!("{name}={forged}"), &[]).status, 303, "{forged}");
     }
     // One's own sessions can be ended, others' not; an admin ends any.
@@ -224,7 +232,8 @@ fn sessions_open_pages_and_the_api_until_they_are_ended() {
     assert!(answer.header("set-cookie").unwrap().contains("Max-Age=0"));
     assert_eq!(with("GET", "/api/v1/me", &ann, &[]).status, 401, "the session is gone, not only the cookie");
     // A script that asks for a part of a page is sent to the sign-in as a whole.
-    let part = with("GET", "/workloads", &ann, &[("hx-request", "true"), ("hx-current-url", "http://127.0.0.1:1/logs?a=b")]);
+    let part =
+        with("GET", "/workloads", &ann, &[("hx-request", "true"), ("hx-current-url", "http://127.0.0.1:1/logs?a=b")]);
     assert_eq!((part.status, part.header("hx-redirect")), (401, Some("/login?next=%2Flogs%3Fa%3Db")));
     // Whoever is disabled is out at once, and comes in no more.
     let ann = toft.sign_in("ann", PASSWORD);
@@ -268,7 +277,15 @@ fn what_was_typed_comes_back_after_the_session_has_ended() {
 fn between(text: &str, before: &str, after: &str) -> String {
     let rest = text.split_once(before).unwrap_or_else(|| panic!("`{before}` is missing in {text}")).1;
     let raw = rest.split_once(after).unwrap().0;
-    raw.replace("&quot;", "\"").replace("&#34;", "\"").replace("&#39;", "'").replace("&lt;", "<").replace("&#60;", "<").replace("&gt;", ">").replace("&#62;", ">").replace("&amp;", "&").replace("&#38;", "&")
+    raw.replace("&quot;", "\"")
+        .replace("&#34;", "\"")
+        .replace("&#39;", "'")
+        .replace("&lt;", "<")
+        .replace("&#60;", "<")
+        .replace("&gt;", ">")
+        .replace("&#62;", ">")
+        .replace("&amp;", "&")
+        .replace("&#38;", "&")
 }
 
 #[test]
@@ -298,7 +315,11 @@ fn whoever_guesses_waits_and_learns_nothing_of_names() {
     assert_eq!(answer.refusal(429)["code"], "throttled", "there is one count for all ways");
     assert!(answer.header("retry-after").is_some());
     assert_eq!(toft.ask("GET", "/", &[("cookie", &good)], b"").status, 200, "who is signed in goes on");
-    assert_eq!(attempt("admin", &toft.password()).status, 303, "the first password cannot be guessed, and is not kept out");
+    assert_eq!(
+        attempt("admin", &toft.password()).status,
+        303,
+        "the first password cannot be guessed, and is not kept out"
+    );
     // Names that can be none, and the address at last.
     let mut last = 0;
     for i in 0..12 {
@@ -352,7 +373,8 @@ fn a_grant_gives_a_workload_and_nothing_of_the_machine() {
     root(&spec(json!({"secrets": [{"name": "key"}]})));
     put("shop", &spec(json!({"secrets": [{"name": "key"}], "replicas": 1}))).good();
     root(&spec(json!({"replicas": 3})));
-    let back = |body: &str| toft.ask("POST", "/api/v1/workloads/shop/rollback", &[("authorization", &token)], body.as_bytes());
+    let back =
+        |body: &str| toft.ask("POST", "/api/v1/workloads/shop/rollback", &[("authorization", &token)], body.as_bytes());
     assert_eq!(back("{}").refusal(403)["field"], "secrets");
     assert_eq!(back("{\"to\": 1}").status, 200);
     let logs = toft.ask("GET", "/api/v1/workloads/blog/logs", &[("authorization", &token)], b"");
@@ -365,7 +387,8 @@ fn a_token_never_has_more_than_its_owner() {
     toft.user("ann", &["--role", "operator"], PASSWORD);
     let token = toft.token("ann", &["--role", "operator", "--label", "ci"]);
     let auth = bearer(&token);
-    let ask = |method: &str, path: &str, body: &str| toft.ask(method, path, &[("authorization", &auth)], body.as_bytes());
+    let ask =
+        |method: &str, path: &str, body: &str| toft.ask(method, path, &[("authorization", &auth)], body.as_bytes());
     assert_eq!(toft.get("/api/v1/me", &token)["role"], "operator");
     let refused = ask("POST", "/api/v1/api-tokens", r#"{"role":"admin"}"#).refusal(403);
     assert_eq!(refused["field"], "role");
@@ -390,7 +413,8 @@ fn a_token_never_has_more_than_its_owner() {
     let (file, password) = (folder.path().join("token"), folder.path().join("password"));
     fs::write(&file, &token).unwrap();
     fs::write(&password, PASSWORD).unwrap();
-    let (url, file, password) = (format!("http://127.0.0.1:{}", toft.port), file.to_str().unwrap(), password.to_str().unwrap());
+    let (url, file, password) =
+        (format!("http://127.0.0.1:{}", toft.port), file.to_str().unwrap(), password.to_str().unwrap());
     run(&["--connect", &url, "--api-token-file", file, "ls"], "").good();
     run(&["--connect", &url, "--password-file", password, "--as", "ann", "ls"], "").good();
     assert!(run(&["--connect", &url, "ls"], "").bad().contains("--api-token-file"));
@@ -423,14 +447,18 @@ fn the_trail_tells_who_did_what_and_no_secret() {
         let all = lines(&[]);
         all.iter().any(|line| line["subject"] == "secret/key").then_some(all)
     });
-    let find = |action: &str| all.iter().find(|line| line["action"] == action).unwrap_or_else(|| panic!("{action}: {all:#?}"));
+    let find =
+        |action: &str| all.iter().find(|line| line["action"] == action).unwrap_or_else(|| panic!("{action}: {all:#?}"));
     let changed = all.iter().find(|line| line["action"] == "put_workload").unwrap();
     assert_eq!((changed["user"].as_str(), changed["from"].as_str()), (Some("ann"), Some("127.0.0.1")));
     assert_eq!(changed["before"]["image"], "example.org/web:1");
     assert_eq!(changed["after"]["image"], "example.org/web:2");
     assert!(changed["way"].as_str().unwrap().starts_with("session "));
     assert!(find("stop_workload")["way"].as_str().unwrap().starts_with("token "));
-    assert_eq!((find("put_secret")["user"].as_str(), find("put_secret")["way"].as_str()), (Some("root"), Some("socket")));
+    assert_eq!(
+        (find("put_secret")["user"].as_str(), find("put_secret")["way"].as_str()),
+        (Some("root"), Some("socket"))
+    );
     assert_eq!(find("sign_in")["user"], "ann");
     assert_eq!(find("pull_image")["subject"], "/api/v1/images/pull");
     assert_eq!(find("create_user")["after"]["role"], "operator");
@@ -453,7 +481,8 @@ fn the_trail_tells_who_did_what_and_no_secret() {
     let page = toft.ask("GET", "/audit?grep=%3Cscript%3E", &[("authorization", &boss)], b"");
     assert!(page.status == 200 && page.text().contains("create api token"), "{}", page.text());
     assert!(!page.text().contains("<script>alert"), "{}", page.text());
-    let pages: Vec<_> = ["/users", "/users/ann", "/users/ann/remove", "/account", "/audit?user=ann&since=3h", "/audit?since=x"].into();
+    let pages: Vec<_> =
+        ["/users", "/users/ann", "/users/ann/remove", "/account", "/audit?user=ann&since=3h", "/audit?since=x"].into();
     for path in pages {
         let page = toft.ask("GET", path, &[("authorization", &boss)], b"");
         assert!(page.status == 200 && !page.text().contains("<script>alert"), "{path}: {}", page.status);
@@ -466,8 +495,7 @@ fn a_session_that_is_not_used_ends() {
     let mut toft = Appliance::prepare(&machine, "d");
     fs::write(toft.data.join("toft.toml"), "[access]\nsession_idle = '3s'\nsession_max = '8s'\n").unwrap();
     toft.up();
-    let url = fs::read_to_string(toft.data.join("toft.url")).unwrap();
-    let port: u16 = url.trim().trim_end_matches('/').rsplit_once(':').unwrap().1.parse().unwrap();
+    let port = port_of(&toft);
     let password = fs::read_to_string(toft.data.join("admin-password")).unwrap();
     let origin = format!("http://localhost:{port}");
     let host = format!("localhost:{port}");
@@ -475,8 +503,11 @@ fn a_session_that_is_not_used_ends() {
         let path = "/login";
         let body = format!("name=admin&password={}", password.trim());
         let (length, headers) = (body.len().to_string(), "application/x-www-form-urlencoded");
-        let head = [("host", host.as_str()), ("origin", &origin), ("content-type", headers), ("content-length", &length)];
-        let request = head.iter().fold(format!("POST {path} HTTP/1.1\r\nconnection: close\r\n"), |text, (n, v)| text + &format!("{n}: {v}\r\n"));
+        let head =
+            [("host", host.as_str()), ("origin", &origin), ("content-type", headers), ("content-length", &length)];
+        let request = head.iter().fold(format!("POST {path} HTTP/1.1\r\nconnection: close\r\n"), |text, (n, v)| {
+            text + &format!("{n}: {v}\r\n")
+        });
         let request = format!("{request}\r\n{body}");
         let answer = toft.machine.spawn(move || {
             let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -512,7 +543,9 @@ fn methods() -> Vec<String> {
         let text = fs::read_to_string(path).unwrap();
         let (mut package, mut service) = ("", "");
         for line in text.lines().map(str::trim) {
-            let word = |rest: &'static str| line.strip_prefix(rest).map(|rest| rest.split(['(', ' ', ';', '{']).next().unwrap());
+            let word = |rest: &'static str| {
+                line.strip_prefix(rest).map(|rest| rest.split(['(', ' ', ';', '{']).next().unwrap())
+            };
             if let Some(name) = word("package ") {
                 package = name;
             } else if let Some(name) = word("service ") {
@@ -571,7 +604,9 @@ fn members_answer_strangers_at_the_door_and_nowhere_else() {
         let is_door = method.starts_with("/toft.peer.v1.Door/");
         let is_peer = method.starts_with("/toft.peer.v1.Peer/");
         for protocol in ["h2", "toft-services"] {
-            let called = tokio::time::timeout(Duration::from_secs(20), async { call(&address, &authority, protocol, &method).await });
+            let called = tokio::time::timeout(Duration::from_secs(20), async {
+                call(&address, &authority, protocol, &method).await
+            });
             let code = runtime.block_on(called).unwrap_or_else(|_| panic!("{method} over {protocol} is not answered"));
             let want = match (protocol, is_door, is_peer) {
                 ("h2", true, _) => {
@@ -587,4 +622,144 @@ fn members_answer_strangers_at_the_door_and_nowhere_else() {
             assert_eq!(code, want, "{method} over {protocol}");
         }
     }
+}
+
+/// Asks over TLS, trusting the authority alone.
+fn over_tls(
+    toft: &Appliance,
+    (method, path): (&'static str, &'static str),
+    headers: Vec<(&'static str, String)>,
+    body: String,
+) -> Answer {
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
+    let authority = fs::read(toft.data.join("cluster/authority.pem")).unwrap();
+    let port = port_of(toft);
+    let asked = toft.machine.spawn(move || {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(&authority).unwrap()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let config =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let config = std::sync::Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let client = rustls::ClientConnection::new(config, name).unwrap();
+        let mut stream = rustls::StreamOwned::new(client, std::net::TcpStream::connect(("127.0.0.1", port)).unwrap());
+        let mut request =
+            format!("{method} {path} HTTP/1.1\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+        headers.iter().for_each(|(name, value)| request.push_str(&format!("{name}: {value}\r\n")));
+        std::io::Write::write_all(&mut stream, format!("{request}\r\n{body}").as_bytes()).unwrap();
+        Answer::read(&mut stream).unwrap()
+    });
+    asked.join().unwrap()
+}
+
+fn port_of(toft: &Appliance) -> u16 {
+    let url = fs::read_to_string(toft.data.join("toft.url")).unwrap();
+    url.trim().trim_end_matches('/').rsplit_once(':').unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn tls_is_spoken_with_a_certificate_of_the_cluster_and_plain_http_is_sent_there() {
+    let machine = crate::harness::machine::Machine::new();
+    let mut toft = Appliance::prepare(&machine, "d");
+    toft.set_variables(&[("TOFT_PLAIN_HTTP", "false")]);
+    fs::write(
+        toft.data.join("toft.toml"),
+        "[node]\nname = 'attic'\n[api]\nbind = '0.0.0.0:7443'\nnames = ['box.example.org']\n",
+    )
+    .unwrap();
+    toft.up();
+    let url = fs::read_to_string(toft.data.join("toft.url")).unwrap();
+    assert_eq!(url, "https://127.0.0.1:7443/\n");
+    let host = || ("host", "127.0.0.1:7443".to_owned());
+    let origin = || ("origin", "https://127.0.0.1:7443".to_owned());
+    let ready = over_tls(&toft, ("GET", "/ready"), vec![host()], String::new());
+    assert_eq!(ready.status, 200);
+    let page = over_tls(&toft, ("GET", "/login"), vec![host()], String::new());
+    for (name, words) in [
+        ("content-security-policy", "default-src 'none'"),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "same-origin"),
+        ("cache-control", "no-store"),
+    ] {
+        assert!(page.header(name).unwrap().contains(words), "{name}");
+    }
+    let password = fs::read_to_string(toft.data.join("admin-password")).unwrap();
+    let form = ("content-type", "application/x-www-form-urlencoded".to_owned());
+    let fields = format!("name=admin&password={}", password.trim());
+    let signed_in = over_tls(&toft, ("POST", "/login"), vec![host(), origin(), form.clone()], fields.clone());
+    assert_eq!(signed_in.status, 303);
+    let cookie = signed_in.header("set-cookie").unwrap().to_owned();
+    assert!(
+        cookie.starts_with("__Host-toft=") && cookie.contains("; Secure") && !cookie.contains("Domain"),
+        "{cookie}"
+    );
+    let cookie = ("cookie", cookie_of(&signed_in));
+    assert_eq!(
+        over_tls(&toft, ("GET", "/api/v1/me"), vec![host(), cookie.clone()], String::new()).good()["name"],
+        "admin"
+    );
+    let plain_page = ("origin", "http://127.0.0.1:7443".to_owned());
+    assert_eq!(over_tls(&toft, ("POST", "/logout"), vec![host(), plain_page, cookie], String::new()).status, 403);
+
+    // Plain HTTP is told where to go, and nothing that it carries is looked at.
+    let plain = |method: &str| machine.http(7443, method, "/workloads?x=1", &[("host", "box.lan:7443")]).unwrap();
+    let redirect = plain("GET");
+    assert_eq!((redirect.status, redirect.header("location")), (308, Some("https://box.lan:7443/workloads?x=1")));
+    assert_eq!(plain("POST").status, 400);
+    let hostile = machine.http(7443, "GET", "/x", &[("host", "evil\"><b>")]).unwrap();
+    assert_eq!((hostile.status, hostile.header("location")), (400, None));
+
+    // The client trusts a file, a digest, or what the system trusts.
+    let shown: Value = serde_json::from_str(&toft.good("ca show --json")).unwrap();
+    let sha256 = shown["sha256"].as_str().unwrap().to_owned();
+    let ca = toft.data.join("ca.pem");
+    fs::write(&ca, shown["pem"].as_str().unwrap()).unwrap();
+    let (ca, password) = (ca.display().to_string(), toft.data.join("admin-password").display().to_string());
+    let client = |url: &str, more: &[&str]| {
+        let mut command = machine.command(env!("CARGO_BIN_EXE_toft"));
+        command.args(["--connect", url, "--password-file", &password]).args(more).arg("ls").output().unwrap()
+    };
+    let url = "https://127.0.0.1:7443";
+    for trusted in [["--ca-file", &ca], ["--ca-sha256", &sha256]] {
+        let output = client(url, &trusted);
+        assert!(output.status.success(), "{output:?}");
+    }
+    for (url, more, words) in [
+        (url, vec!["--ca-sha256", &*"ab".repeat(32).leak()], "another authority"),
+        (url, vec![], "toft ca show"),
+        ("https://127.0.0.2:7443", vec!["--ca-file", &ca], "not valid for name"),
+        ("https://127.0.0.2:7443", vec!["--ca-sha256", &sha256], "not valid for name"),
+    ] {
+        let output = client(url, &more);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(words), "{words}: {said}");
+    }
+    let page = over_tls(&toft, ("GET", "/ca"), vec![host()], String::new());
+    let told = page.text().replace(':', "").to_lowercase();
+    assert!(page.status == 200 && told.contains(&sha256), "{}", page.text());
+    let der = over_tls(&toft, ("GET", "/ca.crt"), vec![host()], String::new());
+    assert_eq!(
+        (der.header("content-type"), hex::encode(sha2::Sha256::digest(&der.body))),
+        (Some("application/x-x509-ca-cert"), sha256)
+    );
+
+    // Who speaks nothing, or nonsense, keeps nobody out.
+    let visitors = machine.spawn(|| {
+        let open = |bytes: &[u8]| {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", 7443)).unwrap();
+            std::io::Write::write_all(&mut stream, bytes).unwrap();
+            stream
+        };
+        let mut open: Vec<_> =
+            [&b""[..], b"\x16", b"\x16\x03\x01\xff\xff", b"\x16nonsense", b"\0\0", b"GET"].map(open).into();
+        open.extend((0..200).map(|_| std::net::TcpStream::connect(("127.0.0.1", 7443)).unwrap()));
+        open
+    });
+    let _visitors = visitors.join().unwrap();
+    assert_eq!(over_tls(&toft, ("GET", "/health"), vec![host()], String::new()).status, 200);
+    assert_eq!(toft.stop(), 0, "it does not wait for them");
+    // Without TLS only loopback is bound.
+    toft.set_variables(&[("TOFT_PLAIN_HTTP", "true")]);
+    assert!(toft.up_refuses().bad(1).contains("plain_http"));
 }

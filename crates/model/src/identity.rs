@@ -432,7 +432,10 @@ mod tests {
         check(r#"{"name":"web","image":"demo","networks":["other"]}"#, Some("networks"));
         check(r#"{"name":"web","image":"demo","process":{"privileged":true}}"#, Some("process.privileged"));
         check(r#"{"name":"web","image":"demo","process":{"cap_add":["SYS_ADMIN"]}}"#, Some("process.cap_add"));
-        check(r#"{"name":"web","image":"demo","process":{"sysctls":{"net.core.somaxconn":"1"}}}"#, Some("process.sysctls"));
+        check(
+            r#"{"name":"web","image":"demo","process":{"sysctls":{"net.core.somaxconn":"1"}}}"#,
+            Some("process.sysctls"),
+        );
         let dropped = spec(r#"{"name":"web","image":"demo","process":{"cap_drop":["NET_RAW"]}}"#);
         assert_eq!(asks_for_more(&plain, Some(&dropped)), Some("process.cap_drop"));
         assert_eq!(deployment_of(&plain).as_str(), "web");

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     api::types::{
-        ApiToken, ApiTokenRequest, Authority, Me, NewApiToken, Page, PasswordChange, Session, User, UserChange, UserRequest,
+        ApiToken, ApiTokenRequest, Authority, Me, NewApiToken, Page, PasswordChange, Session, User, UserChange,
+        UserRequest,
     },
     control::{
         ControlError, ErrorKind,

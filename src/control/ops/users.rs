@@ -73,7 +73,10 @@ fn check(user: &UserName, password: &str) -> Result<(), ControlError> {
         Err(ControlError::new(ErrorKind::Invalid, message.to_owned()).hint(hint).field("password"))
     };
     if password.chars().count() < SHORTEST_PASSWORD {
-        return refuse("the password is too short", format!("use at least {SHORTEST_PASSWORD} characters; a few words are easy to remember"));
+        return refuse(
+            "the password is too short",
+            format!("use at least {SHORTEST_PASSWORD} characters; a few words are easy to remember"),
+        );
     }
     if password.len() > LONGEST_PASSWORD {
         return refuse("the password is too long", format!("use at most {LONGEST_PASSWORD} bytes"));
@@ -85,7 +88,10 @@ fn check(user: &UserName, password: &str) -> Result<(), ControlError> {
     let first = chars.next();
     let monotonous = chars.all(|c| Some(c) == first);
     if monotonous || password.to_lowercase().contains(user.as_str()) && password.len() < user.as_str().len() + 6 {
-        return refuse("the password is easy to guess", "use a few words that have nothing to do with the name".to_owned());
+        return refuse(
+            "the password is easy to guess",
+            "use a few words that have nothing to do with the name".to_owned(),
+        );
     }
     Ok(())
 }

@@ -186,7 +186,8 @@ pub(in crate::dashboard) async fn change_password(
 
 impl TokenForm {
     fn read(&self) -> Result<ApiTokenWish, ControlError> {
-        let role: Role = self.role.trim().parse().map_err(|invalid: toft_model::invalid::Invalid| invalid.at("role"))?;
+        let role: Role =
+            self.role.trim().parse().map_err(|invalid: toft_model::invalid::Invalid| invalid.at("role"))?;
         let grants = grants(&self.grants)?;
         let ttl_ms = parse_span_ms(self.ttl.trim()).map_err(|invalid| invalid.at("ttl"))?;
         Ok(ApiTokenWish { user: None, label: self.label.trim().to_owned(), rights: Rights { role, grants }, ttl_ms })

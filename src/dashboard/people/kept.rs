@@ -44,7 +44,8 @@ impl Kept {
         let _turn = READING.try_acquire().ok()?;
         let to = request.uri().path_and_query()?.as_str().to_owned();
         let kind = request.headers().get(CONTENT_TYPE)?.to_str().ok()?.to_ascii_lowercase();
-        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+        let length =
+            request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
         // A file that is chosen again may be large; what is typed is not.
         if length.is_some_and(|length| length > 8 * LONGEST) {
             return None;

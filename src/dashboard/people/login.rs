@@ -130,7 +130,9 @@ pub(in crate::dashboard) async fn sign_in_first(request: Request) -> Response {
     if by_script {
         // The page that asked is opened again after the sign-in.
         let page = request.headers().get("hx-current-url").and_then(|url| url.to_str().ok());
-        let page = page.and_then(|url| url.split_once("://")?.1.find('/').map(|at| &url.split_once("://").map_or("", |(_, rest)| rest)[at..]));
+        let page = page.and_then(|url| {
+            url.split_once("://")?.1.find('/').map(|at| &url.split_once("://").map_or("", |(_, rest)| rest)[at..])
+        });
         let to = login_with(onwards(page.unwrap_or("/")));
         let mut response = StatusCode::UNAUTHORIZED.into_response();
         if let Ok(to) = HeaderValue::try_from(to) {

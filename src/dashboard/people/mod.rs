@@ -49,7 +49,17 @@ mod tests {
         for good in ["/", "/workloads?sort=name", "/run?image=a%2Fb"] {
             assert_eq!(onwards(good), good);
         }
-        for bad in ["", "//evil.example", "/\\evil.example", "https://evil.example", "evil", "/a\r\nb", "/login", "/login?next=/x", "/setup"] {
+        for bad in [
+            "",
+            "//evil.example",
+            "/\\evil.example",
+            "https://evil.example",
+            "evil",
+            "/a\r\nb",
+            "/login",
+            "/login?next=/x",
+            "/setup",
+        ] {
             assert_eq!(onwards(bad), "/", "{bad:?}");
         }
         assert_eq!(onwards(&format!("/{}", "a".repeat(3_000))), "/");

@@ -185,7 +185,12 @@ fn encoded(fields: &[(&str, &str)]) -> String {
 /// Runs a client command that reads `input`.
 pub fn run(arguments: &[&str], input: &str) -> Said {
     let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
-    command.args(arguments).env_remove("TOFT_CONNECT").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .env_remove("TOFT_CONNECT")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let ran = child.wait_with_output().unwrap();

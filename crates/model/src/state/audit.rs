@@ -211,8 +211,11 @@ fn differences(before: Option<Value>, after: Option<Value>) -> (Option<Value>, O
     let redacted = |value: Option<Value>| value.map(without_values);
     match (before, after) {
         (Some(Value::Object(mut before)), Some(Value::Object(mut after))) => {
-            let same: Vec<String> =
-                before.iter().filter(|(key, value)| after.get(*key) == Some(value)).map(|(key, _)| key.clone()).collect();
+            let same: Vec<String> = before
+                .iter()
+                .filter(|(key, value)| after.get(*key) == Some(value))
+                .map(|(key, _)| key.clone())
+                .collect();
             for key in same {
                 before.remove(&key);
                 after.remove(&key);

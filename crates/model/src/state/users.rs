@@ -137,11 +137,7 @@ pub(super) fn open_session(connection: &Connection, session: &NewSession, at_ms:
     Ok(Ok(Reply::Done))
 }
 
-pub(super) fn create_api_token(
-    connection: &Connection,
-    token: &NewApiToken,
-    at_ms: i64,
-) -> rusqlite::Result<Applied> {
+pub(super) fn create_api_token(connection: &Connection, token: &NewApiToken, at_ms: i64) -> rusqlite::Result<Applied> {
     if let Err(breach) = token.check(at_ms) {
         return invalid(breach);
     }

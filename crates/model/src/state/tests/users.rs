@@ -230,7 +230,10 @@ fn the_trail_tells_who_did_what_and_what_became_of_it() {
     let none = Command::RemoveWorkload { name: "none".parse().unwrap(), at_ms: 4 };
     assert!(!trail.ask("bob", none), "a refusal is no change");
     assert!(trail.ask("bob", create("carl", rights(Role::Viewer, &[]), Some(HASH))));
-    assert!(trail.ask("bob", change("carl", UserChanges { password: Some(OTHER.parse().unwrap()), ..Default::default() }, None)));
+    assert!(trail.ask(
+        "bob",
+        change("carl", UserChanges { password: Some(OTHER.parse().unwrap()), ..Default::default() }, None)
+    ));
     assert_eq!(trail.last().action, "change_password");
     let note = Command::NoteAction { action: "exec".into(), subject: "instance/web-0".into(), detail: "sh".into() };
     assert!(trail.ask("ann", note));
