@@ -12,11 +12,13 @@ use std::{net::IpAddr, sync::Arc};
 use async_trait::async_trait;
 use axum::extract::FromRequestParts;
 use axum::{
+    body::Body,
     extract::{MatchedPath, RawPathParams, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
+use futures_util::StreamExt;
 use toft_model::{identity::Role, name::Name};
 
 use crate::{
@@ -236,6 +238,18 @@ async fn name_in_path(request: Request) -> (Request, Option<String>) {
     (Request::from_parts(parts, body), named)
 }
 
+/// Whether an answer may go on for as long as somebody reads it.
+fn goes_on(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    ["text/event-stream", "application/x-ndjson"].iter().any(|lasting| kind.starts_with(lasting))
+}
+
+/// The same answer, which ends at the latest when `ended` does.
+fn until(response: Response, ended: impl Future<Output = ()> + Send + 'static) -> Response {
+    let (parts, body) = response.into_parts();
+    Response::from_parts(parts, Body::from_stream(body.into_data_stream().take_until(Box::pin(ended))))
+}
+
 /// Runs a request as somebody, and notes what no command tells of.
 async fn act(door: &Door, request: Request, next: Next, actor: Actor) -> Response {
     let noted = match rule_of(&request) {
@@ -252,7 +266,7 @@ async fn act(door: &Door, request: Request, next: Next, actor: Actor) -> Respons
         if let Some(noted) = noted.filter(|_| done) {
             door.ops.note(noted).await;
         }
-        response
+        if goes_on(&response) { until(response, door.ops.until_shut_out()) } else { response }
     })
     .await
 }

@@ -345,8 +345,8 @@ pub(super) struct UpArgs {
     #[arg(long, env = "TOFT_BIND", value_name = "ADDR:PORT")]
     pub(super) bind: Option<String>,
     /// Answer there without TLS, on loopback only
-    #[arg(long, env = "TOFT_PLAIN_HTTP", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0, default_missing_value = "true")]
-    pub(super) plain_http: Option<bool>,
+    #[arg(long, env = "TOFT_PLAIN_HTTP")]
+    pub(super) plain_http: bool,
     /// Name of this node [default: the host's]
     #[arg(long, env = "TOFT_NAME", value_name = "NAME")]
     pub(super) name: Option<String>,

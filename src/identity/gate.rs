@@ -98,9 +98,15 @@ impl Gate {
         note(&self.tokens, id, at_ms);
     }
 
-    /// Takes at most so many uses of each kind that were not told yet.
-    pub fn take_uses(&self, most: usize) -> Used {
-        Used { sessions: take(&self.sessions, most), tokens: take(&self.tokens, most) }
+    /// At most so many uses of each kind that were not told yet.
+    pub fn uses(&self, most: usize) -> Used {
+        Used { sessions: some(&self.sessions, most), tokens: some(&self.tokens, most) }
+    }
+
+    /// Forgets uses that were told, unless there are newer ones.
+    pub fn told(&self, used: &Used) {
+        forget(&self.sessions, &used.sessions);
+        forget(&self.tokens, &used.tokens);
     }
 }
 
@@ -111,8 +117,40 @@ fn note(uses: &Mutex<HashMap<TokenId, i64>>, id: &TokenId, at_ms: i64) {
     }
 }
 
-fn take(uses: &Mutex<HashMap<TokenId, i64>>, most: usize) -> Vec<(TokenId, i64)> {
+fn some(uses: &Mutex<HashMap<TokenId, i64>>, most: usize) -> Vec<(TokenId, i64)> {
+    let uses = uses.lock().unwrap_or_else(PoisonError::into_inner);
+    uses.iter().take(most).map(|(id, at_ms)| (id.clone(), *at_ms)).collect()
+}
+
+fn forget(uses: &Mutex<HashMap<TokenId, i64>>, told: &[(TokenId, i64)]) {
     let mut uses = uses.lock().unwrap_or_else(PoisonError::into_inner);
-    let ids: Vec<TokenId> = uses.keys().take(most).cloned().collect();
-    ids.into_iter().filter_map(|id| uses.remove_entry(&id)).collect()
+    for (id, at_ms) in told {
+        if uses.get(id) == Some(at_ms) {
+            uses.remove(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_use_is_known_until_it_was_told_and_newer_ones_stay() {
+        let gate = Gate::new().unwrap();
+        let [one, other] = [1, 2].map(|byte| TokenId::of([byte; 10]));
+        gate.use_session(&one, 5);
+        gate.use_session(&other, 6);
+        gate.use_token(&one, 7);
+        let used = gate.uses(10);
+        assert_eq!((used.sessions.len(), used.tokens.len()), (2, 1));
+        gate.use_session(&one, 8);
+        gate.told(&used);
+        assert_eq!((gate.session_used(&one), gate.session_used(&other)), (Some(8), None));
+        for i in 0..2 * MOST_USES as u32 {
+            let bytes = i.to_be_bytes().map(|byte| [byte >> 4, byte & 15]).concat();
+            gate.use_session(&TokenId::of([&bytes[..], &[0, 0]].concat().try_into().unwrap()), 1);
+        }
+        assert!(gate.uses(usize::MAX).sessions.len() <= MOST_USES);
+    }
 }

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::ops::Ops;
 
 /// Time between two tellings.
-const PERIOD: Duration = Duration::from_secs(30);
+const PERIOD: Duration = Duration::from_secs(10);
 
 /// Tells until `cancel`. What cannot be told is told when it is used again.
 pub async fn run(ops: Ops, cancel: CancellationToken) {

@@ -22,6 +22,8 @@ use crate::{
 
 /// How old what is known of a use may get before it is told, in milliseconds.
 const COARSE_MS: i64 = 10 * 60 * 1_000;
+/// Time between two looks at whether somebody has been shut out.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Longest password somebody may try, in bytes.
 const LONGEST_PASSWORD: usize = 1_024;
 
@@ -187,6 +189,46 @@ impl Ops {
         let command = Command::OpenSession { session: Box::new(session), at_ms };
         actor::act(Arc::new(actor.clone()), self.submit(command)).await?;
         Ok(SignedIn { cookie: bearer.cookie(), actor })
+    }
+
+    /// Returns when whoever asks now has been shut out: their session or token is gone, or they may less than when they came. What
+    /// lasts is ended then.
+    pub fn until_shut_out(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (ops, asks) = (self.clone(), actor::current());
+        async move {
+            let Some(asks) = asks.filter(|asks| asks.user.is_some()) else { return std::future::pending().await };
+            loop {
+                tokio::time::sleep(LOOK_AGAIN).await;
+                // While the state cannot be read nobody is shut out.
+                if let Ok(rights) = ops.rights_now(&asks).await
+                    && !rights.is_some_and(|rights| asks.rights.within(&rights))
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What somebody may now who came in before; nothing when they would come in no more.
+    async fn rights_now(&self, asks: &Actor) -> Result<Option<Rights>, ControlError> {
+        let Some(name) = asks.user.clone() else { return Ok(Some(asks.rights.clone())) };
+        let (way, now_ms) = (asks.way.clone(), now_ms());
+        let read = self.state.read(move |connection| {
+            let user = UserRow::named(connection, &name)?;
+            let Some(rights) = rights_of(&name, user.as_ref()) else { return Ok(None) };
+            Ok(match way {
+                Way::Socket | Way::Password => Some(rights),
+                Way::Session(id) => {
+                    let lives =
+                        SessionRow::by_id(connection, &id)?.is_some_and(|row| now_ms < row.session.expires_at_ms);
+                    lives.then_some(rights)
+                }
+                Way::Token(id) => ApiTokenRow::by_id(connection, &id)?
+                    .filter(|row| !row.has_expired(now_ms))
+                    .map(|row| row.token.rights.and(&rights)),
+            })
+        });
+        Ok(read.await?)
     }
 
     /// The deployment of a workload, or its own name when it belongs to none or is not there.

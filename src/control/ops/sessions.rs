@@ -85,11 +85,14 @@ impl Ops {
 
     /// Tells the others which sessions and tokens were used here; gives whether there was something to tell.
     pub async fn tell_uses(&self) -> Result<bool, ControlError> {
-        let used = self.gate()?.take_uses(AT_ONCE);
+        let gate = self.gate()?;
+        let used = gate.uses(AT_ONCE);
         if used.sessions.is_empty() && used.tokens.is_empty() {
             return Ok(false);
         }
-        self.state.propose(Command::NoteUses { sessions: used.sessions, tokens: used.tokens }).await?;
+        let (sessions, tokens) = (used.sessions.clone(), used.tokens.clone());
+        self.state.propose(Command::NoteUses { sessions, tokens }).await?;
+        gate.told(&used);
         Ok(true)
     }
 }

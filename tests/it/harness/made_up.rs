@@ -73,21 +73,21 @@ impl MadeUp {
         fs::read_to_string(&self.log).unwrap()
     }
 
-    /// A command of root's at a node's socket, which reads `input`.
-    pub fn root_at(&self, node: u16, arguments: &[&str], input: &str) -> Said {
-        let socket = format!("unix://{}", self.data.join(format!("node-{node}/toft.sock")).display());
+    /// A command of root's at the first node's socket, which reads `input`.
+    pub fn root_reading(&self, arguments: &[&str], input: &str) -> Said {
+        let socket = format!("unix://{}", self.data.join("node-1/toft.sock").display());
         run(&[&["--connect", &socket], arguments].concat(), input)
     }
 
-    /// The same at the first node.
+    /// The same without anything to read.
     pub fn root(&self, arguments: &[&str]) -> Said {
-        self.root_at(1, arguments, "")
+        self.root_reading(arguments, "")
     }
 
     /// A user with a password.
     pub fn user(&self, name: &str, more: &[&str], password: &str) {
         let arguments = [&["user", "create", name, "--password-stdin"], more].concat();
-        self.root_at(1, &arguments, password).good();
+        self.root_reading(&arguments, password).good();
     }
 
     /// An API token of a user who may be made for it.
@@ -124,6 +124,17 @@ impl MadeUp {
         }
         let line = String::from_utf8_lossy(&line).into_owned();
         line.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{method} {path}: {line}"))
+    }
+
+    /// An answer that goes on, from its beginning.
+    pub fn stream(&self, path: &str, cookie: &str) -> TcpStream {
+        let mut stream = self.connect();
+        let host = format!("host: 127.0.0.1:{}", self.port);
+        write!(stream, "GET {path} HTTP/1.1\r\n{host}\r\nconnection: close\r\ncookie: {cookie}\r\n\r\n").unwrap();
+        let mut begin = [0; 12];
+        stream.read_exact(&mut begin).unwrap();
+        assert_eq!(&begin, b"HTTP/1.1 200");
+        stream
     }
 
     fn connect(&self) -> TcpStream {
