@@ -221,8 +221,8 @@ fn the_trail_tells_who_did_what_and_what_became_of_it() {
     assert!(row.after.unwrap().contains("demo:1"));
     put(&mut trail, "demo:2", "hunter3");
     let row = trail.last();
-    assert_eq!(row.before.as_deref(), Some(r#"{"env":{"PASSWORD":"***"},"image":"demo:1"}"#));
-    assert_eq!(row.after.as_deref(), Some(r#"{"env":{"PASSWORD":"***"},"image":"demo:2"}"#));
+    assert_eq!(row.before.as_deref(), Some(r#"{"env":{"PASSWORD":"***"},"image":"docker.io/library/demo:1"}"#));
+    assert_eq!(row.after.as_deref(), Some(r#"{"env":{"PASSWORD":"***"},"image":"docker.io/library/demo:2"}"#));
     let stop = Command::PowerWorkload { name: "web".parse().unwrap(), action: PowerAction::Stop, at_ms: 3 };
     assert!(trail.ask("bob", stop));
     let row = trail.last();
