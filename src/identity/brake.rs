@@ -51,13 +51,6 @@ pub struct Attempt {
 }
 
 impl Brake {
-    /// Whether there may be an attempt now; the error is the time for which there may be none.
-    pub fn check(&self, name: &str, from: Option<IpAddr>) -> Result<(), Duration> {
-        let (now, counts) = (Instant::now(), self.lock());
-        let of_address = from.and_then(|from| left(&counts.addresses, &network(from), now));
-        of_address.max(left(&counts.names, name, now)).map_or(Ok(()), Err)
-    }
-
     /// Begins an attempt; the error is the time for which there may be none.
     pub fn begin(&self, name: &str, from: Option<IpAddr>) -> Result<Attempt, Duration> {
         let now = Instant::now();

@@ -602,9 +602,9 @@ fn members_answer_strangers_at_the_door_and_nowhere_else() {
         let is_door = method.starts_with("/toft.peer.v1.Door/");
         let is_peer = method.starts_with("/toft.peer.v1.Peer/");
         for protocol in ["h2", "toft-services"] {
-            let called = tokio::time::timeout(Duration::from_secs(20), async {
-                call(&address, &authority, protocol, &method).await
-            });
+            let called = async {
+                tokio::time::timeout(Duration::from_secs(20), call(&address, &authority, protocol, &method)).await
+            };
             let code = runtime.block_on(called).unwrap_or_else(|_| panic!("{method} over {protocol} is not answered"));
             let want = match (protocol, is_door, is_peer) {
                 ("h2", true, _) => {

@@ -132,19 +132,20 @@ impl Ops {
             let rights = rights_of(name, row.as_ref())?;
             Some(Actor { user: Some(name.clone()), rights, way: Way::Password, from, is_first: row.is_none() })
         };
-        let knows = name.as_ref().zip(hash).is_some_and(|(name, hash)| gate.passwords.knows(name, hash, &password));
-        if knows && let Some(actor) = name.as_ref().and_then(actor) {
-            return Ok(actor);
-        }
         // It is random and long: nobody guesses it, and nobody keeps its owner out.
         if first.is_some_and(|first| first.is(&password))
             && let Some(actor) = name.as_ref().and_then(actor)
         {
             return Ok(actor);
         }
-        gate.brake.check(&shown, from).map_err(throttled)?;
-        let turn = gate.passwords.turn().await;
+        // Counted before anything is compared: what was right a short while ago costs nothing to guess.
         let attempt = gate.brake.begin(&shown, from).map_err(throttled)?;
+        let knows = name.as_ref().zip(hash).is_some_and(|(name, hash)| gate.passwords.knows(name, hash, &password));
+        if knows && let Some(actor) = name.as_ref().and_then(actor) {
+            attempt.passed();
+            return Ok(actor);
+        }
+        let turn = gate.passwords.turn().await;
         let fits = password.len() <= LONGEST_PASSWORD;
         let nobody = UserName::first();
         let hash = hash.filter(|_| fits);

@@ -17,6 +17,7 @@ mod node_health;
 mod nodes;
 mod query;
 mod registries;
+mod reply;
 mod request;
 mod rollouts;
 mod secrets;
