@@ -117,10 +117,31 @@ fn nowhere() -> Visitor {
     Visitor { from: None, cookie: "__Host-toft".to_owned(), secure: true }
 }
 
-/// What the browser calls itself: its name and system, for people who look for a session of theirs.
+/// What the browser calls itself, for people who look for a session of theirs.
 fn agent(headers: &HeaderMap) -> String {
-    let text = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    text.chars().filter(|c| !c.is_control()).take(LONGEST_AGENT).collect()
+    in_short(headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default())
+}
+
+/// `Firefox on Linux`; what is not known stays as it is, cut.
+fn in_short(text: &str) -> String {
+    // Those that call themselves others too come first.
+    let browsers =
+        [("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari")];
+    let systems = [
+        ("Android", "Android"),
+        ("iPhone", "iPhone"),
+        ("iPad", "iPad"),
+        ("Windows", "Windows"),
+        ("Mac OS X", "macOS"),
+        ("Linux", "Linux"),
+    ];
+    let known =
+        |names: &[(&str, &'static str)]| names.iter().find(|(part, _)| text.contains(part)).map(|(_, name)| *name);
+    match (known(&browsers), known(&systems)) {
+        (Some(browser), Some(system)) => format!("{browser} on {system}"),
+        (Some(browser), None) => browser.to_owned(),
+        (None, _) => text.chars().filter(|c| !c.is_control()).take(LONGEST_AGENT).collect(),
+    }
 }
 
 /// What somebody gets who is not signed in: the way to the sign-in page, or that page with the form they sent.
@@ -164,5 +185,27 @@ fn login_with(next: &str) -> String {
     match serde_urlencoded::to_string([("next", next)]) {
         Ok(query) if next != "/" => format!("/login?{query}"),
         Ok(_) | Err(_) => "/login".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn browsers_are_named_in_short() {
+        for (text, want) in [
+            ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox on Linux"),
+            (
+                "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0",
+                "Edge on Windows",
+            ),
+            ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) Version/18.0 Safari/604.1", "Safari on iPhone"),
+            ("curl/8.5.0", "curl/8.5.0"),
+            ("", ""),
+        ] {
+            assert_eq!(in_short(text), want);
+        }
+        assert_eq!(in_short(&"x".repeat(1_000)).len(), LONGEST_AGENT);
     }
 }
