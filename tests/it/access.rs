@@ -7,11 +7,14 @@ use sha2::Digest;
 use toft::access::rules::{API, Need, PAGES, Rule};
 use toft_model::identity::Role;
 
-use crate::harness::{
-    appliance::Appliance,
-    http::Answer,
-    machine::wait_until,
-    made_up::{MadeUp, cookie_of, run},
+use crate::{
+    harness::{
+        appliance::Appliance,
+        http::Answer,
+        machine::wait_until,
+        made_up::{MadeUp, cookie_of, run},
+    },
+    joining::{join, lone, ticket},
 };
 
 const PASSWORD: &str = "correct horse battery";
@@ -487,37 +490,70 @@ fn the_trail_tells_who_did_what_and_no_secret() {
     }
 }
 
+fn first_password(toft: &Appliance) -> String {
+    fs::read_to_string(toft.data.join("admin-password")).unwrap().trim().to_owned()
+}
+
+/// Sends the form of the sign-in page to an appliance, as `admin`.
+fn sign_in_at(toft: &Appliance, password: &str) -> Answer {
+    let port = port_of(toft);
+    let body = format!("name=admin&password={}", password.replace(' ', "+"));
+    let request = format!(
+        "POST /login HTTP/1.1\r\nconnection: close\r\nhost: localhost:{port}\r\norigin: http://localhost:{port}\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = toft.machine.spawn(move || {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        Answer::read(&mut stream).unwrap()
+    });
+    answer.join().unwrap()
+}
+
+/// The status of a question that shows something.
+fn as_at(toft: &Appliance, header: &str, value: &str) -> u16 {
+    let port = port_of(toft);
+    let host = format!("localhost:{port}");
+    toft.machine.http(port, "GET", "/api/v1/me", &[("host", &host), (header, value)]).unwrap().status
+}
+
+#[test]
+fn what_one_node_lets_in_every_node_does_and_what_ends_at_one_ends_at_all() {
+    let machine = crate::harness::machine::Machine::new();
+    let [mut a, mut b] = ["a", "b"].map(|name| lone(&machine, name, "witness"));
+    a.up();
+    b.up();
+    join(&b, &ticket(&a, "--role witness")).good();
+    wait_until("it is a member that answers", || (b.toft(&["cluster", "status"]).code == 0).then_some(()));
+    let first = first_password(&b);
+    wait_until("it can be signed in at", || (sign_in_at(&b, &first).status == 303).then_some(()));
+    // One set-up ends the first passwords of all nodes.
+    a.reading(&["user", "passwd", "admin", "--password-stdin"], PASSWORD).good();
+    wait_until("the other node knows", || (sign_in_at(&b, &first).status == 401).then_some(()));
+    assert_eq!(sign_in_at(&a, &first_password(&a)).status, 401);
+
+    let cookie = cookie_of(&sign_in_at(&a, PASSWORD));
+    let value = cookie.split_once('=').unwrap().1.to_owned();
+    let at_b = format!("toft-{}={value}", port_of(&b));
+    wait_until("the other node knows the session", || (as_at(&b, "cookie", &at_b) == 200).then_some(()));
+    b.good(&format!("user sign-out {}", value.split_once('.').unwrap().0));
+    wait_until("it ends here too", || (as_at(&a, "cookie", &cookie) == 401).then_some(()));
+
+    let token = bearer(b.good("user token create --user admin --role viewer").trim());
+    wait_until("the other node knows the token", || (as_at(&a, "authorization", &token) == 200).then_some(()));
+    a.good(&format!("user token revoke {}", &token["Bearer toft_".len()..][..10]));
+    wait_until("it is refused there too", || (as_at(&b, "authorization", &token) == 401).then_some(()));
+}
+
 #[test]
 fn a_session_that_is_not_used_ends() {
     let machine = crate::harness::machine::Machine::new();
     let mut toft = Appliance::prepare(&machine, "d");
     fs::write(toft.data.join("toft.toml"), "[access]\nsession_idle = '3s'\nsession_max = '8s'\n").unwrap();
     toft.up();
-    let port = port_of(&toft);
-    let password = fs::read_to_string(toft.data.join("admin-password")).unwrap();
-    let origin = format!("http://localhost:{port}");
-    let host = format!("localhost:{port}");
-    let sign_in = || {
-        let path = "/login";
-        let body = format!("name=admin&password={}", password.trim());
-        let (length, headers) = (body.len().to_string(), "application/x-www-form-urlencoded");
-        let head =
-            [("host", host.as_str()), ("origin", &origin), ("content-type", headers), ("content-length", &length)];
-        let request = head.iter().fold(format!("POST {path} HTTP/1.1\r\nconnection: close\r\n"), |text, (n, v)| {
-            text + &format!("{n}: {v}\r\n")
-        });
-        let request = format!("{request}\r\n{body}");
-        let answer = toft.machine.spawn(move || {
-            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-            std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
-            Answer::read(&mut stream).unwrap()
-        });
-        cookie_of(&answer.join().unwrap())
-    };
-    let opens = |cookie: &str| {
-        let answer = toft.machine.http(port, "GET", "/api/v1/me", &[("host", &host), ("cookie", cookie)]).unwrap();
-        answer.status == 200
-    };
+    let sign_in = || cookie_of(&sign_in_at(&toft, &first_password(&toft)));
+    let opens = |cookie: &str| as_at(&toft, "cookie", cookie) == 200;
     let (used, unused) = (sign_in(), sign_in());
     let begun = std::time::Instant::now();
     let mut lasted = Duration::ZERO;
