@@ -413,13 +413,17 @@ last_log_lines() {
   fi
 }
 
-# Prints where a running daemon says that it listens, as http://ADDRESS:PORT/.
+# Prints where a running daemon says that it listens, as https://ADDRESS:PORT/, or http:// when it was told to do without TLS.
 daemon_url() { cat "$run_dir/toft.url" 2>/dev/null; }
 
 is_ready() {
   local url
   url=$(daemon_url) || return 1
-  [[ $url =~ ^http://\[?([^]/]+)\]?:([0-9]+)/$ ]] && answers "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" /ready
+  if [[ $url =~ ^http://\[?([^]/]+)\]?:([0-9]+)/$ ]]; then
+    answers "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" /ready
+  else
+    [[ $url == https://* ]] && "$BINARY" ls >/dev/null 2>&1
+  fi
 }
 
 has_ended() { [[ -n $background_pid ]] && ! kill -0 "$background_pid"; }

@@ -13,6 +13,7 @@ pub mod dashboard;
 pub mod doctor;
 pub mod embedded;
 pub mod enroll;
+pub mod identity;
 pub mod observe;
 pub mod remote;
 pub mod seal;

@@ -1,158 +1,272 @@
-//! Who may come through TCP: whoever tells the password of `admin` (HTTP Basic, RFC 7617), and no page of another site.
+//! Who may come through a door, and what they may do there. docs/access.md tells the whole.
+//!
+//! Each request is looked up in the table of [`rules`] by the path that the router matched; then it is found out who asks, from what
+//! they show; then it is refused, or runs as them. What is refused here has reached no handler.
 
-use std::sync::Arc;
+mod origin;
+pub mod rules;
+mod shown;
 
+use std::{net::IpAddr, sync::Arc};
+
+use async_trait::async_trait;
+use axum::extract::FromRequestParts;
 use axum::{
-    extract::{Request, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    body::Body,
+    extract::{MatchedPath, RawPathParams, Request, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use base64::{
-    Engine,
-    alphabet::STANDARD,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
-};
-use sha2::{Digest, Sha256};
+use futures_util::StreamExt;
+use toft_model::{identity::Role, name::Name};
 
 use crate::{
-    api::http::ApiError,
-    control::{ControlError, ErrorKind},
+    api::http::{ApiError, serve::Peer},
+    control::{
+        ControlError, ErrorKind,
+        actor::{self, Actor, Way},
+        ops::{Noted, Ops},
+    },
+    identity::Visitor,
 };
+use rules::{Found, Need, Rule};
+pub use shown::COOKIE;
+use shown::Shown;
 
-/// Open to everybody: they tell nothing that is worth hiding.
-const OPEN: [&str; 2] = ["/health", "/ready"];
+/// What people get who are not let in at a page.
+#[async_trait]
+pub trait Refusals: Send + Sync + 'static {
+    /// Nobody is known: the way to sign in, from which they come back to where they were going.
+    async fn sign_in_first(&self, request: Request) -> Response;
 
-/// RFC 4648, padded or not.
-const BASE64: GeneralPurpose = GeneralPurpose::new(
-    &STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
+    /// Somebody is known who may not, or the question cannot be answered now.
+    fn refused(&self, headers: &HeaderMap, error: ControlError) -> Response;
+}
 
-/// The password, as its digest.
+/// A door.
 #[derive(Clone)]
-pub struct Password(Arc<[u8; 32]>);
+pub struct Door {
+    ops: Ops,
+    kind: Kind,
+    refusals: Arc<dyn Refusals>,
+    cookie: Arc<str>,
+}
 
-impl Password {
-    /// Of this text.
-    pub fn new(text: &str) -> Self {
-        Self(Arc::new(Sha256::digest(text.as_bytes()).into()))
-    }
+/// Which door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The unix socket: whoever can open it is root.
+    Socket,
+    /// TCP without TLS, on loopback; with its port.
+    Plain(u16),
+    /// TCP with TLS.
+    Tls,
+}
 
-    /// Compares digests without telling by time how much was right.
-    fn matches(&self, text: &[u8]) -> bool {
-        let told: [u8; 32] = Sha256::digest(text).into();
-        self.0.iter().zip(told).fold(0, |different, (ours, theirs)| different | (ours ^ theirs)) == 0
+impl Kind {
+    /// What the cookie of a session is called there. Cookies do not know ports, and without TLS `__Host-` is not taken everywhere.
+    pub fn cookie(self) -> String {
+        match self {
+            Self::Plain(port) => format!("toft-{port}"),
+            Self::Socket | Self::Tls => COOKIE.to_owned(),
+        }
     }
 }
 
-/// Lets a request through, or refuses it.
-pub async fn require(State(password): State<Password>, request: Request, next: Next) -> Response {
-    if let Err(refused) = same_site(&request) {
-        return ApiError(refused).into_response();
+impl Door {
+    /// A door to `ops`.
+    pub fn new(ops: Ops, kind: Kind, refusals: Arc<dyn Refusals>) -> Self {
+        Self { ops, kind, refusals, cookie: kind.cookie().into() }
     }
-    if OPEN.contains(&request.uri().path()) || told(request.headers()).is_some_and(|told| password.matches(&told)) {
-        return next.run(request).await;
+
+    fn refuse(&self, request: &Request, error: ControlError) -> Response {
+        let response = if rules::is_api(request.uri().path()) {
+            ApiError(error.clone()).into_response()
+        } else {
+            self.refusals.refused(request.headers(), error.clone())
+        };
+        with_headers(response, &error)
     }
-    let error = ControlError::new(ErrorKind::Unauthenticated, "the password of `admin` is needed")
-        .hint("it is in the file `admin-password` of the data directory, which root can read");
-    let mut response = ApiError(error).into_response();
-    let challenge = HeaderValue::from_static("Basic realm=\"toft\", charset=\"UTF-8\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    debug_assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+
+    async fn nobody(&self, request: Request, error: ControlError) -> Response {
+        if rules::is_api(request.uri().path()) {
+            self.refuse(&request, error)
+        } else {
+            self.refusals.sign_in_first(request).await
+        }
+    }
+
+    /// Who asks; an error when what they show proves nothing, or there are too many attempts.
+    async fn identify(&self, shown: Option<Shown>, from: Option<IpAddr>) -> Result<Option<Actor>, ControlError> {
+        let found = match shown {
+            None => None,
+            Some(Shown::Cookie(value)) => self.ops.identify_session(&value, from).await?,
+            Some(Shown::Token(text)) => self.ops.identify_token(&text, from).await?,
+            Some(Shown::Password(name, password)) => {
+                return self.ops.identify_password(&name, password, from).await.map(Some);
+            }
+            Some(Shown::Nonsense) => None,
+        };
+        Ok(found)
+    }
+
+    /// Refuses who may not.
+    async fn allow(&self, rule: &Rule, actor: &Actor, named: Option<&str>) -> Result<(), ControlError> {
+        let deployment = match rule.need {
+            Need::Nothing | Need::Known => return Ok(()),
+            Need::Role(role) => return actor.need(role),
+            Need::Specification if !actor.rights.grants.is_empty() => return Ok(()),
+            _ if actor.rights.role >= Role::Operator => return Ok(()),
+            // Without grants there is nothing to look up.
+            _ if actor.rights.grants.is_empty() => return actor.need(Role::Operator),
+            Need::Specification => return actor.need(Role::Operator),
+            Need::Workload => match named.map(str::parse::<Name>) {
+                Some(Ok(name)) => Some(self.ops.deployment_of_workload(&name).await?),
+                Some(Err(_)) | None => None,
+            },
+            Need::Instance => match named {
+                Some(name) => self.ops.deployment_of_instance(name).await?,
+                None => None,
+            },
+        };
+        match deployment {
+            Some(deployment) => actor.need_on(&deployment),
+            None => actor.need(Role::Operator),
+        }
+    }
+}
+
+fn nobody_is_known() -> ControlError {
+    ControlError::new(ErrorKind::Unauthenticated, "who asks is not known").hint(
+        "show an API token (`Authorization: Bearer`), or a name and password; the first password of `admin` is in the file \
+         `admin-password` of the data directory, which root can read",
+    )
+}
+
+fn with_headers(mut response: Response, error: &ControlError) -> Response {
+    let headers = response.headers_mut();
+    match error.kind {
+        // Browsers ask for a password when they are asked for Basic, and then send it along from everywhere.
+        ErrorKind::Unauthenticated => {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"toft\""));
+        }
+        ErrorKind::Throttled => {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("10"));
+        }
+        _ => {}
+    }
     response
 }
 
-fn told(headers: &HeaderMap) -> Option<Vec<u8>> {
-    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, encoded) = value.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") || encoded.len() > 512 {
-        return None;
+/// Middleware: lets a request through as whoever asks, or refuses it.
+pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    if door.kind == Kind::Socket {
+        return act(&door, request, next, Actor::root()).await;
     }
-    let decoded = BASE64.decode(encoded.trim()).ok()?;
-    let (user, password) = decoded.split_at(decoded.iter().position(|byte| *byte == b':')?);
-    (user == b"admin").then(|| password[1..].to_vec())
-}
-
-/// A browser sends the password by itself, also when a page of another site makes it ask. Such requests are told by
-/// `Sec-Fetch-Site` and `Origin`, and by a host name that is not this machine's (DNS rebinding).
-fn same_site(request: &Request) -> Result<(), ControlError> {
-    let headers = request.headers();
-    let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let host = text(header::HOST)
-        .or_else(|| request.uri().authority().map(|authority| authority.as_str()))
-        .unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, port)| if port.ends_with(']') { host } else { name });
-    let local = name == "localhost"
-        || name.ends_with(".localhost")
-        || name == "[::1]"
-        || name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback());
-    let forbidden = |why: &str| {
-        Err(ControlError::new(ErrorKind::Forbidden, why.to_owned())
-            .hint("open the dashboard's own address in the browser"))
+    if let Kind::Plain(_) = door.kind
+        && let Err(error) = origin::loopback_host(&request)
+    {
+        return door.refuse(&request, error);
+    }
+    let from = request.extensions().get::<Peer>().map(|Peer(address)| address.ip().to_canonical());
+    let over_tls = door.kind == Kind::Tls;
+    let visitor = Visitor { from, cookie: door.cookie.to_string(), secure: over_tls };
+    request.extensions_mut().insert(visitor);
+    let rule = rule_of(&request);
+    let is_open = matches!(rule, Found::Rule(Rule { need: Need::Nothing, .. }));
+    let changes = origin::changes(&request);
+    // Nobody shall be signed in as somebody else by another site.
+    if changes && let Err(error) = origin::same_site(&request, is_open, over_tls) {
+        return door.refuse(&request, error);
+    }
+    if is_open {
+        return next.run(request).await;
+    }
+    let shown = shown::read(request.headers(), &door.cookie);
+    let actor = match door.identify(shown, from).await {
+        Ok(Some(actor)) => actor,
+        Ok(None) => return door.nobody(request, nobody_is_known()).await,
+        Err(error) if error.kind == ErrorKind::Unauthenticated => return door.nobody(request, error).await,
+        Err(error) => return door.refuse(&request, error),
     };
-    if !local {
-        return forbidden("the request was made to a host name that is not this machine's loopback");
+    if changes
+        && matches!(actor.way, Way::Session(_))
+        && let Err(error) = origin::same_site(&request, true, over_tls)
+    {
+        return door.refuse(&request, error);
     }
-    // A WebSocket begins with a GET, which browsers let pages of every site send.
-    let upgrade = headers.contains_key(header::UPGRADE);
-    if matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) && !upgrade {
-        return Ok(());
+    match rule {
+        Found::Rule(rule) => {
+            let (request, named) = name_in_path(request).await;
+            match door.allow(rule, &actor, named.as_deref()).await {
+                Ok(()) => act(&door, request, next, actor).await,
+                Err(error) => door.refuse(&request, error),
+            }
+        }
+        Found::OtherMethod => {
+            let error =
+                ControlError::new(ErrorKind::Invalid, format!("this address does not answer {}", request.method()))
+                    .hint("see /api/v1/openapi.json");
+            let mut response = door.refuse(&request, error);
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            response
+        }
+        // There is nothing at such an address; if there is after all, nobody has said who may.
+        Found::Nothing if request.extensions().get::<MatchedPath>().is_none() => act(&door, request, next, actor).await,
+        Found::Nothing => {
+            tracing::error!(path = request.uri().path(), "a route has no rule and is answered to nobody");
+            door.refuse(&request, ControlError::new(ErrorKind::Forbidden, "nobody has said who may use this address"))
+        }
     }
-    if headers.get("sec-fetch-site").is_some_and(|site| site != "same-origin" && site != "none") {
-        return forbidden("the request came from a page of another site");
-    }
-    let origin = text(header::ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
-    if origin.is_some_and(|origin| origin != host) {
-        return forbidden("the request came from a page of another site");
-    }
-    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use axum::body::Body;
+fn rule_of(request: &Request) -> Found {
+    match request.extensions().get::<MatchedPath>() {
+        Some(matched) => rules::find(request.method(), matched.as_str()),
+        None => Found::Nothing,
+    }
+}
 
-    use super::*;
+/// The `name` of the path.
+async fn name_in_path(request: Request) -> (Request, Option<String>) {
+    let (mut parts, body) = request.into_parts();
+    let named = match RawPathParams::from_request_parts(&mut parts, &()).await {
+        Ok(params) => params.iter().find(|(key, _)| *key == "name").map(|(_, value)| value.to_owned()),
+        Err(_) => None,
+    };
+    (Request::from_parts(parts, body), named)
+}
 
-    fn request(method: &str, headers: &[(&str, &str)]) -> Request {
-        let mut builder = Request::builder().method(method).uri("/x");
-        for (name, value) in headers {
-            builder = builder.header(*name, *value);
+/// Whether an answer may go on for as long as somebody reads it.
+fn goes_on(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    ["text/event-stream", "application/x-ndjson"].iter().any(|lasting| kind.starts_with(lasting))
+}
+
+/// The same answer, which ends at the latest when `ended` does.
+fn until(response: Response, ended: impl Future<Output = ()> + Send + 'static) -> Response {
+    let (parts, body) = response.into_parts();
+    Response::from_parts(parts, Body::from_stream(body.into_data_stream().take_until(Box::pin(ended))))
+}
+
+/// Runs a request as somebody, and notes what no command tells of.
+async fn act(door: &Door, request: Request, next: Next, actor: Actor) -> Response {
+    let noted = match rule_of(&request) {
+        Found::Rule(Rule { noted: Some(action), .. }) => {
+            Some(Noted { action, subject: request.uri().path().to_owned() })
         }
-        builder.body(Body::empty()).unwrap()
-    }
-
-    #[test]
-    fn basic_credentials_are_read() {
-        let with = |value: &str| told(request("GET", &[("authorization", value)]).headers());
-        assert_eq!(with("Basic YWRtaW46czNjcmV0").unwrap(), b"s3cret");
-        assert_eq!(with("basic YWRtaW46YTpi").unwrap(), b"a:b");
-        for bad in ["", "Basic", "Bearer x", "Basic !!!", "Basic cm9vdDp4", "Basic YWRtaW4="] {
-            assert!(with(bad).is_none(), "{bad}");
+        Found::Rule(_) | Found::OtherMethod | Found::Nothing => None,
+    };
+    actor::act(Arc::new(actor), async {
+        let response = next.run(request).await;
+        let done = response.status().is_success()
+            || response.status().is_redirection()
+            || response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if let Some(noted) = noted.filter(|_| done) {
+            door.ops.note(noted).await;
         }
-        assert!(Password::new("s3cret").matches(b"s3cret"));
-        assert!(!Password::new("s3cret").matches(b"s3cre"));
-    }
-
-    #[test]
-    fn pages_of_other_sites_are_refused() {
-        let ok = |method, headers: &[(&str, &str)]| same_site(&request(method, headers)).is_ok();
-        let host = ("host", "127.0.0.1:7443");
-        assert!(ok("POST", &[host]));
-        assert!(ok("POST", &[host, ("sec-fetch-site", "same-origin"), ("origin", "http://127.0.0.1:7443")]));
-        assert!(ok("POST", &[("host", "[::1]:7443")]));
-        assert!(ok("POST", &[("host", "localhost:7443")]));
-        assert!(!ok("POST", &[host, ("sec-fetch-site", "cross-site")]));
-        assert!(!ok("POST", &[host, ("sec-fetch-site", "same-site")]));
-        assert!(!ok("POST", &[host, ("origin", "http://evil.example")]));
-        assert!(!ok("POST", &[host, ("origin", "http://127.0.0.1:9")]));
-        assert!(!ok("GET", &[("host", "evil.example:7443")]));
-        let upgrade = ("upgrade", "websocket");
-        assert!(ok("GET", &[host, upgrade]));
-        assert!(ok("GET", &[host, upgrade, ("origin", "http://127.0.0.1:7443")]));
-        assert!(!ok("GET", &[host, upgrade, ("origin", "http://evil.example")]));
-        assert!(!ok("GET", &[host, upgrade, ("origin", "null")]));
-        assert!(!ok("GET", &[host, upgrade, ("sec-fetch-site", "cross-site")]));
-    }
+        if goes_on(&response) { until(response, door.ops.until_shut_out()) } else { response }
+    })
+    .await
 }

@@ -6,6 +6,7 @@ mod gpus;
 mod images;
 mod members;
 mod mesh;
+mod people;
 mod rebalance;
 mod registries;
 mod secrets;
@@ -37,6 +38,10 @@ pub use gpus::{GpuChange, Holder, NodeGpu};
 pub use images::{Pull, PullLine, PullRequest};
 pub use members::{JoinRequest, JoinedCluster, MadeToken, Token, TokenRequest, TokenUse};
 pub use mesh::{CLOCK_APART_MS, Mesh, MeshPeer, MeshPing, MeshPingRow, MeshPings};
+pub use people::{
+    ApiToken, ApiTokenRequest, AuditEntry, Authority, Me, NewApiToken, PasswordChange, Session, User, UserChange,
+    UserRequest,
+};
 pub use rebalance::{RebalancePlan, RebalanceRequest};
 pub use registries::Registry;
 pub use secrets::Secret;

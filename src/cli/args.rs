@@ -35,6 +35,7 @@ use super::{
     sim_args::{SIM_HELP, SimArgs},
     stats_args::{StatsArgs, TopArgs},
     update_args::{HistoryArgs, RollbackArgs, UPDATE_HELP, UpdateArgs, UpdateFlags},
+    user_args::{AuditArgs, CaCommand, UserCommand},
     volume_args::{MountArgs, VolumeCommand},
 };
 use crate::config::Flags;
@@ -52,15 +53,34 @@ pub(super) struct Cli {
 /// Which appliance is meant.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// Appliance to talk to: unix://PATH or http://HOST:PORT [default: unix:///run/toft/toft.sock]
+    /// Appliance to talk to: unix://PATH, https://HOST:PORT or http://HOST:PORT [default: unix:///run/toft/toft.sock]
     #[arg(long, global = true, env = "TOFT_CONNECT", value_name = "URL", help_heading = "Connection")]
     pub(super) connect: Option<String>,
     /// Appliance to talk to, by its name in ~/.config/toft/config.toml
     #[arg(long, global = true, env = "TOFT_CONTEXT", value_name = "NAME", help_heading = "Connection")]
     pub(super) context: Option<String>,
-    /// File with the password of `admin`, needed for http://
+    /// File with a password, for http:// and https://
     #[arg(long, global = true, env = "TOFT_PASSWORD_FILE", value_name = "FILE", help_heading = "Connection")]
     pub(super) password_file: Option<PathBuf>,
+    /// User whose password that is [default: admin]
+    #[arg(long = "as", global = true, env = "TOFT_AS", value_name = "USER", help_heading = "Connection")]
+    pub(super) as_user: Option<String>,
+    /// File with the certificate (PEM) of the authority that https:// is to be signed by [default: those of the system]
+    #[arg(long, global = true, env = "TOFT_CA_FILE", value_name = "FILE", help_heading = "Connection")]
+    pub(super) ca_file: Option<PathBuf>,
+    /// SHA-256 of that certificate instead, as `toft ca show` prints it
+    #[arg(
+        long,
+        global = true,
+        env = "TOFT_CA_SHA256",
+        value_name = "HEX",
+        help_heading = "Connection",
+        conflicts_with = "ca_file"
+    )]
+    pub(super) ca_sha256: Option<String>,
+    /// File with an API token, instead of a password
+    #[arg(long, global = true, env = "TOFT_API_TOKEN_FILE", value_name = "FILE", help_heading = "Connection")]
+    pub(super) api_token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -155,6 +175,18 @@ pub(super) enum Command {
     Gpu {
         #[command(subcommand)]
         command: GpuCommand,
+    },
+    /// Users, their sessions at the dashboard, and tokens for programs
+    User {
+        #[command(subcommand)]
+        command: UserCommand,
+    },
+    /// Show who did what
+    Audit(AuditArgs),
+    /// The authority that signs the certificates of the cluster's nodes
+    Ca {
+        #[command(subcommand)]
+        command: CaCommand,
     },
     /// Tokens that let machines join
     Token {
@@ -312,6 +344,9 @@ pub(super) struct UpArgs {
     /// Address of the one TCP port [default: 127.0.0.1:7443]
     #[arg(long, env = "TOFT_BIND", value_name = "ADDR:PORT")]
     pub(super) bind: Option<String>,
+    /// Answer there without TLS, on loopback only
+    #[arg(long, env = "TOFT_PLAIN_HTTP")]
+    pub(super) plain_http: bool,
     /// Name of this node [default: the host's]
     #[arg(long, env = "TOFT_NAME", value_name = "NAME")]
     pub(super) name: Option<String>,

@@ -7,7 +7,6 @@ use std::{
 };
 
 use axum::body::Body;
-use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::{
@@ -34,7 +33,7 @@ use tokio_tungstenite::{
 };
 use uuid::Uuid;
 
-use super::{Failure, context::Target};
+use super::{Failure, context::Target, tls};
 use crate::api::types::ErrorEnvelope;
 
 /// Changes below this path take a key, so that they can be repeated.
@@ -253,9 +252,8 @@ impl Client {
         headers: &[(HeaderName, String)],
     ) -> Result<Response<Incoming>, Failure> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.host());
-        if let Target::Http { password: Some(password), .. } = &self.target {
-            let credentials = format!("Basic {}", BASE64_STANDARD.encode(format!("admin:{password}")));
-            request = request.header(header::AUTHORIZATION, credentials);
+        if let Target::Http { proof: Some(proof), .. } = &self.target {
+            request = request.header(header::AUTHORIZATION, proof.0.as_str());
         }
         for (name, value) in headers {
             request = request.header(name, value);
@@ -288,13 +286,16 @@ impl Client {
                 let stream = UnixStream::connect(path).await.map_err(|e| no_socket(path, &e))?;
                 handshake(stream).await
             }
-            Target::Http { authority, .. } => {
+            Target::Http { authority, trust, .. } => {
                 let stream = TcpStream::connect(authority).await.map_err(|e| {
-                    Failure::of(1, format!("no toft answers on http://{authority}: {e}"))
+                    Failure::of(1, format!("no toft answers on {authority}: {e}"))
                         .hint("check the address; `toft up` starts an appliance")
                         .with_name(NOBODY)
                 })?;
-                handshake(stream).await
+                match trust {
+                    None => handshake(stream).await,
+                    Some(trust) => handshake(tls::connect(stream, authority, trust).await?).await,
+                }
             }
         }
     }
@@ -341,7 +342,7 @@ async fn refusal(response: Response<Incoming>) -> Failure {
     };
     match serde_json::from_slice::<ErrorEnvelope>(&bytes) {
         Ok(envelope) if status == StatusCode::UNAUTHORIZED => Failure::from(envelope.error)
-            .hint("name the file with the password of `admin` with --password-file, or use the unix socket as root"),
+            .hint("name a file with a password (--password-file, --as) or an API token (--api-token-file), or use the unix socket as root"),
         Ok(envelope) => envelope.error.into(),
         Err(_) => Failure::of(1, format!("toft answered {status}")),
     }

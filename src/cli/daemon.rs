@@ -17,6 +17,7 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
         data_dir: args.data_dir,
         config: args.config,
         bind: args.bind,
+        plain_http: args.plain_http.then_some(true),
         name: args.name,
         cluster_bind: args.cluster_bind,
         role: args.role,

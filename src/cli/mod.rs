@@ -3,6 +3,7 @@
 mod args;
 mod attach;
 mod attach_args;
+mod audit;
 mod backup_args;
 mod backups;
 mod cdi_hook;
@@ -55,8 +56,11 @@ mod sim_args;
 mod stats;
 mod stats_args;
 mod terminal;
+mod tls;
 mod tokens;
 mod update_args;
+mod user_args;
+mod users;
 mod versions;
 mod volume_args;
 mod volume_move;
@@ -74,6 +78,7 @@ use image_args::ImageCommand;
 use node_args::NodeCommand;
 use registry_args::RegistryCommand;
 use secret_args::SecretCommand;
+use user_args::CaCommand;
 use volume_args::VolumeCommand;
 
 /// Parses the arguments, does what they say, and gives the exit code.
@@ -170,6 +175,9 @@ async fn ask(client: &Client, command: Command) -> Result<i32, Failure> {
             NodeCommand::Drain(args) => nodes::drain(client, args).await,
             NodeCommand::Rm { name, force, yes } => nodes::rm(client, &name, force, yes).await,
         },
+        Command::User { command } => users::user(client, command).await,
+        Command::Audit(args) => audit::audit(client, args).await,
+        Command::Ca { command: CaCommand::Show { json } } => audit::authority(client, json).await,
         Command::Token { command } => tokens::token(client, command).await,
         Command::Rebalance(args) => rebalance::rebalance(client, args).await,
         Command::Gpu { command } => gpus::gpu(client, command).await,

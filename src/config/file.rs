@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{backup::BackupSection, mesh::MeshSection, registries::RegistryConfig};
+use super::{access::AccessSection, backup::BackupSection, mesh::MeshSection, registries::RegistryConfig};
 
 /// Faults found in the configuration, all of them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub struct ConfigError(
 pub(super) struct File {
     pub(super) node: NodeSection,
     pub(super) api: ApiSection,
+    pub(super) access: AccessSection,
     pub(super) runtime: RuntimeSection,
     pub(super) images: ImagesSection,
     pub(super) logs: LogsSection,
@@ -47,6 +48,10 @@ pub(super) struct NodeSection {
 pub(super) struct ApiSection {
     pub(super) bind: Option<String>,
     pub(super) json_logs: Option<bool>,
+    pub(super) plain_http: Option<bool>,
+    pub(super) names: Vec<String>,
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

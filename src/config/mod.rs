@@ -3,6 +3,7 @@
 //! A flag beats the environment, the environment a file, a file the default. All faults are told at once, each with the
 //! key it is about.
 
+mod access;
 mod backup;
 mod file;
 mod mesh;
@@ -14,6 +15,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration}
 
 use toft_model::{name::Name, node::Subnet};
 
+pub use access::{AccessConfig, TlsConfig};
 pub use backup::{BackupConfig, BackupKey};
 pub use file::ConfigError;
 pub use mesh::MeshConfig;
@@ -30,6 +32,8 @@ pub struct Config {
     pub node: NodeConfig,
     /// The doors.
     pub api: ApiConfig,
+    /// Who comes in through them.
+    pub access: AccessConfig,
     /// The container runtime.
     pub runtime: RuntimeConfig,
     /// When unused images make room on the disk; absent: never.
@@ -87,6 +91,8 @@ pub struct ApiConfig {
     pub bind_chosen: bool,
     /// Whether log lines are JSON.
     pub json_logs: bool,
+    /// How TLS is spoken there; absent: not at all, on loopback.
+    pub tls: Option<TlsConfig>,
 }
 
 /// The other members of the cluster.

@@ -15,7 +15,8 @@ use toft_model::{
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, GpuConfig, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig,
-    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, VolumesConfig, file::File, registries,
+    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, TlsConfig, VolumesConfig, file::File,
+    registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -42,6 +43,8 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     /// Address of the one TCP port.
     pub bind: Option<String>,
+    /// Whether it is answered there without TLS.
+    pub plain_http: Option<bool>,
     /// Name of this node.
     pub name: Option<String>,
     /// Address for the other members.
@@ -89,13 +92,15 @@ impl Config {
                 Name::nearest("node", "node")
             }),
         };
-        let bind_text = flags.bind.or(file.api.bind);
+        let bind_text = flags.bind.or(file.api.bind.clone());
         let bind_chosen = bind_text.is_some();
         let bind = bind_text.unwrap_or_else(|| DEFAULT_BIND.into());
         let bind = bind_address(&bind).unwrap_or_else(|e| {
             note("api.bind", e);
             SocketAddr::from(([127, 0, 0, 1], 7443))
         });
+        let plain_http = flags.plain_http.or(file.api.plain_http).unwrap_or(false);
+        let tls = TlsConfig::resolve(&file.api, (bind, plain_http), &mut note);
         let listens = match flags.cluster_bind.or(file.cluster.bind).map(|text| member_address(&text)) {
             None => None,
             Some(Ok(address)) => Some(address),
@@ -199,6 +204,7 @@ impl Config {
             let message = format!("`{}` is no absolute path", dir.display());
             note(field, Invalid::value(message, "write it like `/etc/cdi`"));
         }
+        let access = file.access.resolve(&mut note);
         let backup = file.backup.resolve(&data, &mut note);
         let mesh = file.mesh.resolve(&mut note);
         registries::check(&file.registries, &mut note);
@@ -207,7 +213,8 @@ impl Config {
         Ok(Self {
             paths: Paths { data, run, private },
             node: NodeConfig { name, name_chosen, labels: file.node.labels },
-            api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
+            api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false), tls },
+            access,
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),
             images_from_nodes: file.images.from_nodes.unwrap_or(true),
@@ -238,16 +245,12 @@ fn member_address(text: &str) -> Result<SocketAddr, Invalid> {
 }
 
 fn bind_address(text: &str) -> Result<SocketAddr, Invalid> {
-    let address: SocketAddr = text.parse().map_err(|_| {
-        Invalid::value(format!("`{text}` is no address"), "write it like `127.0.0.1:7443` or `[::1]:7443`")
-    })?;
-    if !address.ip().is_loopback() {
-        return Err(Invalid::value(
-            format!("`{text}` is not on loopback"),
-            "there are no users yet, so only this machine may connect: use 127.0.0.1 or [::1], and reach it from elsewhere with `ssh -L 7443:127.0.0.1:7443`",
-        ));
-    }
-    Ok(address)
+    text.parse().map_err(|_| {
+        Invalid::value(
+            format!("`{text}` is no address"),
+            "write it like `127.0.0.1:7443`, `0.0.0.0:7443` or `[::]:7443`",
+        )
+    })
 }
 
 #[cfg(test)]
@@ -271,11 +274,13 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[access]\nsession_idle = 'long'\nsession_max = '400d'\n[api]\nbind = '0.0.0.0:x'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
         for key in [
             "node.name",
             "api.bind",
+            "access.session_idle",
+            "access.session_max",
             "logs.max_bytes",
             "logs.max_files",
             "logs.gone_max_age",
@@ -303,6 +308,7 @@ mod tests {
         assert_eq!((shown.mesh.enabled, shown.mesh.listen_port), (defaults.mesh.enabled, defaults.mesh.listen_port));
         assert!(shown.mesh.peers.len() == 1 && defaults.mesh.peers.is_empty());
         assert_eq!((shown.api.bind, shown.api.json_logs), (defaults.api.bind, defaults.api.json_logs));
+        assert_eq!(shown.access, defaults.access);
         assert_eq!(shown.backup.keep, defaults.backup.keep);
         assert_eq!(shown.backup.every.map(|every| every.as_secs()), Some(24 * 60 * 60));
         assert!(!shown.volumes.bind_roots.is_empty() && defaults.volumes.bind_roots.is_empty());

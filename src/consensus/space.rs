@@ -89,6 +89,8 @@ fn grows(command: &Command) -> bool {
         | Command::CreateVolume { .. }
         | Command::ConfigureGpu { .. }
         | Command::CreateToken { .. }
+        | Command::CreateUser { .. }
+        | Command::CreateApiToken { .. }
         | Command::AdmitNode { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
@@ -109,6 +111,13 @@ fn grows(command: &Command) -> bool {
         | Command::MoveVolume { .. }
         | Command::TurnVolume { .. }
         | Command::RevokeToken { .. }
+        | Command::ChangeUser { .. }
+        | Command::RemoveUser { .. }
+        | Command::OpenSession { .. }
+        | Command::EndSession { .. }
+        | Command::RevokeApiToken { .. }
+        | Command::NoteUses { .. }
+        | Command::NoteAction { .. }
         | Command::RemoveNode { .. } => false,
     }
 }

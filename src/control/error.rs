@@ -28,6 +28,8 @@ pub enum ErrorKind {
     Conflict,
     /// It was based on an older state.
     Stale,
+    /// Too many attempts have failed; later there may be another.
+    Throttled,
     /// The request is larger than the limit.
     TooLarge,
     /// A part that is needed is away; try again.
@@ -52,6 +54,7 @@ impl ErrorKind {
             Self::NotFound => "not_found",
             Self::Conflict => "conflict",
             Self::Stale => "stale",
+            Self::Throttled => "throttled",
             Self::TooLarge => "too_large",
             Self::Unavailable => "unavailable",
             Self::NoLeader => "no_leader",

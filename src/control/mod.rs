@@ -1,5 +1,6 @@
 //! Decides: what users ask for becomes commands (`ops`), and what the state asks for becomes plans (`loops`).
 
+pub mod actor;
 pub mod belonging;
 pub mod error;
 pub mod loops;

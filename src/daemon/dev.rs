@@ -191,6 +191,8 @@ fn configured(wish: &DevWish, scratch: &Scratch, number: u16) -> anyhow::Result<
     let flags = Flags {
         data_dir: Some(scratch.0.join(format!("node-{number}"))),
         bind: Some(wish.bind.clone()),
+        // Browsers and programs that look at it are on this machine.
+        plain_http: Some(true),
         name: Some(format!("{}{number}", wish.prefix)),
         proxies: ProxyVariables::default(),
         ..Flags::default()

@@ -1,39 +1,64 @@
-//! Opens the doors: one TCP port on loopback and the unix socket.
+//! Opens the doors: one TCP port and the unix socket.
 
-use std::{io::IsTerminal, net::SocketAddr, os::unix::fs::PermissionsExt};
+use std::{
+    io::IsTerminal,
+    net::{Ipv4Addr, Ipv6Addr},
+    os::unix::fs::PermissionsExt,
+    sync::Arc,
+};
 
 use anyhow::Context;
-use axum::middleware;
+use async_trait::async_trait;
+use axum::{extract::Request, http::HeaderMap, middleware, response::Response};
+use toft_model::identity::UserName;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 
-use super::{directories::Directories, identity::admin_password, tasks::Tasks};
+use super::{
+    directories::Directories,
+    identity::admin_password,
+    tasks::Tasks,
+    web::{Web, trust_root},
+};
 use crate::{
-    access::{self, Password},
+    access::{self, Door, Kind, Refusals},
     api::http::{self, ApiState, serve},
     config::Config,
+    control::{ControlError, loops::uses},
     dashboard,
     files::write_whole,
+    identity::{FirstPassword, Gate, Lengths},
 };
 
 /// The open doors.
 pub(super) struct Doors {
-    /// The TCP address.
-    pub(super) address: SocketAddr,
+    /// The TCP address, as the beginning of a URL.
+    pub(super) url: String,
     /// The tasks that answer.
     pub(super) tasks: Tasks,
 }
 
-/// Binds and begins to answer. Who comes through the socket is root already; who comes through TCP tells the password.
+/// Binds and begins to answer. Who comes through the socket is root already; who comes through TCP proves who they are.
 pub(super) async fn open(
-    api: ApiState,
+    mut api: ApiState,
     config: &Config,
     directories: &Directories,
     cancel: CancellationToken,
 ) -> anyhow::Result<Doors> {
-    let (password, fresh) = admin_password(directories)?;
-    if fresh && std::io::stderr().is_terminal() {
-        eprintln!("The password of `admin` is {password}; it is kept in {}.", directories.password_file().display());
+    let gate = Gate::new().context("preparing for those who come in")?;
+    gate.set_lengths(Lengths { whole: config.access.session_max, idle: config.access.session_idle });
+    api.ops = api.ops.with_gate(Arc::clone(&gate)).with_trust_root(trust_root(directories)?);
+    // Once `admin` has a password of their own, no file counts.
+    let first = api.ops.user(&UserName::first()).await;
+    if !first.is_ok_and(|first| first.has_password) {
+        let (password, fresh) = admin_password(directories)?;
+        if fresh && std::io::stderr().is_terminal() {
+            eprintln!(
+                "The password of `admin` is {password}; it is kept in {}.",
+                directories.password_file().display()
+            );
+        }
+        gate.set_first(FirstPassword::new(&password));
     }
     let tcp = bind(config).await?;
     let address = tcp.local_addr().context("asking for the TCP address")?;
@@ -49,16 +74,51 @@ pub(super) async fn open(
     })?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
         .context("keeping others from the socket")?;
-    write_whole(&directories.url_file(), 0o644, format!("http://{address}/\n").as_bytes())
+    // Who listens everywhere is reached here by loopback.
+    let mut named = address;
+    if address.ip().is_unspecified() {
+        let loopback = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        named.set_ip(loopback);
+    }
+    let scheme = if config.api.tls.is_some() { "https" } else { "http" };
+    write_whole(&directories.url_file(), 0o644, format!("{scheme}://{named}/\n").as_bytes())
         .context("writing the URL file")?;
 
+    let mut tasks = Tasks::default();
+    tasks.spawn("uses of sessions", uses::run(api.ops.clone(), cancel.clone()));
+    let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
-    let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), access::require));
-    let mut tasks = Tasks::default();
-    tasks.spawn("TCP door", serve::tcp(tcp, guarded, cancel.clone()));
-    tasks.spawn("socket door", serve::unix(unix, app, cancel));
-    Ok(Doors { address, tasks })
+    let through = |kind: Kind| {
+        let door = Door::new(ops.clone(), kind, Arc::new(Pages));
+        app.clone().layer(middleware::from_fn_with_state(door, access::guard))
+    };
+    let (kind, tls) = match &config.api.tls {
+        Some(tls) => {
+            let web = Web::open(config, tls, directories)?;
+            let server = web.server()?;
+            tasks.spawn("certificate of the TCP door", web.run(cancel.clone()));
+            (Kind::Tls, Some(server))
+        }
+        None => (Kind::Plain(address.port()), None),
+    };
+    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), tls, cancel.clone()));
+    tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
+    Ok(Doors { url: format!("{scheme}://{address}"), tasks })
+}
+
+/// What people get at pages who are not let in.
+struct Pages;
+
+#[async_trait]
+impl Refusals for Pages {
+    async fn sign_in_first(&self, request: Request) -> Response {
+        dashboard::sign_in_first(request).await
+    }
+
+    fn refused(&self, headers: &HeaderMap, error: ControlError) -> Response {
+        dashboard::refused(headers, error)
+    }
 }
 
 async fn bind(config: &Config) -> anyhow::Result<TcpListener> {

@@ -29,6 +29,7 @@ mod shutdown;
 mod tasks;
 mod volume_moves;
 mod volumes;
+mod web;
 mod witness;
 
 use std::sync::Arc;

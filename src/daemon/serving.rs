@@ -57,9 +57,9 @@ impl Serving {
         let (doors_cancel, ops) = (CancellationToken::new(), api.ops.clone());
         let mut doors = doors::open(api, config, &directories, doors_cancel.clone()).await?;
         tracing::info!(
-            "toft {} serves on http://{} and {}",
+            "toft {} serves on {} and {}",
             env!("CARGO_PKG_VERSION"),
-            doors.address,
+            doors.url,
             directories.socket().display()
         );
         tell_systemd(&[sd_notify::NotifyState::Ready]);

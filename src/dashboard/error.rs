@@ -96,6 +96,7 @@ impl From<ControlError> for PageError {
             ErrorKind::NotFound => (StatusCode::NOT_FOUND, "Not found"),
             ErrorKind::Conflict => (StatusCode::CONFLICT, "That clashes with what is there"),
             ErrorKind::Stale => (StatusCode::CONFLICT, "It has changed meanwhile"),
+            ErrorKind::Throttled => (StatusCode::TOO_MANY_REQUESTS, "Too many attempts"),
             ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Too large"),
             ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "Not available now"),
             ErrorKind::NoLeader => (StatusCode::SERVICE_UNAVAILABLE, "Nothing can be changed now"),

@@ -48,6 +48,11 @@ pub(super) async fn pages(request: Request, next: Next) -> Response {
     if let Some(error) = response.extensions_mut().remove::<PageError>() {
         response = if by_script { error.notice() } else { error.page() };
     }
+    dressed(response)
+}
+
+/// An answer with the headers that all have.
+pub(super) fn dressed(mut response: Response) -> Response {
     let headers = response.headers_mut();
     headers.extend(HEADERS);
     headers.append(VARY, HeaderValue::from_static("hx-request"));

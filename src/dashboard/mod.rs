@@ -3,7 +3,7 @@
 //! One file a page family, each with its page structs beside its handlers and its templates in `templates/<family>/`.
 //! Every change is a form that posts and then redirects, so a page never depends on a script; scripts only replace
 //! parts of a page by the same fragments the full page includes. [`live`] sends those fragments when the state moves.
-//! This room decides nothing and knows nobody's rights: it asks [`Ops`], and the daemon puts authentication in front.
+//! This room decides nothing: it asks [`Ops`], and `access` has found out who asks before a page is asked for.
 
 mod assets;
 mod error;
@@ -15,6 +15,7 @@ mod live;
 mod logs;
 mod node;
 mod overview;
+mod people;
 mod plain;
 mod present;
 mod pulls;
@@ -34,14 +35,17 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::{
-    Router, middleware,
+    Router,
+    extract::Request,
+    http::HeaderMap,
+    middleware,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::control::ops::Ops;
+use crate::control::{ControlError, actor, ops::Ops};
 use error::PageError;
 
 /// Most live streams at a time; a page that gets none stays usable and tries again.
@@ -91,6 +95,22 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/volumes", get(volumes::page))
         .route("/volumes/new", get(volumes::creation).post(volumes::create))
         .route("/volumes/{name}/remove", get(volumes::confirm_removal).post(volumes::remove))
+        .route("/ca", get(people::authority::page))
+        .route("/ca.crt", get(people::authority::der))
+        .route("/ca.pem", get(people::authority::pem))
+        .route("/login", get(people::login::page).post(people::login::submit))
+        .route("/logout", post(people::login::sign_out))
+        .route("/setup", get(people::setup::page).post(people::setup::submit))
+        .route("/account", get(people::account::page))
+        .route("/account/password", post(people::account::change_password))
+        .route("/account/tokens", post(people::account::create_token))
+        .route("/account/tokens/{id}/revoke", post(people::account::revoke_token))
+        .route("/account/sessions/{id}/end", post(people::account::end_session))
+        .route("/users", get(people::users::page).post(people::users::create))
+        .route("/users/{name}", get(people::users::one).post(people::users::change))
+        .route("/users/{name}/password", post(people::users::set_password))
+        .route("/users/{name}/remove", get(people::users::confirm_removal).post(people::users::remove))
+        .route("/audit", get(people::audit::page))
         .route("/live/overview", get(overview::live))
         .route("/live/images", get(images::live))
         .route("/live/nodes/{name}", get(node::live))
@@ -106,15 +126,35 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .with_state(state)
 }
 
+/// What somebody gets at a page who is not signed in: the way to the sign-in page, or that page with the form they sent.
+pub async fn sign_in_first(request: Request) -> Response {
+    people::login::sign_in_first(request).await
+}
+
+/// What somebody gets at a page who may not open it.
+pub fn refused(headers: &HeaderMap, error: ControlError) -> Response {
+    let error = PageError::from(error);
+    guard::dressed(if headers.contains_key("hx-request") { error.notice() } else { error.page() })
+}
+
 /// What every full page's frame needs to know.
 struct Frame {
     /// The entry of the navigation that is lit.
     here: &'static str,
+    /// Who asks.
+    who: Option<Who>,
+}
+
+/// Who asks for a page.
+struct Who {
+    name: String,
+    is_admin: bool,
 }
 
 impl Frame {
     fn at(here: &'static str) -> Self {
-        Self { here }
+        let who = actor::current().map(|actor| Who { name: actor.name().to_owned(), is_admin: actor.is_admin() });
+        Self { here, who }
     }
 
     /// Address of a static file that changes with its content.

@@ -23,6 +23,13 @@ fn always(mut params: CertificateParams) -> CertificateParams {
     params
 }
 
+/// From the beginning of which day to the beginning of which a certificate holds: years, months, days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Valid {
+    pub(super) from: (i32, u8, u8),
+    pub(super) until: (i32, u8, u8),
+}
+
 fn member(member_id: MemberId) -> Result<CertificateParams, rcgen::Error> {
     let mut params = always(CertificateParams::new(vec![SERVER_NAME.to_owned()])?);
     params.distinguished_name.push(DnType::CommonName, format!("member {member_id}"));
@@ -64,6 +71,22 @@ impl Authority {
     pub(super) fn certify_new(&self, member_id: MemberId) -> Result<(String, String), rcgen::Error> {
         let key = KeyPair::generate()?;
         let certificate = member(member_id)?.signed_by(&key, &self.issuer()?)?;
+        Ok((certificate.pem(), key.serialize_pem()))
+    }
+
+    /// A certificate for browsers and programs that call this node by one of `names`, with a key of its own, both PEM. It proves no
+    /// member: it is for servers alone, and bears no number.
+    pub(super) fn certify_site(&self, names: &[String], valid: Valid) -> Result<(String, String), rcgen::Error> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(names.to_vec())?;
+        let [from, until] = [valid.from, valid.until].map(|(year, month, day)| date_time_ymd(year, month, day));
+        (params.not_before, params.not_after) = (from, until);
+        params
+            .distinguished_name
+            .push(DnType::CommonName, format!("toft on {}", names.first().map_or("", String::as_str)));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let certificate = params.signed_by(&key, &self.issuer()?)?;
         Ok((certificate.pem(), key.serialize_pem()))
     }
 

@@ -10,6 +10,7 @@ mod introduction;
 mod join;
 mod pin;
 mod place;
+mod site;
 mod token;
 
 use std::{
@@ -24,6 +25,7 @@ pub use introduction::{IntroductionError, introduce};
 pub use join::{Answered, JoinError, Joining, join};
 pub use pin::{NoPin, Pin, Pins};
 pub use place::Place;
+pub use site::{Site, SiteCertificate};
 pub use token::{NoToken, Token};
 use zeroize::Zeroizing;
 

@@ -119,7 +119,7 @@ fn a_second_toft_on_the_same_directory_is_refused_by_the_pid_of_the_first() {
 fn faults_of_the_configuration_are_told_all_at_once() {
     let toft = Appliance::prepare(&Machine::new(), "d");
     let file = toft.data.join("toft.toml");
-    fs::write(&file, "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:80'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n")
+    fs::write(&file, "[node]\nname = 'A B'\n[api]\nbind = '0.0.0.0:x'\n[logs]\nmax_bytes = '1'\nmax_files = 0\n")
         .unwrap();
     let error = toft.up_refuses().bad(2);
     for key in ["4 fault(s)", "node.name", "api.bind", "logs.max_bytes", "logs.max_files"] {

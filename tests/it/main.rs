@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on shall stop")]
 
+mod access;
 mod addresses;
 mod any_node;
 mod attach;

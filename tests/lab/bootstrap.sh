@@ -114,7 +114,7 @@ prove_purge() {
 prove_own_directory() {
   local flags=(--data-dir /var/lib/elsewhere --bind 127.0.0.1:7555)
   check "it runs with a data directory of its own" bootstrap "${flags[@]}"
-  check "it answers at its own address" answers http://127.0.0.1:7555/ready
+  check "it answers at its own address" answers https://127.0.0.1:7555/ready
   check "its data lies there" exists /var/lib/elsewhere/admin-password
   check "nothing lies in the usual place" gone /var/lib/toft
   check "its demo answers" demo_answers

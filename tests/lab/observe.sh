@@ -3,10 +3,11 @@
 # the machine is in `machine`.
 
 DEMO_URL=http://127.0.0.1:18080/
-READY_URL=http://127.0.0.1:7443/ready
+READY_URL=https://127.0.0.1:7443/ready
 
 lab() { machine_run "${machine:?}" "$@"; }
-answers() { lab curl --fail --silent --show-error --max-time 5 --output /dev/null "$@"; }
+# The certificate is the cluster's own.
+answers() { lab curl --insecure --fail --silent --show-error --max-time 5 --output /dev/null "$@"; }
 ready() { wait_for 60 answers "$READY_URL"; }
 demo_answers() { wait_for 60 answers "$DEMO_URL"; }
 no_demo() { ! answers "$DEMO_URL"; }

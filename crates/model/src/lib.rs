@@ -7,6 +7,7 @@
 pub mod exec;
 pub mod files;
 pub mod gpu;
+pub mod identity;
 pub mod ids;
 pub mod image;
 pub mod instance;

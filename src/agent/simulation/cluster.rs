@@ -164,7 +164,16 @@ impl Cluster {
             | Command::CreateToken { .. }
             | Command::RevokeToken { .. }
             | Command::AdmitNode { .. }
-            | Command::RemoveNode { .. } => return,
+            | Command::RemoveNode { .. }
+            | Command::CreateUser { .. }
+            | Command::ChangeUser { .. }
+            | Command::RemoveUser { .. }
+            | Command::OpenSession { .. }
+            | Command::EndSession { .. }
+            | Command::CreateApiToken { .. }
+            | Command::RevokeApiToken { .. }
+            | Command::NoteUses { .. }
+            | Command::NoteAction { .. } => return,
         };
         if let Some(asked) = self.asked.get_mut(desired.0) {
             asked.desired = desired.1;

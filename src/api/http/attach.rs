@@ -40,7 +40,13 @@ pub async fn attach(
     let upgrade = upgraded(upgrade, "toft attach")?;
     let target = api.ops.attach_target(&name).await?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, api.ops, target)))
+    let shut_out = api.ops.until_shut_out();
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        tokio::select! {
+            () = serve(socket, api.ops, target) => {}
+            () = shut_out => {}
+        }
+    }))
 }
 
 async fn serve(mut socket: WebSocket, ops: Ops, target: Target) {

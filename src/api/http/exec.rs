@@ -52,7 +52,13 @@ pub async fn exec(
     let upgrade = upgraded(upgrade, "toft exec")?;
     let target = api.ops.exec_target(&name).await?;
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, api.ops, target)))
+    let shut_out = api.ops.until_shut_out();
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        tokio::select! {
+            () = serve(socket, api.ops, target) => {}
+            () = shut_out => {}
+        }
+    }))
 }
 
 pub(super) fn named(name: Result<Path<String>, PathRejection>) -> Result<String, ControlError> {

@@ -3,6 +3,7 @@
 //! The same routes answer under `/api/v1` and `/v1`.
 
 mod attach;
+mod audit;
 mod backups;
 mod cluster;
 mod consistency;
@@ -26,6 +27,7 @@ mod registries;
 mod secrets;
 pub mod serve;
 mod stats;
+mod users;
 mod versions;
 mod volumes;
 mod workloads;
@@ -106,6 +108,17 @@ fn state_resources() -> OpenApiRouter<ApiState> {
 fn node_resources() -> OpenApiRouter<ApiState> {
     OpenApiRouter::new()
         .routes(routes!(cluster::show))
+        .routes(routes!(users::list, users::create))
+        .routes(routes!(users::show, users::change, users::remove))
+        .routes(routes!(users::sessions))
+        .routes(routes!(users::end_session))
+        .routes(routes!(users::api_tokens, users::create_api_token))
+        .routes(routes!(users::revoke_api_token))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::export))
+        .routes(routes!(users::me))
+        .routes(routes!(users::authority))
+        .routes(routes!(users::change_password))
         .routes(routes!(members::list, members::create))
         .routes(routes!(members::revoke))
         .routes(routes!(members::join))

@@ -4,3 +4,4 @@
 pub mod images;
 pub mod node_health;
 pub mod schedule;
+pub mod uses;

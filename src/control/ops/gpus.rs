@@ -123,7 +123,7 @@ impl Ops {
             }
         }
         let command = Command::ConfigureGpu { node_id: node.id, gpu, policy, cordoned, at_ms: now_ms() };
-        self.state.propose(command).await?;
+        self.submit(command).await?;
         Ok(())
     }
 }

@@ -99,7 +99,7 @@ impl Ops {
         };
         token.check(at_ms)?;
         let addresses = belonging.listen().await?;
-        match self.state.propose(Command::CreateToken { token: Box::new(token), at_ms }).await? {
+        match self.submit(Command::CreateToken { token: Box::new(token), at_ms }).await? {
             Reply::Token(row) => {
                 let pin = if wish.pin { Some(belonging.make_pin(&fresh.text)?) } else { None };
                 let view = TokenView { row: *row, used_by: Vec::new() };
@@ -119,7 +119,7 @@ impl Ops {
 
     /// Takes a token back.
     pub async fn revoke_token(&self, token_id: TokenId) -> Result<(), ControlError> {
-        self.state.propose(Command::RevokeToken { token_id, at_ms: now_ms() }).await?;
+        self.submit(Command::RevokeToken { token_id, at_ms: now_ms() }).await?;
         Ok(())
     }
 
@@ -181,7 +181,7 @@ impl Ops {
     async fn take_out(&self, node_id: NodeId, name: Name, force: bool) -> Result<(), ControlError> {
         let answers = self.state.remove_member(node_id, true).await?;
         let command = Command::RemoveNode { node_id, name, lost: !answers, force, at_ms: now_ms() };
-        self.state.propose(command).await?;
+        self.submit(command).await?;
         self.state.remove_member(node_id, false).await?;
         Ok(())
     }

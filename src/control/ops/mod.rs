@@ -2,13 +2,17 @@
 //!
 //! Each validates, mints ids and time, and proposes. Nothing has run yet when it returns.
 
+mod api_tokens;
 mod attach;
+mod audit;
+mod authority;
 pub mod backups;
 pub mod cluster;
 pub mod exec;
 pub mod far;
 mod files;
 pub mod gpus;
+mod identify;
 pub mod images;
 pub mod logs;
 pub mod members;
@@ -18,14 +22,22 @@ mod placement;
 mod rebalance;
 pub mod registries;
 mod secrets;
+mod sessions;
 pub mod usage;
+mod users;
 mod versions;
 mod volume_moves;
 mod volumes;
 pub mod wait;
 mod workloads;
 
+pub use api_tokens::{ApiTokenWish, MadeApiToken};
+pub use audit::Noted;
+pub use authority::TrustRoot;
+pub use identify::SignedIn;
 pub use rebalance::RebalancePlan;
+pub use sessions::SessionView;
+pub use users::{UserView, UserWish};
 pub use volume_moves::VolumeMoveInfo;
 pub use volumes::{NewVolume, VolumeInfo};
 
@@ -34,18 +46,25 @@ use std::sync::Arc;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use toft_model::{
+    identity::Author,
     ids::{NodeId, RequestId},
     state::{Command, Reply, Request},
 };
+use uuid::Uuid;
 
 use super::{
-    ControlError, ErrorKind,
+    ControlError, ErrorKind, actor,
     belonging::Belong,
     node_access::{OtherNodes, OwnNode},
 };
 use far::FarPulls;
 
-use crate::{backup::Backups, consensus::Handle, seal::ClusterKey};
+use crate::{
+    backup::Backups,
+    consensus::{Handle, ProposeError},
+    identity::Gate,
+    seal::ClusterKey,
+};
 
 /// The operations.
 #[derive(Clone)]
@@ -58,6 +77,8 @@ pub struct Ops {
     belonging: Option<Arc<dyn Belong>>,
     key: Option<RequestId>,
     cluster_key: Option<Arc<ClusterKey>>,
+    gate: Option<Arc<Gate>>,
+    trust_root: Option<Arc<TrustRoot>>,
 }
 
 impl Ops {
@@ -72,6 +93,8 @@ impl Ops {
             belonging: None,
             key: None,
             cluster_key: None,
+            gate: None,
+            trust_root: None,
         }
     }
 
@@ -108,13 +131,25 @@ impl Ops {
 
     /// Applies a command, once for each key.
     async fn propose(&self, command: Command, asked: Option<(RequestId, String)>) -> Result<Reply, ControlError> {
-        Ok(match asked {
-            None => self.state.propose(command).await?,
+        match asked {
+            None => Ok(self.submit(command).await?),
             Some((key, fingerprint)) => {
                 let request = Request::new(key, command).with_fingerprint(fingerprint);
-                self.state.propose_request(request).await?
+                Ok(self.state.propose_request(request.with_author(author())).await?)
             }
-        })
+        }
+    }
+
+    /// Applies a command that somebody asks for, who is in the audit trail then.
+    async fn submit(&self, command: Command) -> Result<Reply, ProposeError> {
+        let request = Request::new(RequestId(Uuid::now_v7()), command);
+        self.state.propose_request(request.with_author(author())).await
+    }
+
+    /// The same with what is known of who comes in.
+    pub fn with_gate(mut self, gate: Arc<Gate>) -> Self {
+        self.gate = Some(gate);
+        self
     }
 
     /// The same with the key that seals secrets.
@@ -139,6 +174,11 @@ impl Ops {
     pub fn node_id(&self) -> Option<NodeId> {
         self.node.node_id()
     }
+}
+
+/// Who asks, as the audit trail tells it.
+fn author() -> Option<Author> {
+    actor::current().map(|actor| actor.author())
 }
 
 /// Now, in milliseconds since 1970.

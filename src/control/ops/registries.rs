@@ -43,7 +43,7 @@ impl Ops {
             let value = SealedSecret { version, sealed: sealed.into() };
             let (registry, username) = (registry.clone(), username.clone());
             let command = Command::PutRegistry { registry, username, value, at_ms: now_ms() };
-            match self.state.propose(command).await.map_err(ControlError::from) {
+            match self.submit(command).await.map_err(ControlError::from) {
                 Ok(Reply::Registry(row)) => return Ok(*row),
                 Ok(_) => {
                     return Err(ControlError::new(
@@ -59,7 +59,7 @@ impl Ops {
 
     /// Removes the login at a registry.
     pub async fn log_out(&self, registry: RegistryName) -> Result<(), ControlError> {
-        self.state.propose(Command::RemoveRegistry { registry, at_ms: now_ms() }).await?;
+        self.submit(Command::RemoveRegistry { registry, at_ms: now_ms() }).await?;
         Ok(())
     }
 

@@ -36,7 +36,7 @@ impl Ops {
             let sealed = key.seal(place, &value).map_err(|e| ControlError::new(ErrorKind::Internal, e.to_string()))?;
             let value = SealedSecret { version, sealed: sealed.into() };
             let command = Command::PutSecret { name: name.clone(), value, size_bytes, mode, at_ms: now_ms() };
-            match self.state.propose(command).await.map_err(ControlError::from) {
+            match self.submit(command).await.map_err(ControlError::from) {
                 Ok(Reply::Secret(row)) => break row,
                 Ok(_) => {
                     return Err(ControlError::new(
@@ -64,7 +64,7 @@ impl Ops {
 
     /// Removes a secret that no workload uses.
     pub async fn remove_secret(&self, name: Name) -> Result<(), ControlError> {
-        self.state.propose(Command::RemoveSecret { name, at_ms: now_ms() }).await?;
+        self.submit(Command::RemoveSecret { name, at_ms: now_ms() }).await?;
         Ok(())
     }
 

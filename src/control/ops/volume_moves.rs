@@ -67,7 +67,7 @@ impl Ops {
             };
             ControlError::new(ErrorKind::Invalid, message).field("to").hint("`toft node ls` shows the nodes there are")
         })?;
-        self.state.propose(Command::MoveVolume { name: name.clone(), to: Some(target), at_ms: now_ms() }).await?;
+        self.submit(Command::MoveVolume { name: name.clone(), to: Some(target), at_ms: now_ms() }).await?;
         self.volume_move(name).await
     }
 
@@ -81,7 +81,7 @@ impl Ops {
         if self.volume(name).await?.view.row.moving.is_none() {
             return Err(no_move(name));
         }
-        self.state.propose(Command::MoveVolume { name: name.clone(), to: None, at_ms: now_ms() }).await?;
+        self.submit(Command::MoveVolume { name: name.clone(), to: None, at_ms: now_ms() }).await?;
         Ok(())
     }
 

@@ -104,7 +104,7 @@ impl Ops {
         };
         let asked = name.clone();
         let command = Command::CreateVolume { name, node_id, options, labels, at_ms: now_ms() };
-        self.state.propose(command).await.map_err(|error| {
+        self.submit(command).await.map_err(|error| {
             let mut error = ControlError::from(error);
             // The one secret that can be missing here.
             error.field = error.field.map(|field| if field == "secrets" { "options.secret".into() } else { field });
@@ -125,7 +125,7 @@ impl Ops {
 
     /// Removes a volume that no workload uses; its node deletes the data.
     pub async fn remove_volume(&self, name: Name) -> Result<(), ControlError> {
-        self.state.propose(Command::RemoveVolume { name, at_ms: now_ms() }).await?;
+        self.submit(Command::RemoveVolume { name, at_ms: now_ms() }).await?;
         Ok(())
     }
 
@@ -221,7 +221,7 @@ impl Ops {
         })?;
         if row.node_id.is_none() && !row.options.is_remote() {
             let command = Command::BindVolume { name: row.name.clone(), node_id: here, at_ms: now_ms() };
-            match self.state.propose(command).await? {
+            match self.submit(command).await? {
                 Reply::Volume(bound) => *row = *bound,
                 _ => {
                     return Err(ControlError::new(

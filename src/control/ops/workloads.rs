@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rusqlite::Connection;
 use toft_model::{
+    identity::Role,
     ids::{RequestId, WorkloadId},
     instance::NetworkOrder,
     name::Name,
@@ -17,20 +18,37 @@ use toft_model::{
 use uuid::Uuid;
 
 use super::{Ops, now_ms};
-use crate::control::{ControlError, ErrorKind};
+use crate::control::{ControlError, ErrorKind, actor};
 
 impl Ops {
     /// Writes a specification and gives the workload as it then is. With [`PutMode::Create`] the name must be free.
     pub async fn put_workload(&self, spec: WorkloadSpec, mode: PutMode) -> Result<WorkloadView, ControlError> {
         let spec = spec.with_named_gpus()?;
         spec.validate()?;
+        let granted = self.granted(&spec, mode).await?;
         self.check_host_ports(&spec).await?;
         let name = spec.name.clone();
         let workload_id = WorkloadId(Uuid::now_v7());
         let asked = self.asked(&("put", &spec, mode))?;
         let spec = self.in_front(spec).await?;
-        let command = Command::PutWorkload { workload_id, spec: Box::new(spec), mode, at_ms: now_ms() };
+        let command = Command::PutWorkload { workload_id, spec: Box::new(spec), mode: granted, at_ms: now_ms() };
         self.propose_workload(name, command, asked).await
+    }
+
+    /// Refuses a specification that whoever asks may not write. Who has only a grant writes upon what was looked at, so that
+    /// nothing comes in between.
+    async fn granted(&self, spec: &WorkloadSpec, mode: PutMode) -> Result<PutMode, ControlError> {
+        let Some(asks) = actor::current().filter(|asks| asks.rights.role < Role::Operator) else { return Ok(mode) };
+        let name = spec.name.clone();
+        let known = self.state.read(move |connection| query_workload(connection, &name)).await?;
+        asks.need_for(spec, known.as_ref().map(|known| &known.row.spec))?;
+        Ok(match (known, mode) {
+            (_, PutMode::Create | PutMode::Replace { if_generation: Some(_) }) => mode,
+            (Some(known), PutMode::Replace { if_generation: None }) => {
+                PutMode::Replace { if_generation: Some(known.row.generation) }
+            }
+            (None, PutMode::Replace { if_generation: None }) => PutMode::Create,
+        })
     }
 
     /// What somebody runs in front of them runs on the node they asked: only there can they attach to it.

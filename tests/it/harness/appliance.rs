@@ -99,6 +99,8 @@ impl Appliance {
     /// `toft up`, ready to be started or changed.
     pub fn up_command(&self) -> Command {
         let mut command = self.program();
+        // Unless a test says otherwise, so that it can read what is answered.
+        command.env("TOFT_PLAIN_HTTP", "true");
         command.args(["up", "--data-dir"]).arg(&self.data).args(&self.flags).envs(self.variables.iter().cloned());
         if let Some(programs) = &self.programs {
             let path = std::env::var_os("PATH").unwrap_or_default();

@@ -37,6 +37,13 @@ impl Answer {
         self.json()
     }
 
+    /// Reads a whole answer.
+    pub fn read(stream: &mut impl Read) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        read_answer(stream, &mut bytes)?;
+        parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no whole answer came"))
+    }
+
     /// What the envelope of a refusal holds.
     pub fn refusal(&self, status: u16) -> Value {
         assert_eq!(self.status, status, "{}", self.text());

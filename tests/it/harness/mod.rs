@@ -11,6 +11,7 @@ pub mod http;
 pub mod image;
 pub mod lan;
 pub mod machine;
+pub mod made_up;
 pub mod nat;
 pub mod nvml;
 pub mod outage;

@@ -12,7 +12,11 @@ use super::{
     mesh, move_orders, node_health, nodes, registries, rollouts,
     secrets::{self, NewSecret},
     subnets::{self, Claim},
-    tables::{AdmissionRow, EventLevel, EventRow, InstanceRow, NodeRow, RemovedNodeRow, VolumeRow, WorkloadRow},
+    tables::{
+        AdmissionRow, ApiTokenRow, EventLevel, EventRow, InstanceRow, NodeRow, RemovedNodeRow, SessionRow, VolumeRow,
+        WorkloadRow,
+    },
+    users,
     volume_moves::{self, Turn},
     volumes::{self, NewVolume},
 };
@@ -148,6 +152,29 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             let remove = Remove { node_id: *node_id, name, lost: *lost, force: *force, at_ms: *at_ms };
             members::remove_node(connection, &remove)?
         }
+        Command::CreateUser { user, at_ms } => users::create(connection, user, *at_ms)?,
+        Command::ChangeUser { name, changes, keep, at_ms } => {
+            users::change(connection, name, changes, keep.as_ref(), *at_ms)?
+        }
+        Command::RemoveUser { name, .. } => users::remove(connection, name)?,
+        Command::OpenSession { session, at_ms } => users::open_session(connection, session, *at_ms)?,
+        Command::EndSession { session_id, .. } => {
+            SessionRow::delete(connection, session_id)?;
+            Ok(Reply::Done)
+        }
+        Command::CreateApiToken { token, at_ms } => users::create_api_token(connection, token, *at_ms)?,
+        Command::RevokeApiToken { token_id, .. } => users::revoke_api_token(connection, token_id)?,
+        Command::NoteUses { sessions, tokens } => {
+            for (id, at_ms) in sessions {
+                SessionRow::note_use(connection, id, *at_ms)?;
+            }
+            for (id, at_ms) in tokens {
+                ApiTokenRow::note_use(connection, id, *at_ms)?;
+            }
+            Ok(Reply::Done)
+        }
+        // The trail tells of it.
+        Command::NoteAction { .. } => Ok(Reply::Done),
     };
     Ok(applied)
 }

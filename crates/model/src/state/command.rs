@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::{AdmissionRow, RegistryRow, SecretRow, TokenRow, VolumeRow, WorkloadRow};
+pub use super::reply::{Refusal, RefusalKind, Reply};
 use crate::{
     gpu::{GpuId, GpuPolicy},
+    identity::{NewApiToken, NewSession, NewUser, UserChanges, UserName},
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport},
     mesh::MeshNode,
@@ -323,6 +324,79 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// An admin makes a user known, or the first user gets a password of their own.
+    CreateUser {
+        /// The user.
+        user: Box<NewUser>,
+        /// When.
+        at_ms: i64,
+    },
+    /// Something about a user is new.
+    ChangeUser {
+        /// The user.
+        name: UserName,
+        /// What is new.
+        changes: Box<UserChanges>,
+        /// The session that stays when the others end, because it brought the new password.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keep: Option<TokenId>,
+        /// When.
+        at_ms: i64,
+    },
+    /// An admin removes a user with all sessions and tokens.
+    RemoveUser {
+        /// The user.
+        name: UserName,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user has signed in.
+    OpenSession {
+        /// The session.
+        session: Box<NewSession>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A session ends before its time. One that has ended already stays so.
+    EndSession {
+        /// The session.
+        session_id: TokenId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user makes a token for a program.
+    CreateApiToken {
+        /// The token.
+        token: Box<NewApiToken>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A token for a program is taken back.
+    RevokeApiToken {
+        /// The token.
+        token_id: TokenId,
+        /// When.
+        at_ms: i64,
+    },
+    /// A node tells which sessions and API tokens were used last at which time, now and then.
+    NoteUses {
+        /// Sessions.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sessions: Vec<(TokenId, i64)>,
+        /// API tokens.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tokens: Vec<(TokenId, i64)>,
+    },
+    /// Somebody did something that the state does not show, for the audit trail.
+    NoteAction {
+        /// What: `exec`.
+        action: String,
+        /// To what: `instance/web-0`.
+        subject: String,
+        /// What else there is to tell.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        detail: String,
+    },
 }
 
 impl Command {
@@ -337,7 +411,16 @@ impl Command {
             | Self::AnnounceMesh { .. }
             | Self::ForgetVolumes { .. }
             | Self::CreateToken { .. }
-            | Self::RevokeToken { .. } => false,
+            | Self::RevokeToken { .. }
+            | Self::CreateUser { .. }
+            | Self::ChangeUser { .. }
+            | Self::RemoveUser { .. }
+            | Self::OpenSession { .. }
+            | Self::EndSession { .. }
+            | Self::CreateApiToken { .. }
+            | Self::RevokeApiToken { .. }
+            | Self::NoteUses { .. }
+            | Self::NoteAction { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
             | Self::RollBackWorkload { .. }
@@ -474,78 +557,4 @@ pub struct Unmoved {
     pub to: NodeId,
     /// Why it is not.
     pub reason: String,
-}
-
-/// What an applied command answers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reply {
-    /// Nothing to tell.
-    Done,
-    /// The workload as it is now.
-    Workload(Box<WorkloadRow>),
-    /// The secret as it is now.
-    Secret(Box<SecretRow>),
-    /// The workload's generation as it is now.
-    Generation {
-        /// Of the specification.
-        generation: u64,
-    },
-    /// The login as it is now.
-    Registry(Box<RegistryRow>),
-    /// The network of a node's containers.
-    Subnet {
-        /// The network; `None` when none is left.
-        subnet: Option<Subnet>,
-    },
-    /// How many placements were made and how many were stale.
-    Plan {
-        /// Made.
-        placed: usize,
-        /// Dropped.
-        dropped: usize,
-    },
-    /// The volume as it is now.
-    Volume(Box<VolumeRow>),
-    /// The token as it is now.
-    Token(Box<TokenRow>),
-    /// Who was let in.
-    Admitted(Box<AdmissionRow>),
-}
-
-/// Why a command that is well-formed changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum RefusalKind {
-    /// What it speaks of is not there.
-    NotFound,
-    /// The name is taken.
-    Exists,
-    /// The state moved on since the user looked.
-    Stale,
-    /// It is being removed.
-    Removing,
-    /// It is used.
-    InUse,
-    /// A specification names a secret that is not there.
-    NoSecret,
-    /// No more fits.
-    Full,
-    /// What would come of it breaks a rule.
-    Invalid,
-    /// The request's key belongs to another request.
-    KeyReused,
-    /// A fault of ours.
-    Fault,
-}
-
-/// A command that changed nothing, and why.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
-#[error("{message}")]
-pub struct Refusal {
-    /// Kind for programs.
-    pub kind: RefusalKind,
-    /// Text for people.
-    pub message: String,
-    /// The next step.
-    pub hint: String,
 }

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0014_mesh.sql"),
     include_str!("migrations/0015_tokens.sql"),
     include_str!("migrations/0017_volume_moves.sql"),
+    include_str!("migrations/0018_users.sql"),
 ];
 
 /// The version this program writes.

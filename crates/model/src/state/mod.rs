@@ -3,6 +3,7 @@
 //! [`apply`] is the only writer. It is deterministic: the same commands in the same order give the same rows.
 
 mod apply;
+mod audit;
 mod command;
 mod commit_plan;
 mod follow;
@@ -17,6 +18,7 @@ mod node_health;
 mod nodes;
 mod query;
 mod registries;
+mod reply;
 mod request;
 mod rollouts;
 mod secrets;
@@ -24,6 +26,7 @@ mod subnets;
 mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
+mod users;
 mod volume_moves;
 mod volumes;
 
@@ -46,9 +49,9 @@ pub use query::{
 pub use request::{Request, apply_request, was_applied};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    AdmissionRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow,
-    RegistryRow, RemovedNodeRow, SecretRow, SubnetRow, TokenRow, TokenState, VersionRow, VolumeMove, VolumeRow,
-    WorkloadRow, applied_index, placement_settings,
+    AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow,
+    MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecretRow, SessionRow, SubnetRow, TokenRow, TokenState,
+    UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, applied_index, placement_settings,
 };
 pub use volume_moves::{cannot_go, volume_is_mounted};
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

@@ -5,11 +5,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     apply::{Applied, apply},
+    audit::Draft,
     command::{Command, Refusal, RefusalKind, Reply},
     format,
     tables::{AdmissionRow, RegistryRow, RequestRow, SecretRow, TokenRow, VolumeRow, WorkloadRow},
 };
 use crate::{
+    identity::Author,
     ids::{NodeId, RequestId, WorkloadId},
     name::Name,
     node::Subnet,
@@ -28,6 +30,9 @@ pub struct Request {
     /// What a member has to understand to apply it.
     #[serde(default = "format::first", skip_serializing_if = "format::is_first")]
     pub format: u32,
+    /// Who asks, if somebody does: what nobody asks for is not in the audit trail.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<Author>,
     /// The command.
     #[serde(flatten)]
     pub command: Command,
@@ -36,7 +41,13 @@ pub struct Request {
 impl Request {
     /// Wraps a command in a request.
     pub fn new(id: RequestId, command: Command) -> Self {
-        Self { id, fingerprint: None, format: command.format(), command }
+        Self { id, fingerprint: None, author: None, format: command.format(), command }
+    }
+
+    /// The same, asked by somebody.
+    pub fn with_author(mut self, author: Option<Author>) -> Self {
+        self.author = author;
+        self
     }
 
     /// The same, asked by a user who chose its id.
@@ -175,9 +186,16 @@ pub fn apply_request(connection: &Connection, index: u64, request: &Request) -> 
     if let Some(answered) = RequestRow::answered(connection, request.id)? {
         return answered.again(connection, request);
     }
+    let draft = match &request.author {
+        Some(author) => Draft::of(connection, &request.command)?.map(|draft| (draft, author)),
+        None => None,
+    };
     let applied = apply(connection, index, &request.command)?;
     if let Ok(reply) = &applied {
         RequestRow::add(connection, request.id, &Answered::of(request, reply))?;
+        if let Some((draft, author)) = draft {
+            draft.finish(connection, &request.command, author)?;
+        }
     }
     Ok(applied)
 }

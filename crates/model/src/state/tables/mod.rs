@@ -1,5 +1,6 @@
 //! Rows and the SQL that reads and writes them, one file a table.
 
+mod audit;
 mod cluster;
 mod events;
 mod gpus;
@@ -12,10 +13,12 @@ mod requests;
 mod secrets;
 mod subnets;
 mod tokens;
+mod users;
 mod versions;
 mod volumes;
 mod workloads;
 
+pub use audit::{AuditQuery, AuditRow};
 pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
 pub use gpus::GpuRow;
@@ -28,6 +31,7 @@ pub use requests::RequestRow;
 pub use secrets::SecretRow;
 pub use subnets::SubnetRow;
 pub use tokens::{AdmissionRow, RemovedNodeRow, TokenRow, TokenState};
+pub use users::{ApiTokenRow, SessionRow, UserRow};
 pub use versions::VersionRow;
 pub use volumes::{MovePhase, VolumeMove, VolumeRow};
 pub use workloads::WorkloadRow;

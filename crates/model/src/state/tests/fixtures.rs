@@ -9,7 +9,12 @@ use crate::{
 };
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 29] = [
+const STORY: [&str; 38] = [
+    "create_user",
+    "open_session",
+    "create_api_token",
+    "note_uses",
+    "change_user",
     "create_token",
     "admit_node",
     "claim_subnet",
@@ -39,6 +44,10 @@ const STORY: [&str; 29] = [
     "forget_volumes",
     "revoke_token",
     "remove_node",
+    "revoke_api_token",
+    "end_session",
+    "remove_user",
+    "note_action",
 ];
 
 fn folder() -> PathBuf {

@@ -13,5 +13,6 @@ mod reports;
 mod rollouts;
 mod secrets;
 mod subnets;
+mod users;
 mod volume_moves;
 mod volumes;

@@ -1,0 +1,211 @@
+//! Signing in and out. Works without JavaScript; tells nobody which names exist.
+
+use askama::Template;
+use axum::{
+    Form,
+    extract::{Extension, Query, Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    response::{IntoResponse, Redirect, Response},
+};
+use serde::Deserialize;
+use zeroize::Zeroizing;
+
+use super::{
+    super::{Dashboard, Frame, error::PageError, forms::Mistake, guard, show},
+    kept::{Field, Kept},
+    mistake, onwards,
+};
+use crate::{control::ErrorKind, identity::Visitor};
+
+/// Longest name of a browser that is kept, in characters.
+const LONGEST_AGENT: usize = 100;
+
+#[derive(Template)]
+#[template(path = "people/login.html")]
+struct LoginPage {
+    frame: Frame,
+    name: String,
+    next: String,
+    /// A form that came when nobody was signed in, packed.
+    kept: Option<String>,
+    wrong: Option<Mistake>,
+}
+
+#[derive(Template)]
+#[template(path = "people/resume.html")]
+struct ResumePage {
+    frame: Frame,
+    kept: Kept,
+    fields: Vec<Field>,
+}
+
+/// Where to go on.
+#[derive(Debug, Default, Deserialize)]
+pub(in crate::dashboard) struct NextQuery {
+    #[serde(default)]
+    next: String,
+}
+
+/// The form as typed.
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+pub(in crate::dashboard) struct LoginForm {
+    name: String,
+    password: Zeroizing<String>,
+    next: String,
+    kept: String,
+}
+
+pub(in crate::dashboard) async fn page(Query(query): Query<NextQuery>) -> Result<Response, PageError> {
+    let next = onwards(&query.next).to_owned();
+    show(&LoginPage { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None })
+}
+
+pub(in crate::dashboard) async fn submit(
+    State(dashboard): State<Dashboard>,
+    visitor: Option<Extension<Visitor>>,
+    headers: HeaderMap,
+    Form(form): Form<LoginForm>,
+) -> Result<Response, PageError> {
+    let LoginForm { name, password, next, kept } = form;
+    let visitor = visitor.map(|Extension(visitor)| visitor);
+    let from = visitor.as_ref().and_then(|visitor| visitor.from);
+    let kept = Kept::unpacked(&kept);
+    let next = onwards(&next).to_owned();
+    let signed_in = match dashboard.ops.sign_in(name.trim(), password, from, agent(&headers)).await {
+        Ok(signed_in) => signed_in,
+        Err(error) => {
+            let status = match error.kind {
+                ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
+                ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            let kept = kept.map(|kept| kept.packed());
+            let wrong = Some(mistake(error));
+            let mut page = show(&LoginPage { frame: Frame::at(""), name, next, kept, wrong })?;
+            *page.status_mut() = status;
+            return Ok(page);
+        }
+    };
+    let mut response = match kept {
+        Some(kept) => show(&ResumePage { frame: Frame::at(""), fields: kept.shown(), kept })?,
+        None if signed_in.actor.is_first => Redirect::to("/setup").into_response(),
+        None => Redirect::to(&next).into_response(),
+    };
+    let cookie = visitor.unwrap_or_else(nowhere).set_cookie(&signed_in.cookie);
+    let mut cookie = HeaderValue::try_from(cookie).map_err(|_| PageError::internal())?;
+    cookie.set_sensitive(true);
+    response.headers_mut().append(header::SET_COOKIE, cookie);
+    Ok(response)
+}
+
+pub(in crate::dashboard) async fn sign_out(
+    State(dashboard): State<Dashboard>,
+    visitor: Option<Extension<Visitor>>,
+) -> Result<Response, PageError> {
+    dashboard.ops.sign_out().await?;
+    let mut response = Redirect::to("/login").into_response();
+    let visitor = visitor.map_or_else(nowhere, |Extension(visitor)| visitor);
+    if let Ok(cookie) = HeaderValue::try_from(visitor.set_cookie("")) {
+        response.headers_mut().append(header::SET_COOKIE, cookie);
+    }
+    Ok(response)
+}
+
+fn nowhere() -> Visitor {
+    Visitor { from: None, cookie: "__Host-toft".to_owned(), secure: true }
+}
+
+/// What the browser calls itself, for people who look for a session of theirs.
+fn agent(headers: &HeaderMap) -> String {
+    in_short(headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default())
+}
+
+/// `Firefox on Linux`; what is not known stays as it is, cut.
+fn in_short(text: &str) -> String {
+    // Those that call themselves others too come first.
+    let browsers =
+        [("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"), ("Safari/", "Safari")];
+    let systems = [
+        ("Android", "Android"),
+        ("iPhone", "iPhone"),
+        ("iPad", "iPad"),
+        ("Windows", "Windows"),
+        ("Mac OS X", "macOS"),
+        ("Linux", "Linux"),
+    ];
+    let known =
+        |names: &[(&str, &'static str)]| names.iter().find(|(part, _)| text.contains(part)).map(|(_, name)| *name);
+    match (known(&browsers), known(&systems)) {
+        (Some(browser), Some(system)) => format!("{browser} on {system}"),
+        (Some(browser), None) => browser.to_owned(),
+        (None, _) => text.chars().filter(|c| !c.is_control()).take(LONGEST_AGENT).collect(),
+    }
+}
+
+/// What somebody gets who is not signed in: the way to the sign-in page, or that page with the form they sent.
+pub(in crate::dashboard) async fn sign_in_first(request: Request) -> Response {
+    let by_script = request.headers().contains_key("hx-request");
+    let here = request.uri().path_and_query().map_or("/", |path| path.as_str()).to_owned();
+    if by_script {
+        // The page that asked is opened again after the sign-in.
+        let page = request.headers().get("hx-current-url").and_then(|url| url.to_str().ok());
+        let page = page.and_then(|url| {
+            url.split_once("://")?.1.find('/').map(|at| &url.split_once("://").map_or("", |(_, rest)| rest)[at..])
+        });
+        let to = login_with(onwards(page.unwrap_or("/")));
+        let mut response = StatusCode::UNAUTHORIZED.into_response();
+        if let Ok(to) = HeaderValue::try_from(to) {
+            response.headers_mut().insert("hx-redirect", to);
+        }
+        return guard::dressed(response);
+    }
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        if request.headers().get(header::ACCEPT).is_some_and(|kinds| kinds == "text/event-stream") {
+            return guard::dressed(StatusCode::UNAUTHORIZED.into_response());
+        }
+        return guard::dressed(Redirect::to(&login_with(onwards(&here))).into_response());
+    }
+    let kept = Kept::read(request).await.map(|kept| kept.packed());
+    let wrong = Some(Mistake {
+        message: "your session has ended".to_owned(),
+        hint: Some(match kept {
+            Some(_) => "sign in again; what you typed comes back".to_owned(),
+            None => "sign in again; nothing was changed".to_owned(),
+        }),
+    });
+    let page = LoginPage { frame: Frame::at(""), name: String::new(), next: "/".to_owned(), kept, wrong };
+    let mut response = show(&page).unwrap_or_else(|error| error.page());
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    guard::dressed(response)
+}
+
+fn login_with(next: &str) -> String {
+    match serde_urlencoded::to_string([("next", next)]) {
+        Ok(query) if next != "/" => format!("/login?{query}"),
+        Ok(_) | Err(_) => "/login".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn browsers_are_named_in_short() {
+        for (text, want) in [
+            ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", "Firefox on Linux"),
+            (
+                "Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0",
+                "Edge on Windows",
+            ),
+            ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) Version/18.0 Safari/604.1", "Safari on iPhone"),
+            ("curl/8.5.0", "curl/8.5.0"),
+            ("", ""),
+        ] {
+            assert_eq!(in_short(text), want);
+        }
+        assert_eq!(in_short(&"x".repeat(1_000)).len(), LONGEST_AGENT);
+    }
+}

@@ -1,0 +1,224 @@
+//! Users, for admins: a list with a form for a new one, and a page for each.
+
+use askama::Template;
+use axum::{
+    Form,
+    extract::{Path, State},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+};
+use serde::Deserialize;
+use toft_model::{identity::UserName, invalid::Invalid};
+use zeroize::Zeroizing;
+
+use super::{
+    super::{Dashboard, Frame, error::PageError, forms::Mistake, present::Moment, show},
+    grants, in_words, mistake,
+};
+use crate::control::{
+    ControlError, ErrorKind,
+    ops::{UserView, UserWish, now_ms},
+};
+
+#[derive(Template)]
+#[template(path = "people/users.html")]
+struct UsersPage {
+    frame: Frame,
+    users: Vec<Line>,
+    form: UserForm,
+    wrong: Option<Mistake>,
+}
+
+#[derive(Template)]
+#[template(path = "people/user.html")]
+struct UserPage {
+    frame: Frame,
+    user: Line,
+    form: UserForm,
+    wrong: Option<Mistake>,
+    wrong_password: Option<Mistake>,
+}
+
+#[derive(Template)]
+#[template(path = "people/remove.html")]
+struct RemovalPage {
+    frame: Frame,
+    name: String,
+}
+
+struct Line {
+    name: String,
+    role: String,
+    grants: String,
+    disabled: bool,
+    has_password: bool,
+    /// Whether it is the first user, who cannot be removed.
+    is_first: bool,
+    /// Whether it has a row: before the set-up the first user has none.
+    is_kept: bool,
+    created: Option<Moment>,
+}
+
+impl Line {
+    fn of(user: &UserView, now_ms: i64) -> Self {
+        let (role, grants) = in_words(&user.rights);
+        Self {
+            name: user.name.to_string(),
+            role,
+            grants,
+            disabled: user.disabled,
+            has_password: user.has_password,
+            is_first: user.name.is_first(),
+            is_kept: user.created_at_ms.is_some(),
+            created: user.created_at_ms.map(|at_ms| Moment::age(at_ms, now_ms)),
+        }
+    }
+}
+
+/// A user as typed.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(in crate::dashboard) struct UserForm {
+    name: String,
+    role: String,
+    grants: String,
+    password: Zeroizing<String>,
+    disabled: Option<String>,
+}
+
+/// A password as typed.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(in crate::dashboard) struct PasswordForm {
+    password: Zeroizing<String>,
+}
+
+fn frame() -> Frame {
+    Frame::at("users")
+}
+
+fn named(text: &str) -> Result<UserName, PageError> {
+    text.parse().map_err(|_| {
+        let shown: String = text.chars().take(80).collect();
+        ControlError::new(ErrorKind::NotFound, format!("there is no user `{shown}`"))
+            .hint("they may have been removed; Users lists those there are")
+            .into()
+    })
+}
+
+impl UserForm {
+    fn of(user: &UserView) -> Self {
+        let (role, grants) = in_words(&user.rights);
+        Self { role, grants, disabled: user.disabled.then(|| "on".to_owned()), ..Self::default() }
+    }
+
+    fn read(&self) -> Result<UserWish, ControlError> {
+        let role = match self.role.trim() {
+            "" => None,
+            role => Some(role.parse().map_err(|invalid: Invalid| invalid.at("role"))?),
+        };
+        let password = (!self.password.is_empty()).then(|| self.password.clone());
+        Ok(UserWish { role, grants: Some(grants(&self.grants)?), disabled: None, password })
+    }
+}
+
+pub(in crate::dashboard) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
+    list(&dashboard, UserForm::default(), None).await
+}
+
+async fn list(dashboard: &Dashboard, form: UserForm, wrong: Option<Mistake>) -> Result<Response, PageError> {
+    let (now_ms, bad) = (now_ms(), wrong.is_some());
+    let users = dashboard.ops.users().await?.iter().map(|user| Line::of(user, now_ms)).collect();
+    let mut page = show(&UsersPage { frame: frame(), users, form, wrong })?;
+    if bad {
+        *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    }
+    Ok(page)
+}
+
+pub(in crate::dashboard) async fn create(
+    State(dashboard): State<Dashboard>,
+    Form(form): Form<UserForm>,
+) -> Result<Response, PageError> {
+    let name = form.name.trim().parse::<UserName>().map_err(|invalid| ControlError::from(invalid.at("name")));
+    let created = match (name, form.read()) {
+        (Ok(name), Ok(wish)) => dashboard.ops.create_user(name, wish).await,
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    };
+    match created {
+        Ok(_) => Ok(Redirect::to("/users").into_response()),
+        Err(error) => list(&dashboard, form, Some(mistake(error))).await,
+    }
+}
+
+async fn one_page(
+    dashboard: &Dashboard,
+    name: &UserName,
+    form: Option<UserForm>,
+    (wrong, wrong_password): (Option<Mistake>, Option<Mistake>),
+) -> Result<Response, PageError> {
+    let user = dashboard.ops.user(name).await?;
+    let bad = wrong.is_some() || wrong_password.is_some();
+    let form = form.unwrap_or_else(|| UserForm::of(&user));
+    let user = Line::of(&user, now_ms());
+    let mut page = show(&UserPage { frame: frame(), user, form, wrong, wrong_password })?;
+    if bad {
+        *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    }
+    Ok(page)
+}
+
+pub(in crate::dashboard) async fn one(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Response, PageError> {
+    one_page(&dashboard, &named(&name)?, None, (None, None)).await
+}
+
+pub(in crate::dashboard) async fn change(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Form(form): Form<UserForm>,
+) -> Result<Response, PageError> {
+    let name = named(&name)?;
+    let changed = match form.read() {
+        Ok(wish) => {
+            let wish = UserWish { disabled: Some(form.disabled.is_some()), password: None, ..wish };
+            dashboard.ops.change_user(&name, wish).await
+        }
+        Err(error) => Err(error),
+    };
+    match changed {
+        Ok(_) => Ok(Redirect::to("/users").into_response()),
+        Err(error) => one_page(&dashboard, &name, Some(form), (Some(mistake(error)), None)).await,
+    }
+}
+
+pub(in crate::dashboard) async fn set_password(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Form(form): Form<PasswordForm>,
+) -> Result<Response, PageError> {
+    let name = named(&name)?;
+    let wish = UserWish { password: Some(form.password), ..UserWish::default() };
+    match dashboard.ops.change_user(&name, wish).await {
+        Ok(_) => Ok(Redirect::to("/users").into_response()),
+        Err(error) => one_page(&dashboard, &name, None, (None, Some(mistake(error)))).await,
+    }
+}
+
+pub(in crate::dashboard) async fn confirm_removal(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Response, PageError> {
+    let user = dashboard.ops.user(&named(&name)?).await?;
+    show(&RemovalPage { frame: frame(), name: user.name.to_string() })
+}
+
+pub(in crate::dashboard) async fn remove(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Redirect, PageError> {
+    dashboard.ops.remove_user(named(&name)?).await?;
+    Ok(Redirect::to("/users"))
+}
