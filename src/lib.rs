@@ -16,6 +16,7 @@ pub mod enroll;
 pub mod observe;
 pub mod remote;
 pub mod seal;
+pub mod series;
 pub mod wire;
 
 pub use toft_files as files;

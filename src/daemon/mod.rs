@@ -23,6 +23,7 @@ mod names;
 mod node;
 mod registration;
 mod restore;
+mod sampling;
 mod runtime;
 mod serving;
 mod shutdown;

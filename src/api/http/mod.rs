@@ -24,6 +24,7 @@ mod query;
 mod rebalance;
 mod registries;
 mod secrets;
+mod series;
 pub mod serve;
 mod stats;
 mod versions;
@@ -126,6 +127,9 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(nodes::facts))
         .routes(routes!(gpus::list))
         .routes(routes!(gpus::configure))
+        .routes(routes!(series::of_node))
+        .routes(routes!(series::of_gpu))
+        .routes(routes!(series::of_instance))
         .routes(routes!(files::stat))
         .merge(OpenApiRouter::new().routes(routes!(files::read, files::write)).layer(images::unlimited()))
         .routes(routes!(stats::show))

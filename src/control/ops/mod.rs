@@ -18,6 +18,7 @@ mod placement;
 mod rebalance;
 pub mod registries;
 mod secrets;
+mod series;
 pub mod usage;
 mod versions;
 mod volume_moves;

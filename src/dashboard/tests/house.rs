@@ -27,6 +27,7 @@ use toft_model::{
     node::{DiskFacts, Inventory, NodeFacts, Temperature},
     pull::PullProgress,
     state::{PutMode, WorkloadView},
+    series::{Line, Measure, Series, Span, Subject},
     usage::{Process, Room, Usage},
     workload::{PortSpec, WorkloadSpec},
 };
@@ -49,6 +50,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             mesh::NodeMesh,
+            series::NodeSeries,
             usage::{NodeUsage, RunningInstance},
             volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
@@ -158,6 +160,17 @@ impl NodeUsage for FakeNode {
 
     async fn processes(&self, _: RunningInstance) -> Result<Vec<Process>, ControlError> {
         Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl NodeSeries for FakeNode {
+    async fn series(&self, subject: Subject, span: Span) -> Result<Series, ControlError> {
+        let count = 12;
+        let mean: Vec<Option<f32>> = (0..count).map(|place| (place != 1).then_some(place as f32 + 0.5)).collect();
+        let line = |measure: &Measure| Line { measure: *measure, mean: mean.clone(), peak: mean.clone() };
+        let lines = subject.measures().iter().map(line).collect();
+        Ok(Series { since_ms: span.since_ms, step_ms: (span.until_ms - span.since_ms) / 12, lines })
     }
 }
 
