@@ -207,7 +207,7 @@ impl Config {
         Ok(Self {
             paths: Paths { data, run, private },
             node: NodeConfig { name, name_chosen, labels: file.node.labels },
-            api: ApiConfig { bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
+            api: ApiConfig { styleguide: false, bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false) },
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),
             images_from_nodes: file.images.from_nodes.unwrap_or(true),

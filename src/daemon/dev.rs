@@ -200,6 +200,7 @@ fn configured(wish: &DevWish, scratch: &Scratch, number: u16) -> anyhow::Result<
     let mut config = Config::resolve(flags, "").map_err(|error| anyhow::anyhow!(error.0.join("; ")))?;
     config.mesh.enabled = false;
     config.images = None;
+    config.api.styleguide = true;
     // A port that is free now.
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     config.cluster.bind = Some(free.context("finding a free port")?);

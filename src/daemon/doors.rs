@@ -54,6 +54,7 @@ pub(super) async fn open(
 
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
+    let app = if config.api.styleguide { app.merge(dashboard::guide::router()) } else { app };
     let guarded = app.clone().layer(middleware::from_fn_with_state(Password::new(&password), access::require));
     let mut tasks = Tasks::default();
     tasks.spawn("TCP door", serve::tcp(tcp, guarded, cancel.clone()));

@@ -281,7 +281,8 @@ mod tests {
     use super::*;
 
     fn table(rows: &[(&str, &str)]) -> Rendered {
-        let row = |(id, text): &(&str, &str)| format!("<!--part {id}--><tr id=\"{id}\"><td>{text}</td></tr><!--end-->\n");
+        let row =
+            |(id, text): &(&str, &str)| format!("<!--part {id}--><tr id=\"{id}\"><td>{text}</td></tr><!--end-->\n");
         Rendered::new(format!("<table>\n{}</table>", rows.iter().map(row).collect::<String>()))
     }
 

@@ -150,12 +150,7 @@ impl Store {
     }
 
     /// Writes a whole past of a subject up to `until_ms`, for machines that are made up.
-    pub fn fill(
-        &self,
-        subject: &Subject,
-        until_ms: i64,
-        values: impl Fn(i64) -> Vec<f32>,
-    ) -> Result<(), SeriesError> {
+    pub fn fill(&self, subject: &Subject, until_ms: i64, values: impl Fn(i64) -> Vec<f32>) -> Result<(), SeriesError> {
         self.mended(|database| {
             let transaction = database.begin_write()?;
             fold::fill(&mut transaction.open_table(ROWS)?, subject, until_ms, &values)?;

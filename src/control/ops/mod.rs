@@ -44,7 +44,7 @@ use super::{
     belonging::Belong,
     node_access::{OtherNodes, OwnNode},
 };
-use far::FarPulls;
+use far::{FarCards, FarPulls};
 
 use crate::{backup::Backups, consensus::Handle, seal::ClusterKey};
 
@@ -55,6 +55,7 @@ pub struct Ops {
     node: Arc<dyn OwnNode>,
     others: Option<Arc<dyn OtherNodes>>,
     far_pulls: FarPulls,
+    far_cards: FarCards,
     backups: Option<Backups>,
     belonging: Option<Arc<dyn Belong>>,
     key: Option<RequestId>,
@@ -69,6 +70,7 @@ impl Ops {
             node,
             others: None,
             far_pulls: FarPulls::default(),
+            far_cards: FarCards::default(),
             backups: None,
             belonging: None,
             key: None,

@@ -5,11 +5,7 @@ use toft_model::series::{Series, Span, Subject};
 
 use super::LocalNode;
 use crate::{
-    control::{
-        ControlError, ErrorKind,
-        node_access::series::NodeSeries,
-        ops::now_ms,
-    },
+    control::{ControlError, ErrorKind, node_access::series::NodeSeries, ops::now_ms},
     observe::chain,
 };
 

@@ -26,8 +26,8 @@ use toft_model::{
     name::Name,
     node::{DiskFacts, Inventory, NodeFacts, Temperature},
     pull::PullProgress,
-    state::{PutMode, WorkloadView},
     series::{Line, Measure, Series, Span, Subject},
+    state::{PutMode, WorkloadView},
     usage::{Process, Room, Usage},
     workload::{PortSpec, WorkloadSpec},
 };
