@@ -30,6 +30,8 @@ mod request;
 mod run;
 mod secrets;
 mod settings;
+mod shell;
+mod shells;
 mod usage;
 mod versions;
 mod volumes;
@@ -53,6 +55,7 @@ use tokio_util::sync::CancellationToken;
 use crate::control::ops::Ops;
 use error::PageError;
 use live::Feeds;
+use shells::Shells;
 
 /// Most live streams at a time; a page that gets none stays usable and tries again.
 const STREAMS: usize = 1_024;
@@ -63,6 +66,7 @@ struct Dashboard {
     ops: Ops,
     streams: Arc<Semaphore>,
     feeds: Feeds,
+    shells: Shells,
     shutdown: CancellationToken,
 }
 
@@ -74,7 +78,13 @@ pub fn router(ops: Ops) -> Router {
 /// The pages, whose live streams end when `shutdown` is cancelled: a server that drains its connections would wait
 /// for them otherwise.
 pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
-    let state = Dashboard { ops, streams: Arc::new(Semaphore::new(STREAMS)), feeds: Feeds::default(), shutdown };
+    let state = Dashboard {
+        ops,
+        streams: Arc::new(Semaphore::new(STREAMS)),
+        feeds: Feeds::default(),
+        shells: Shells::default(),
+        shutdown,
+    };
     Router::new()
         .route("/", get(overview::page))
         .route("/find", get(find::page))
@@ -88,6 +98,8 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/restart", post(workloads::restart))
         .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
         .route("/workloads/{name}/edit", get(edit::page).post(edit::submit))
+        .route("/workloads/{name}/shell", get(shell::page))
+        .route("/workloads/{name}/shell/socket", get(shell::socket))
         .route("/workloads/{name}/history", get(versions::page))
         .route("/workloads/{name}/rollback", post(versions::roll_back))
         .route("/workloads/{name}/logs", get(logs::page))

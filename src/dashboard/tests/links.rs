@@ -76,7 +76,7 @@ pub(super) fn links(html: &str) -> BTreeSet<Link> {
         let posts = attributes.iter().any(|(name, value)| name == "method" && value == "post");
         for (name, target) in &attributes {
             let post = match name.as_str() {
-                "href" | "src" | "hx-get" | "data-live-from" | "data-charts" | "data-follow" | "data-usage-from" => {
+                "href" | "src" | "hx-get" | "data-live-from" | "data-charts" | "data-socket" | "data-follow" | "data-usage-from" => {
                     false
                 }
                 "hx-post" => true,
