@@ -10,7 +10,7 @@ use askama::Template;
 use axum::{
     extract::{
         Path, Query, State, WebSocketUpgrade,
-        ws::{Message, WebSocket},
+        ws::{Message, WebSocket, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, Method, StatusCode, Uri},
     response::Response,
@@ -116,7 +116,7 @@ pub(super) async fn socket(
     Path(name): Path<String>,
     Query(asked): Query<Asked>,
     (headers, uri): (HeaderMap, Uri),
-    upgrade: Option<WebSocketUpgrade>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, PageError> {
     // A connection that is opened can change something, whatever its method.
     if from_other_site(&Method::POST, &headers, &uri) {
@@ -128,7 +128,7 @@ pub(super) async fn socket(
         let message = format!("`{name}` has no such instance");
         return Err(ControlError::new(ErrorKind::NotFound, message).hint("its page lists its instances").into());
     }
-    let Some(upgrade) = upgrade else {
+    let Ok(upgrade) = upgrade else {
         let error = ControlError::new(ErrorKind::Invalid, "this address answers WebSocket connections only");
         return Err(error.hint("the page of the shell opens one").into());
     };

@@ -8,6 +8,7 @@ mod attach;
 mod backup;
 mod bad_input;
 mod browser;
+mod browser_pages;
 mod cdi;
 mod cluster;
 mod containerd_loss;

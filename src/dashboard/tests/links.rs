@@ -76,9 +76,8 @@ pub(super) fn links(html: &str) -> BTreeSet<Link> {
         let posts = attributes.iter().any(|(name, value)| name == "method" && value == "post");
         for (name, target) in &attributes {
             let post = match name.as_str() {
-                "href" | "src" | "hx-get" | "data-live-from" | "data-charts" | "data-socket" | "data-follow" | "data-usage-from" => {
-                    false
-                }
+                "href" | "src" | "hx-get" | "data-live-from" | "data-charts" | "data-socket" | "data-follow"
+                | "data-usage-from" => false,
                 "hx-post" => true,
                 "action" => posts,
                 other => {
