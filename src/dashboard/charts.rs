@@ -146,8 +146,8 @@ struct Points {
 pub(super) struct Charts {
     /// Where the points come from.
     from: String,
-    /// Of each reach: its address part, its word, and whether it is shown.
-    reaches: Vec<(&'static str, &'static str, bool)>,
+    /// Of each reach: its address, its word, and whether it is shown.
+    reaches: Vec<(String, &'static str, bool)>,
     charts: Vec<Chart>,
     /// Why there are none, if there are none.
     trouble: Option<String>,
@@ -274,7 +274,9 @@ pub(super) async fn charts(ops: &Ops, whose: Whose<'_>, from: &str, reach: Reach
         Ok(Err(error)) => (Vec::new(), Some(error.told().to_owned())),
         Err(_) => (Vec::new(), Some("its node does not answer now".to_owned())),
     };
-    let reaches = Reach::ALL.map(|known| (known.told().0, known.told().1, known == reach)).to_vec();
+    let page = from.strip_prefix("/charts").unwrap_or(from);
+    let told = |known: Reach| (format!("{page}?span={}", known.told().0), known.told().1, known == reach);
+    let reaches = Reach::ALL.map(told).to_vec();
     Charts { from: format!("{from}?span={}", reach.told().0), reaches, charts, trouble }
 }
 

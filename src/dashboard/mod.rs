@@ -51,6 +51,7 @@ use axum::{
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tower_http::{CompressionLevel, compression::CompressionLayer};
 
 use crate::control::ops::Ops;
 use error::PageError;
@@ -150,6 +151,7 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::wrong_method)
         .layer(middleware::from_fn(guard::pages))
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
         .with_state(state)
 }
 

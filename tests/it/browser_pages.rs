@@ -1,9 +1,10 @@
 //! Every page of the dashboard in a real browser, on a made-up cluster: at the width of a phone, a tablet and a desk, in
 //! both themes, and with hostile texts in the state.
 //!
-//! `TOFT_SCREENSHOTS=1 cargo test --test it screenshots_of_every_page -- --ignored` makes the pictures of the documents.
+//! `cargo test --workspace --test it screenshots_of_every_page -- --ignored` makes the pictures of the documents; with
+//! `TOFT_SCREENSHOTS_IN=FOLDER` as PNG in that folder, to be looked at.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf};
 
 use serde_json::{Value, json};
 
@@ -121,7 +122,7 @@ fn every_page_fits_every_width_in_both_themes_and_keeps_nobody_out() {
     assert!(faults_found.is_empty(), "{} faults:\n{}", faults_found.len(), faults_found.join("\n"));
 }
 
-/// Pictures for the documents; one of `TOFT_SCREENSHOTS_OF`, if it is set.
+/// Pictures for the documents; only that of `TOFT_SCREENSHOTS_OF`, if it is set.
 #[test]
 #[ignore = "writes docs/screenshots"]
 fn screenshots_of_every_page() {
@@ -129,8 +130,9 @@ fn screenshots_of_every_page() {
     let (plain, told) = dev.addresses();
     let (browser, _profile) = browser(true);
     browser.open(&told);
-    let folder = std::env::var_os("TOFT_SCREENSHOTS_IN")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots"), PathBuf::from);
+    let elsewhere = std::env::var_os("TOFT_SCREENSHOTS_IN").map(PathBuf::from);
+    let format = if elsewhere.is_some() { "png" } else { "webp" };
+    let folder = elsewhere.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots"));
     fs::create_dir_all(&folder).unwrap();
     let only = std::env::var("TOFT_SCREENSHOTS_OF").ok();
     for (name, path) in pages().into_iter().filter(|(name, _)| only.as_deref().is_none_or(|only| only == *name)) {
@@ -141,14 +143,8 @@ fn screenshots_of_every_page() {
             browser.open(&format!("{plain}{path}"));
             // What is drawn after the page is there.
             std::thread::sleep(std::time::Duration::from_millis(700));
-            let png = folder.join(format!("{name}{kind}.png"));
-            fs::write(&png, browser.picture()).unwrap();
-            if std::env::var_os("TOFT_SCREENSHOTS_IN").is_none() {
-                let webp = png.with_extension("webp");
-                let made = Command::new("cwebp").args(["-quiet", "-q", "82"]).arg(&png).arg("-o").arg(&webp).status();
-                assert!(made.unwrap().success());
-                fs::remove_file(&png).unwrap();
-            }
+            let picture = folder.join(format!("{name}{kind}.{format}"));
+            fs::write(picture, browser.picture(format)).unwrap();
         }
     }
 }

@@ -164,10 +164,15 @@ impl Browser {
         self.ask("POST", "/actions", &actions).unwrap();
     }
 
-    /// The page as a picture, in PNG.
-    pub fn picture(&self) -> Vec<u8> {
-        let text = self.ask("GET", "/screenshot", &Value::Null).unwrap();
-        base64::Engine::decode(&base64::prelude::BASE64_STANDARD, text.as_str().unwrap()).unwrap()
+    /// The page as a picture: `png` or `webp`.
+    pub fn picture(&self, format: &str) -> Vec<u8> {
+        let quality = if format == "webp" { json!(80) } else { Value::Null };
+        let asked = match quality {
+            Value::Null => json!({ "format": format }),
+            quality => json!({ "format": format, "quality": quality }),
+        };
+        let made = self.devtools("Page.captureScreenshot", &asked);
+        base64::Engine::decode(&base64::prelude::BASE64_STANDARD, made["data"].as_str().unwrap()).unwrap()
     }
 
     /// What the console complained about since the last call.
