@@ -218,8 +218,12 @@ impl NodeAccess for FakeNode {
     ) -> Result<LogLines, ControlError> {
         let mut written = self.written.lock().unwrap();
         let Output { lines, followers } = written.entry(instance).or_default();
-        let mut past: Vec<_> =
-            lines.iter().filter(|line| query.since_ns.is_none_or(|since| line.at_ns >= since)).cloned().collect();
+        let grep = query.grep.as_deref().map(|grep| regex::Regex::new(grep).unwrap());
+        let wanted = |line: &&LogLine| {
+            query.since_ns.is_none_or(|since| line.at_ns >= since)
+                && grep.as_ref().is_none_or(|grep| grep.is_match(&line.text))
+        };
+        let mut past: Vec<_> = lines.iter().filter(wanted).cloned().collect();
         past.drain(..past.len().saturating_sub(query.tail.unwrap_or(usize::MAX)));
         let past = stream::iter(past.into_iter().map(Ok));
         if !query.follow {
