@@ -130,6 +130,7 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/settings/tokens", post(settings::make_token))
         .route("/settings/tokens/{id}/revoke", post(settings::revoke_token))
         .route("/settings/backups", post(settings::make_backup))
+        .route("/settings/log", post(settings::set_filter))
         .route("/charts/nodes/{name}", get(charts::of_node))
         .route("/charts/gpus/{node}/{place}", get(charts::of_gpu))
         .route("/charts/workloads/{name}", get(charts::of_workload))

@@ -5,7 +5,7 @@ use axum::{
     Form,
     extract::{Path, State},
     http::StatusCode,
-    response::{Redirect, Response},
+    response::{IntoResponse, Redirect, Response},
 };
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -49,6 +49,8 @@ struct Page {
     members: Vec<MemberLine>,
     cluster: Vec<(&'static str, String)>,
     backups: Backups,
+    /// How much this node writes into its log.
+    filter: Option<String>,
 }
 
 /// A token that was made just now, as a line to paste.
@@ -220,6 +222,7 @@ async fn page_with(
             ("Log", format!("{} entries, {} applied here", status.log_end, status.applied)),
         ],
         backups: backups(ops, now_ms).await,
+        filter: ops.log_filter(),
     })?;
     if refused {
         *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
@@ -261,4 +264,21 @@ pub(super) async fn revoke_token(
 pub(super) async fn make_backup(State(dashboard): State<Dashboard>) -> Result<Redirect, PageError> {
     dashboard.ops.create_backup().await?;
     Ok(Redirect::to("/settings#backups"))
+}
+
+/// How much shall be written into the log.
+#[derive(Deserialize)]
+pub(super) struct FilterForm {
+    #[serde(default)]
+    filter: String,
+}
+
+pub(super) async fn set_filter(
+    State(dashboard): State<Dashboard>,
+    Form(form): Form<FilterForm>,
+) -> Result<Response, PageError> {
+    match dashboard.ops.set_log_filter(form.filter.trim()) {
+        Ok(()) => Ok(Redirect::to("/settings#log").into_response()),
+        Err(error) => page_with(&dashboard, TokenForm::default(), Mistakes::refused(error), None).await,
+    }
 }

@@ -10,6 +10,7 @@ pub mod far;
 mod files;
 pub mod gpus;
 pub mod images;
+mod logging;
 pub mod logs;
 pub mod members;
 pub mod mesh;
