@@ -160,8 +160,8 @@ fn disk_used(path: &Path) -> Option<f32> {
 }
 
 fn hottest() -> f32 {
-    let sensors = Components::new_with_refreshed_list();
-    let told = sensors.iter().filter_map(sysinfo::Component::temperature);
+    let Ok(sensors) = Components::new_with_refreshed_list() else { return f32::NAN };
+    let told = sensors.iter().filter_map(|sensor| sensor.temperature());
     told.filter(|celsius| (0.0..HOTTEST).contains(celsius)).fold(f32::NAN, f32::max)
 }
 

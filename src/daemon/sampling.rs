@@ -189,7 +189,7 @@ impl Sampler {
         samples
     }
 
-    async fn write(&self) {
+    async fn write(&mut self) {
         let store = self.store.clone();
         match tokio::task::spawn_blocking(move || store.flush()).await {
             Ok(Err(error)) => tracing::warn!(error = chain(&error), "what was measured could not be written"),

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
+use redb::{Database, ReadableDatabase, TableDefinition, backends::InMemoryBackend};
 use toft_model::series::{KEPT_MS, Line, MOST_POINTS, Series, Span, Subject};
 
 use block::Block;
