@@ -31,6 +31,8 @@
     return { lines: [1, 2, 3, 4, 5, 6, 7, 8].map((n) => get(`--c${n}`)), ink: get("--ink-3"), grid: get("--line"), font: `11px ${get("--sans")}` };
   };
 
+  const hour = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+  const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
   const color = (look, place) => look.lines[place % look.lines.length];
 
   const keys = (figure, chart, look, at) => {
@@ -78,7 +80,7 @@
       cursor: { y: false, points: { size: 6 }, drag: { setScale: false, x: false, y: false } },
       scales: { y: { range: (_, low, high) => [0, chart.top ?? Math.max(high * 1.08, isBytes ? 1024 : 1)] } },
       axes: [
-        { ...axis, size: 26, gap: 2 },
+        { ...axis, size: 26, gap: 2, values: (_, splits, __, ___, step) => splits.map((at) => (step < 86400 ? hour : day).format(at * 1000)) },
         { ...axis, size: 58, gap: 4, incrs: isBytes ? binary : undefined, splits: undefined, values: (_, splits) => splits.map((value) => (value === null ? "" : told[chart.unit](value))) },
       ],
       series: [{}, ...chart.lines.map((_, line) => ({

@@ -8,7 +8,7 @@ use toft_model::series::{Measure, Subject};
 use super::pulse::Pulse;
 
 /// Parts of a wave: how high, compared with its middle, and how long, in seconds.
-const PARTS: [(f64, f64); 4] = [(0.34, 86_400.0), (0.2, 11_300.0), (0.17, 1_370.0), (0.12, 97.0)];
+const PARTS: [(f64, f64); 4] = [(0.34, 86_400.0), (0.2, 9_700.0), (0.12, 1_930.0), (0.05, 233.0)];
 
 /// Something that goes up and down around its middle and never below nothing.
 #[derive(Debug, Clone, Copy)]

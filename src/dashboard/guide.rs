@@ -46,7 +46,7 @@ async fn page() -> Result<Response, PageError> {
     show(&Page {
         frame: Frame::at("guide"),
         colours: COLOURS.to_vec(),
-        sizes: vec![("--t-1", "12"), ("--t-2", "13"), ("--t-3", "14, the text"), ("--t-4", "16"), ("--t-6", "24")],
+        sizes: vec![("--t-1", "12"), ("--t-2", "13"), ("--t-3", "14 (the text)"), ("--t-4", "16"), ("--t-6", "24")],
         pills: vec![
             ("ok", "running"),
             ("busy", "starting"),

@@ -16,8 +16,9 @@ use crate::control::ops::{
     mesh::{MeshView, PeerView},
 };
 
-/// Width and height of the map.
-const SIZE: (f64, f64) = (760.0, 420.0);
+/// Width of the map, and its height with two others and with more.
+const WIDTH: f64 = 760.0;
+const HEIGHTS: (f64, f64) = (150.0, 420.0);
 /// Most nodes that are drawn; more would be a tangle, and the table has them all.
 const MOST_DRAWN: usize = 24;
 
@@ -41,6 +42,7 @@ struct Map {
     facts: Vec<(&'static str, String)>,
     places: Vec<Place>,
     ways: Vec<Way>,
+    height: f64,
     peers: Vec<PeerLine>,
     drawn: bool,
 }
@@ -134,6 +136,7 @@ impl Map {
             facts: facts.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
             places: Vec::new(),
             ways: Vec::new(),
+            height: if view.peers.len() > 2 { HEIGHTS.1 } else { HEIGHTS.0 },
             peers: view.peers.iter().map(|peer| PeerLine::of(peer, names)).collect(),
             drawn: view.peers.len() < MOST_DRAWN && !view.peers.is_empty(),
         };
@@ -145,12 +148,13 @@ impl Map {
 
     /// The node that looks in the middle, the others around it.
     fn draw(&mut self, view: &MeshView, names: &BTreeMap<toft_model::ids::NodeId, Name>) {
-        let middle = (SIZE.0 / 2.0, SIZE.1 / 2.0 - 8.0);
+        let middle = (WIDTH / 2.0, self.height / 2.0 - 8.0);
+        let reach = (WIDTH * 0.37, self.height * 0.36);
         let count = view.peers.len() as f64;
         let at = |place: usize| {
-            let angle = place as f64 / count * TAU + if view.peers.len() == 2 { 0.0 } else { -TAU / 4.0 };
+            let angle = place as f64 / count * TAU + if view.peers.len() <= 2 { 0.0 } else { -TAU / 4.0 };
             let round = |value: f64| (value * 10.0).round() / 10.0;
-            (round(middle.0 + angle.cos() * SIZE.0 * 0.37), round(middle.1 + angle.sin() * SIZE.1 * 0.36))
+            (round(middle.0 + angle.cos() * reach.0), round(middle.1 + angle.sin() * reach.1))
         };
         for (place, peer) in view.peers.iter().enumerate() {
             let seen = peer.seen.as_ref();
@@ -185,6 +189,7 @@ async fn read(ops: &Ops) -> Result<Map, PageError> {
             facts: Vec::new(),
             places: Vec::new(),
             ways: Vec::new(),
+            height: HEIGHTS.0,
             peers: Vec::new(),
             drawn: false,
         },

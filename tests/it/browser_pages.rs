@@ -53,14 +53,18 @@ fn furnished() -> Dev {
         (dev.json(&["node", "ls"]).iter().filter(|node| node["state"] == "ready").count() == 3).then_some(())
     });
     let put = |spec: Value| dev.send("POST", "/api/v1/workloads", &spec).good();
-    put(json!({ "name": "web", "image": "nginx:1.29", "replicas": 3, "ports": ["80"], "labels": { "team": "site" } }));
+    put(
+        json!({ "name": "web", "image": "nginx:1.29", "replicas": 3, "ports": [{ "container": 80 }], "labels": { "team": "site" } }),
+    );
     put(json!({ "name": "llm", "image": "ghcr.io/ggml-org/llama.cpp:server-cuda", "gpus": "24GB..:1", "replicas": 2 }));
     put(json!({ "name": "image-maker", "image": "ghcr.io/ai-dock/comfyui:v2", "gpus": "vram=16GiB" }));
-    put(json!({ "name": "postgres", "image": "postgres:17.2", "mounts": ["data:/var/lib/postgresql/data"],
-        "resources": { "memory_bytes": 2_147_483_648u64 } }));
+    put(
+        json!({ "name": "postgres", "image": "postgres:17.2", "mounts": [{ "type": "volume", "name": "data", "target": "/var/lib/postgresql/data" }],
+        "resources": { "memory_bytes": 2_147_483_648u64 } }),
+    );
     put(json!({ "name": "once", "image": "busybox", "kind": "job", "command": ["sh", "-c", "exit 3"] }));
     put(json!({ "name": "too-large", "image": "busybox", "resources": { "memory_bytes": 1_099_511_627_776u64 } }));
-    dev.send("POST", "/api/v1/secrets", &json!({ "name": "db-password", "value": "aHVzaGh1c2g=" }));
+    dev.send("POST", "/api/v1/secrets?name=db-password", &json!("hush"));
     wait_until("the workloads run", || {
         let running = dev.json(&["ps"]).iter().filter(|row| row["state"] == "running").count();
         (running >= 7).then_some(())
