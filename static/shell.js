@@ -6,8 +6,10 @@
 (() => {
   const create = document.createElement.bind(document);
   document.createElement = (name, ...rest) => {
-    const made = create(name, ...rest);
-    if (String(name).toLowerCase() === "style") {
+    const isStyle = String(name).toLowerCase() === "style";
+    const made = create(isStyle ? "span" : name, ...rest);
+    if (isStyle) {
+      made.hidden = true;
       const sheet = new CSSStyleSheet();
       document.adoptedStyleSheets = [...document.adoptedStyleSheets, sheet];
       Object.defineProperty(made, "textContent", { get: () => "", set: (text) => sheet.replaceSync(text) });

@@ -1,8 +1,8 @@
 //! `toft dev`: a whole cluster on machines that are made up, in one process.
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 

@@ -18,7 +18,7 @@ async fn an_empty_appliance_tells_the_next_step() {
     house.get("/nodes/attic").await.shows("10.210.0.0/24");
     house.get("/nodes").await.shows("attic").shows("ready").shows("Add a node");
     house.get("/gpus").await.shows("No GPUs").shows("toft doctor");
-    house.get("/events").await.shows("joined").hides("Nothing has happened");
+    house.get("/events").await.shows("runs toft").hides("Nothing has happened");
     house.get("/settings").await.shows("Make a line to paste");
     house.get("/images").await.shows("toft image import");
     house.get("/run?demo").await.shows("value=\"toft/demo\"").shows("18080:8080");
