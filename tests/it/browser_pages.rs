@@ -157,8 +157,8 @@ fn screenshots_of_every_page() {
 fn hostile_texts_do_nothing_on_any_page() {
     let dev = furnished();
     let evil = "\"'><script>window.hurt=1</script><img src=x onerror='window.hurt=1'>`${window.hurt=1}`{{7*7}}";
-    let spec = json!({ "name": "evil", "image": "busybox", "command": ["sh", "-c", evil], "env": { evil: evil },
-        "labels": { evil: evil }, "replicas": 1, "placement": { "constraints": [] } });
+    let spec = json!({ "name": "evil", "image": "busybox", "command": ["sh", "-c", evil], "env": { "KEY<b>": evil },
+        "labels": { "key<b>": evil }, "replicas": 1, "placement": { "constraints": [] } });
     dev.send("POST", "/api/v1/workloads", &spec).good();
     let labels = json!({ "labels": { "rack": evil } });
     dev.send("PATCH", "/api/v1/nodes/node-1", &labels);
