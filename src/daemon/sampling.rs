@@ -191,9 +191,8 @@ impl Sampler {
 
     async fn write(&mut self) {
         let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || store.flush()).await {
-            Ok(Err(error)) => tracing::warn!(error = chain(&error), "what was measured could not be written"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.flush()).await {
+            tracing::warn!(error = chain(&error), "what was measured could not be written");
         }
     }
 }

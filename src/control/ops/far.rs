@@ -92,7 +92,10 @@ impl FarPulls {
 
 /// The cards of other nodes, as they told a moment ago. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct FarCards(Arc<Mutex<BTreeMap<NodeId, (Instant, Vec<GpuFacts>)>>>);
+pub(super) struct FarCards(Arc<Mutex<BTreeMap<NodeId, ToldCards>>>);
+
+/// When a node told, and what.
+type ToldCards = (Instant, Vec<GpuFacts>);
 
 impl FarCards {
     /// What a node said of its cards, if that is good still.
