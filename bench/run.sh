@@ -41,6 +41,9 @@ failover
 mesh    TCP between two network namespaces through a tunnel carried by toft, beside wireguard-go
 scale   a leader with 200 nodes and 10,000 instances on made-up machines: CPU, memory, and how soon a new workload has a
         place; not as root
+dashboard
+        72 nodes with 204 GPUs and 1,000 workloads on made-up machines: server time of every page, bytes of a first look and
+        of a change, CPU with 500 dashboards open; not as root
 schedule
         GPUs filled by the placement policies and by the whole planner on the traces of the FGD paper, and decisions a
         second of both; not as root
@@ -141,19 +144,19 @@ main() {
     esac
     shift
   done
-  [[ " start idle pull dns density state failover mesh scale schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
+  [[ " start idle pull dns density state failover mesh scale dashboard schedule " == *" $name "* && $name != '' ]] || { usage >&2; exit 2; }
   if [[ $name == schedule ]]; then
     if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
     [[ -z $out ]] || arguments+=(--out "$out")
     schedule "$toft" "$profile" "$traces" "${arguments[@]}"
     return
   fi
-  if [[ $name == scale ]]; then
+  if [[ $name == scale || $name == dashboard ]]; then
     if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
     [[ -z $out ]] || arguments+=(--out "$out")
     work=$(mktemp -d /var/tmp/toft-bench.XXXXXX)
     trap clean_up EXIT
-    python3 -B "$here/measure/scale.py" --work "$work" --toft "$toft" --profile "$profile" "${arguments[@]}"
+    python3 -B "$here/measure/$name.py" --work "$work" --toft "$toft" --profile "$profile" "${arguments[@]}"
     return
   fi
   ((EUID == 0)) || fail "only root can make containers: try again with sudo"

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod observe;
 pub mod remote;
 pub mod seal;
+pub mod series;
 pub mod wire;
 
 pub use toft_files as files;

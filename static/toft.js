@@ -1,9 +1,10 @@
-// What pages gain with a script: times that follow the clock, a dialog instead of a page to confirm, the state of the
-// live connection, and logs that go on. Pages work without any of it.
+// What pages gain with a script: parts that follow the state, times that follow the clock, a dialog instead of a page to
+// confirm, logs that go on, and a palette to find things. Pages work without any of it. Words come from the page.
 "use strict";
 
 (() => {
   const one = (selector) => document.querySelector(selector);
+  const words = one("#words").dataset;
 
   // Times. The server writes UTC; people read their own clock.
   const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
@@ -24,37 +25,106 @@
   const countDown = (root) => {
     for (const time of root.querySelectorAll("time[data-until]")) {
       const seconds = Math.ceil((new Date(time.dateTime) - Date.now()) / 1000);
-      time.textContent = seconds > 0 ? `in ${seconds} s` : "now";
+      time.textContent = seconds > 0 ? words.in.replace("%s", seconds) : words.now;
     }
   };
 
-  // What a reader opened stays open when the server sends the part anew.
+  // What a reader opened stays open, and what is being typed or chosen stays, when the server sends a part anew.
   if (window.Idiomorph) {
+    Idiomorph.defaults.ignoreActiveValue = true;
     Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.matches("details"));
+    // What a script drew is the script's.
+    Idiomorph.defaults.callbacks.beforeNodeMorphed = (node) => !(node.matches?.("[data-drawn]"));
   }
 
-  // The live connection.
-  const tell = (state, words) => {
-    const live = one("[data-live]");
-    if (!live) return;
-    live.dataset.live = state;
-    live.textContent = words;
-    live.hidden = false;
+  const toast = (text) => {
+    const told = document.createElement("p");
+    told.className = "toast";
+    told.textContent = text;
+    one("#toasts").replaceChildren(told);
+    setTimeout(() => told.remove(), 4000);
   };
 
-  document.addEventListener("htmx:sseOpen", () => tell("on", "Live"));
-  document.addEventListener("htmx:sseError", () => tell("off", "Reconnecting"));
+  // A stream of events, open only while the page is seen.
+  const whileSeen = (address, events, opened) => {
+    let source = null;
+    const close = () => { source?.close(); source = null; };
+    const open = () => {
+      source = new EventSource(address());
+      source.addEventListener("open", () => opened?.(true));
+      for (const [name, take] of Object.entries(events)) source.addEventListener(name, take);
+      source.addEventListener("error", () => {
+        opened?.(false);
+        if (source?.readyState === EventSource.CLOSED) setTimeout(() => source && !document.hidden && open(), 5000);
+      });
+    };
+    const see = () => { if (document.hidden) close(); else if (!source) open(); };
+    document.addEventListener("visibilitychange", see);
+    addEventListener("pagehide", close);
+    addEventListener("pageshow", (event) => event.persisted && see());
+    see();
+    return { open: () => source || open(), close, isOpen: () => source !== null };
+  };
+
+  const tell = (state, text) => {
+    const live = one("[data-live]:not(template)");
+    if (!live) return;
+    live.dataset.live = state;
+    live.textContent = text;
+    live.hidden = false;
+  };
+  const connected = (is) => tell(is ? "on" : "off", is ? words.live : words.reconnecting);
+
+  // The part of the page that follows the state.
+  const live = one("[data-live-from]");
+
+  const parse = (html) => {
+    const template = document.createElement("template");
+    template.innerHTML = html;
+    localise(template.content);
+    return template.content;
+  };
+
+  const follow = () => {
+    whileSeen(() => live.dataset.liveFrom, {
+      fragment: (event) => {
+        Idiomorph.morph(live, parse(event.data), { morphStyle: "innerHTML" });
+        htmx.process(live);
+        live.dispatchEvent(new CustomEvent("toft:changed", { bubbles: true }));
+      },
+      parts: (event) => {
+        const changes = JSON.parse(event.data);
+        for (const id of changes.gone) document.getElementById(id)?.remove();
+        for (const { id, after, html } of changes.parts) {
+          const fresh = parse(html).firstElementChild;
+          const known = document.getElementById(id);
+          if (!fresh) continue;
+          if (known) {
+            Idiomorph.morph(known, fresh);
+          } else if (after) {
+            document.getElementById(after)?.after(fresh);
+          } else {
+            one("[data-parts]")?.prepend(fresh);
+          }
+          htmx.process(document.getElementById(id) ?? live);
+        }
+        live.dispatchEvent(new CustomEvent("toft:changed", { bubbles: true }));
+      },
+    }, connected);
+  };
+
   document.addEventListener("htmx:afterSwap", (event) => localise(event.target));
-  document.addEventListener("htmx:sseMessage", (event) => localise(event.target));
   document.addEventListener("htmx:sendError", () => {
     const banner = document.createElement("div");
     banner.className = "banner bad";
-    const words = document.createElement("p");
-    words.textContent = "toft did not answer. Nothing is known to have changed; try again.";
-    banner.append(words);
+    const told = document.createElement("p");
+    told.textContent = words.silent;
+    banner.append(told);
     one("#notices").replaceChildren(banner);
   });
-  document.addEventListener("htmx:beforeRequest", () => one("#notices").replaceChildren());
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if (!event.target.closest("#palette")) one("#notices").replaceChildren();
+  });
 
   // A button that was pressed may be replaced by another; the keyboard stays in its row.
   document.addEventListener("htmx:afterSettle", (event) => {
@@ -68,10 +138,66 @@
     if (event.target === dialog && dialog.childElementCount > 0) dialog.showModal();
   });
   document.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close();
+    if (event.target === dialog || event.target === palette) event.target.close();
     if (event.target.closest("[data-close]") && dialog.open) {
       event.preventDefault();
       dialog.close();
+    }
+  });
+
+  // The palette.
+  const palette = one("#palette");
+
+  const openPalette = async () => {
+    if (palette.open) return;
+    const answer = await fetch("/find", { headers: { "hx-request": "true" } });
+    if (!answer.ok) return;
+    palette.replaceChildren(parse(await answer.text()).querySelector("#find"));
+    htmx.process(palette);
+    palette.showModal();
+    palette.querySelector("input").focus();
+  };
+
+  const move = (by) => {
+    const found = [...palette.querySelectorAll(".found a")];
+    const at = found.findIndex((link) => link.classList.contains("at"));
+    found[at]?.classList.remove("at");
+    const next = found[(at + by + found.length) % found.length];
+    next?.classList.add("at");
+    next?.scrollIntoView({ block: "nearest" });
+  };
+
+  palette.addEventListener("keydown", (event) => {
+    if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      event.preventDefault();
+      move(event.key === "ArrowDown" ? 1 : -1);
+    }
+    if (event.key === "Enter") {
+      event.preventDefault();
+      (palette.querySelector(".found a.at") ?? palette.querySelector(".found a"))?.click();
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest?.("input, textarea, select, [contenteditable], #shell");
+    if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey && !dialog.open) {
+      event.preventDefault();
+      openPalette();
+    }
+  });
+
+  document.addEventListener("click", async (event) => {
+    if (event.target.closest("[data-palette]") && !event.ctrlKey && !event.metaKey) {
+      event.preventDefault();
+      openPalette();
+    }
+    const copy = event.target.closest("[data-copy]");
+    if (copy?.matches("button")) {
+      try {
+        await navigator.clipboard.writeText(document.getElementById(copy.dataset.copy).textContent);
+        toast(words.copied);
+      } catch {
+        toast(words.uncopied);
+      }
     }
   });
 
@@ -79,92 +205,52 @@
   const log = one("#log");
   const KEEP = 5000;
 
-  const follow = () => {
+  const followLog = () => {
     const pause = one("#pause");
     const address = new URL(log.dataset.follow, location.href);
-    let source = null;
-
     const atEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 40;
     const toEnd = () => { log.scrollTop = log.scrollHeight; };
 
     const take = (event) => {
       const stay = atEnd();
-      const lines = document.createElement("template");
-      lines.innerHTML = event.data;
-      localise(lines.content);
-      log.append(lines.content);
+      log.append(parse(event.data));
       for (let extra = log.childElementCount - KEEP; extra > 0; extra -= 1) log.firstElementChild.remove();
       if (event.lastEventId) address.searchParams.set("since", event.lastEventId);
       if (stay) toEnd();
     };
 
-    const open = () => {
-      source = new EventSource(address);
-      source.addEventListener("open", () => tell("on", "Live"));
-      source.addEventListener("lines", take);
-      source.addEventListener("error", () => {
-        tell("off", "Reconnecting");
-        if (source.readyState === EventSource.CLOSED) setTimeout(() => source && open(), 5000);
-      });
-    };
-
-    const close = () => {
-      source.close();
-      source = null;
-    };
-
+    const stream = whileSeen(() => address, { lines: take }, connected);
     pause.hidden = false;
     pause.addEventListener("click", () => {
-      if (source) {
-        close();
-        tell("off", "Paused");
+      if (stream.isOpen()) {
+        stream.close();
+        tell("off", words.paused);
       } else {
-        open();
+        stream.open();
         toEnd();
       }
-      pause.textContent = source ? "Pause" : "Go on";
+      pause.textContent = stream.isOpen() ? words.pause : words.goOn;
     });
-    addEventListener("pagehide", () => source && close());
-    addEventListener("pageshow", (event) => event.persisted && !source && open());
     toEnd();
-    open();
   };
 
   // What instances use now: asked for while the page is seen, and not a moment longer.
   const measured = one("[data-usage-from]");
 
-  const measure = () => {
-    let source = null;
-
-    const take = (event) => {
+  const measure = () => whileSeen(() => measured.dataset.usageFrom, {
+    usage: (event) => {
       const used = JSON.parse(event.data);
       for (const cell of document.querySelectorAll("[data-usage]")) {
         cell.textContent = used[cell.dataset.usage]?.[cell.dataset.of] ?? "-";
       }
-    };
-
-    const see = () => {
-      if (document.hidden) {
-        source?.close();
-        source = null;
-      } else if (!source) {
-        source = new EventSource(measured.dataset.usageFrom);
-        source.addEventListener("usage", take);
-      }
-    };
-
-    document.addEventListener("visibilitychange", see);
-    addEventListener("pagehide", () => {
-      source?.close();
-      source = null;
-    });
-    addEventListener("pageshow", (event) => event.persisted && see());
-    see();
-  };
+    },
+  });
 
   localise(document);
+  for (const button of document.querySelectorAll("button[data-copy]")) button.hidden = false;
   setInterval(() => countDown(document), 1000);
-  if (log?.dataset.follow) follow();
+  if (live) follow();
+  if (log?.dataset.follow) followLog();
   else if (log) log.scrollTop = log.scrollHeight;
   if (measured) measure();
 })();

@@ -89,6 +89,8 @@ pub struct ApiConfig {
     pub bind: SocketAddr,
     /// Whether somebody chose that address; otherwise a private appliance takes a free port when it is taken.
     pub bind_chosen: bool,
+    /// Whether the dashboard shows what it is made of; only made-up clusters do.
+    pub styleguide: bool,
     /// Whether log lines are JSON.
     pub json_logs: bool,
     /// How TLS is spoken there; absent: not at all, on loopback.

@@ -25,6 +25,7 @@ pub mod attach;
 pub mod exec;
 pub mod files;
 pub mod mesh;
+pub mod series;
 pub mod usage;
 pub mod volumes;
 
@@ -79,6 +80,7 @@ pub trait NodeAccess:
     + exec::NodeExec
     + files::NodeFiles
     + mesh::NodeMesh
+    + series::NodeSeries
     + usage::NodeUsage
     + volumes::NodeVolumes
     + Send

@@ -2,6 +2,9 @@
 //! consensus, scheduler, agents and doors are the real ones; containers, networks and cards are the fakes that stand
 //! beside the real ones in the tests.
 
+mod cards;
+mod ways;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -14,7 +17,8 @@ use anyhow::Context;
 use futures_util::future::try_join_all;
 use serde_json::json;
 use toft_model::{
-    gpu::{GpuId, GpuVendor},
+    gpu::GpuId,
+    node::{NodeFacts, Temperature},
     token::MemberRole,
 };
 use tokio::sync::Notify;
@@ -34,12 +38,9 @@ use super::{
 };
 use crate::{
     agent::{
-        gpu::{
-            Card, Driver, Watcher,
-            cdi::Injector,
-            fake::{FakeDriver, card},
-        },
+        gpu::{Card, Driver, Watcher, cdi::Injector, fake::card},
         host::Host,
+        made_up::MadeUpPulse,
         network::fake::FakeNetwork,
         runtime::fake::FakeRuntime,
     },
@@ -49,6 +50,7 @@ use crate::{
     control::{loops, ops::members::TokenWish},
     enroll::Token,
 };
+use cards::MadeUpDriver;
 
 /// Nodes that join at a time.
 const AT_A_TIME: usize = 8;
@@ -200,6 +202,7 @@ fn configured(wish: &DevWish, scratch: &Scratch, number: u16) -> anyhow::Result<
     let mut config = Config::resolve(flags, "").map_err(|error| anyhow::anyhow!(error.0.join("; ")))?;
     config.mesh.enabled = false;
     config.images = None;
+    config.api.styleguide = true;
     // A port that is free now.
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
     config.cluster.bind = Some(free.context("finding a free port")?);
@@ -230,7 +233,8 @@ async fn start(
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), Box::new(BTreeMap::new), cancel.clone()));
     tasks.spawn("health of nodes", loops::node_health::run(state.clone(), cancel.clone()));
     let machine = Machine::made_up(&config, directories, number, &state).await?;
-    let member = Member { state, cluster_key, belonging, mesh_door, eye: MeshEye::none() };
+    let eye = MeshEye::that_sees(ways::made_up(state.clone()));
+    let member = Member { state, cluster_key, belonging, mesh_door, eye };
     let (api, _) = node::start(&config, (directories, tasks, cancel, offered), member, machine).await?;
     Ok(Running { config, serving, api, again })
 }
@@ -244,12 +248,22 @@ impl Machine {
         for folder in &config.gpu.cdi_dirs {
             specify(folder, &cards)?;
         }
-        let driver: Box<dyn Driver> = Box::new(FakeDriver::new(GpuVendor::Nvidia, cards));
-        let watcher = Watcher::new(vec![driver], Path::new("/proc"), &directories.cgroup_parent());
+        let identity = addresses::settle(config, directories, Vec::new(), state).await?;
+        let proc = cards::proc_in(directories.data()).context("making a made-up /proc")?;
+        let driver: Box<dyn Driver> = Box::new(MadeUpDriver {
+            cards,
+            state: state.clone(),
+            node_id: identity.node_id,
+            proc: proc.clone(),
+            parent: directories.cgroup_parent(),
+            desktop: number == 1,
+            runtime: tokio::runtime::Handle::current(),
+        });
+        let watcher = Watcher::new(vec![driver], &proc, &directories.cgroup_parent());
         let (watcher, gpus, offences) = watcher.context("beginning to look at the GPUs")?;
         let injector = Injector::new(config.gpu.cdi_dirs.clone(), gpus.clone());
         Ok(Self {
-            identity: addresses::settle(config, directories, Vec::new(), state).await?,
+            identity,
             host: Host {
                 cpus,
                 memory_bytes: memory_gib << 30,
@@ -266,6 +280,8 @@ impl Machine {
             gpus,
             offences,
             injector,
+            pulse: Box::new(MadeUpPulse::new(config.node.name.as_str(), memory_gib << 30)),
+            dress: Some(Arc::new(move |facts: &mut NodeFacts| dress(facts, cpus, memory_gib << 30))),
         })
     }
 }
@@ -274,6 +290,24 @@ fn made_up(number: u16, index: u32, model: &str, gib: u32) -> Card {
     let id = format!("GPU-{number:08x}-0000-4000-8000-{index:012x}").parse();
     let id: GpuId = id.expect("letters, digits and hyphens are a card's name");
     Card { model: model.to_owned(), ..card(&id, gib << 10) }
+}
+
+/// Makes of what this machine is what a made-up one is.
+fn dress(facts: &mut NodeFacts, cpus: u32, memory_bytes: u64) {
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let load = |part: f64| f64::from(cpus) * part;
+    facts.cpus = cpus;
+    facts.cpu_model = format!("A made-up CPU with {cpus} cores");
+    facts.load = [load(0.21), load(0.24), load(0.2)];
+    (facts.memory_bytes, facts.memory_available_bytes) = (memory_bytes, memory_bytes / 100 * 58);
+    (facts.swap_bytes, facts.swap_used_bytes) = (0, 0);
+    facts.os = "A made-up Linux".to_owned();
+    facts.kernel = "6.1.0".to_owned();
+    facts.booted_at_ms = now_ms - 19 * 86_400_000;
+    facts.disk.device = "/dev/nvme0n1p2".to_owned();
+    facts.disk.file_system = "ext4".to_owned();
+    (facts.disk.size_bytes, facts.disk.free_bytes) = (1_000_000_000_000, 640_000_000_000);
+    facts.temperatures = vec![Temperature { sensor: "k10temp Tctl".to_owned(), celsius: 52.5 }];
 }
 
 /// Says that the cards need nothing of the machine.

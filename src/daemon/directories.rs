@@ -86,6 +86,10 @@ impl Directories {
         self.data.join("ledger.redb")
     }
 
+    pub(super) fn series_file(&self) -> PathBuf {
+        self.data.join("series.redb")
+    }
+
     pub(super) fn node_file(&self) -> PathBuf {
         self.data.join("node.json")
     }

@@ -89,6 +89,7 @@ pub(super) async fn open(
     let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
+    let app = if config.api.styleguide { app.merge(dashboard::guide::router()) } else { app };
     let through = |kind: Kind| {
         let door = Door::new(ops.clone(), kind, Arc::new(Pages));
         app.clone().layer(middleware::from_fn_with_state(door, access::guard))

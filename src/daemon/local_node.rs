@@ -24,13 +24,14 @@ mod attach;
 mod exec;
 mod files;
 mod mesh;
+mod series;
 mod usage;
 mod volumes;
 
 pub(super) use attach::Attached;
 pub(super) use exec::Execs;
 
-use super::{mesh::MeshEye, volume_moves::Progresses};
+use super::{machine::Dress, mesh::MeshEye, volume_moves::Progresses};
 use crate::{
     agent::{
         attach::Audience,
@@ -53,6 +54,7 @@ use crate::{
         ops::Ops,
     },
     observe::chain,
+    series::Store,
 };
 
 /// Time between two steps of a pull that are told.
@@ -73,6 +75,8 @@ pub(super) struct LocalNode {
     copies: files::Copies,
     gpus: GpuWatch,
     mesh: MeshEye,
+    series: Store,
+    dress: Option<Dress>,
     /// Volumes that move here, and the way to ask other nodes for theirs.
     moves: Option<(Progresses, Handle)>,
 }
@@ -101,6 +105,8 @@ impl LocalNode {
             attached: Attached::default(),
             gpus,
             mesh,
+            series: Store::in_memory(),
+            dress: None,
             moves: None,
         }
     }
@@ -108,6 +114,11 @@ impl LocalNode {
     /// Says how far volumes are that move.
     pub(super) fn with_moves(self, progresses: Progresses, state: Handle) -> Self {
         Self { moves: Some((progresses, state)), ..self }
+    }
+
+    /// Keeps what is measured in `series`, and says of the machine what `dress` makes of it.
+    pub(super) fn with_series(self, series: Store, dress: Option<Dress>) -> Self {
+        Self { series, dress, ..self }
     }
 
     /// The processes run inside its containers.
@@ -192,7 +203,11 @@ impl NodeAccess for LocalNode {
         };
         let data = self.logs_dir.parent().unwrap_or(&self.logs_dir);
         let looked = facts::look(runtime, data, self.gpus()).await;
-        looked.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))
+        let mut facts = looked.map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))?;
+        if let Some(dress) = &self.dress {
+            dress(&mut facts);
+        }
+        Ok(facts)
     }
 
     async fn images(&self) -> Result<Vec<NodeImage>, ControlError> {

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context;
+use toft_model::node::NodeFacts;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,7 @@ use crate::{
             Network,
             kernel::{KernelNetwork, KernelNetworkConfig},
         },
+        pulse::{KernelPulse, Pulse},
         runtime::{Runtime, supervisor::ContainerdSupervisor},
     },
     config::Config,
@@ -45,7 +47,14 @@ pub(super) struct Machine {
     pub(super) offences: mpsc::Receiver<Offence>,
     /// Gives containers their GPUs.
     pub(super) injector: Injector,
+    /// Tells what it does.
+    pub(super) pulse: Box<dyn Pulse>,
+    /// What it says of itself, if that is made up.
+    pub(super) dress: Option<Dress>,
 }
+
+/// Changes what a node tells of its machine.
+pub(super) type Dress = Arc<dyn Fn(&mut NodeFacts) + Send + Sync>;
 
 impl Machine {
     /// This one, with its containerd, its kernel's network and its cards.
@@ -86,6 +95,8 @@ impl Machine {
             gpus,
             offences,
             injector,
+            pulse: Box::new(KernelPulse::new(directories.data())),
+            dress: None,
         })
     }
 }

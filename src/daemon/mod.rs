@@ -24,6 +24,7 @@ mod node;
 mod registration;
 mod restore;
 mod runtime;
+mod sampling;
 mod serving;
 mod shutdown;
 mod tasks;

@@ -25,6 +25,7 @@ use super::{
     mesh::{Me, Mesh, MeshEye},
     names::{self, Neighbours},
     registration::{self, Registration},
+    sampling::{self, Sampling},
     tasks::Tasks,
     volume_moves, volumes,
 };
@@ -55,6 +56,7 @@ use crate::{
     observe::{chain, metrics::Metrics},
     remote::{FarNodes, NodeDoor},
     seal::ClusterKey,
+    series::Store,
 };
 
 /// The node's part in its cluster.
@@ -77,6 +79,7 @@ pub(super) async fn start(
     let Member { state, cluster_key, belonging, mesh_door, eye } = member;
     let Machine { identity, host, runtime, network, answers_names, logger, watcher, gpus, offences, injector, .. } =
         machine;
+    let (pulse, dress) = (machine.pulse, machine.dress);
     let subnet6 = addresses::of_ipv6(config, &identity, &state).await?;
     let ledger = Ledger::open(&directories.ledger_file()).context("opening the node's ledger")?;
     let mut remembered = ledger.load(identity.node_id).context("reading the node's ledger")?;
@@ -116,6 +119,12 @@ pub(super) async fn start(
     tasks.spawn("GPUs", watcher.run(assignments.clone(), cancel.clone()));
     let here = (identity.node_id, pulls.clone(), volumes.clone(), gpus.clone());
     let node = LocalNode::new(Arc::clone(&runtime), directories.logs(), Arc::clone(&retry), here, eye, cancel.clone());
+    let store = Store::open(&directories.series_file());
+    let node = node.with_series(store.clone(), dress);
+    let (runtime_too, gpus_too) = (Arc::clone(&runtime), gpus.clone());
+    let (node_id, state_too) = (identity.node_id, state.clone());
+    let sampling = Sampling { store, state: state_too, node_id, runtime: runtime_too, gpus: gpus_too, pulse };
+    tasks.spawn("samples", sampling::run(sampling, cancel.clone()));
     let taking = volume_moves::Taking {
         state: state.clone(),
         node_id: identity.node_id,

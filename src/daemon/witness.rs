@@ -14,6 +14,7 @@ use toft_model::{
     name::Name,
     node::NodeFacts,
     pull::PullProgress,
+    series::{Series, Span, Subject},
     usage::{Process, Room, Usage},
     workload::PortSpec,
 };
@@ -43,6 +44,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             mesh::NodeMesh,
+            series::NodeSeries,
             usage::{NodeUsage, RunningInstance},
             volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
@@ -152,6 +154,13 @@ impl NodeFiles for Witness {
     }
 
     async fn write_files(&self, _: PathInside, _: ArchiveReader, _: bool) -> Result<FilesWritten, ControlError> {
+        nothing_here()
+    }
+}
+
+#[async_trait]
+impl NodeSeries for Witness {
+    async fn series(&self, _: Subject, _: Span) -> Result<Series, ControlError> {
         nothing_here()
     }
 }

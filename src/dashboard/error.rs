@@ -62,6 +62,11 @@ impl PageError {
         )
     }
 
+    /// What happened.
+    pub(super) fn told(&self) -> &str {
+        &self.message
+    }
+
     pub(super) fn is_not_found(&self) -> bool {
         self.status == StatusCode::NOT_FOUND
     }

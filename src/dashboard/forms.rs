@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use toft_model::{
+    gpu::GpuRequest,
     image::ImageRef,
     invalid::Invalid,
     name::Name,
@@ -31,6 +32,7 @@ pub(super) struct RunForm {
     pub(super) restart: String,
     pub(super) memory: String,
     pub(super) cpu: String,
+    pub(super) gpus: String,
     pub(super) network: String,
 }
 
@@ -84,10 +86,14 @@ impl Mistakes {
             "mounts" => "mounts",
             "node" => "node",
             "options" => "options",
+            "ttl" => "ttl",
+            "uses" => "uses",
+            "filter" => "filter",
             "value" => "value",
             "command" | "entrypoint" => "command",
             "replicas" => "replicas",
             "restart" => "restart",
+            "gpus" => "gpus",
             "network" => "network",
             "resources" if path.contains("cpu") => "cpu",
             "resources" => "memory",
@@ -123,6 +129,7 @@ impl RunForm {
         let restart = wrong.take("restart", optional(&self.restart, str::parse));
         let memory = wrong.take("memory", optional(&self.memory, parse_bytes));
         let cpu = wrong.take("cpu", optional(&self.cpu, parse_cpu_millis));
+        let gpus = wrong.take("gpus", optional(&self.gpus, str::parse::<GpuRequest>));
         let network = wrong.take("network", optional(&self.network, network));
         let (Some(image), Some(name), true) = (image, name, wrong.is_empty()) else { return Err(wrong) };
         let mut spec = WorkloadSpec::new(name, image);
@@ -135,6 +142,7 @@ impl RunForm {
         spec.restart = restart.flatten();
         spec.resources.memory_bytes = memory.flatten();
         spec.resources.cpu_millis = cpu.flatten();
+        spec.gpus = gpus.flatten();
         spec.network = network.flatten().unwrap_or_default();
         spec.validate().map_err(|invalid| Mistakes::refused(invalid.into()))?;
         Ok(spec)
@@ -264,6 +272,7 @@ mod tests {
             restart: "on-failure:3".into(),
             memory: "64MiB".into(),
             cpu: "0.5".into(),
+            gpus: "vram=8GiB".into(),
             network: "bridge".into(),
             ..RunForm::default()
         };
@@ -292,11 +301,12 @@ mod tests {
             restart: "often".into(),
             memory: "much".into(),
             cpu: "all".into(),
+            gpus: "?".into(),
             network: "token-ring".into(),
         };
         let wrong = form.read().unwrap_err();
         let fields: Vec<_> = wrong.all().map(|(field, _)| field).collect();
-        let most = ["command", "cpu", "env", "image", "memory", "mounts", "name", "network", "ports"];
+        let most = ["command", "cpu", "env", "gpus", "image", "memory", "mounts", "name", "network", "ports"];
         assert_eq!(fields, [&most[..], &["replicas", "restart", "secrets"]].concat());
         let check = |change: fn(&mut RunForm), field: &str| {
             let mut form = RunForm::demo();

@@ -19,7 +19,16 @@ use toft_model::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Dashboard, Frame, error::PageError, live, plain::plain, present::Moment, render, request::named, show};
+use super::{
+    Dashboard, Frame,
+    error::PageError,
+    live,
+    plain::plain,
+    present::Moment,
+    render,
+    request::{encode, named},
+    show,
+};
 use crate::control::{
     ControlError,
     ops::{
@@ -36,6 +45,8 @@ const LINES_OFFERED: [usize; 4] = [LINES, 500, 1_000, 5_000];
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most lines in one event.
 const CHUNK: usize = 500;
+/// Longest text that is looked for, in characters.
+const LONGEST: usize = 200;
 /// Least time between two events.
 const PACE: Duration = Duration::from_millis(100);
 
@@ -48,12 +59,19 @@ pub(super) struct Asked {
     pub(super) instance: String,
     /// Only those at or after, in nanoseconds since 1970.
     since: Option<i64>,
+    /// Only those with this text, in upper or lower case, when not empty.
+    pub(super) text: String,
 }
 
 impl Asked {
     /// How many lines.
     pub(super) fn most(&self) -> usize {
         self.lines.unwrap_or(LINES).clamp(1, LINES_OFFERED[LINES_OFFERED.len() - 1])
+    }
+
+    /// The text that is looked for.
+    pub(super) fn wanted(&self) -> String {
+        self.text.trim().chars().take(LONGEST).collect()
     }
 }
 
@@ -68,6 +86,8 @@ struct Page {
     follow: String,
     counts: Vec<(usize, bool)>,
     instances: Vec<(String, bool)>,
+    /// The text that is looked for.
+    text: String,
 }
 
 #[derive(Template)]
@@ -113,14 +133,16 @@ pub(super) async fn page(
     let most = asked.most();
     let names: Vec<String> = workload.instances.iter().map(|instance| instance.name()).collect();
     let instance = names.iter().find(|name| **name == asked.instance);
-    let read = newest(&dashboard.ops, &workload.row.spec.name, instance, most);
+    let text = asked.wanted();
+    let read = newest(&dashboard.ops, &workload.row.spec.name, instance, (most, &text));
     let (lines, trouble) = in_time(read).await;
     let since = lines.iter().map(|(_, line)| line.at_ns + 1).max().unwrap_or(0);
     let instance = instance.map(String::as_str).unwrap_or_default();
     let counts = counts(most);
     show(&Page {
         frame: Frame::at("workloads"),
-        follow: format!("/live/workloads/{name}/logs?instance={instance}&since={since}"),
+        follow: format!("/live/workloads/{name}/logs?instance={instance}&text={}&since={since}", encode(&text)),
+        text,
         name,
         lines: lines.into_iter().map(|(instance, line)| Line::of(instance, line)).collect(),
         trouble,
@@ -134,10 +156,15 @@ async fn newest(
     ops: &Ops,
     name: &Name,
     only: Option<&String>,
-    most: usize,
+    (most, text): (usize, &str),
 ) -> Result<Vec<(String, LogLine)>, ControlError> {
-    let query = LogQuery { tail: Some(most), ..LogQuery::default() };
+    let query = LogQuery { tail: Some(most), grep: pattern(text), ..LogQuery::default() };
     newest_of(ops.workload_logs(name, query).await?, only, most).await
+}
+
+/// What finds a text in upper or lower case.
+pub(super) fn pattern(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| format!("(?i){}", regex::escape(text)))
 }
 
 /// The numbers of lines a page offers, with the one it has.
@@ -189,6 +216,7 @@ struct Follow {
     ops: Ops,
     name: Name,
     only: String,
+    text: String,
     since_ns: i64,
     moved: watch::Receiver<u64>,
     shutdown: CancellationToken,
@@ -246,7 +274,8 @@ impl Follow {
     }
 
     async fn open(&mut self) -> Result<Chunks, ControlError> {
-        let query = LogQuery { since_ns: Some(self.since_ns), follow: true, ..LogQuery::default() };
+        let grep = pattern(&self.text);
+        let query = LogQuery { since_ns: Some(self.since_ns), follow: true, grep, ..LogQuery::default() };
         let mut logs = self.ops.workload_logs(&self.name, query).await?;
         logs.retain(|log| self.only.is_empty() || log.instance == self.only);
         Ok(merged(logs).ready_chunks(CHUNK).boxed())
@@ -285,6 +314,7 @@ pub(super) async fn live(
     let seen = headers.get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let follow = Follow {
         ops: dashboard.ops.clone(),
+        text: asked.wanted(),
         only: asked.instance,
         since_ns: seen.or(asked.since).unwrap_or(0),
         moved: dashboard.ops.state().watch(),

@@ -6,14 +6,22 @@
 //! This room decides nothing: it asks [`Ops`], and `access` has found out who asks before a page is asked for.
 
 mod assets;
+mod charts;
+mod edit;
 mod error;
+mod events;
+mod find;
 mod forms;
+mod gpus;
 pub mod guard;
+pub mod guide;
 mod images;
 mod kept;
 mod live;
 mod logs;
+mod mesh;
 mod node;
+mod nodes;
 mod overview;
 mod people;
 mod plain;
@@ -22,6 +30,9 @@ mod pulls;
 mod request;
 mod run;
 mod secrets;
+mod settings;
+mod shell;
+mod shells;
 mod usage;
 mod versions;
 mod volumes;
@@ -44,18 +55,23 @@ use axum::{
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tower_http::{CompressionLevel, compression::CompressionLayer};
 
 use crate::control::{ControlError, actor, ops::Ops};
 use error::PageError;
+use live::Feeds;
+use shells::Shells;
 
 /// Most live streams at a time; a page that gets none stays usable and tries again.
-const STREAMS: usize = 256;
+const STREAMS: usize = 1_024;
 
 /// What the handlers share.
 #[derive(Clone)]
 struct Dashboard {
     ops: Ops,
     streams: Arc<Semaphore>,
+    feeds: Feeds,
+    shells: Shells,
     shutdown: CancellationToken,
 }
 
@@ -67,9 +83,18 @@ pub fn router(ops: Ops) -> Router {
 /// The pages, whose live streams end when `shutdown` is cancelled: a server that drains its connections would wait
 /// for them otherwise.
 pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
-    let state = Dashboard { ops, streams: Arc::new(Semaphore::new(STREAMS)), shutdown };
+    let state = Dashboard {
+        ops,
+        streams: Arc::new(Semaphore::new(STREAMS)),
+        feeds: Feeds::default(),
+        shells: Shells::default(),
+        shutdown,
+    };
     Router::new()
         .route("/", get(overview::page))
+        .route("/find", get(find::page))
+        .route("/events", get(events::page))
+        .route("/mesh", get(mesh::page))
         .route("/run", get(run::page).post(run::submit))
         .route("/workloads", get(workloads::page))
         .route("/workloads/{name}", get(workload::page))
@@ -77,15 +102,23 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/workloads/{name}/stop", post(workloads::stop))
         .route("/workloads/{name}/restart", post(workloads::restart))
         .route("/workloads/{name}/remove", get(workload::confirm_removal).post(workload::remove))
+        .route("/workloads/{name}/edit", get(edit::page).post(edit::submit))
+        .route("/workloads/{name}/shell", get(shell::page))
+        .route("/workloads/{name}/shell/socket", get(shell::socket))
         .route("/workloads/{name}/history", get(versions::page))
         .route("/workloads/{name}/rollback", post(versions::roll_back))
         .route("/workloads/{name}/logs", get(logs::page))
         .route("/logs", get(kept::page))
         .route("/logs/{name}", get(kept::one))
+        .route("/nodes", get(nodes::page))
         .route("/nodes/{name}", get(node::page))
-        .route("/nodes/{name}/cordon", post(node::cordon))
+        .route("/nodes/{name}/cordon", get(node::confirm_cordon).post(node::cordon))
         .route("/nodes/{name}/uncordon", post(node::uncordon))
-        .route("/nodes/{name}/drain", post(node::drain))
+        .route("/nodes/{name}/drain", get(node::confirm_drain).post(node::drain))
+        .route("/gpus", get(gpus::page))
+        .route("/gpus/{node}/{place}", get(gpus::one))
+        .route("/gpus/{node}/{place}/cordon", post(gpus::cordon))
+        .route("/gpus/{node}/{place}/uncordon", post(gpus::uncordon))
         .route("/images", get(images::page).post(images::pull))
         .route("/images/remove", get(images::confirm_removal).post(images::remove))
         .route("/secrets", get(secrets::page))
@@ -94,6 +127,8 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/secrets/{name}/remove", get(secrets::confirm_removal).post(secrets::remove))
         .route("/volumes", get(volumes::page))
         .route("/volumes/new", get(volumes::creation).post(volumes::create))
+        .route("/volumes/{name}/move", get(volumes::ask_move).post(volumes::order_move))
+        .route("/volumes/{name}/move/cancel", post(volumes::cancel_move))
         .route("/volumes/{name}/remove", get(volumes::confirm_removal).post(volumes::remove))
         .route("/ca", get(people::authority::page))
         .route("/ca.crt", get(people::authority::der))
@@ -111,7 +146,21 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/users/{name}/password", post(people::users::set_password))
         .route("/users/{name}/remove", get(people::users::confirm_removal).post(people::users::remove))
         .route("/audit", get(people::audit::page))
+        .route("/settings", get(settings::page))
+        .route("/settings/tokens", post(settings::make_token))
+        .route("/settings/tokens/{id}/revoke", post(settings::revoke_token))
+        .route("/settings/backups", post(settings::make_backup))
+        .route("/settings/log", post(settings::set_filter))
+        .route("/charts/nodes/{name}", get(charts::of_node))
+        .route("/charts/gpus/{node}/{place}", get(charts::of_gpu))
+        .route("/charts/workloads/{name}", get(charts::of_workload))
         .route("/live/overview", get(overview::live))
+        .route("/live/events", get(events::live))
+        .route("/live/gpus", get(gpus::live))
+        .route("/live/gpus/{node}/{place}", get(gpus::live_one))
+        .route("/live/mesh", get(mesh::live))
+        .route("/live/nodes", get(nodes::live))
+        .route("/live/volumes", get(volumes::live))
         .route("/live/images", get(images::live))
         .route("/live/nodes/{name}", get(node::live))
         .route("/live/workloads", get(workloads::live))
@@ -123,6 +172,7 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::wrong_method)
         .layer(middleware::from_fn(guard::pages))
+        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest))
         .with_state(state)
 }
 

@@ -2,21 +2,24 @@
 
 use askama::Template;
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State},
     response::{Redirect, Response},
 };
 use toft_model::{
-    gpu::Gpu,
+    gpu::GpuId,
+    instance::InstanceState,
     name::Name,
     node::{Availability, Inventory, NodeChanges, NodeFacts},
     schedule::{Remaining, RemainingState},
-    state::NodeRow,
+    state::{InstanceView, NodeRow},
     units::{format_bytes, format_span_ms},
 };
 
 use super::{
     Dashboard, Frame,
+    charts::{self, Asked, Charts, Whose},
     error::PageError,
+    gpus::CardLine,
     live,
     present::{Moment, Pill},
     render,
@@ -35,6 +38,17 @@ type Facts = Vec<(String, String)>;
 struct Page {
     frame: Frame,
     one: One,
+    charts: Charts,
+}
+
+#[derive(Template)]
+#[template(path = "nodes/confirm.html")]
+struct ConfirmPage {
+    frame: Frame,
+    name: String,
+    drains: bool,
+    /// Its instances that run.
+    running: usize,
 }
 
 #[derive(Template)]
@@ -50,8 +64,10 @@ struct One {
     elsewhere: Option<String>,
     groups: Vec<(&'static str, Facts)>,
     work: Pill,
-    /// What can be done to it: the last part of the address, and the word on the button.
-    actions: Vec<(&'static str, &'static str)>,
+    /// What can be done to it: the last part of the address, the word on the button, and whether it asks first.
+    actions: Vec<(&'static str, &'static str, bool)>,
+    cards: Vec<CardLine>,
+    instances: Vec<(String, String, Pill)>,
     /// What is still there while it is drained.
     left: Vec<(String, String)>,
     draining: bool,
@@ -98,24 +114,6 @@ fn registered(inventory: &Inventory) -> Facts {
     vec![pair("CPUs", inventory.cpus.to_string()), pair("Memory", format_bytes(inventory.memory_bytes))]
 }
 
-/// A card a line: as it is now, or as the node registered it.
-fn gpus(inventory: &Inventory, facts: Option<&NodeFacts>) -> Facts {
-    let mib = |mib: u32| format_bytes(u64::from(mib) << 20);
-    let now = |place: usize| facts.and_then(|facts| facts.gpus.get(place));
-    let line = |(place, gpu): (usize, &Gpu)| {
-        let mut words = vec![gpu.model.clone(), mib(gpu.memory_mib)];
-        if let Some(measured) = now(place).map(|facts| &facts.measured) {
-            words.extend(measured.memory_used_mib.map(|used| format!("{} used", mib(used))));
-            words.extend(measured.busy_percent.map(|percent| format!("{percent} % busy")));
-            words.extend(measured.temperature_celsius.map(|degrees| format!("{degrees} °C")));
-            words.extend(measured.power_watts.map(|watts| format!("{watts:.0} W")));
-        }
-        words.extend(gpu.sick.iter().map(|reason| format!("takes no work: {reason}")));
-        pair(&format!("GPU {place}"), words.join(", "))
-    };
-    inventory.gpus.iter().enumerate().map(line).collect()
-}
-
 fn said(node: &NodeRow) -> Facts {
     let settings = &node.settings;
     let taints: Vec<String> = settings.taints.iter().map(ToString::to_string).collect();
@@ -130,8 +128,9 @@ fn said(node: &NodeRow) -> Facts {
     facts.into_iter().filter_map(|(key, value)| Some(pair(key, value?))).collect()
 }
 
-fn work(node: &NodeRow) -> (Pill, Vec<(&'static str, &'static str)>) {
-    let (uncordon, cordon, drain) = (("uncordon", "Let it take work"), ("cordon", "Cordon"), ("drain", "Drain"));
+fn work(node: &NodeRow) -> (Pill, Vec<(&'static str, &'static str, bool)>) {
+    let uncordon = ("uncordon", "Let it take work", false);
+    let (cordon, drain) = (("cordon", "Cordon", true), ("drain", "Drain", true));
     let (pill, actions) = match node.settings.availability {
         Availability::Active => (Pill { word: "takes work", tone: "ok" }, vec![cordon, drain]),
         Availability::Cordoned => (Pill { word: "cordoned", tone: "warn" }, vec![uncordon, drain]),
@@ -156,10 +155,11 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
         skew.map(|ms| pair("Clock", format!("{:+.1} s off: let it be set by the network", ms as f64 / 1_000.0))),
     );
     let mut groups = vec![("Machine", machine), ("Software", software)];
-    let cards = gpus(&node.inventory, facts.as_ref());
-    if !cards.is_empty() {
-        groups.insert(1, ("GPUs", cards));
-    }
+    let cards = if node.inventory.gpus.is_empty() { Vec::new() } else { ops.gpus().await? };
+    let cards = cards.iter().filter(|card| card.node == *name).map(CardLine::of).collect();
+    let here = |instance: &InstanceView| instance.row.node_id == node.id;
+    let instances = ops.instances().await?.into_iter().filter(here);
+    let instances = instances.map(|i| (i.name(), i.workload.to_string(), Pill::of_instance(&i))).collect();
     let mut labels = node.given_labels();
     labels.extend(node.inventory.labels());
     groups.push(("Labels", labels.into_iter().collect()));
@@ -178,13 +178,48 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
         groups,
         work,
         actions,
+        cards,
+        instances,
         left: left.into_iter().map(|one| (one.instance, one.why)).collect(),
         draining,
     })
 }
 
-pub(super) async fn page(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {
-    show(&Page { frame: Frame::at("overview"), one: read(&dashboard.ops, &named(&name)?).await? })
+pub(super) async fn page(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Query(asked): Query<Asked>,
+) -> Result<Response, PageError> {
+    let name = named(&name)?;
+    let node = dashboard.ops.node(&name).await?;
+    let cards: Vec<GpuId> = node.inventory.gpus.into_iter().map(|gpu| gpu.id).collect();
+    let from = format!("/charts/nodes/{name}");
+    let whose = Whose::Node(&name, &cards);
+    let charts = charts::charts(&dashboard.ops, whose, &from, asked.span);
+    let (one, charts) = tokio::join!(read(&dashboard.ops, &name), charts);
+    show(&Page { frame: frame(), one: one?, charts })
+}
+
+fn frame() -> Frame {
+    Frame::at("nodes")
+}
+
+async fn confirm(dashboard: &Dashboard, name: &str, drains: bool) -> Result<Response, PageError> {
+    let node = dashboard.ops.node(&named(name)?).await?;
+    let instances = dashboard.ops.instances().await?;
+    let runs = |instance: &&InstanceView| {
+        instance.row.node_id == node.id && matches!(instance.state(), InstanceState::Running { .. })
+    };
+    let running = instances.iter().filter(runs).count();
+    show(&ConfirmPage { frame: frame(), name: node.name.to_string(), drains, running })
+}
+
+pub(super) async fn confirm_cordon(dashboard: State<Dashboard>, name: Path<String>) -> Result<Response, PageError> {
+    confirm(&dashboard, &name, false).await
+}
+
+pub(super) async fn confirm_drain(dashboard: State<Dashboard>, name: Path<String>) -> Result<Response, PageError> {
+    confirm(&dashboard, &name, true).await
 }
 
 async fn make(dashboard: &Dashboard, name: &str, availability: Availability) -> Result<Redirect, PageError> {
@@ -215,7 +250,7 @@ pub(super) async fn drain(State(dashboard): State<Dashboard>, Path(name): Path<S
 pub(super) async fn live(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {
     let name = named(&name)?;
     let ops = dashboard.ops.clone();
-    Ok(live::fragments(&dashboard, move || {
+    Ok(live::fragments(&dashboard, format!("nodes/{name}"), move || {
         let (ops, name) = (ops.clone(), name.clone());
         async move { render(&Fragment { one: read(&ops, &name).await? }) }
     }))

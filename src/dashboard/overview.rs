@@ -1,9 +1,13 @@
-//! The first page: the machines, the counts and the latest story.
+//! The first page: what needs attention, the counts, the machines with their cards, and the latest story.
+
+use std::collections::HashMap;
 
 use askama::Template;
 use axum::{extract::State, response::Response};
 use toft_model::{
+    ids::NodeId,
     instance::Desired,
+    node::NodeHealth,
     state::{InstanceView, NodeRow, WorkloadView},
     units::format_bytes,
 };
@@ -11,13 +15,17 @@ use toft_model::{
 use super::{
     Dashboard, Frame,
     error::PageError,
+    gpus::CardLine,
     live,
-    present::{EventLine, Moment, Pill},
+    present::{EventLine, Pill},
     render, show,
+    workloads::why,
 };
-use crate::control::ops::{Ops, now_ms};
+use crate::control::ops::{Ops, gpus::GpuView, now_ms};
 
 const EVENTS: u32 = 12;
+/// Most that is listed of what needs attention; the rest is counted.
+const MOST_TROUBLES: usize = 8;
 
 #[derive(Template)]
 #[template(path = "overview/index.html")]
@@ -35,7 +43,9 @@ struct Fragment {
 struct Overview {
     trouble: Option<String>,
     counts: Counts,
-    nodes: Vec<NodeCard>,
+    troubles: Vec<Trouble>,
+    more_troubles: usize,
+    nodes: Vec<NodeLine>,
     joining: Vec<Joining>,
     events: Vec<EventLine>,
 }
@@ -49,6 +59,10 @@ struct Counts {
     down: usize,
     instances_running: usize,
     instances: usize,
+    nodes: usize,
+    nodes_ready: usize,
+    cards: usize,
+    cards_held: usize,
 }
 
 impl Counts {
@@ -78,33 +92,47 @@ struct Joining {
     since: Moment,
 }
 
-struct NodeCard {
-    name: String,
+/// Something that somebody should look at.
+struct Trouble {
     state: Pill,
-    facts: Vec<(&'static str, String)>,
-    registered: Moment,
+    link: String,
+    name: String,
+    why: String,
 }
 
-impl NodeCard {
-    fn of(node: NodeRow, trouble: bool, now_ms: i64) -> Self {
-        let state = Pill::of_node(&node, trouble);
-        let inventory = node.inventory;
-        let or = |text: String, other: &str| if text.is_empty() { other.to_owned() } else { text };
-        Self {
-            name: node.name.to_string(),
-            state,
-            facts: vec![
-                ("System", inventory.os),
-                ("Kernel", format!("{} ({})", inventory.kernel, inventory.arch)),
-                ("CPUs", inventory.cpus.to_string()),
-                ("Memory", format_bytes(inventory.memory_bytes)),
-                ("Runtime", or(inventory.runtime, "none found")),
-                ("Container network", inventory.subnet.map_or("none".into(), |subnet| subnet.to_string())),
-                ("toft", inventory.version),
-            ],
-            registered: Moment::ago(node.registered_at_ms, now_ms),
-        }
+impl Trouble {
+    fn of_workload(workload: &WorkloadView) -> Option<Self> {
+        let state = Pill::of_workload(workload);
+        let name = workload.row.spec.name.to_string();
+        let why = why(workload).unwrap_or_default();
+        matches!(state.tone, "warn" | "bad").then(|| Self { state, link: format!("/workloads/{name}"), name, why })
     }
+
+    fn of_node(node: &NodeRow) -> Option<Self> {
+        let state = Pill::of_lost(node)?;
+        let why = match node.health {
+            NodeHealth::Ready | NodeHealth::Away => "it says that it will be back in a moment",
+            NodeHealth::Unreachable => "the others do not hear of it; what runs there is waited for",
+            NodeHealth::Down | NodeHealth::Fenced => "it is down; what can run elsewhere is started there",
+        };
+        Some(Self { state, link: format!("/nodes/{}", node.name), name: node.name.to_string(), why: why.to_owned() })
+    }
+
+    fn of_card(view: &GpuView) -> Option<Self> {
+        let why = view.gpu.sick.clone()?;
+        let state = Pill { tone: "bad", word: "sick" };
+        let (node, place) = (&view.node, view.place);
+        Some(Self { state, link: format!("/gpus/{node}/{place}"), name: format!("GPU {place} of {node}"), why })
+    }
+}
+
+/// A machine with its cards.
+struct NodeLine {
+    name: String,
+    state: Pill,
+    has: String,
+    running: usize,
+    cards: Vec<CardLine>,
 }
 
 async fn read(ops: &Ops) -> Result<Overview, PageError> {
@@ -114,28 +142,47 @@ async fn read(ops: &Ops) -> Result<Overview, PageError> {
     let nodes = ops.nodes().await?;
     let workloads = ops.workloads().await?;
     let events = ops.events(None, None, EVENTS).await?;
-    Ok(Overview {
-        counts: Counts::of(&workloads),
-        joining: joining
-            .into_iter()
-            .filter(|row| !nodes.iter().any(|node| node.id == row.node_id))
-            .map(|row| Joining {
-                name: row.name.to_string(),
-                state: Pill { tone: "busy", word: "joining" },
-                since: Moment::ago(row.at_ms, now_ms),
-            })
-            .collect(),
-        nodes: nodes
-            .into_iter()
-            .map(|node| {
-                // Only of its own runtime a node knows.
-                let trouble = trouble.is_some() && ops.node_id() == Some(node.id);
-                NodeCard::of(node, trouble, now_ms)
-            })
-            .collect(),
-        events: events.into_iter().map(|event| EventLine::of(event, now_ms)).collect(),
-        trouble,
-    })
+    let joining = joining.into_iter().filter(|row| !nodes.iter().any(|node| node.id == row.node_id));
+    let joining: Vec<Joining> = joining
+        .map(|row| Joining {
+            name: row.name.to_string(),
+            state: Pill { tone: "busy", word: "joining" },
+            since: Moment::ago(row.at_ms, now_ms),
+        })
+        .collect();
+    let cards = if nodes.iter().any(|node| !node.inventory.gpus.is_empty()) { ops.gpus().await? } else { Vec::new() };
+
+    let mut counts = Counts::of(&workloads);
+    counts.nodes = nodes.len();
+    counts.nodes_ready = nodes.iter().filter(|node| node.health == NodeHealth::Ready).count();
+    counts.cards = cards.len();
+    counts.cards_held = cards.iter().filter(|card| !card.holders.is_empty()).count();
+
+    let mut troubles: Vec<Trouble> = nodes.iter().filter_map(Trouble::of_node).collect();
+    troubles.extend(cards.iter().filter_map(Trouble::of_card));
+    troubles.extend(workloads.iter().filter_map(Trouble::of_workload));
+    let more_troubles = troubles.len().saturating_sub(MOST_TROUBLES);
+    troubles.truncate(MOST_TROUBLES);
+
+    let mut running: HashMap<NodeId, usize> = HashMap::new();
+    let instances = workloads.iter().flat_map(|workload| &workload.instances);
+    for instance in instances.filter(|instance| instance.row.desired == Desired::Running) {
+        *running.entry(instance.row.node_id).or_default() += 1;
+    }
+    let line = |node: NodeRow| {
+        // Only of its own runtime a node knows.
+        let trouble = trouble.is_some() && ops.node_id() == Some(node.id);
+        NodeLine {
+            state: Pill::of_node(&node, trouble),
+            has: format!("{} CPUs, {}", node.inventory.cpus, format_bytes(node.inventory.memory_bytes)),
+            running: running.get(&node.id).copied().unwrap_or(0),
+            cards: cards.iter().filter(|card| card.node == node.name).map(CardLine::of).collect(),
+            name: node.name.into(),
+        }
+    };
+    let nodes = nodes.into_iter().map(line).collect();
+    let events = events.into_iter().map(|event| EventLine::of(event, now_ms)).collect();
+    Ok(Overview { counts, troubles, more_troubles, nodes, joining, events, trouble })
 }
 
 pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
@@ -144,7 +191,7 @@ pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response,
 
 pub(super) async fn live(State(dashboard): State<Dashboard>) -> Response {
     let ops = dashboard.ops.clone();
-    live::fragments(&dashboard, move || {
+    live::fragments(&dashboard, "overview", move || {
         let ops = ops.clone();
         async move { render(&Fragment { overview: read(&ops).await? }) }
     })

@@ -184,6 +184,11 @@ fn port_line(port: PublishedPort, reached: &ReachedAs) -> PortLine {
     }
 }
 
+/// An amount of bytes that was measured, and so may have fractions.
+pub(super) fn amount(bytes: f32) -> String {
+    toft_model::units::format_bytes(bytes.max(0.0) as u64)
+}
+
 /// How a process ended, in words.
 pub(super) fn exit(exit: Exit) -> String {
     match exit.code {
@@ -204,6 +209,7 @@ pub(super) fn sentence(message: impl AsRef<str>) -> String {
 
 /// One entry of the story.
 pub(super) struct EventLine {
+    pub(super) seq: i64,
     pub(super) at: Moment,
     pub(super) warning: bool,
     pub(super) subject: String,
@@ -221,9 +227,12 @@ impl EventLine {
         };
         let link = match kind {
             "secret" => Some("/secrets".to_owned()),
+            "volume" => Some("/volumes".to_owned()),
+            "node" => Some(format!("/nodes/{name}")),
             _ => workload.map(|workload| format!("/workloads/{workload}")),
         };
         Self {
+            seq: row.seq,
             at: Moment::ago(row.at_ms, now_ms),
             warning: row.level == EventLevel::Warning,
             link,

@@ -12,6 +12,8 @@ use crate::control::node_access::ImagePull;
 /// One pull.
 pub(super) struct PullLine {
     pub(super) image: String,
+    /// The node that pulls; empty: the one that is asked.
+    pub(super) node: String,
     pub(super) shown: String,
     /// In a few words.
     pub(super) summary: String,
@@ -40,6 +42,7 @@ impl PullLine {
     pub(super) fn of(pull: ImagePull, now_ms: i64) -> Self {
         let PullProgress { image, layers, by_word_of: _ } = &pull.progress;
         Self {
+            node: String::new(),
             shown: familiar(image),
             summary: pull.progress.summary(),
             layers: layers.iter().map(LayerLine::of).collect(),

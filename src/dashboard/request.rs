@@ -38,6 +38,17 @@ fn host_name(authority: &str) -> Option<&str> {
     plain.then_some(host)
 }
 
+/// A text as part of an address.
+pub(super) fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte.into()),
+            byte => out.push_str(&format!("%{byte:02X}")),
+        }
+        out
+    })
+}
+
 /// The workload's name in a path; what is no name names no workload.
 pub(super) fn named(text: &str) -> Result<Name, PageError> {
     text.parse().map_err(|_| PageError::no_workload(text))

@@ -58,6 +58,7 @@ impl Page {
             restart,
             memory,
             cpu,
+            gpus: _,
             network,
         } = form;
         let texts = [env, secrets, mounts, command, replicas, restart, memory, cpu, network];

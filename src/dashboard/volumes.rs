@@ -12,10 +12,10 @@ use axum::{
 use serde::Deserialize;
 use toft_model::{invalid::Invalid, name::Name, units::format_bytes, volume::VolumeOptions};
 
-use super::{Dashboard, Frame, error::PageError, forms::Mistakes, present::Moment, show};
+use super::{Dashboard, Frame, error::PageError, forms::Mistakes, live, present::Moment, render, show};
 use crate::control::{
     ControlError, ErrorKind,
-    ops::{NewVolume, VolumeInfo, now_ms},
+    ops::{NewVolume, Ops, VolumeInfo, now_ms},
 };
 
 #[derive(Template)]
@@ -23,6 +23,25 @@ use crate::control::{
 struct Page {
     frame: Frame,
     volumes: Vec<Line>,
+}
+
+#[derive(Template)]
+#[template(path = "volumes/_list.html")]
+struct Fragment {
+    volumes: Vec<Line>,
+}
+
+#[derive(Template)]
+#[template(path = "volumes/move.html")]
+struct MovePage {
+    frame: Frame,
+    name: String,
+    node: String,
+    size: Option<String>,
+    users: Vec<String>,
+    /// Where it could go, with what is typed or chosen.
+    nodes: Vec<String>,
+    wrong: Mistakes,
 }
 
 #[derive(Template)]
@@ -49,21 +68,38 @@ struct Line {
     kind: &'static str,
     device: Option<String>,
     node: Option<String>,
-    moving: Option<String>,
+    moving: Option<Moving>,
+    /// Whether it can be moved: it lies on a node, and others are there.
+    movable: bool,
     size: Option<String>,
     created: Moment,
     users: Vec<String>,
 }
 
+/// A move under way, or given up.
+struct Moving {
+    summary: String,
+    percent: Option<u8>,
+    failed: bool,
+    held: bool,
+}
+
 impl Line {
     fn of(volume: VolumeInfo, now_ms: i64) -> Self {
         let row = volume.view.row;
+        let moving = volume.moving.map(|moving| Moving {
+            summary: moving.summary(),
+            percent: moving.percent(),
+            failed: moving.failed.is_some(),
+            held: moving.held,
+        });
         Self {
             name: row.name.to_string(),
             kind: row.options.kind.map_or("local", |kind| kind.as_str()),
+            movable: volume.view.node.is_some() && !row.options.is_remote() && moving.is_none(),
             device: row.options.device,
             node: volume.view.node.map(String::from),
-            moving: volume.moving.map(|moving| moving.summary()),
+            moving,
             size: volume.size_bytes.map(format_bytes),
             created: Moment::age(row.created_at_ms, now_ms),
             users: volume.view.users.into_iter().map(String::from).collect(),
@@ -104,10 +140,86 @@ fn frame() -> Frame {
     Frame::at("volumes")
 }
 
-pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
+async fn read(ops: &Ops) -> Result<Vec<Line>, PageError> {
     let now_ms = now_ms();
-    let volumes = dashboard.ops.volumes().await?;
-    show(&Page { frame: frame(), volumes: volumes.into_iter().map(|volume| Line::of(volume, now_ms)).collect() })
+    let alone = ops.nodes().await?.len() < 2;
+    let line = |volume| {
+        let line = Line::of(volume, now_ms);
+        Line { movable: line.movable && !alone, ..line }
+    };
+    Ok(ops.volumes().await?.into_iter().map(line).collect())
+}
+
+pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
+    show(&Page { frame: frame(), volumes: read(&dashboard.ops).await? })
+}
+
+pub(super) async fn live(State(dashboard): State<Dashboard>) -> Response {
+    let ops = dashboard.ops.clone();
+    live::fragments(&dashboard, "volumes", move || {
+        let ops = ops.clone();
+        async move { render(&Fragment { volumes: read(&ops).await? }) }
+    })
+}
+
+async fn move_page(ops: &Ops, name: &Name, wrong: Mistakes) -> Result<Response, PageError> {
+    let volume = ops.volume(name).await?;
+    let members = ops.cluster().members;
+    let witness = |node: &Name| members.iter().any(|member| member.name == *node && member.role == "witness");
+    let nodes = ops.nodes().await?.into_iter().map(|node| node.name);
+    let nodes = nodes.filter(|node| volume.view.node.as_ref() != Some(node) && !witness(node)).map(String::from);
+    let nodes = nodes.collect();
+    let refused = !wrong.is_empty();
+    let Line { name, node, size, users, .. } = Line::of(volume, now_ms());
+    let node = node.unwrap_or_default();
+    let mut page = show(&MovePage { frame: frame(), name, node, size, users, nodes, wrong })?;
+    if refused {
+        *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
+    }
+    Ok(page)
+}
+
+pub(super) async fn ask_move(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Response, PageError> {
+    move_page(&dashboard.ops, &named(&name)?, Mistakes::default()).await
+}
+
+/// Where to.
+#[derive(Deserialize)]
+pub(super) struct MoveForm {
+    #[serde(default)]
+    to: String,
+}
+
+/// Orders it; the list tells how far it is, and whoever closes the page finds it there again.
+pub(super) async fn order_move(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+    Form(form): Form<MoveForm>,
+) -> Result<Response, PageError> {
+    let name = named(&name)?;
+    let ordered = match form.to.trim().parse::<Name>() {
+        Ok(to) => dashboard.ops.move_volume(&name, to).await.map(drop),
+        Err(invalid) => Err(invalid.at("node").into()),
+    };
+    match ordered {
+        Ok(()) => Ok(Redirect::to("/volumes").into_response()),
+        Err(error) if error.kind == ErrorKind::NotFound => Err(error.into()),
+        Err(error) => {
+            let field = if error.field.as_deref() == Some("to") { Some("node".to_owned()) } else { error.field };
+            move_page(&dashboard.ops, &name, Mistakes::refused(ControlError { field, ..error })).await
+        }
+    }
+}
+
+pub(super) async fn cancel_move(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Redirect, PageError> {
+    dashboard.ops.cancel_volume_move(&named(&name)?).await?;
+    Ok(Redirect::to("/volumes"))
 }
 
 fn form_page(form: VolumeForm, wrong: Mistakes) -> Result<Response, PageError> {

@@ -2,7 +2,7 @@
 
 use askama::Template;
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State},
     response::{IntoResponse, Redirect, Response},
 };
 use toft_model::{
@@ -16,6 +16,7 @@ use toft_model::{
 
 use super::{
     Dashboard, Frame,
+    charts::{self, Asked, Charts, Whose},
     error::PageError,
     live,
     present::{self, EventLine, Moment, Pill, PortLine},
@@ -38,6 +39,7 @@ const EVENTS: u32 = 30;
 struct Page {
     frame: Frame,
     one: One,
+    charts: Charts,
 }
 
 #[derive(Template)]
@@ -193,6 +195,7 @@ fn facts(workload: &WorkloadView) -> Vec<(&'static str, String)> {
         ("Secrets", secrets(spec)),
         ("Memory", spec.resources.memory_bytes.map(format_bytes).unwrap_or_else(unlimited)),
         ("CPU", cpu.unwrap_or_else(unlimited)),
+        ("GPUs", spec.gpus.as_ref().map_or("none".into(), ToString::to_string)),
         ("Node", spec.node.as_ref().map_or("any".into(), ToString::to_string)),
         ("Wishes", wishes(spec)),
         ("Time to stop", toft_model::units::format_span_ms(spec.stop_grace_ms.into())),
@@ -266,10 +269,16 @@ async fn read(ops: &Ops, name: &Name, reached: &ReachedAs) -> Result<One, PageEr
 pub(super) async fn page(
     State(dashboard): State<Dashboard>,
     Path(name): Path<String>,
+    Query(asked): Query<Asked>,
     reached: ReachedAs,
 ) -> Result<Response, PageError> {
     match read(&dashboard.ops, &named(&name)?, &reached).await {
-        Ok(one) => show(&Page { frame: Frame::at("workloads"), one }),
+        Ok(one) => {
+            let names = one.instances.iter().map(|instance| instance.name.clone()).collect();
+            let from = format!("/charts/workloads/{name}");
+            let charts = charts::charts(&dashboard.ops, Whose::Instances(names), &from, asked.span).await;
+            show(&Page { frame: Frame::at("workloads"), one, charts })
+        }
         // The address people guess for the form; a workload may bear that name too.
         Err(_) if name == "new" => Ok(Redirect::to("/run").into_response()),
         Err(error) => Err(error),
@@ -283,7 +292,8 @@ pub(super) async fn live(
 ) -> Result<Response, PageError> {
     let name = named(&name)?;
     let ops = dashboard.ops.clone();
-    Ok(live::fragments(&dashboard, move || {
+    let key = format!("workloads/{name}?{}", reached.0.as_deref().unwrap_or_default());
+    Ok(live::fragments(&dashboard, key, move || {
         let (ops, name, reached) = (ops.clone(), name.clone(), reached.clone());
         async move {
             match read(&ops, &name, &reached).await {

@@ -3,7 +3,7 @@
 use askama::Template;
 use axum::{
     Form,
-    extract::{Path, State},
+    extract::{Path, Query, State},
     response::{Redirect, Response},
 };
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use super::{
     live,
     present::{self, Moment, Pill, PortLine},
     render,
-    request::{ReachedAs, named},
+    request::{ReachedAs, encode, named},
     show,
 };
 use crate::control::ops::{Ops, now_ms};
@@ -28,6 +28,9 @@ use crate::control::ops::{Ops, now_ms};
 struct Page {
     frame: Frame,
     table: Table,
+    asked: Wanted,
+    states: Vec<(&'static str, &'static str, bool)>,
+    follow: String,
 }
 
 #[derive(Template)]
@@ -39,6 +42,56 @@ struct Fragment {
 struct Table {
     trouble: Option<String>,
     lines: Vec<Line>,
+    /// All that fit, on this page or another.
+    fitting: usize,
+    /// Workloads there are.
+    all: usize,
+    /// Addresses of the pages before and after.
+    before: Option<String>,
+    after: Option<String>,
+}
+
+/// Lines on a page.
+const LINES: usize = 100;
+/// States one can ask for: the word in addresses, the one on the page, and the tones that they mean.
+const STATES: [(&str, &str, &[&str]); 5] = [
+    ("", "in any state", &["ok", "busy", "warn", "bad", "idle"]),
+    ("running", "that run", &["ok"]),
+    ("attention", "that need attention", &["warn", "bad"]),
+    ("changing", "that change", &["busy"]),
+    ("down", "that are down", &["idle"]),
+];
+
+/// Which workloads.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Wanted {
+    /// A part of the name or the image.
+    q: String,
+    state: String,
+    page: usize,
+}
+
+impl Wanted {
+    fn mended(mut self) -> Self {
+        self.q = self.q.trim().chars().take(100).collect();
+        if !STATES.iter().any(|(state, ..)| *state == self.state) {
+            self.state.clear();
+        }
+        self
+    }
+
+    fn fits(&self, workload: &WorkloadView) -> bool {
+        let tones = STATES.iter().find(|(state, ..)| *state == self.state).map_or(&STATES[0].2, |(.., tones)| tones);
+        let text = self.q.to_lowercase();
+        let spec = &workload.row.spec;
+        (self.state.is_empty() || tones.contains(&Pill::of_workload(workload).tone))
+            && (text.is_empty() || spec.name.as_str().contains(&text) || spec.image.familiar().contains(&text))
+    }
+
+    fn address(&self, page: usize) -> String {
+        format!("?q={}&state={}&page={page}", encode(&self.q), self.state)
+    }
 }
 
 struct Line {
@@ -127,24 +180,47 @@ fn restarts(workload: &WorkloadView) -> u32 {
     workload.instances.iter().filter_map(|instance| instance.row.report.as_ref()).map(|report| report.restarts).sum()
 }
 
-async fn read(ops: &Ops, reached: &ReachedAs) -> Result<Table, PageError> {
+async fn read(ops: &Ops, reached: &ReachedAs, wanted: &Wanted) -> Result<Table, PageError> {
     let now_ms = now_ms();
     let workloads = ops.workloads().await?;
+    let fitting: Vec<&WorkloadView> = workloads.iter().filter(|workload| wanted.fits(workload)).collect();
+    let pages = fitting.len().div_ceil(LINES).max(1);
+    let page = wanted.page.min(pages - 1);
+    let shown = fitting.iter().skip(page * LINES).take(LINES);
+    let address = |page: usize| format!("/workloads{}", wanted.address(page));
     Ok(Table {
         trouble: ops.runtime_trouble(),
-        lines: workloads.iter().map(|workload| Line::of(workload, reached, now_ms)).collect(),
+        lines: shown.map(|workload| Line::of(workload, reached, now_ms)).collect(),
+        fitting: fitting.len(),
+        all: workloads.len(),
+        before: (page > 0).then(|| address(page - 1)),
+        after: (page + 1 < pages).then(|| address(page + 1)),
     })
 }
 
-pub(super) async fn page(State(dashboard): State<Dashboard>, reached: ReachedAs) -> Result<Response, PageError> {
-    show(&Page { frame: Frame::at("workloads"), table: read(&dashboard.ops, &reached).await? })
+pub(super) async fn page(
+    State(dashboard): State<Dashboard>,
+    Query(wanted): Query<Wanted>,
+    reached: ReachedAs,
+) -> Result<Response, PageError> {
+    let asked = wanted.mended();
+    let table = read(&dashboard.ops, &reached, &asked).await?;
+    let follow = format!("/live/workloads{}", asked.address(asked.page));
+    let states = STATES.map(|(state, words, _)| (state, words, state == asked.state)).to_vec();
+    show(&Page { frame: Frame::at("workloads"), table, asked, states, follow })
 }
 
-pub(super) async fn live(State(dashboard): State<Dashboard>, reached: ReachedAs) -> Response {
-    let ops = dashboard.ops.clone();
-    live::fragments(&dashboard, move || {
-        let (ops, reached) = (ops.clone(), reached.clone());
-        async move { render(&Fragment { table: read(&ops, &reached).await? }) }
+pub(super) async fn live(
+    State(dashboard): State<Dashboard>,
+    Query(wanted): Query<Wanted>,
+    reached: ReachedAs,
+) -> Response {
+    let (ops, wanted) = (dashboard.ops.clone(), wanted.mended());
+    let host = reached.0.as_deref().unwrap_or_default();
+    let key = format!("workloads{} {host}", wanted.address(wanted.page));
+    live::fragments(&dashboard, key, move || {
+        let (ops, reached, wanted) = (ops.clone(), reached.clone(), wanted.clone());
+        async move { render(&Fragment { table: read(&ops, &reached, &wanted).await? }) }
     })
 }
 

@@ -110,6 +110,7 @@ impl NodeDoor {
             Question::VolumeFacts { names } => json(&node.volume_facts(names).await?),
             Question::MeshSeen => json(&node.mesh_seen().await?),
             Question::MeshPing { packets } => json(&node.mesh_ping(packets).await?),
+            Question::Series { subject, span } => json(&node.series(subject, span).await?),
         }
     }
 

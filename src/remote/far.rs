@@ -25,6 +25,7 @@ use toft_model::{
     mesh::view::{MeshSeen, PingRow},
     name::Name,
     node::NodeFacts,
+    series::{Series, Span, Subject},
     usage::{Process, Room, Usage},
 };
 use tokio::sync::mpsc;
@@ -47,6 +48,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             mesh::NodeMesh,
+            series::NodeSeries,
             usage::{NodeUsage, RunningInstance},
             volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
@@ -320,6 +322,13 @@ impl NodeUsage for FarNode {
 
     async fn processes(&self, instance: RunningInstance) -> Result<Vec<Process>, ControlError> {
         self.ask(Question::Processes(instance), PATIENCE).await
+    }
+}
+
+#[async_trait]
+impl NodeSeries for FarNode {
+    async fn series(&self, subject: Subject, span: Span) -> Result<Series, ControlError> {
+        self.ask(Question::Series { subject, span }, SHORT).await
     }
 }
 

@@ -7,6 +7,7 @@ use toft_model::{
     image::ImageRef,
     log::LogQuery,
     name::Name,
+    series::{Span, Subject},
 };
 
 use crate::control::{
@@ -30,6 +31,7 @@ pub(super) enum Question {
     VolumeFacts { names: Vec<Name> },
     MeshSeen,
     MeshPing { packets: u32 },
+    Series { subject: Subject, span: Span },
 }
 
 /// What lasts.

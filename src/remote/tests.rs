@@ -23,6 +23,7 @@ use toft_model::{
     name::Name,
     node::{DiskFacts, NodeFacts},
     pull::PullProgress,
+    series::{Line, Measure, Series, Span, Subject},
     usage::{Process, Room, Usage},
 };
 use tokio::{io::AsyncReadExt, sync::mpsc, time::timeout};
@@ -45,6 +46,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             mesh::NodeMesh,
+            series::NodeSeries,
             usage::{NodeUsage, RunningInstance},
             volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
@@ -233,6 +235,16 @@ impl NodeUsage for Fake {
 
     async fn processes(&self, _: RunningInstance) -> Result<Vec<Process>, ControlError> {
         Err(no(ErrorKind::Forbidden))
+    }
+}
+
+#[async_trait]
+impl NodeSeries for Fake {
+    async fn series(&self, subject: Subject, span: Span) -> Result<Series, ControlError> {
+        let mean = vec![Some(span.points as f32), None];
+        let line = |measure: &Measure| Line { measure: *measure, mean: mean.clone(), peak: mean.clone() };
+        let lines = subject.measures().iter().map(line).collect();
+        Ok(Series { since_ms: span.since_ms, step_ms: 10, lines })
     }
 }
 

@@ -1,60 +1,14 @@
 //! `toft dev`: a whole cluster on machines that are made up, in one process.
 
 use std::{
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-use serde_json::Value;
+use nix::sys::signal::Signal;
 
-/// A made-up cluster that ends with its test.
-struct Dev {
-    process: Child,
-    _folder: tempfile::TempDir,
-    data: PathBuf,
-}
-
-impl Dev {
-    fn start(arguments: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("dev");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
-        command.args(["dev", "--bind", "127.0.0.1:0", "--data-dir"]).arg(&data).args(arguments);
-        let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let dev = Self { process, _folder: folder, data };
-        until("the first node answers", || dev.toft(&["node", "ls"]).is_some());
-        dev
-    }
-
-    /// What a command of the first node prints, when it works.
-    fn toft(&self, arguments: &[&str]) -> Option<String> {
-        let socket = format!("unix://{}", self.data.join("node-1/toft.sock").display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
-        let ran = command.args(["--connect", &socket]).args(arguments).output().unwrap();
-        ran.status.success().then(|| String::from_utf8(ran.stdout).unwrap())
-    }
-
-    fn json(&self, arguments: &[&str]) -> Vec<Value> {
-        let text = self.toft(&[arguments, &["--json"]].concat());
-        serde_json::from_str(&text.expect("the command works")).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.process.id().cast_signed()), signal).unwrap();
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::harness::dev::Dev;
 
 fn until(what: &str, mut is: impl FnMut() -> bool) {
     let begun = Instant::now();

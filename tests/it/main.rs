@@ -9,6 +9,7 @@ mod attach;
 mod backup;
 mod bad_input;
 mod browser;
+mod browser_pages;
 mod cdi;
 mod clock_skew;
 mod cluster;

@@ -20,6 +20,7 @@ pub mod pull;
 pub mod registry;
 pub mod schedule;
 pub mod secret;
+pub mod series;
 pub mod state;
 mod text;
 pub mod token;

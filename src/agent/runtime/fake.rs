@@ -252,6 +252,14 @@ impl Inner {
     }
 }
 
+/// An image as people have them: some days old, and larger than nothing.
+fn aged(image: &Image) -> Image {
+    let number = crate::agent::made_up::hash(&image.name);
+    let hours = i64::try_from(number % 700).unwrap_or(0) + 5;
+    let created_at_ms = jiff::Timestamp::now().as_millisecond() - hours * 3_600_000;
+    Image { created_at_ms, size_bytes: (40 + number % 6_000) << 20, ..image.clone() }
+}
+
 fn made_up_image(name: &str) -> Image {
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(name)));
     let platform = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
@@ -457,7 +465,9 @@ impl Runtime for FakeRuntime {
     }
 
     async fn images(&self) -> Result<Vec<Image>, RuntimeError> {
-        Ok(self.begin(Call::Images)?.images.values().map(|(image, _)| image.clone()).collect())
+        let state = self.begin(Call::Images)?;
+        let shown = |(image, _): &(Image, i32)| if state.has_every_image { aged(image) } else { image.clone() };
+        Ok(state.images.values().map(shown).collect())
     }
 
     async fn remove_image(&self, image: &ImageRef) -> Result<bool, RuntimeError> {

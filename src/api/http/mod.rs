@@ -25,6 +25,7 @@ mod query;
 mod rebalance;
 mod registries;
 mod secrets;
+mod series;
 pub mod serve;
 mod stats;
 mod users;
@@ -139,6 +140,9 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(nodes::facts))
         .routes(routes!(gpus::list))
         .routes(routes!(gpus::configure))
+        .routes(routes!(series::of_node))
+        .routes(routes!(series::of_gpu))
+        .routes(routes!(series::of_instance))
         .routes(routes!(files::stat))
         .merge(OpenApiRouter::new().routes(routes!(files::read, files::write)).layer(images::unlimited()))
         .routes(routes!(stats::show))

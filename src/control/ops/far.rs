@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use toft_model::{
+    gpu::GpuFacts,
     ids::NodeId,
     image::ImageRef,
     instance::InstanceState,
@@ -23,6 +24,8 @@ use crate::control::{ControlError, ErrorKind, node_access::NodeAccess};
 
 /// How long what another node said of its pulls is good for.
 const GOOD: Duration = Duration::from_millis(500);
+/// How long what another node said of its cards is good for: as long as it takes them to be looked at again.
+const CARDS_GOOD: Duration = Duration::from_secs(3);
 /// How long somebody who asked for a node's pulls is taken to look on.
 const WANTED: Duration = Duration::from_secs(5);
 /// Longest wait for what others say of their pulls, and most that are asked at a time.
@@ -84,6 +87,28 @@ impl FarPulls {
         if let Some(told) = known.get_mut(&node) {
             (told.at, told.pulls) = (Some(Instant::now()), pulls);
         }
+    }
+}
+
+/// The cards of other nodes, as they told a moment ago. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct FarCards(Arc<Mutex<BTreeMap<NodeId, ToldCards>>>);
+
+/// When a node told, and what.
+type ToldCards = (Instant, Vec<GpuFacts>);
+
+impl FarCards {
+    /// What a node said of its cards, if that is good still.
+    pub(super) fn of(&self, node: NodeId) -> Option<Vec<GpuFacts>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&node).filter(|(at, _)| at.elapsed() < CARDS_GOOD).map(|(_, cards)| cards.clone())
+    }
+
+    /// Notes what a node said, and forgets what is of no use any more.
+    pub(super) fn note(&self, node: NodeId, cards: &[GpuFacts]) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, (at, _)| at.elapsed() < CARDS_GOOD);
+        known.insert(node, (Instant::now(), cards.to_vec()));
     }
 }
 

@@ -91,8 +91,12 @@ impl Ops {
             if self.node.node_id() == Some(node.id) {
                 return Some((node.id, self.node.gpus()));
             }
+            if let Some(cards) = self.far_cards.of(node.id) {
+                return Some((node.id, cards));
+            }
             let access = self.access(node.id, &node.name).ok()?;
             let facts = tokio::time::timeout(PATIENCE, access.facts()).await.ok()?.ok()?;
+            self.far_cards.note(node.id, &facts.gpus);
             Some((node.id, facts.gpus))
         };
         let ready = nodes.iter().filter(|node| !node.inventory.gpus.is_empty() && node.health == NodeHealth::Ready);

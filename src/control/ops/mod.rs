@@ -14,6 +14,7 @@ mod files;
 pub mod gpus;
 mod identify;
 pub mod images;
+mod logging;
 pub mod logs;
 pub mod members;
 pub mod mesh;
@@ -22,6 +23,7 @@ mod placement;
 mod rebalance;
 pub mod registries;
 mod secrets;
+mod series;
 mod sessions;
 pub mod usage;
 mod users;
@@ -57,7 +59,7 @@ use super::{
     belonging::Belong,
     node_access::{OtherNodes, OwnNode},
 };
-use far::FarPulls;
+use far::{FarCards, FarPulls};
 
 use crate::{
     backup::Backups,
@@ -73,6 +75,7 @@ pub struct Ops {
     node: Arc<dyn OwnNode>,
     others: Option<Arc<dyn OtherNodes>>,
     far_pulls: FarPulls,
+    far_cards: FarCards,
     backups: Option<Backups>,
     belonging: Option<Arc<dyn Belong>>,
     key: Option<RequestId>,
@@ -89,6 +92,7 @@ impl Ops {
             node,
             others: None,
             far_pulls: FarPulls::default(),
+            far_cards: FarCards::default(),
             backups: None,
             belonging: None,
             key: None,

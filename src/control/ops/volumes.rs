@@ -55,6 +55,11 @@ pub struct NewVolume {
 }
 
 impl Ops {
+    /// The name of every volume, in order.
+    pub async fn volume_names(&self) -> Result<Vec<Name>, ControlError> {
+        Ok(self.state.read(VolumeRow::names).await?)
+    }
+
     /// Every volume, by name.
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, ControlError> {
         let volumes = self.state.read(query_volumes).await?;

@@ -26,6 +26,7 @@ use toft_model::{
     name::Name,
     node::{DiskFacts, Inventory, NodeFacts, Temperature},
     pull::PullProgress,
+    series::{Line, Measure, Series, Span, Subject},
     state::{PutMode, WorkloadView},
     usage::{Process, Room, Usage},
     workload::{PortSpec, WorkloadSpec},
@@ -49,6 +50,7 @@ use crate::{
             exec::{ExecRefused, ExecSession, NodeExec},
             files::{ArchiveBytes, NodeFiles, PathInside},
             mesh::NodeMesh,
+            series::NodeSeries,
             usage::{NodeUsage, RunningInstance},
             volumes::{BackupStream, NodeVolumes, RestoredVolume, VolumeFacts, VolumeHere},
         },
@@ -162,6 +164,17 @@ impl NodeUsage for FakeNode {
 }
 
 #[async_trait]
+impl NodeSeries for FakeNode {
+    async fn series(&self, subject: Subject, span: Span) -> Result<Series, ControlError> {
+        let count = 12;
+        let mean: Vec<Option<f32>> = (0..count).map(|place| (place != 1).then_some(place as f32 + 0.5)).collect();
+        let line = |measure: &Measure| Line { measure: *measure, mean: mean.clone(), peak: mean.clone() };
+        let lines = subject.measures().iter().map(line).collect();
+        Ok(Series { since_ms: span.since_ms, step_ms: (span.until_ms - span.since_ms) / 12, lines })
+    }
+}
+
+#[async_trait]
 impl NodeFiles for FakeNode {
     async fn file_stat(&self, _: PathInside) -> Result<FileStat, ControlError> {
         Err(ControlError::new(ErrorKind::Conflict, "nothing runs here"))
@@ -205,8 +218,12 @@ impl NodeAccess for FakeNode {
     ) -> Result<LogLines, ControlError> {
         let mut written = self.written.lock().unwrap();
         let Output { lines, followers } = written.entry(instance).or_default();
-        let mut past: Vec<_> =
-            lines.iter().filter(|line| query.since_ns.is_none_or(|since| line.at_ns >= since)).cloned().collect();
+        let grep = query.grep.as_deref().map(|grep| regex::Regex::new(grep).unwrap());
+        let wanted = |line: &&LogLine| {
+            query.since_ns.is_none_or(|since| line.at_ns >= since)
+                && grep.as_ref().is_none_or(|grep| grep.is_match(&line.text))
+        };
+        let mut past: Vec<_> = lines.iter().filter(wanted).cloned().collect();
         past.drain(..past.len().saturating_sub(query.tail.unwrap_or(usize::MAX)));
         let past = stream::iter(past.into_iter().map(Ok));
         if !query.follow {

@@ -76,7 +76,9 @@ pub(super) fn links(html: &str) -> BTreeSet<Link> {
         let posts = attributes.iter().any(|(name, value)| name == "method" && value == "post");
         for (name, target) in &attributes {
             let post = match name.as_str() {
-                "href" | "src" | "hx-get" | "sse-connect" | "data-follow" | "data-usage-from" => false,
+                "href" | "src" | "hx-get" | "data-live-from" | "data-charts" | "data-follow" | "data-usage-from" => {
+                    false
+                }
                 "hx-post" => true,
                 "action" => posts,
                 other => {
@@ -135,6 +137,18 @@ async fn every_address_in_every_page_is_answered() {
         "/live/workloads/web",
         "/live/workloads/web/usage",
         "/live/nodes/attic",
+        "/live/nodes",
+        "/live/gpus",
+        "/live/mesh",
+        "/live/events",
+        "/live/volumes",
+        "/charts/nodes/attic",
+        "/charts/workloads/web",
+        "/workloads/web/edit",
+        "/workloads/web/shell",
+        "/nodes/attic/drain",
+        "/find",
+        "/settings",
         "/workloads/web/logs",
         "/images/remove",
         "/secrets/new",

@@ -14,7 +14,12 @@ use crate::control::{ControlError, ErrorKind, node_access::ImagePull, ops::now_m
 async fn an_empty_appliance_tells_the_next_step() {
     let house = House::new().await;
     house.get("/workloads").await.shows("No workloads yet").shows("href=\"/run?demo\"");
-    house.get("/").await.shows("Nothing runs yet").shows("attic").shows("64 GiB").shows("10.210.0.0/24");
+    house.get("/").await.shows("Nothing runs yet").shows("attic").shows("64 GiB");
+    house.get("/nodes/attic").await.shows("10.210.0.0/24");
+    house.get("/nodes").await.shows("attic").shows("ready").shows("Add a node");
+    house.get("/gpus").await.shows("No GPUs").shows("toft doctor");
+    house.get("/events").await.shows("runs toft").hides("Nothing has happened");
+    house.get("/settings").await.shows("Make a line to paste");
     house.get("/images").await.shows("toft image import");
     house.get("/run?demo").await.shows("value=\"toft/demo\"").shows("18080:8080");
     house.get("/run?image=nginx").await.shows("value=\"nginx\"");

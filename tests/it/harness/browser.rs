@@ -2,7 +2,7 @@
 //! it.
 
 use std::{
-    net::{SocketAddr, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -15,28 +15,31 @@ use super::{
     machine::wait_until,
 };
 
-const DRIVER_PORT: u16 = 19_515;
 /// Key of an element's reference in WebDriver's answers.
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
 
 /// The browser; it ends when this is dropped.
 pub struct Browser {
     driver: Child,
+    port: u16,
     session: String,
 }
 
 impl Browser {
     /// Starts one whose profile lies in `profile`.
     pub fn start(profile: &Path, scripts: bool) -> Self {
+        let free = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
         let driver = Command::new("chromedriver")
-            .arg(format!("--port={DRIVER_PORT}"))
+            .arg(format!("--port={port}"))
             .env("HOME", profile)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("chromedriver is installed (package chromium-driver)");
-        let mut browser = Self { driver, session: String::new() };
-        wait_until("the driver answers", || call("GET", "/status", &Value::Null).ok());
+        let mut browser = Self { driver, port, session: String::new() };
+        wait_until("the driver answers", || call(port, "GET", "/status", &Value::Null).ok());
         let data = format!("--user-data-dir={}", profile.join("chromium").display());
         let flags = [
             "--headless",
@@ -55,12 +58,12 @@ impl Browser {
         let preferences = json!({ "profile.managed_default_content_settings.javascript": if scripts { 1 } else { 2 } });
         let options = json!({ "args": flags, "prefs": preferences });
         let wanted = json!({ "capabilities": { "alwaysMatch": { "goog:chromeOptions": options, "goog:loggingPrefs": { "browser": "ALL" } } } });
-        browser.session = call("POST", "/session", &wanted).unwrap()["sessionId"].as_str().unwrap().to_owned();
+        browser.session = call(port, "POST", "/session", &wanted).unwrap()["sessionId"].as_str().unwrap().to_owned();
         browser
     }
 
     fn ask(&self, method: &str, path: &str, body: &Value) -> Result<Value, String> {
-        call(method, &format!("/session/{}{path}", self.session), body)
+        call(self.port, method, &format!("/session/{}{path}", self.session), body)
     }
 
     /// Opens an address.
@@ -127,6 +130,51 @@ impl Browser {
         self.ask("POST", "/refresh", &json!({})).unwrap();
     }
 
+    /// Shows pages at so many pixels, in the light or the dark theme.
+    pub fn look_like(&self, (width, height): (u32, u32), dark: bool) {
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
+        self.devtools("Emulation.setDeviceMetricsOverride", &size);
+        let theme = if dark { "dark" } else { "light" };
+        let feature = json!({ "name": "prefers-color-scheme", "value": theme });
+        self.devtools("Emulation.setEmulatedMedia", &json!({ "features": [feature] }));
+    }
+
+    fn devtools(&self, command: &str, params: &Value) -> Value {
+        self.ask("POST", "/goog/cdp/execute", &json!({ "cmd": command, "params": params })).unwrap()
+    }
+
+    /// What a script gives that runs in the page: the body of a function.
+    pub fn run(&self, script: &str) -> Value {
+        self.ask("POST", "/execute/sync", &json!({ "script": script, "args": [] })).unwrap()
+    }
+
+    /// What a script gives later, by calling the last of its arguments.
+    pub fn run_later(&self, script: &str) -> Value {
+        self.ask("POST", "/execute/async", &json!({ "script": script, "args": [] })).unwrap()
+    }
+
+    /// Presses keys, wherever the page has its focus.
+    pub fn press(&self, keys: &str) {
+        let key = |key: char| {
+            let key = key.to_string();
+            [json!({ "type": "keyDown", "value": key }), json!({ "type": "keyUp", "value": key })]
+        };
+        let steps: Vec<Value> = keys.chars().flat_map(key).collect();
+        let actions = json!({ "actions": [{ "type": "key", "id": "keyboard", "actions": steps }] });
+        self.ask("POST", "/actions", &actions).unwrap();
+    }
+
+    /// The page as a picture: `png` or `webp`.
+    pub fn picture(&self, format: &str) -> Vec<u8> {
+        let quality = if format == "webp" { json!(80) } else { Value::Null };
+        let asked = match quality {
+            Value::Null => json!({ "format": format }),
+            quality => json!({ "format": format, "quality": quality }),
+        };
+        let made = self.devtools("Page.captureScreenshot", &asked);
+        base64::Engine::decode(&base64::prelude::BASE64_STANDARD, made["data"].as_str().unwrap()).unwrap()
+    }
+
     /// What the console complained about since the last call.
     pub fn complaints(&self) -> Vec<String> {
         let entries = self.ask("POST", "/se/log", &json!({ "type": "browser" })).unwrap();
@@ -144,8 +192,8 @@ impl Drop for Browser {
     }
 }
 
-fn call(method: &str, path: &str, body: &Value) -> Result<Value, String> {
-    let address = SocketAddr::from(([127, 0, 0, 1], DRIVER_PORT));
+fn call(port: u16, method: &str, path: &str, body: &Value) -> Result<Value, String> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).map_err(|e| e.to_string())?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };

@@ -3,9 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod appliance;
+pub mod axe;
 pub mod browser;
 pub mod census;
 pub mod containerd;
+pub mod dev;
 pub mod dice;
 pub mod http;
 pub mod image;

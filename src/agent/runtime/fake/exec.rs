@@ -1,5 +1,6 @@
 //! Processes inside the fake's containers. `sh -c` with `echo WORDS`, `echo WORDS >&2`, `cat`, `sleep N` and `exit N` in a
-//! row mean what they say; everything else runs until a signal ends it.
+//! row mean what they say; where every image is there, a terminal without a script gets a prompt that repeats what is typed;
+//! everything else runs until a signal ends it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +47,10 @@ impl ExecRuntime for FakeRuntime {
         let mut code = process.code.subscribe();
         let streams =
             Streams { input: keyboard.map(|keyboard| Box::new(keyboard) as _), output: screen, errors: complaints };
-        let script = script(&order.command);
+        let mut script = script(&order.command);
+        if order.terminal.is_some() && order.stdin && self.state().has_every_image && script.ends_with("exec sh") {
+            script = "prompt".to_owned();
+        }
         let running = Arc::clone(&process);
         tokio::spawn(async move {
             tokio::select! {
@@ -84,6 +88,7 @@ impl Streams {
             match word {
                 "echo" => self.echo(rest).await,
                 "cat" => self.cat().await,
+                "prompt" => return self.prompt().await,
                 "sleep" => tokio::time::sleep(Duration::from_secs_f64(rest.parse().unwrap_or(1.0))).await,
                 "exit" => return rest.parse().unwrap_or(0),
                 _ => std::future::pending().await,
@@ -100,6 +105,36 @@ impl Streams {
             Some(errors) if complains => errors.write_all(format!("{words}\n").as_bytes()).await,
             Some(_) => self.output.write_all(format!("{words}\n").as_bytes()).await,
         };
+    }
+
+    /// Shows a prompt, and repeats each line; `exit` ends it.
+    async fn prompt(&mut self) -> i32 {
+        const PROMPT: &[u8] = b"\x1b[32mmade-up\x1b[0m:/# ";
+        let Some(input) = &mut self.input else { return 0 };
+        let (mut line, mut bytes) = (String::new(), [0; 64]);
+        let mut told = self.output.write_all(PROMPT).await;
+        while let (Ok(()), Ok(length @ 1..)) = (&told, input.read(&mut bytes).await) {
+            for byte in &bytes[..length] {
+                told = match byte {
+                    b'\r' if line.trim() == "exit" => return 0,
+                    b'\r' => {
+                        let said = match line.trim() {
+                            "" => String::new(),
+                            line => format!("{line}\r\n"),
+                        };
+                        line.clear();
+                        self.output.write_all(&[b"\r\n", said.as_bytes(), PROMPT].concat()).await
+                    }
+                    0x7f if line.pop().is_some() => self.output.write_all(b"\x08 \x08").await,
+                    byte if byte.is_ascii_graphic() || *byte == b' ' => {
+                        line.push(char::from(*byte));
+                        self.output.write_all(&[*byte]).await
+                    }
+                    _ => Ok(()),
+                };
+            }
+        }
+        0
     }
 
     async fn cat(&mut self) {

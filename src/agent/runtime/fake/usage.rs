@@ -1,12 +1,16 @@
-//! What the fake's containers use: each half a core and 16 MiB, in one process.
+//! What the fake's containers use: each half a core and 16 MiB, in one process. Where every image is there, on machines
+//! that are looked at, they are as restless as real ones.
 
 use async_trait::async_trait;
 use toft_model::{ids::InstanceId, usage::Process};
 
 use super::{Call, FakeContainer, FakeRuntime};
-use crate::agent::runtime::{
-    RuntimeError, TaskState,
-    usage::{Counters, RunningTask, UsageRuntime},
+use crate::agent::{
+    made_up::Work,
+    runtime::{
+        RuntimeError, TaskState,
+        usage::{Counters, RunningTask, UsageRuntime},
+    },
 };
 
 const MEMORY_BYTES: u64 = 16 << 20;
@@ -17,6 +21,21 @@ impl FakeContainer {
         let runs = self.task == TaskState::Running { pid };
         let started = self.started.filter(|_| runs)?;
         Some(u64::try_from(started.elapsed().as_nanos() / 2).unwrap_or(u64::MAX))
+    }
+}
+
+/// Makes the counters of a container restless; it took `cpu_ns` in half a core.
+fn restless(id: InstanceId, counters: Counters) -> Counters {
+    let work = Work::of(&id.to_string());
+    let now_ms = jiff::Timestamp::now().as_millisecond();
+    let ran_ms = i64::try_from(counters.cpu_ns / 500_000).unwrap_or(0);
+    let since = |wave: &crate::agent::made_up::Wave| wave.between(now_ms - ran_ms, now_ms) as u64;
+    Counters {
+        cpu_ns: (work.cores.between(now_ms - ran_ms, now_ms) * 1e9) as u64,
+        memory_bytes: work.memory.at(now_ms) as u64,
+        network: Some((since(&work.network.0), since(&work.network.1))),
+        block: Some((since(&work.disk.0), since(&work.disk.1))),
+        ..counters
     }
 }
 
@@ -36,7 +55,7 @@ impl UsageRuntime for FakeRuntime {
                 pids: 1,
                 pressure: None,
             };
-            Some((task.id, counters))
+            Some((task.id, if state.has_every_image { restless(task.id, counters) } else { counters }))
         };
         Ok(tasks.iter().filter_map(counters).collect())
     }

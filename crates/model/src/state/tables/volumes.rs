@@ -122,6 +122,12 @@ impl VolumeRow {
         Ok(())
     }
 
+    /// The name of every volume, in order.
+    pub fn names(connection: &Connection) -> rusqlite::Result<Vec<Name>> {
+        let mut names = connection.prepare_cached("SELECT name FROM volumes ORDER BY name")?;
+        names.query_map([], |row| super::name(row, 0))?.collect()
+    }
+
     /// Every volume, by name.
     pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
         connection

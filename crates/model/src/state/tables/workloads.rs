@@ -52,6 +52,12 @@ impl WorkloadRow {
         })
     }
 
+    /// The name of every workload, in order.
+    pub fn names(connection: &Connection) -> rusqlite::Result<Vec<Name>> {
+        let mut names = connection.prepare_cached("SELECT name FROM workloads ORDER BY name")?;
+        names.query_map([], |row| super::name(row, 0))?.collect()
+    }
+
     /// Every workload, by name.
     pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
         connection

@@ -1,0 +1,241 @@
+"""`dashboard`: how long the server takes for every page, what a first look and a change cost on the way, and what 500 open
+dashboards cost while nothing happens. The machines are made up (`toft dev`); everything above them is real."""
+
+import argparse
+import gzip
+import http.client
+import json
+import os
+import re
+import selectors
+import socket
+import time
+
+import report
+from processes import BenchError, daemon, end, quietly, wait_until
+from unix_http import ask
+
+PAGES = ["/", "/workloads", "/workloads/w-0007", "/workloads/w-0007/history", "/workloads/w-0007/edit", "/nodes", "/nodes/node-3",
+         "/gpus", "/gpus/node-3/0", "/mesh", "/events", "/images", "/volumes", "/secrets", "/settings", "/run", "/find?q=w-00"]
+LIVE = ["/live/overview", "/live/workloads", "/live/gpus", "/live/nodes", "/live/events", "/live/workloads/w-0007"]
+STEP_SECONDS = 1200
+WARM = 10
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--toft", required=True)
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--out")
+    parser.add_argument("--nodes", type=int, default=72)
+    parser.add_argument("--workloads", type=int, default=1_000)
+    parser.add_argument("--open", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--runs", type=int, default=0)
+    options = parser.parse_args()
+    try:
+        result = run(options)
+    except BenchError as error:
+        raise SystemExit(f"bench: {error}") from error
+    if options.out:
+        report.write(options.out, result)
+
+
+def run(options):
+    cluster = Cluster(options)
+    about = report.machine([quietly([options.toft, "--version"]).strip()], options.profile)
+    try:
+        cluster.start()
+        cluster.fill()
+        time.sleep(5)
+        quiet = cluster.cpu_percent(options.seconds or 30)
+        pages = {page: cluster.page(page, options.runs or 300) for page in PAGES}
+        first = cluster.first_look("/")
+        updates = {stream: cluster.update(stream) for stream in LIVE}
+        opened = cluster.open_many(options.open, options.seconds or 60)
+    finally:
+        cluster.end()
+    result = {"bench": "dashboard", "machine": about, "nodes": cluster.nodes, "gpus": cluster.gpus, "workloads": options.workloads,
+              "pages": pages, "first_look_bytes": first, "update_bytes": updates, "idle_cpu_percent": quiet,
+              "open": options.open, "open_cpu_percent": opened}
+    show(result)
+    return result
+
+
+class Cluster:
+    def __init__(self, options):
+        self.options = options
+        self.process = None
+        self.log = os.path.join(options.work, "dev.log")
+        self.socket = os.path.join(options.work, "dev", "node-1", "toft.sock")
+        self.nodes = self.gpus = 0
+
+    def start(self):
+        argv = [self.options.toft, "dev", "--nodes", str(self.options.nodes), "--bind", "127.0.0.1:0", "--data-dir",
+                os.path.join(self.options.work, "dev")]
+        self.process = daemon(argv, self.log)
+        wait_until(lambda: self.ask("GET", "/api/v1/nodes"), "the first node")
+        wait_until(lambda: self.ready() == self.options.nodes, "all nodes", seconds=STEP_SECONDS, pause=0.5)
+        self.nodes = self.options.nodes
+        self.gpus = len(self.all("/api/v1/gpus"))
+
+    def ready(self):
+        return sum(node["state"] == "ready" for node in self.all("/api/v1/nodes"))
+
+    def ask(self, method, target, body=None):
+        if self.process.poll() is not None:
+            with open(self.log, errors="replace") as file:
+                raise BenchError(f"the made-up cluster ended by itself: {file.read()[-2000:]}")
+        status, answer = ask(self.socket, method, target, body)
+        if status == 0:
+            return None
+        if status >= 300:
+            raise BenchError(f"{method} {target}: {status} {answer[:500]}")
+        return json.loads(answer) if answer else {}
+
+    def all(self, target):
+        items, after = [], None
+        while True:
+            page = self.ask("GET", f"{target}?limit=1000" + (f"&after={after}" if after else "")) or {"items": []}
+            items += page["items"]
+            after = page.get("next")
+            if after is None:
+                return items
+
+    def fill(self):
+        """Workloads of one instance each; every tenth wants a share of a card, every fiftieth waits in vain."""
+        for number in range(self.options.workloads):
+            spec = {"name": f"w-{number:04}", "image": f"ghcr.io/bench/app-{number % 40}:1.{number % 9}"}
+            if number % 10 == 3:
+                spec["gpus"] = "vram=4GiB"
+            if number % 50 == 49:
+                spec["resources"] = {"memory_bytes": 1 << 45}
+            self.ask("POST", "/api/v1/workloads", spec)
+        wanted = self.options.workloads - self.options.workloads // 50
+        wait_until(lambda: self.running() >= wanted * 0.98, "the workloads", seconds=STEP_SECONDS, pause=1)
+
+    def running(self):
+        return sum(item["running"] for item in self.all("/api/v1/workloads"))
+
+    def page(self, path, runs):
+        """Milliseconds from request to the last byte, on one connection; and the size on the way."""
+        connection = http.client.HTTPConnection("localhost", timeout=60)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.connect(self.socket)
+        times, size, packed = [], 0, 0
+        for number in range(runs + WARM):
+            begun = time.perf_counter()
+            connection.request("GET", path, headers={"Accept-Encoding": "gzip", "Host": "localhost"})
+            answer = connection.getresponse()
+            body = answer.read()
+            spent = (time.perf_counter() - begun) * 1000
+            if answer.status != 200:
+                raise BenchError(f"{path}: {answer.status}")
+            if number >= WARM:
+                times.append(spent)
+            packed = len(body)
+            size = len(gzip.decompress(body)) if answer.headers.get("Content-Encoding") == "gzip" else len(body)
+        connection.close()
+        times.sort()
+        rank = lambda part: round(times[min(len(times) - 1, int(len(times) * part))], 2)
+        return {"p50_ms": rank(0.5), "p99_ms": rank(0.99), "bytes": size, "packed_bytes": packed}
+
+    def fetch(self, path):
+        connection = http.client.HTTPConnection("localhost", timeout=60)
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.connect(self.socket)
+        connection.request("GET", path, headers={"Accept-Encoding": "gzip", "Host": "localhost"})
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        text = gzip.decompress(body) if answer.headers.get("Content-Encoding") == "gzip" else body
+        return len(body), text.decode(errors="replace")
+
+    def first_look(self, path):
+        """Bytes on the way for a page and all that it names."""
+        total, text = self.fetch(path)
+        for name in set(re.findall(r'(?:src|href)="(/static/[^"]+)"', text)):
+            total += self.fetch(name)[0]
+        return total
+
+    def stream(self, path):
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.connect(self.socket)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+        connection.settimeout(20)
+        return connection
+
+    def update(self, path):
+        """Bytes of what one change of one workload sends to a page that is open."""
+        connection = self.stream(path)
+        self.drain(connection, 2)
+        self.ask("POST", "/api/v1/workloads/w-0007/stop")
+        changed = self.drain(connection, 1.5)
+        self.ask("POST", "/api/v1/workloads/w-0007/start")
+        self.drain(connection, 2)
+        connection.close()
+        return changed
+
+    def drain(self, connection, seconds):
+        """Reads until nothing comes for so long; gives the largest burst between two pauses."""
+        connection.settimeout(0.2)
+        until, size, largest = time.monotonic() + seconds, 0, 0
+        while time.monotonic() < until:
+            try:
+                size += len(connection.recv(1 << 20))
+            except TimeoutError:
+                largest, size = max(largest, size), 0
+        return max(largest, size)
+
+    def open_many(self, count, seconds):
+        """CPU in percent of a core while so many dashboards are open and nothing happens."""
+        selector = selectors.DefaultSelector()
+        streams = [self.stream(LIVE[number % len(LIVE)]) for number in range(count)]
+        for stream in streams:
+            stream.setblocking(False)
+            selector.register(stream, selectors.EVENT_READ)
+
+        def read(span):
+            until = time.monotonic() + span
+            while time.monotonic() < until:
+                for key, _ in selector.select(timeout=0.5):
+                    if not key.fileobj.recv(1 << 20):
+                        raise BenchError("a stream ended by itself")
+
+        read(10)
+        before, begun = self.cpu_seconds(), time.monotonic()
+        read(seconds)
+        percent = (self.cpu_seconds() - before) / (time.monotonic() - begun) * 100
+        for stream in streams:
+            stream.close()
+        return round(percent, 2)
+
+    def cpu_seconds(self):
+        with open(f"/proc/{self.process.pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def cpu_percent(self, seconds):
+        before, begun = self.cpu_seconds(), time.monotonic()
+        time.sleep(seconds)
+        return round((self.cpu_seconds() - before) / (time.monotonic() - begun) * 100, 2)
+
+    def end(self):
+        if self.process is not None:
+            end(self.process)
+
+
+def show(result):
+    print(f"{result['nodes']} nodes, {result['gpus']} GPUs, {result['workloads']} workloads")
+    print(f"{'page':28} {'p50 ms':>8} {'p99 ms':>8} {'KB':>8} {'packed':>8}")
+    for page, told in result["pages"].items():
+        print(f"{page:28} {told['p50_ms']:8.2f} {told['p99_ms']:8.2f} {told['bytes'] / 1000:8.1f} {told['packed_bytes'] / 1000:8.1f}")
+    print(f"first look at the overview: {result['first_look_bytes'] / 1000:.1f} KB on the way")
+    for stream, size in result["update_bytes"].items():
+        print(f"one change on {stream}: {size} bytes")
+    print(f"CPU with none open: {result['idle_cpu_percent']} % of a core, with {result['open']} open: {result['open_cpu_percent']} %")
+
+
+if __name__ == "__main__":
+    main()
