@@ -92,6 +92,11 @@ impl Actor {
 
     /// Refuses a specification that a grant does not give.
     pub fn need_for(&self, wanted: &WorkloadSpec, is: Option<&WorkloadSpec>) -> Result<(), ControlError> {
+        let same = |is: &WorkloadSpec| WorkloadSpec { replicas: wanted.replicas, ..is.clone() } == *wanted;
+        if wanted.process.privileged && !self.is_admin() && !is.is_some_and(same) {
+            let error = self.refused("a privileged container has every right on its machine, which only an admin gives");
+            return Err(error.hint("ask an admin, or name what it needs: `cap_add`, `devices`").field("process.privileged"));
+        }
         if self.rights.role >= Role::Operator {
             return Ok(());
         }
@@ -171,6 +176,21 @@ mod tests {
         assert_eq!(viewer.need_for(&secret, None).unwrap_err().field.as_deref(), Some("secrets"));
         assert!(viewer.need_for(&secret, Some(&secret)).is_ok());
         assert!(actor(Role::Operator, &[]).need_for(&secret, Some(&outside)).is_ok());
+    }
+
+    #[test]
+    fn only_an_admin_gives_every_right() {
+        let spec = |text: &str| serde_json::from_str::<WorkloadSpec>(text).unwrap();
+        let privileged = spec(r#"{"name":"web","image":"demo","process":{"privileged":true}}"#);
+        let other = spec(r#"{"name":"web","image":"other","process":{"privileged":true}}"#);
+        let more = spec(r#"{"name":"web","image":"demo","replicas":3,"process":{"privileged":true}}"#);
+        let plain = spec(r#"{"name":"web","image":"demo"}"#);
+        let operator = actor(Role::Operator, &[]);
+        assert_eq!(operator.need_for(&privileged, None).unwrap_err().field.as_deref(), Some("process.privileged"));
+        assert!(operator.need_for(&privileged, Some(&plain)).is_err());
+        assert!(operator.need_for(&other, Some(&privileged)).is_err(), "nor puts another program into such a container");
+        assert!(operator.need_for(&more, Some(&privileged)).is_ok() && operator.need_for(&plain, Some(&privileged)).is_ok());
+        assert!(actor(Role::Admin, &[]).need_for(&privileged, None).is_ok() && Actor::root().need_for(&other, None).is_ok());
     }
 
     #[tokio::test]

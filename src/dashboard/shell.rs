@@ -18,6 +18,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use toft_model::{
     exec::{ExecInput, ExecOrder, TerminalSize},
+    identity::UserName,
     instance::InstanceState,
 };
 use tokio::time::timeout;
@@ -31,7 +32,7 @@ use super::{
     shells::{End, Shell},
     show,
 };
-use crate::control::{ControlError, ErrorKind};
+use crate::control::{ControlError, ErrorKind, actor};
 
 /// The best shell that the image has.
 const SHELL: &str = "command -v bash >/dev/null 2>&1 && exec bash; exec sh";
@@ -132,17 +133,19 @@ pub(super) async fn socket(
         let error = ControlError::new(ErrorKind::Invalid, "this address answers WebSocket connections only");
         return Err(error.hint("the page of the shell opens one").into());
     };
+    // What runs beside this request does not know who asks.
+    let who = actor::current().and_then(|actor| actor.user.clone());
     let upgrade = upgrade.max_message_size(MAX_MESSAGE_BYTES).max_frame_size(MAX_MESSAGE_BYTES);
-    Ok(upgrade.on_upgrade(move |socket| serve(socket, dashboard, asked.instance)))
+    Ok(upgrade.on_upgrade(move |socket| serve(socket, dashboard, asked.instance, who)))
 }
 
-async fn serve(mut socket: WebSocket, dashboard: Dashboard, instance: String) {
+async fn serve(mut socket: WebSocket, dashboard: Dashboard, instance: String, who: Option<UserName>) {
     let Ok(Some(Said::Begin { id, seen, columns, rows })) = timeout(HELLO, hear(&mut socket)).await else { return };
     let size = TerminalSize { columns: columns.max(1), rows: rows.max(1) };
-    let known = id.and_then(|id| Some((id, dashboard.shells.find(id, &instance)?)));
+    let known = id.and_then(|id| Some((id, dashboard.shells.find(id, &instance, who.as_ref())?)));
     let (id, shell, again) = match known {
         Some((id, shell)) => (id, shell, true),
-        None => match begin(&dashboard, &instance, size).await {
+        None => match begin(&dashboard, &instance, who, size).await {
             Ok((id, shell)) => (id, shell, false),
             Err(error) => {
                 let hint = error.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -165,7 +168,12 @@ async fn serve(mut socket: WebSocket, dashboard: Dashboard, instance: String) {
     let _ = socket.send(Message::Close(None)).await;
 }
 
-async fn begin(dashboard: &Dashboard, instance: &str, size: TerminalSize) -> Result<(Uuid, Arc<Shell>), ControlError> {
+async fn begin(
+    dashboard: &Dashboard,
+    instance: &str,
+    who: Option<UserName>,
+    size: TerminalSize,
+) -> Result<(Uuid, Arc<Shell>), ControlError> {
     let target = dashboard.ops.exec_target(instance).await?;
     let order = ExecOrder {
         command: ["sh", "-c", SHELL].map(str::to_owned).to_vec(),
@@ -176,7 +184,7 @@ async fn begin(dashboard: &Dashboard, instance: &str, size: TerminalSize) -> Res
         terminal: Some(size),
     };
     let session = dashboard.ops.exec(target, order).await.map_err(|refused| refused.error)?;
-    dashboard.shells.keep(instance.to_owned(), session, dashboard.shutdown.clone())
+    dashboard.shells.keep(instance.to_owned(), who, session, dashboard.shutdown.clone())
 }
 
 async fn relay(socket: &mut WebSocket, shell: &Shell, mut seen: u64) {

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use toft_model::exec::{ExecInput, ExecOutput};
+use toft_model::{
+    exec::{ExecInput, ExecOutput},
+    identity::UserName,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -37,6 +40,8 @@ pub(super) struct Shells(Arc<Mutex<HashMap<Uuid, Arc<Shell>>>>);
 pub(super) struct Shell {
     /// The instance it runs in.
     pub(super) instance: String,
+    /// Whoever began it; nobody else finds it.
+    owner: Option<UserName>,
     input: mpsc::Sender<ExecInput>,
     screen: Mutex<Screen>,
     moved: watch::Sender<u64>,
@@ -75,15 +80,17 @@ impl Shells {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The shell of that number in that instance.
-    pub(super) fn find(&self, id: Uuid, instance: &str) -> Option<Arc<Shell>> {
-        self.known().get(&id).filter(|shell| shell.instance == instance).cloned()
+    /// The shell of that number in that instance, if it is that user's; `None` is root.
+    pub(super) fn find(&self, id: Uuid, instance: &str, who: Option<&UserName>) -> Option<Arc<Shell>> {
+        let is = |shell: &&Arc<Shell>| shell.instance == instance && shell.owner.as_ref() == who;
+        self.known().get(&id).filter(is).cloned()
     }
 
     /// Keeps a process that was just started, until it ends, nobody looks at it for a while, or `cancel`.
     pub(super) fn keep(
         &self,
         instance: String,
+        owner: Option<UserName>,
         session: ExecSession,
         cancel: CancellationToken,
     ) -> Result<(Uuid, Arc<Shell>), ControlError> {
@@ -91,6 +98,7 @@ impl Shells {
         let id = Uuid::new_v4();
         let shell = Arc::new(Shell {
             instance,
+            owner,
             input,
             screen: Mutex::default(),
             moved: watch::Sender::new(0),
@@ -220,16 +228,17 @@ mod tests {
 
     #[tokio::test]
     async fn who_comes_again_sees_what_was_written_meanwhile() {
-        let shells = Shells::default();
+        let (shells, ann) = (Shells::default(), "ann".parse::<UserName>().ok());
         let (process, mut typed, screen) = session();
-        let (id, shell) = shells.keep("web-0".into(), process, CancellationToken::new()).unwrap();
+        let (id, shell) = shells.keep("web-0".into(), ann.clone(), process, CancellationToken::new()).unwrap();
         screen.send(ExecOutput::Stdout(b"one".to_vec())).await.unwrap();
         let first = shell.news(0).await;
         assert_eq!((first.bytes.as_slice(), first.total), (&b"one"[..], 3));
         drop(shell);
         screen.send(ExecOutput::Stderr(b"two".to_vec())).await.unwrap();
-        assert!(shells.find(id, "web-1").is_none(), "a shell is of its instance");
-        let shell = shells.find(id, "web-0").unwrap();
+        assert!(shells.find(id, "web-1", ann.as_ref()).is_none(), "a shell is of its instance");
+        assert!(shells.find(id, "web-0", None).is_none(), "and of whoever began it");
+        let shell = shells.find(id, "web-0", ann.as_ref()).unwrap();
         assert_eq!(shell.news(3).await.bytes, b"two");
         assert!(shell.send(ExecInput::Bytes(b"x".to_vec())).await);
         assert_eq!(typed.recv().await, Some(ExecInput::Bytes(b"x".to_vec())));
@@ -239,27 +248,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_kept_is_bounded_and_nobody_looking_ends_it() {
-        let shells = Shells::default();
+        let (shells, ann) = (Shells::default(), "ann".parse::<UserName>().ok());
         let (process, _typed, screen) = session();
-        let (id, shell) = shells.keep("web-0".into(), process, CancellationToken::new()).unwrap();
+        let (id, shell) = shells.keep("web-0".into(), ann.clone(), process, CancellationToken::new()).unwrap();
         let looking = shell.looked_at();
         for _ in 0..200 {
             screen.send(ExecOutput::Stdout(vec![b'x'; 8 << 10])).await.unwrap();
         }
         tokio::time::sleep(2 * ALONE).await;
-        assert!(shells.find(id, "web-0").is_some(), "somebody looks");
+        assert!(shells.find(id, "web-0", ann.as_ref()).is_some(), "somebody looks");
         let news = shell.news(0).await;
         assert!(news.bytes.len() <= 2 * KEPT_BYTES && news.total == 200 * (8 << 10), "{}", news.bytes.len());
         drop(looking);
         tokio::time::sleep(2 * ALONE).await;
-        assert!(shells.find(id, "web-0").is_none());
+        assert!(shells.find(id, "web-0", ann.as_ref()).is_none());
         for _ in 0..MOST {
             let (process, ..) = session();
-            shells.keep("web-0".into(), process, CancellationToken::new()).unwrap();
+            shells.keep("web-0".into(), ann.clone(), process, CancellationToken::new()).unwrap();
         }
         // Those have ended, for nobody holds their other side, and make room.
         tokio::time::sleep(LOOK).await;
         let (process, ..) = session();
-        assert!(shells.keep("web-0".into(), process, CancellationToken::new()).is_ok());
+        assert!(shells.keep("web-0".into(), ann.clone(), process, CancellationToken::new()).is_ok());
     }
 }
