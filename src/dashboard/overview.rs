@@ -17,7 +17,7 @@ use super::{
     error::PageError,
     gpus::CardLine,
     live,
-    present::{EventLine, Pill},
+    present::{EventLine, Moment, Pill},
     render, show,
     workloads::why,
 };
