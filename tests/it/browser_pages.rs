@@ -268,8 +268,11 @@ fn without_a_script_pages_say_the_same() {
         ("/events?kind=node", "node-3"),
         ("/mesh", "node-2"),
     ] {
-        browser.open(&format!("{plain}{path}"));
-        browser.wait_for_text("//main", words);
+        // Nothing is added to a page later; a busy node may not have told in time.
+        wait_until(path, || {
+            browser.open(&format!("{plain}{path}"));
+            browser.text("//main").filter(|text| text.contains(words))
+        });
     }
     browser.open(&format!("{plain}/nodes/node-3"));
     browser.follow("//main//a[normalize-space()='Drain']");
