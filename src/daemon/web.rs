@@ -51,6 +51,7 @@ pub(super) struct Web {
     source: Source,
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one in the whole process")]
 enum Source {
     Signed { site: Site, tls: TlsConfig, node: String, made: SiteCertificate },
     Own { files: (PathBuf, PathBuf), seen: [Option<(SystemTime, u64)>; 2] },

@@ -1,4 +1,4 @@
-//! The mesh of made-up machines: everybody meets everybody, but for one who is behind a router and is relayed.
+//! The mesh of made-up machines: everybody meets everybody, but for the first and the last, whom another relays.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -29,10 +29,10 @@ pub(super) fn made_up(state: Handle) -> impl Fn() -> MeshSeen + Send + Sync {
         members.sort_by(|a, b| a.1.as_str().len().cmp(&b.1.as_str().len()).then_with(|| a.1.cmp(&b.1)));
         let now_ms = jiff::Timestamp::now().as_millisecond();
         let place = members.iter().position(|member| member.2).unwrap_or(0);
-        // Of three or more the last is behind a router that lets only the first in.
+        // Of three or more the first and the last do not meet: the second relays.
         let relayed = |other: usize| {
             let last = members.len() - 1;
-            members.len() > 2 && (place == last || other == last) && place != 0 && other != 0
+            members.len() > 2 && ((place == 0 && other == last) || (place == last && other == 0))
         };
         let peer = |(other, (node_id, name, _)): (usize, &(NodeId, Name, bool))| {
             let pair = if place < other { (place, other) } else { (other, place) };
@@ -43,7 +43,7 @@ pub(super) fn made_up(state: Handle) -> impl Fn() -> MeshSeen + Send + Sync {
                 address: address(other),
                 endpoint: Some((IpAddr::V4(Ipv4Addr::new(192, 168, 1, 20 + other as u8)), PORT).into()),
                 path: Some(if relayed(other) { MeshPath::Relayed } else { MeshPath::Direct }),
-                via: relayed(other).then(|| members[0].0),
+                via: relayed(other).then(|| members[1].0),
                 handshake_age_ms: Some((now_ms + i64::from(other as u8) * 31_000).rem_euclid(120_000) as u64),
                 rx_bytes: traffic as u64,
                 tx_bytes: (traffic * 0.8) as u64,

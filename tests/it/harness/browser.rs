@@ -166,7 +166,7 @@ impl Browser {
 
     /// The page as a picture: `png` or `webp`.
     pub fn picture(&self, format: &str) -> Vec<u8> {
-        let quality = if format == "webp" { json!(80) } else { Value::Null };
+        let quality = if format == "webp" { json!(70) } else { Value::Null };
         let asked = match quality {
             Value::Null => json!({ "format": format }),
             quality => json!({ "format": format, "quality": quality }),

@@ -53,7 +53,11 @@ impl Draft {
     /// What is there before `command` is applied; `None` for commands that nobody asks for.
     pub(super) fn of(connection: &Connection, command: &Command) -> rusqlite::Result<Option<Self>> {
         let Some((action, what)) = what(command) else { return Ok(None) };
-        let before = picture(connection, &what)?;
+        // What is told of these is what was asked for.
+        let before = match what {
+            What::Noted { .. } | What::Moves(_) => None,
+            _ => picture(connection, &what)?,
+        };
         Ok(Some(Self { action, subject: subject(connection, &what)?, before }))
     }
 

@@ -383,6 +383,8 @@ proptest! {
         cluster.configure_placement(&format!(r#"{{"policy":"{policy}"}}"#));
         cluster.settle();
         let (plan, moves) = planned(&cluster, most);
+        let waits = |name: &&str| cluster.workload(name).is_some_and(|row| row.pending.is_some());
+        let somebody_waits = NAMES.iter().any(waits);
         prop_assert!(plan.moves.iter().all(|one| one.points >= 5.0 && one.cards > -1e-9), "{plan:?}");
         let before = up(&cluster);
         order(&mut cluster, moves.clone());
@@ -390,12 +392,11 @@ proptest! {
         prop_assert_eq!(fewest, before, "a copy was missing meanwhile");
         prop_assert!(extra <= 1, "several copies of a workload moved at once");
         prop_assert!(still(&cluster).is_empty());
-        let waited = plan.fits.len();
         for (told, moved) in plan.moves.iter().zip(&moves) {
             let (name, ordinal) = told.instance.rsplit_once('-').unwrap();
             let place = places(&cluster, name).remove(ordinal.parse::<usize>().unwrap());
-            // Who waits may take the room first.
-            prop_assert!(node_id(&place) == moved.to || waited > 0, "{} is on {place}: {:?}", told.instance, cluster.story());
+            // Who waits may take the room first, also room that only some of the moves leave.
+            prop_assert!(node_id(&place) == moved.to || somebody_waits, "{} is on {place}: {:?}", told.instance, cluster.story());
         }
     }
 }

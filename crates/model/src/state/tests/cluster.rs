@@ -364,9 +364,15 @@ impl Cluster {
     /// The rules that hold after every command.
     fn assert_sound(&self) {
         let workloads = WorkloadRow::all(&self.connection).unwrap();
+        let nodes = NodeRow::all(&self.connection).unwrap();
+        // A copy on a node that is down ends there when it is back.
+        let lost = |instance: &InstanceRow| {
+            let node = nodes.iter().find(|node| node.id == instance.node_id);
+            node.is_some_and(|node| matches!(node.health, NodeHealth::Down | NodeHealth::Fenced))
+        };
         let mut claims = HashSet::new();
         let mut ordinals = HashSet::new();
-        let mut live = HashMap::<_, u32>::new();
+        let (mut live, mut heard) = (HashMap::<_, u32>::new(), HashMap::<_, u32>::new());
         let mut cards = HashMap::<_, (u32, u32)>::new();
         for instance in self.instances() {
             let workload = workloads.iter().find(|workload| workload.id == instance.workload_id);
@@ -376,9 +382,11 @@ impl Cluster {
             let beside = workload.is_some_and(|workload| starts_first(&workload.spec));
             assert!(alone || beside || self.configured, "an ordinal exists twice");
             if instance.desired != Desired::Removed {
+                let heard = heard.entry(copy).or_insert(0);
+                *heard += u32::from(!lost(&instance));
+                assert!(*heard <= 2, "an ordinal has more than one successor");
                 let count = live.entry(copy).or_insert(0);
                 *count += 1;
-                assert!(*count <= 2, "an ordinal has more than one successor");
                 let exclusive = workload.is_some_and(|workload| workload.spec.exclusive);
                 // One of an older specification may not know yet that it is exclusive.
                 assert!(*count == 1 || !exclusive || !instance.container.exclusive, "what is exclusive exists twice");
