@@ -180,7 +180,7 @@ fn a_full_disk_of_the_leader_holds_up_nobody_else_and_loses_nothing() {
     lan.until_voters(3);
     lan.until_ready(&[0, 1, 2]);
     lan.nodes[0].good("run -n web --replicas 3 -p 18080:8080 toft/demo");
-    assert_eq!(running_on(&lan.nodes[1], "web").unwrap(), ["a", "b", "c"]);
+    wait_until("three of it run", || (running_on(&lan.nodes[1], "web")? == ["a", "b", "c"]).then_some(()));
     wait_until("the first one leads", || (lan.leader_among(&[0, 1, 2]) == 0).then_some(()));
     let ballast = fill(&lan.nodes[0]);
 

@@ -106,7 +106,7 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
         lan.until_ready(&[0, 1]);
         for (i, toft) in lan.nodes[..3].iter().enumerate() {
             toft.good(&format!("run -n web-{leader}-{i} --replicas 2 toft/demo"));
-            assert_eq!(running_on(toft, &format!("web-{leader}-{i}")).unwrap(), ["a", "b"]);
+            assert_eq!(running_on(toft, &format!("web-{leader}-{i}")).unwrap().len(), 2);
             toft.good(&format!("volume create data-{leader}-{i} --node b"));
         }
         let before = [0, 1, 2].map(|i| applied(&lan.nodes[i]).unwrap());

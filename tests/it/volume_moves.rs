@@ -178,11 +178,19 @@ fn a_volume_does_not_come_to_a_disk_that_is_full_or_fills_up_and_stays_as_it_was
     assert!(failed.contains("no space left on its disk") || failed.contains("are free there"), "{failed}");
     stays(&trio, &before);
     assert!(trio.nodes[2].good("events").contains("could not be moved to node n1, and stays"));
+    drop(ballast);
     fs::remove_file(disk.join("ballast")).unwrap();
     trio.nodes[1].machine.run("nft", &["delete table ip slow"]);
     let told = trio.nodes[2].good("volume move data --to n1");
     assert!(told.contains("data lies on n1"), "{told}");
     trio.nodes[1].instance_until("counter", "runs there", |one| one["state"] == "running" && one["node"] == "n1");
+}
+
+/// Runs what mounts a volume, for its folder is made then.
+fn use_it(trio: &Trio, name: &str) {
+    let (user, mount) = (format!("of-{name}"), format!("{name}:/data"));
+    let wait = "while :; do sleep 0.2; done";
+    trio.nodes[0].toft(&["run", "-n", &user, "--network", "none", "-v", &mount, "busybox", "sh", "-c", wait]).good();
 }
 
 #[test]
@@ -193,11 +201,13 @@ fn moves_that_wait_for_a_node_hold_up_no_other() {
         trio.nodes[0].good(&format!("volume create {name} --node n0"));
         let noise: Vec<u8> =
             std::iter::repeat_with(|| dice.below(u64::MAX).to_le_bytes()).take((48 << 20) / 8).flatten().collect();
+        use_it(&trio, name);
         let folder = data(&trio.nodes[0], name);
         wait_until("its folder", || folder.exists().then_some(()));
         fs::write(folder.join("noise"), noise).unwrap();
     }
     trio.nodes[2].good("volume create small --node n2");
+    use_it(&trio, "small");
     wait_until("its folder", || data(&trio.nodes[2], "small").exists().then_some(()));
     fs::write(data(&trio.nodes[2], "small").join("word"), "content").unwrap();
     slow(&trio, 1, 3);

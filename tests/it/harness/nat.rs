@@ -85,15 +85,15 @@ impl Internet {
         let mut internet = Self::prepare(spots);
         internet.nodes[0].up();
         for (i, Spot(_, role)) in spots.iter().enumerate().skip(1) {
-            internet.join(i, role, MEMBERS);
+            internet.join(i, role);
         }
         internet
     }
 
-    /// Starts machine `i`, which joins through a port of the first one.
-    pub fn join(&mut self, i: usize, role: &str, port: u16) {
+    /// Starts machine `i`, which joins through the first one.
+    pub fn join(&mut self, i: usize, role: &str) {
         let token = self.nodes[0].good(&format!("token create -q --role {role}"));
-        let through = format!("{}:{port}", outside(0));
+        let through = format!("{}:{MEMBERS}", outside(0));
         let node = &mut self.nodes[i];
         let file = node.machine.dir.join("token");
         fs::write(&file, token).unwrap();
