@@ -56,11 +56,13 @@ struct Rendered {
     frame: String,
     /// Ids and HTML, in order.
     parts: Vec<(String, String)>,
+    /// Those of them that something else stands before: they begin a list of their own.
+    first: HashSet<String>,
 }
 
 impl Rendered {
     fn new(whole: String) -> Self {
-        let (mut frame, mut parts) = (String::new(), Vec::new());
+        let (mut frame, mut parts, mut first) = (String::new(), Vec::new(), HashSet::new());
         let mut rest = whole.as_str();
         while let Some((before, after)) = rest.split_once(PART) {
             let Some(((id, html), behind)) =
@@ -69,11 +71,14 @@ impl Rendered {
                 break;
             };
             frame.push_str(before.trim());
+            if !before.trim().is_empty() {
+                first.insert(id.trim().to_owned());
+            }
             parts.push((id.trim().to_owned(), html.trim().to_owned()));
             rest = behind;
         }
         frame.push_str(rest);
-        Self { whole, frame, parts }
+        Self { whole, frame, parts, first }
     }
 
     /// What a reader of `before` lacks; `None`: the whole.
@@ -95,6 +100,10 @@ impl Rendered {
         let mut after = None;
         let mut parts = Vec::new();
         for (id, html) in &self.parts {
+            // The part before it is in another list.
+            if after.is_some() && self.first.contains(id) && !known.contains_key(id.as_str()) {
+                return None;
+            }
             if known.get(id.as_str()) != Some(&html.as_str()) {
                 parts.push(Change { id, after, html });
             }
@@ -303,6 +312,14 @@ mod tests {
         assert_eq!(changes(&[("c", "3"), ("a", "1"), ("b", "2")]), None, "other places: all of it");
         assert_eq!(changes(&[]), None);
         assert_eq!(Rendered::new("<p>none</p>".into()).since(&before), None);
+        let lists = |one: &str, two: &str| Rendered::new(format!("<ul>{one}</ul><ol>{two}</ol>"));
+        let item = |id: &str| format!("<!--part {id}--><li id=\"{id}\"></li><!--end-->");
+        let both = lists(&item("a"), &item("x"));
+        assert!(
+            lists(&item("a"), &(item("w") + &item("x"))).since(&both).is_none(),
+            "`w` comes after nobody in its list"
+        );
+        assert!(lists(&item("a"), &(item("x") + &item("y"))).since(&both).is_some());
         let cut = Rendered::new("a<!--part x-->never ends".into());
         assert!(cut.parts.is_empty() && cut.frame.contains("never ends"));
     }

@@ -71,8 +71,9 @@ fn what_is_not_there_is_pulled_once_and_told_how_far_it_is() {
     });
     let mut pull = s.toft.client(&["image", "pull", "--json", &s.image]);
     let pulling = std::thread::spawn(move || pull.output().unwrap());
+    wait_until("the trail tells of the order", || (applied() == before + 1).then_some(()));
     std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(applied(), before);
+    assert_eq!(applied(), before + 1);
     release.send_replace(true);
     let out = String::from_utf8(pulling.join().unwrap().stdout).unwrap();
     let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
