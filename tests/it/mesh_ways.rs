@@ -167,7 +167,9 @@ fn where_only_https_passes_a_member_is_reached_through_it() {
     let took = until_reached(&web, db, Duration::from_secs(30));
     println!("reached after {took:?}");
     assert!(ask(&web, db, "/the-secret-of-the-shop").unwrap().contains("HTTP/1."));
-    internet.nodes[2].good("scale shop-web=2 --no-wait");
+    wait_until("a change is taken there", || {
+        (internet.nodes[2].toft(&["scale", "shop-web=2", "--no-wait"]).code == 0).then_some(())
+    });
     // The only way in is away for a moment.
     internet.nodes[0].kill();
     internet.nodes[0].up();
