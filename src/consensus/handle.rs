@@ -156,11 +156,23 @@ pub struct Handle {
 }
 
 impl Handle {
-    pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Arc<Space>) -> Self {
+    pub(super) fn new(parts: HandleParts, state: &StateMachine, space: Space) -> Self {
         let HandleParts { raft, peers, services, identity, proposals, leadership } = parts;
         let (readers, applied, schedule) = (Arc::clone(state.readers()), state.applied(), state.schedule());
         let written = state.written().clone();
-        Self { raft, peers, services, identity, readers, applied, schedule, written, proposals, leadership, space }
+        Self {
+            raft,
+            peers,
+            services,
+            identity,
+            readers,
+            applied,
+            schedule,
+            written,
+            proposals,
+            leadership,
+            space: Arc::new(space),
+        }
     }
 
     /// Applies a command. When this returns `Ok`, a majority of the members has it on disk and reads here see it.

@@ -12,7 +12,6 @@ use openraft::{ChangeMembers, RaftMetrics};
 use super::{
     leader::is_known,
     network::Peers,
-    space::Space,
     types::{Member, MemberId, Raft, Role},
 };
 use crate::observe::chain;
@@ -28,8 +27,6 @@ const FRESH: Duration = Duration::from_secs(2);
 const ASK: Duration = Duration::from_secs(3);
 /// Longest time for handing over.
 const HAND_OVER: Duration = Duration::from_secs(3);
-/// Time between two times that a lead is handed over because there is no room.
-const YIELD_AGAIN: Duration = Duration::from_secs(20);
 /// Entries a member may lack to become a voter.
 const BEHIND: u64 = 500;
 
@@ -169,28 +166,6 @@ pub(super) async fn hand_over(raft: &Raft, peers: &Peers) {
         _ = gone => tracing::info!("`{}` was asked to lead", member.name),
         () = ask => {}
         () = tokio::time::sleep(HAND_OVER) => tracing::warn!("nobody else took the lead in time"),
-    }
-}
-
-/// Hands the lead over while this member's disk has hardly any room: what it cannot write down about others nobody would know, and
-/// nothing would be planned. Where all are full the lead goes round, slowly.
-pub(super) async fn yield_when_full(raft: Raft, peers: Arc<Peers>, space: Arc<Space>) {
-    loop {
-        tokio::time::sleep(PERIOD * 2).await;
-        let leads = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow();
-            metrics.current_leader == Some(metrics.id)
-        };
-        if !leads || peers.is_going() || !space.is_short() {
-            continue;
-        }
-        tracing::warn!("this member leads, and its disk is full: another one is asked to");
-        peers.set_yielding(true);
-        hand_over(&raft, &peers).await;
-        peers.set_yielding(false);
-        raft.runtime_config().heartbeat(true);
-        tokio::time::sleep(YIELD_AGAIN).await;
     }
 }
 

@@ -195,15 +195,14 @@ pub(super) async fn start(
         proposals,
         leadership: leadership.clone(),
     };
-    let space = Arc::new(Space::of(folder, [log_waiting, state_waiting]));
-    let handle = Handle::new(parts, &state, Arc::clone(&space));
+    let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
     drop((log, state));
     replay(&raft).await?;
     let runtime = executor.handle().clone();
     let door = Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, services, runtime };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
-    let running = run(Running { raft, peers, space, me, limits }, proposing, watching, size, [log_end, state_end]);
+    let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);
     let task = async move {
         executor.run(running).await;
     }
@@ -233,7 +232,6 @@ pub(super) async fn lead_no_longer(log: &LogStore, state: &StateMachine, me: Mem
 struct Running {
     raft: Raft,
     peers: Arc<Peers>,
-    space: Arc<Space>,
     me: Member,
     limits: Limits,
 }
@@ -245,14 +243,13 @@ async fn run(
     size: watch::Receiver<LogSize>,
     ends: [oneshot::Receiver<()>; 2],
 ) {
-    let Running { raft, peers, space, me, limits } = running;
+    let Running { raft, peers, me, limits } = running;
     let [mut log_end, mut state_end] = ends;
     let mut proposing = std::pin::pin!(proposing);
     let failed = tokio::select! {
         () = &mut proposing => false,
         () = compact::run(raft.clone(), size, limits) => true,
         () = membership::keep(raft.clone(), Arc::clone(&peers), me) => true,
-        () = membership::yield_when_full(raft.clone(), Arc::clone(&peers), space) => true,
         () = watching => true,
         () = failure(raft.clone()) => true,
         _ = &mut log_end => {

@@ -178,8 +178,7 @@ async fn fly(way: &Way, mut proposals: Vec<Proposal>) {
     let deadline = proposals.iter().map(|proposal| proposal.deadline).max().unwrap_or_else(Instant::now);
     let outcome = loop {
         proposals = refuse_what_is_too_new(way, proposals);
-        let leader = way.leadership.now().filter(|leader| !matches!(leader, Leader::Me) || !way.peers.is_yielding());
-        if let Some(leader) = leader {
+        if let Some(leader) = way.leadership.now() {
             proposals.retain(|proposal| proposal.stage.hand_over());
             if proposals.is_empty() {
                 return;

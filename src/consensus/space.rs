@@ -32,11 +32,6 @@ impl Space {
         !self.waits.iter().any(|waits| *waits.borrow()) && (!grows(command) || self.is_free())
     }
 
-    /// Whether there is hardly any room, or none.
-    pub(super) fn is_short(&self) -> bool {
-        self.waits.iter().any(|waits| *waits.borrow()) || !self.is_free()
-    }
-
     fn is_free(&self) -> bool {
         free_bytes(&self.folder).is_none_or(|free| free >= RESERVE)
     }

@@ -146,8 +146,11 @@ fn members_of_two_versions_work_together_and_what_one_does_not_know_is_refused()
 
     // Until the last is upgraded it is refused; then all have it.
     upgrade(&mut lan.nodes[0]);
-    let (code, told) = put_secret(&lan.nodes[1], "word");
-    assert!(code == 1 && told.contains("upgrade toft on `c`"), "{told}");
+    wait_until("only witnesses are old", || {
+        let (code, told) = put_secret(&lan.nodes[1], "word");
+        assert_eq!(code, 1, "{told}");
+        told.contains("upgrade toft on `c`").then_some(())
+    });
     upgrade(&mut lan.nodes[2]);
     upgrade(&mut lan.nodes[3]);
     wait_until("all know it", || (put_secret(&lan.nodes[1], "word").0 == 0).then_some(()));

@@ -150,7 +150,6 @@ pub(in super::super) struct Peers {
     began: Instant,
     removed: AtomicBool,
     going: AtomicBool,
-    yielding: AtomicBool,
     /// Members whose refusal was told already.
     told: Mutex<BTreeSet<MemberId>>,
 }
@@ -179,7 +178,6 @@ impl Peers {
             began: Instant::now(),
             removed: AtomicBool::new(false),
             going: AtomicBool::new(false),
-            yielding: AtomicBool::new(false),
             told: Mutex::default(),
         }
     }
@@ -200,15 +198,6 @@ impl Peers {
 
     pub(in super::super) fn stay(&self) {
         self.going.store(false, Ordering::Relaxed);
-    }
-
-    /// Whether this member gives the lead away now, and takes no change: who hears of changes stays true to whom they come from.
-    pub(in super::super) fn is_yielding(&self) -> bool {
-        self.yielding.load(Ordering::Relaxed)
-    }
-
-    pub(in super::super) fn set_yielding(&self, yields: bool) {
-        self.yielding.store(yields, Ordering::Relaxed);
     }
 
     /// Closes the connections to members that were removed.
