@@ -3,7 +3,6 @@
 
 mod cluster;
 mod dice;
-mod losing;
 mod machine;
 mod rules;
 mod steps;
