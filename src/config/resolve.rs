@@ -213,7 +213,13 @@ impl Config {
         Ok(Self {
             paths: Paths { data, run, private },
             node: NodeConfig { name, name_chosen, labels: file.node.labels },
-            api: ApiConfig { styleguide: false, bind, bind_chosen, json_logs: file.api.json_logs.unwrap_or(false), tls },
+            api: ApiConfig {
+                styleguide: false,
+                bind,
+                bind_chosen,
+                json_logs: file.api.json_logs.unwrap_or(false),
+                tls,
+            },
             access,
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
             images: file.images.gc.unwrap_or(true).then_some(images),

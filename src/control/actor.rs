@@ -94,8 +94,11 @@ impl Actor {
     pub fn need_for(&self, wanted: &WorkloadSpec, is: Option<&WorkloadSpec>) -> Result<(), ControlError> {
         let same = |is: &WorkloadSpec| WorkloadSpec { replicas: wanted.replicas, ..is.clone() } == *wanted;
         if wanted.process.privileged && !self.is_admin() && !is.is_some_and(same) {
-            let error = self.refused("a privileged container has every right on its machine, which only an admin gives");
-            return Err(error.hint("ask an admin, or name what it needs: `cap_add`, `devices`").field("process.privileged"));
+            let error =
+                self.refused("a privileged container has every right on its machine, which only an admin gives");
+            return Err(error
+                .hint("ask an admin, or name what it needs: `cap_add`, `devices`")
+                .field("process.privileged"));
         }
         if self.rights.role >= Role::Operator {
             return Ok(());
@@ -188,9 +191,16 @@ mod tests {
         let operator = actor(Role::Operator, &[]);
         assert_eq!(operator.need_for(&privileged, None).unwrap_err().field.as_deref(), Some("process.privileged"));
         assert!(operator.need_for(&privileged, Some(&plain)).is_err());
-        assert!(operator.need_for(&other, Some(&privileged)).is_err(), "nor puts another program into such a container");
-        assert!(operator.need_for(&more, Some(&privileged)).is_ok() && operator.need_for(&plain, Some(&privileged)).is_ok());
-        assert!(actor(Role::Admin, &[]).need_for(&privileged, None).is_ok() && Actor::root().need_for(&other, None).is_ok());
+        assert!(
+            operator.need_for(&other, Some(&privileged)).is_err(),
+            "nor puts another program into such a container"
+        );
+        assert!(
+            operator.need_for(&more, Some(&privileged)).is_ok() && operator.need_for(&plain, Some(&privileged)).is_ok()
+        );
+        assert!(
+            actor(Role::Admin, &[]).need_for(&privileged, None).is_ok() && Actor::root().need_for(&other, None).is_ok()
+        );
     }
 
     #[tokio::test]

@@ -13,12 +13,7 @@ fn browse(appliance: &Appliance, scripts: bool, work: impl FnOnce(&Browser, &str
     let plain = url.trim().trim_end_matches('/').to_owned();
     let seen = appliance.machine.spawn(move || {
         let browser = Browser::start(&profile, scripts);
-        browser.open(&format!("{plain}/"));
-        browser.fill("//input[@id='name']", "admin");
-        browser.fill("//input[@id='password']", password.trim());
-        browser.follow("//button[normalize-space()='Sign in']");
-        browser.wait_for_text("//h1", "Choose a password");
-        browser.follow("//a[normalize-space()='Later']");
+        browser.sign_in(&plain, password.trim());
         work(&browser, &plain);
     });
     if let Err(panic) = seen.join() {

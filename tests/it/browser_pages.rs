@@ -105,10 +105,10 @@ fn faults(browser: &Browser, axe: &str) -> Vec<String> {
 #[test]
 fn every_page_fits_every_width_in_both_themes_and_keeps_nobody_out() {
     let dev = furnished();
-    let (plain, told) = dev.addresses();
+    let (plain, password) = dev.address();
     let (browser, _profile) = browser(true);
     let axe = axe::script();
-    browser.open(&told);
+    browser.sign_in(&plain, &password);
     browser.complaints();
     let mut faults_found = Vec::new();
     for (_, path) in pages() {
@@ -134,9 +134,9 @@ fn every_page_fits_every_width_in_both_themes_and_keeps_nobody_out() {
 #[ignore = "writes docs/screenshots"]
 fn screenshots_of_every_page() {
     let dev = furnished();
-    let (plain, told) = dev.addresses();
+    let (plain, password) = dev.address();
     let (browser, _profile) = browser(true);
-    browser.open(&told);
+    browser.sign_in(&plain, &password);
     let elsewhere = std::env::var_os("TOFT_SCREENSHOTS_IN").map(PathBuf::from);
     let format = if elsewhere.is_some() { "png" } else { "webp" };
     let folder = elsewhere.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots"));
@@ -168,9 +168,9 @@ fn hostile_texts_do_nothing_on_any_page() {
     dev.send("POST", "/api/v1/workloads", &spec).good();
     let labels = json!({ "labels": { "rack": evil } });
     dev.send("PATCH", "/api/v1/nodes/node-1", &labels);
-    let (plain, told) = dev.addresses();
+    let (plain, password) = dev.address();
     let (browser, _profile) = browser(true);
-    browser.open(&told);
+    browser.sign_in(&plain, &password);
     browser.complaints();
     let all = pages().into_iter().map(|(_, path)| path.to_owned());
     let more = ["/workloads/evil", "/workloads/evil/edit", "/workloads/evil/history", "/workloads/evil/logs"];
@@ -197,9 +197,9 @@ fn hostile_texts_do_nothing_on_any_page() {
 #[test]
 fn a_page_follows_the_state_and_keeps_focus_and_place() {
     let dev = furnished();
-    let (plain, told) = dev.addresses();
+    let (plain, password) = dev.address();
     let (browser, _profile) = browser(true);
-    browser.open(&told);
+    browser.sign_in(&plain, &password);
     browser.look_like((1440, 420), false);
     browser.open(&format!("{plain}/workloads"));
     browser.wait_for_text("//*[@data-live]", "Live");
@@ -232,9 +232,9 @@ fn a_page_follows_the_state_and_keeps_focus_and_place() {
 #[test]
 fn a_shell_survives_a_reload() {
     let dev = furnished();
-    let (plain, told) = dev.addresses();
+    let (plain, password) = dev.address();
     let (browser, _profile) = browser(true);
-    browser.open(&told);
+    browser.sign_in(&plain, &password);
     browser.open(&format!("{plain}/workloads/web/shell"));
     browser.wait_for_text("//*[@data-live]", "Live");
     browser.wait_for_text("//*[@id='shell']", "made-up");
@@ -255,9 +255,9 @@ fn a_shell_survives_a_reload() {
 #[test]
 fn without_a_script_pages_say_the_same() {
     let dev = furnished();
-    let (plain, told) = dev.addresses();
+    let (plain, password) = dev.address();
     let (browser, _profile) = browser(false);
-    browser.open(&told);
+    browser.sign_in(&plain, &password);
     for (path, words) in [
         ("/nodes/node-1", "Highest"),
         ("/workloads/llm?span=1w", "Highest"),

@@ -287,6 +287,8 @@ async fn a_leader_that_is_removed_leaves_the_lead_to_another() {
     let one = Node::found(1).await;
     let two = Node::joining(2, Role::Server, &one).await;
     one.put("early").await.unwrap();
+    let whole = |status: &ClusterStatus| status.members.iter().all(|member| member.index == Some(status.last_index));
+    one.until("both have the whole log", whole).await;
     one.handle.remove_member(one.member.node_id, false).await.unwrap();
     let status = two.until("the other leads", |status| status.leader == Some(status.identity.member_id)).await;
     assert_eq!(status.members.len(), 1, "{status:#?}");

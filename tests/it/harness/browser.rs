@@ -71,6 +71,16 @@ impl Browser {
         self.ask("POST", "/url", &json!({ "url": url })).unwrap();
     }
 
+    /// Signs in as `admin` with the first password, which is not changed.
+    pub fn sign_in(&self, url: &str, password: &str) {
+        self.open(&format!("{url}/"));
+        self.fill("//input[@id='name']", "admin");
+        self.fill("//input[@id='password']", password);
+        self.follow("//button[normalize-space()='Sign in']");
+        self.wait_for_text("//h1", "Choose a password");
+        self.follow("//a[normalize-space()='Later']");
+    }
+
     /// The address of the page.
     pub fn url(&self) -> String {
         self.ask("GET", "/url", &Value::Null).unwrap().as_str().unwrap().to_owned()

@@ -35,12 +35,10 @@ impl Dev {
         dev
     }
 
-    /// Address of the first node's dashboard, and the same with the password in it.
-    pub fn addresses(&self) -> (String, String) {
+    /// Address of the first node's dashboard, and the first password of `admin`.
+    pub fn address(&self) -> (String, String) {
         let read = |name: &str| std::fs::read_to_string(self.data.join("node-1").join(name)).unwrap();
-        let plain = read("toft.url").trim().trim_end_matches('/').to_owned();
-        let told = plain.replace("http://", &format!("http://admin:{}@", read("admin-password").trim()));
-        (plain, told)
+        (read("toft.url").trim().trim_end_matches('/').to_owned(), read("admin-password").trim().to_owned())
     }
 
     /// Sends JSON to the API of the first node.
