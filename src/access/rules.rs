@@ -244,6 +244,8 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/charts/nodes/{name}", VIEWER),
     rule("GET", "/charts/gpus/{node}/{place}", VIEWER),
     rule("GET", "/charts/workloads/{name}", VIEWER),
+    // On made-up clusters only.
+    rule("GET", "/styleguide", VIEWER),
     rule("GET", "/live/overview", VIEWER),
     rule("GET", "/live/events", VIEWER),
     rule("GET", "/live/gpus", VIEWER),
@@ -355,7 +357,7 @@ mod tests {
     #[test]
     fn every_page_has_a_rule_and_every_rule_a_page() {
         let mut routes: BTreeSet<String> =
-            ["/health", "/ready", "/metrics"].iter().map(|path| format!("GET {path}")).collect();
+            ["/health", "/ready", "/metrics", "/styleguide"].iter().map(|path| format!("GET {path}")).collect();
         routes.extend(written(include_str!("../dashboard/mod.rs")));
         assert_eq!(named(PAGES), routes, "left: rules, right: routes of the dashboard");
     }

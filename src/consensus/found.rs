@@ -315,6 +315,7 @@ impl Mend<'_> {
     fn state(&self, why: &str) -> Result<Connection, OpenError> {
         let path = &self.files.state;
         let failed = |source| OpenError::of_state(path, source);
+        read_through(path)?;
         let snapshots = Snapshots::open(self.files.snapshots.clone()).map_err(failed)?;
         let ends = |snapshot: &Snapshot| snapshot.meta.last_log_id.map_or(0, |last| last.index);
         let snapshot = snapshots.sound().find(|snapshot| ends(snapshot) >= self.purged);
@@ -345,6 +346,19 @@ impl Mend<'_> {
             None => name(path, &state, self.identity)?,
         }
         Ok(state)
+    }
+}
+
+/// Reads the whole file, if it is there: a disk that cannot be read lets SQLite speak of damage, too.
+fn read_through(path: &Path) -> Result<(), OpenError> {
+    let read = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut std::io::sink()));
+    match read {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_READ);
+            let source = rusqlite::Error::SqliteFailure(code, Some(error.to_string()));
+            Err(OpenError::Sqlite { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
     }
 }
 

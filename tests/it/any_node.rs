@@ -128,8 +128,10 @@ fn how_the_nodes_reach_each_other_is_shown_and_measured() {
     let shown = wait_until("both are reached and have told their clocks", || {
         let shown = asked.json("mesh show --json");
         let peers = shown["peers"].as_array()?;
-        (peers.len() == 2 && peers.iter().all(|peer| peer["path"] == "direct" && peer["clock_ahead_ms"].is_i64()))
-            .then_some(shown)
+        let told = |peer: &Value| {
+            peer["path"] == "direct" && peer["clock_ahead_ms"].is_i64() && peer["handshake_age_ms"].is_u64()
+        };
+        (peers.len() == 2 && peers.iter().all(told)).then_some(shown)
     });
     assert_eq!(shown["node"], "n0");
     for peer in shown["peers"].as_array().unwrap() {
