@@ -17,6 +17,7 @@ usage: bench/run.sh NAME [options]
   --million        state: also write a million times
   --engines A,B    start: only these of toft, ctr, docker, podman, runc; pull: the same without runc;
                    density: toft, ctr and docker; failover: toft and swarm
+  --losses A,B     failover: only these of machine (that which serves) and leader
   --profile NAME   Cargo profile of toft: release (default) or ci
   --toft FILE      measure this binary and build nothing
   --nodes N        scale: number of nodes (200)
@@ -36,8 +37,8 @@ pull    images of 512 MiB from a registry on loopback, one layer and eight, gzip
 dns     questions for a name of the zone from inside a container, beside dnsmasq
 state   durable writes a second with 1, 16, 64 and 256 connections, one node and three, and a list, beside etcd
 failover
-        a machine of three loses its power: when that is known, and when what ran there answers elsewhere, beside
-        Docker Swarm
+        a machine of three loses its power: when that is known, when what ran there answers elsewhere, and when the others
+        can write after their leader was lost, beside Docker Swarm
 mesh    TCP between two network namespaces through a tunnel carried by toft, beside wireguard-go
 scale   a leader with 200 nodes and 10,000 instances on made-up machines: CPU, memory, and how soon a new workload has a
         place; not as root
@@ -133,7 +134,7 @@ main() {
     case $1 in
       --list) list; return ;;
       --help | -h) usage; return ;;
-      --runs | --seconds | --engines | --nodes | --instances) arguments+=("$1" "${2:?$1 wants a value}"); shift ;;
+      --runs | --seconds | --engines | --losses | --nodes | --instances) arguments+=("$1" "${2:?$1 wants a value}"); shift ;;
       --million) arguments+=("$1") ;;
       --profile) profile=${2:?--profile wants a name}; shift ;;
       --toft) toft=$(realpath -- "${2:?--toft wants a file}"); shift ;;

@@ -24,6 +24,7 @@ def main():
     parser.add_argument("--profile", required=True)
     parser.add_argument("--runs", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0)
+    parser.add_argument("--losses", default="machine,leader")
     parser.add_argument("--million", action="store_true")
     parser.add_argument("--engines", default="toft,ctr,docker,podman,runc,swarm")
     options = parser.parse_args()

@@ -1,8 +1,9 @@
-"""`failover`: how soon a cluster of three finds that one of its machines has lost power, and how soon what ran there answers
-elsewhere, beside Docker Swarm. Each machine is a network, process and mount namespace; killing its first process ends all that
-runs in it at once, and its link with it."""
+"""`failover`: how soon a cluster of three finds that one of its machines has lost power, how soon what ran there answers
+elsewhere, and how soon the others can write when it was their leader, beside Docker Swarm. Each machine is a network, process
+and mount namespace; killing its first process ends all that runs in it at once, and its link with it."""
 
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -29,17 +30,22 @@ SETTLE_SECONDS = 5
 def run(options):
     chosen = [kind for kind in (Toft, Swarm) if kind.name in options.engines.split(",")]
     runs = options.runs or 20
-    losses, versions = {}, []
+    losses, leaders, versions = {}, {}, []
+    wanted = options.losses.split(",")
     bridge()
     for kind in chosen:
         cluster = kind(options)
         try:
             cluster.begin()
             versions.append(cluster.version())
-            losses[kind.name] = [told(kind.name, lose(cluster)) for _ in range(kind.share(runs))]
+            if "machine" in wanted:
+                losses[kind.name] = [told(kind.name, lose(cluster)) for _ in range(kind.share(runs))]
+            if "leader" in wanted:
+                leaders[kind.name] = [told_of_leader(kind.name, lose_leader(cluster)) for _ in range(kind.share(runs))]
         finally:
             cluster.end()
-    result = {"bench": "failover", "runs": runs, "machine": report.machine(versions, options.profile), "losses": losses}
+    result = {"bench": "failover", "runs": runs, "machine": report.machine(versions, options.profile), "losses": losses,
+              "leader_losses": leaders}
     show(result)
     report.write(options.result, result)
 
@@ -48,6 +54,11 @@ def told(engine, loss):
     """Says at once what is not to be lost when something fails later."""
     print(f"{engine}: known after {loss['down_s']:.2f} s, serves elsewhere after {loss['serves_s']:.2f} s", file=sys.stderr, flush=True)
     return loss
+
+
+def told_of_leader(engine, seconds):
+    print(f"{engine}: the next write after the leader's loss is answered after {seconds:.2f} s", file=sys.stderr, flush=True)
+    return seconds
 
 
 def bridge():
@@ -80,13 +91,43 @@ def lose(cluster):
         thread.join()
     if len(seen) < len(watches):
         raise BenchError(f"{cluster.name}: after {LONGEST} s only {seen or 'nothing'} was seen of the loss of {victim.name}")
+    recover(cluster, victim)
+    return {"down_s": seen["down"], "serves_s": seen["serves"], "led": led}
+
+
+def recover(cluster, victim):
+    """Switches a machine on again and waits until all is as it was."""
     cluster.bring_back(victim)
     wait_until(cluster.whole, f"{cluster.name}: all machines", LONGEST, 0.2)
     time.sleep(SETTLE_SECONDS)
     # What came back with the machine has ended.
     wait_until(lambda: sum(answers(machine.address) for machine in cluster.machines) == 1,
                f"{cluster.name}: one machine that serves", LONGEST, 0.2)
-    return {"down_s": seen["down"], "serves_s": seen["serves"], "led": led}
+
+
+def lose_leader(cluster):
+    """Takes the power from the machine that leads; gives the seconds until one of the others has answered a write that was
+    asked of it after that. Each of them is asked one write after the other."""
+    victim = wait_until(cluster.leader, "a leader", LONGEST, LOOK)
+    written = []
+    begun = time.monotonic()
+
+    def write(machine):
+        while not written and time.monotonic() - begun < LONGEST:
+            if cluster.write(machine):
+                written.append(time.monotonic() - begun)
+            time.sleep(LOOK)
+
+    victim.lose_power()
+    writers = [threading.Thread(target=write, args=(machine,)) for machine in cluster.machines if machine is not victim]
+    for thread in writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    if not written:
+        raise BenchError(f"{cluster.name}: no write was answered within {LONGEST} s of the loss of {victim.name}")
+    recover(cluster, victim)
+    return min(written)
 
 
 def answers(address):
@@ -156,6 +197,7 @@ class Cluster:
     def __init__(self, options):
         self.options = options
         self.machines = [Machine(options, self.name, number + 1) for number in range(MACHINES)]
+        self.writes = itertools.count()
 
     @staticmethod
     def share(runs):
@@ -211,6 +253,14 @@ class Toft(Cluster):
     def whole(self):
         return all(sum(node["state"] == "ready" for node in self.get(machine, "/api/v1/nodes")) == MACHINES
                    for machine in self.machines)
+
+    def write(self, machine):
+        """Whether it has answered a small durable write."""
+        try:
+            status, _ = ask(machine.socket, "PATCH", "/api/v1/workloads/web/labels", {"write": str(next(self.writes))}, seconds=5)
+        except OSError:
+            return False
+        return status == 200
 
     def knows_down(self, machine, victim):
         states = {node["name"]: node["state"] for node in self.get(machine, "/api/v1/nodes")}
@@ -279,6 +329,14 @@ class Swarm(Cluster):
         return all(sum(node["Status"]["State"] == "ready" for node in self.nodes(machine)) == MACHINES
                    for machine in self.machines)
 
+    def write(self, machine):
+        body = {"Name": f"write-{next(self.writes)}", "Data": "eA=="}
+        try:
+            status, _ = ask(machine.socket, "POST", "/configs/create", body, seconds=5)
+        except OSError:
+            return False
+        return status in (200, 201)
+
     def knows_down(self, machine, victim):
         return any(node["Status"]["State"] == "down" and node["Status"]["Addr"] == victim.address
                    for node in self.nodes(machine))
@@ -309,11 +367,15 @@ def show(result):
                     values = [loss[f"{what}_s"] for loss in some]
                     rows.append([f"{engine}, {kind}, {'known to be down' if what == 'down' else 'serves elsewhere'}",
                                  len(values), report.median(values), report.percentile(values, 95), max(values)])
+    for engine, seconds in result["leader_losses"].items():
+        rows.append([f"{engine}, the leader, next write answered", len(seconds), report.median(seconds),
+                     report.percentile(seconds, 95), max(seconds)])
     report.print_table("seconds after a machine lost its power", ["", "runs", "median", "p95", "most"], rows)
-    if "toft" not in result["losses"]:
-        return
-    losses = result["losses"]["toft"]
-    goals = [("toft: the loss is known, p95 in s", report.percentile([loss["down_s"] for loss in losses], 95), 3),
-             ("toft: serves elsewhere, p95 in s", report.percentile([loss["serves_s"] for loss in losses], 95), 5)]
+    goals = []
+    if losses := result["losses"].get("toft"):
+        goals += [("toft: the loss is known, p95 in s", report.percentile([loss["down_s"] for loss in losses], 95), 3),
+                  ("toft: serves elsewhere, p95 in s", report.percentile([loss["serves_s"] for loss in losses], 95), 5)]
+    if seconds := result["leader_losses"].get("toft"):
+        goals.append(("toft: next write after the leader's loss, p95 in s", report.percentile(seconds, 95), 2))
     report.print_goals(goals)
     result["goals"] = [{"goal": text, "value": value, "at_most": limit} for text, value, limit in goals]

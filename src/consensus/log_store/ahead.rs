@@ -27,6 +27,9 @@ const STALL: Duration = Duration::from_millis(500);
 /// Number of members up to which all are told at the same time.
 const FEW: usize = 16;
 
+/// The least that a member is sent at a time, in bytes, however many there are.
+const LEAST_SHARE: usize = 64 << 10;
+
 /// How far the log is on the disk.
 #[derive(Debug, Clone, Copy)]
 struct Written {
@@ -144,6 +147,13 @@ impl Ahead {
     pub(in super::super) fn goes_after_voters(&self, id: MemberId) -> bool {
         let place = self.place();
         place.members.as_ref().is_some_and(|members| members.count > FEW && !members.voters.contains(&id))
+    }
+
+    /// How many of so many bytes one member is sent at a time. Each lies in memory several times until it is sent, and
+    /// hundreds that are behind would fill it together.
+    pub(super) fn share_of(&self, bytes: usize) -> usize {
+        let count = self.place().members.as_ref().map_or(1, |members| members.count);
+        (bytes * 4 / count.max(4)).max(LEAST_SHARE.min(bytes))
     }
 
     /// The disk has everything up to `index`.

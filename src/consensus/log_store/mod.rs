@@ -282,7 +282,9 @@ impl RaftLogReader<Types> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
-        self.read(start, end, READ_LIMIT).await.map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
+        self.read(start, end, self.ahead.share_of(READ_LIMIT))
+            .await
+            .map_err(|e| failed(ErrorSubject::Logs, ErrorVerb::Read, &e))
     }
 }
 
