@@ -241,16 +241,14 @@ fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeR
 /// Whether the workload can have one more instance of that ordinal on node `to`: it has none, or one alone that waits for its
 /// successor, because it is to leave its node, was ordered there or was made from an older specification.
 fn has_room(connection: &Connection, workload: &WorkloadRow, ordinal: u32, to: NodeId) -> rusqlite::Result<bool> {
-    if !InstanceRow::holds_ordinal(connection, workload.id, ordinal)? {
+    let instances = InstanceRow::of_ordinal(connection, workload.id, ordinal)?;
+    if instances.is_empty() {
         return Ok(true);
     }
     let spec = &workload.spec;
     let losses = volumes::losses(connection, spec)?;
     let (mut own, mut going) = (Vec::new(), 0);
-    for instance in InstanceRow::of_workload(connection, workload.id)? {
-        if instance.ordinal != ordinal {
-            continue;
-        }
+    for instance in instances {
         let Some(node) = NodeRow::by_id(connection, instance.node_id)? else { return Ok(false) };
         match instance.desired {
             Desired::Removed => going += usize::from(!losses.give_up(&node)),

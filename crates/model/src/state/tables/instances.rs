@@ -118,11 +118,14 @@ impl InstanceRow {
         connection.prepare_cached("SELECT 1 FROM instances WHERE workload_id = ?1")?.exists([id])
     }
 
-    /// Whether the workload has an instance of that ordinal.
-    pub fn holds_ordinal(connection: &Connection, id: WorkloadId, ordinal: u32) -> rusqlite::Result<bool> {
+    /// The instances of that ordinal of a workload.
+    pub fn of_ordinal(connection: &Connection, id: WorkloadId, ordinal: u32) -> rusqlite::Result<Vec<Self>> {
         connection
-            .prepare_cached("SELECT 1 FROM instances WHERE workload_id = ?1 AND ordinal = ?2")?
-            .exists(params![id, ordinal])
+            .prepare_cached(&format!(
+                "SELECT {COLUMNS} FROM instances WHERE workload_id = ?1 AND ordinal = ?2 ORDER BY id"
+            ))?
+            .query_map(params![id, ordinal], Self::read)?
+            .collect()
     }
 
     /// What the instances placed on one node hold, each with its workload.
