@@ -153,6 +153,10 @@ main() {
     return
   fi
   if [[ $name == scale || $name == dashboard ]]; then
+    if [[ $name == scale ]] && ! command -v eatmydata >/dev/null; then
+      ((EUID == 0)) || fail "eatmydata is missing: install it, or try once with sudo"
+      install_packages
+    fi
     if [[ -n $toft ]]; then profile=unknown; else toft=$(build_toft "$profile"); fi
     [[ -z $out ]] || arguments+=(--out "$out")
     work=$(mktemp -d /var/tmp/toft-bench.XXXXXX)
