@@ -87,6 +87,8 @@ pub struct Executor {
     pub node: Name,
     /// Program that writes the logs.
     pub logger: PathBuf,
+    /// The file that says until when what is exclusive may run, for the logger beside it.
+    pub lease_file: PathBuf,
     /// Address of the node in the network of its containers, if it has one.
     pub gateway: Option<Ipv4Addr>,
     /// The file with the machine's own settings for names, when the node answers containers' questions at that address.
@@ -191,7 +193,7 @@ impl Executor {
         };
         let ready = async { ready.await.map_err(StartError::Other) };
         let (prepared, (), ()) = tokio::try_join!(prepare, note, ready)?;
-        let created = self.runtime.create_task(id, &self.logger_of(id)).await;
+        let created = self.runtime.create_task(id, &self.logger_of(id, assignment.container.exclusive)).await;
         // Its process has its mounts now.
         drop(prepared);
         let pid = match created {
@@ -402,15 +404,16 @@ impl Executor {
         }
     }
 
-    fn logger_of(&self, id: InstanceId) -> LoggerCommand {
-        LoggerCommand {
-            program: self.logger.clone(),
-            args: vec![
-                ("dir".into(), self.logs_dir.join(id.to_string()).display().to_string()),
-                ("max_bytes".into(), self.log_max_bytes.to_string()),
-                ("max_files".into(), self.log_max_files.to_string()),
-            ],
+    fn logger_of(&self, id: InstanceId, exclusive: bool) -> LoggerCommand {
+        let mut args = vec![
+            ("dir".into(), self.logs_dir.join(id.to_string()).display().to_string()),
+            ("max_bytes".into(), self.log_max_bytes.to_string()),
+            ("max_files".into(), self.log_max_files.to_string()),
+        ];
+        if exclusive {
+            args.push(("lease".into(), self.lease_file.display().to_string()));
         }
+        LoggerCommand { program: self.logger.clone(), args }
     }
 
     /// Ends the process: the stop signal, `grace_ms`, then the kill. Its task is gone afterwards.

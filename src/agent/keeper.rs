@@ -77,6 +77,8 @@ pub struct Keeper {
     over_share: BTreeSet<InstanceId>,
     /// Whether what is exclusive may run.
     lease: Lease,
+    /// Since when it was over when the daemon started, if it was.
+    lease_was_over_ms: Option<i64>,
     effects: Vec<Effect>,
 }
 
@@ -462,7 +464,8 @@ impl Keeper {
     fn note_end(&mut self, id: InstanceId, exit: Exit) {
         let (Some(order), Some(memory)) = (self.orders.get(&id), self.memory.get(&id)) else { return };
         let mut memory = memory.clone();
-        if self.end_counts(id, true) && judge(order, &mut memory, self.judged(id, exit)) == Verdict::StayDown {
+        let counts = self.end_counts(id, true) && !self.ended_with_lease(id, exit);
+        if counts && judge(order, &mut memory, self.judged(id, exit)) == Verdict::StayDown {
             memory.last_exit = Some(exit);
             let outcome = memory.outcome(Some(exit));
             self.noted.insert(id, outcome);
@@ -472,7 +475,8 @@ impl Keeper {
 
     fn ended(&mut self, id: InstanceId, exit: Option<Exit>, now_ms: i64) {
         self.observed.insert(id, Observed { task: TaskState::None });
-        if self.end_counts(id, exit.is_some()) {
+        let by_itself = !exit.is_some_and(|exit| self.ended_with_lease(id, exit));
+        if by_itself && self.end_counts(id, exit.is_some()) {
             self.process_ended(id, exit.unwrap_or(Exit::new(None, now_ms)), now_ms);
         } else if let Some(memory) = self.memory.get_mut(&id) {
             memory.last_exit = exit.or(memory.last_exit);

@@ -66,6 +66,8 @@ pub struct AgentParts {
     pub retry: Arc<Notify>,
     /// Whether the cluster's leader hears of this node.
     pub lease: watch::Receiver<Lease>,
+    /// Since when it was over when the daemon started, in milliseconds since 1970, if it was.
+    pub lease_was_over_ms: Option<i64>,
     /// Instances that hold more of a GPU than their share.
     pub offences: mpsc::Receiver<Offence>,
 }
@@ -98,10 +100,12 @@ impl Agent {
         };
         let (ports, apply) =
             config.subnet.map(|subnet| OpenPorts::new(nobody(subnet), network, config.others, cancel.clone())).unzip();
+        let mut keeper = Keeper::new(config.remembered);
+        keeper.lease_was_over(parts.lease_was_over_ms);
         let agent = Self {
             parts,
             ports,
-            keeper: Keeper::new(config.remembered),
+            keeper,
             steps: JoinSet::new(),
             starting: BTreeMap::new(),
             watches: JoinSet::new(),

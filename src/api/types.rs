@@ -205,6 +205,9 @@ pub struct Node {
     /// Whether it runs an older toft than another member. What it does not know is not done anywhere until it is upgraded.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub behind: bool,
+    /// Whether the disk of its state has no room: it waits for some, and does not lead others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_full: bool,
 }
 
 /// The members that share the state, as the node that answers sees them.
@@ -491,6 +494,7 @@ impl Node {
             inventory: row.inventory,
             registered_at: Some(time(row.registered_at_ms)),
             behind: false,
+            disk_full: false,
         }
     }
 
@@ -510,6 +514,7 @@ impl Node {
             inventory: Inventory::default(),
             registered_at: None,
             behind: false,
+            disk_full: false,
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> 
             let known = node.registered_at.is_some();
             let mut row = vec![
                 node.name.clone(),
-                node.state.clone(),
+                if node.disk_full { format!("{} (disk full)", node.state) } else { node.state.clone() },
                 if known { inventory.cpus.to_string() } else { "-".to_owned() },
                 if known { output::bytes(inventory.memory_bytes) } else { "-".to_owned() },
                 inventory.os.clone(),
@@ -107,6 +107,9 @@ pub(super) async fn inspect(client: &Client, name: &Name, json: bool) -> Result<
             print!("{}", columns(&lines));
             return Ok(0);
         }
+    }
+    if node.disk_full {
+        lines.push(("", "no space is left on the disk of its state: free some".to_owned()));
     }
     if node.behind {
         lines.push(("", "older than other members' toft: upgrade it".to_owned()));

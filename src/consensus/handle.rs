@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
-use openraft::error::{CheckIsLeaderError, RaftError};
+use openraft::{
+    error::{CheckIsLeaderError, RaftError},
+    metrics::RaftServerMetrics,
+};
 use rusqlite::Connection;
 use serde_json::value::to_raw_value;
 use toft_model::{
@@ -20,7 +23,7 @@ use uuid::Uuid;
 use super::{
     copy::{CopyError, copy},
     edition,
-    leader::{Leadership, SILENCE, leader},
+    leader::{Leader, Leadership, SILENCE, leader},
     network::{CallError, MemberChannel, Offered, Peers, Services, members_now},
     propose::{Proposal, Stage},
     removal::{self, RemovalError},
@@ -92,6 +95,9 @@ pub enum NotCurrent {
     /// The members that answer are no majority.
     #[error("the cluster has no leader now, so this node cannot tell whether its state is the newest")]
     NoLeader,
+    /// The disk of this member has no room for what the others have written.
+    #[error("no space is left on the disk that holds the state, so this node does not have the newest state")]
+    DiskFull,
     /// The daemon is shutting down.
     #[error("the appliance is shutting down")]
     Closed,
@@ -260,6 +266,9 @@ impl Handle {
         if self.leadership.is_given_up().await {
             return Err(NotCurrent::NoLeader);
         }
+        if self.peers.is_short() {
+            return self.catch_up_without_room().await;
+        }
         let caught_up = async {
             while !self.try_catch_up().await? {
                 tokio::time::sleep(RETRY).await;
@@ -284,14 +293,34 @@ impl Handle {
         Ok(true)
     }
 
+    /// What a member without room has is the newest only if nothing was written since.
+    async fn catch_up_without_room(&self) -> Result<(), NotCurrent> {
+        let newest = self.ask_leader().await.ok_or(NotCurrent::NoLeader)?;
+        if *self.applied.borrow() >= newest { Ok(()) } else { Err(NotCurrent::DiskFull) }
+    }
+
+    /// The index up to which one has to apply to have the newest state, by the word of another who leads.
+    async fn ask_leader(&self) -> Option<u64> {
+        let Leader::Other(id, leader) = self.leadership.now()? else { return None };
+        self.peers.read_index(id, &leader).await.ok()
+    }
+
     /// Asks the leader whether it hears of this member, and leads.
     pub async fn is_heard(&self) -> bool {
+        if self.peers.is_short() {
+            return self.ask_leader().await.is_some();
+        }
         matches!(self.try_catch_up().await, Ok(true))
     }
 
     /// Whether this member leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        leader(&self.raft.metrics().borrow()) == Some(self.identity.member_id)
+        leader(&self.raft.metrics().borrow(), &self.peers) == Some(self.identity.member_id)
+    }
+
+    /// Whether the disk of this member's state has no room: it waits for some, and does not lead others.
+    pub fn is_short(&self) -> bool {
+        self.peers.is_short()
     }
 
     /// When this member heard of another last. Only the leader asks all of them.
@@ -318,7 +347,7 @@ impl Handle {
     pub fn leader_node(&self) -> Option<NodeId> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        let id = leader(&metrics)?;
+        let id = leader(&metrics, &self.peers)?;
         metrics.membership_config.membership().get_node(&id).map(|member| member.node_id)
     }
 
@@ -334,7 +363,7 @@ impl Handle {
         let voters = metrics.membership_config.membership().get_joint_config().clone();
         let votes = |id| !voters.is_empty() && voters.iter().all(|voters| voters.contains(id));
         let me = self.identity.member_id;
-        let leader = leader(&metrics);
+        let leader = leader(&metrics, &self.peers);
         let progress = metrics.replication.unwrap_or_default();
         let members = metrics.membership_config.nodes().map(|(id, member)| MemberStatus {
             id: *id,
@@ -368,12 +397,16 @@ impl Handle {
 
     /// A leader that is the only voter: what it has applied is all there is.
     pub fn stands_alone(&self) -> bool {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow();
-        let mut voters = metrics.membership_config.voter_ids();
-        metrics.current_leader == Some(self.identity.member_id)
-            && voters.next() == Some(self.identity.member_id)
-            && voters.next().is_none()
+        leads_alone(&self.raft.server_metrics().borrow())
+    }
+
+    /// Ends when this member is not the only voter, or does not lead.
+    pub async fn stands_alone_no_longer(&self) {
+        let mut metrics = self.raft.server_metrics();
+        if metrics.wait_for(|metrics| !leads_alone(metrics)).await.is_err() {
+            // Consensus ends, and says so itself.
+            std::future::pending().await
+        }
     }
 
     /// The index of the last applied entry; changes with each.
@@ -390,6 +423,12 @@ impl Handle {
     /// Says which nodes answer in the mesh, with their address there: calls to them go there first.
     pub fn prefer(&self, mesh: BTreeMap<NodeId, IpAddr>) {
         self.peers.prefer(mesh);
+    }
+
+    /// Says where nodes answer beside the address that the cluster knows, each `HOST:PORT`: they are called there, too.
+    pub fn also_at(&self, nodes: &BTreeMap<NodeId, Vec<String>>) {
+        let members = members_now(&self.raft).into_iter();
+        self.peers.also_at(members.filter_map(|(id, member)| Some((id, nodes.get(&member.node_id)?.clone()))));
     }
 
     /// Offers gRPC services to the other members, until what is given is dropped. Requests have a
@@ -412,4 +451,8 @@ impl Handle {
     pub fn watch_schedule(&self) -> watch::Receiver<u64> {
         self.schedule.clone()
     }
+}
+
+fn leads_alone(metrics: &RaftServerMetrics<MemberId, Member>) -> bool {
+    metrics.current_leader == Some(metrics.id) && metrics.membership_config.voter_ids().eq([metrics.id])
 }

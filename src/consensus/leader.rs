@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use openraft::RaftMetrics;
 use tokio::{sync::watch, time::Instant};
 
-use super::types::{Member, MemberId, Raft};
+use super::{
+    network::Peers,
+    types::{Member, MemberId, Raft},
+};
 
 /// Silence after which a leader counts as lost: nobody it can reach is a majority, or it is not heard of.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
@@ -29,21 +32,23 @@ pub(super) enum Leader {
 #[derive(Clone)]
 pub(super) struct Leadership {
     raft: Raft,
+    peers: Arc<Peers>,
     lost: Arc<watch::Receiver<Lost>>,
 }
 
 impl Leadership {
     /// With the task that keeps it right.
-    pub(super) fn new(raft: &Raft) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn new(raft: &Raft, peers: &Arc<Peers>) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, lost) = watch::channel(None);
-        (Self { raft: raft.clone(), lost: Arc::new(lost) }, keep(raft.clone(), sender))
+        let watching = keep(raft.clone(), Arc::clone(peers), sender);
+        (Self { raft: raft.clone(), peers: Arc::clone(peers), lost: Arc::new(lost) }, watching)
     }
 
     /// Whom to hand requests to.
     pub(super) fn now(&self) -> Option<Leader> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        let id = leader(&metrics)?;
+        let id = leader(&metrics, &self.peers)?;
         if id == metrics.id {
             return Some(Leader::Me);
         }
@@ -57,11 +62,19 @@ impl Leadership {
         drop(metrics.wait_for(|now| now.current_leader.is_some_and(|leader| leader != id)).await);
     }
 
+    /// Ends when this member has no room to lead others on.
+    pub(super) async fn yielded(&self) {
+        self.peers.until_short().await;
+        if votes_alone(&self.raft.metrics().borrow()) {
+            std::future::pending().await
+        }
+    }
+
     /// Whether nobody has led for so long that waiting is no use.
     pub(super) async fn is_given_up(&self) -> bool {
         let long_lost = self.lost.borrow().is_some_and(|since| since.elapsed() >= PATIENCE);
         // The note is a moment old.
-        long_lost && !is_known(&self.raft).await
+        long_lost && !is_known(&self.raft, &self.peers).await
     }
 
     /// Ends when nobody has led for so long.
@@ -94,9 +107,9 @@ impl Leadership {
 }
 
 /// Notes when the leader is lost and when there is one again.
-async fn keep(raft: Raft, lost: watch::Sender<Lost>) {
+async fn keep(raft: Raft, peers: Arc<Peers>, lost: watch::Sender<Lost>) {
     loop {
-        let known = is_known(&raft).await;
+        let known = is_known(&raft, &peers).await;
         lost.send_if_modified(|lost| {
             let moved = lost.is_some() == known;
             *lost = if known { None } else { lost.or_else(|| Some(Instant::now())) };
@@ -107,17 +120,29 @@ async fn keep(raft: Raft, lost: watch::Sender<Lost>) {
 }
 
 /// Whether somebody leads and was heard of lately.
-pub(super) async fn is_known(raft: &Raft) -> bool {
+pub(super) async fn is_known(raft: &Raft, peers: &Peers) -> bool {
+    // Consensus may be held up by the disk, and answer nobody.
+    if peers.is_short() && !votes_alone(&raft.metrics().borrow()) {
+        return peers.leader_heard(SILENCE).is_some();
+    }
     let heard = raft.with_raft_state(|state| state.vote_last_modified()).await.ok().flatten();
     let silent = heard.is_none_or(|heard| heard.elapsed() > SILENCE);
     let metrics = raft.metrics();
     let metrics = metrics.borrow();
-    leader(&metrics).is_some_and(|id| id == metrics.id || !silent)
+    leader(&metrics, peers).is_some_and(|id| id == metrics.id || !silent)
 }
 
-/// Who leads. A leader that no majority answers any more may have been replaced, and cannot do anything anyway.
-pub(super) fn leader(metrics: &RaftMetrics<MemberId, Member>) -> Option<MemberId> {
+/// Who leads. A leader that no majority answers any more may have been replaced, and cannot do anything anyway. One without room
+/// does not lead on, and knows only from the calls that reach it who does.
+pub(super) fn leader(metrics: &RaftMetrics<MemberId, Member>, peers: &Peers) -> Option<MemberId> {
+    let alone = votes_alone(metrics);
+    if peers.is_short() && !alone {
+        return peers.leader_heard(SILENCE).filter(|id| *id != metrics.id);
+    }
     let answered = metrics.millis_since_quorum_ack.is_some_and(|ms| Duration::from_millis(ms) < SILENCE);
-    let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
     metrics.current_leader.filter(|leader| *leader != metrics.id || alone || answered)
+}
+
+fn votes_alone(metrics: &RaftMetrics<MemberId, Member>) -> bool {
+    metrics.membership_config.voter_ids().eq([metrics.id])
 }

@@ -100,10 +100,11 @@ pub(super) async fn keep(raft: Raft, peers: Arc<Peers>, me: Member) {
         tokio::time::sleep(PERIOD).await;
         let metrics = raft.metrics().borrow().clone();
         let known = metrics.membership_config.membership().get_node(&metrics.id).cloned();
-        if peers.is_going() {
+        // Consensus waits for the disk, and so would whoever asks it for a change.
+        if peers.is_going() || peers.is_short() {
             continue;
         }
-        if asked.elapsed() > ASK && !is_known(&raft).await {
+        if asked.elapsed() > ASK && !is_known(&raft, &peers).await {
             asked = Instant::now();
             ask_whether_removed(&peers, &metrics, asked_last).await;
             asked_last += 1;

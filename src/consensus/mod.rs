@@ -19,6 +19,7 @@ mod open;
 mod propose;
 mod recover;
 mod removal;
+mod short;
 mod space;
 mod state_machine;
 #[cfg(test)]

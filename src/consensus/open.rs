@@ -28,7 +28,7 @@ use super::{
     log_store::{LogSize, LogStore, needs_others},
     membership,
     network::{Admission, Contact, Doorway, Network, Peers, Services, Transport, call_others, serve},
-    propose,
+    propose, short,
     space::Space,
     state_machine::{Readers, StateMachine},
     types::{Fatal, Identity, Member, MemberId, Raft, StorageError, StoredMembership},
@@ -185,7 +185,7 @@ pub(super) async fn start(
     let size = log.size();
     let folder = files.log.parent().unwrap_or(Path::new("/")).to_owned();
     let (proposals, receiver) = mpsc::channel(WAITING);
-    let (leadership, watching) = Leadership::new(&raft);
+    let (leadership, watching) = Leadership::new(&raft, &peers);
     let services = Arc::new(Services::new(raft.clone(), Arc::clone(&peers), identity.clone()));
     let parts = HandleParts {
         raft: raft.clone(),
@@ -195,14 +195,15 @@ pub(super) async fn start(
         proposals,
         leadership: leadership.clone(),
     };
-    let handle = Handle::new(parts, &state, Space::of(folder, [log_waiting, state_waiting]));
+    let waits = [log_waiting, state_waiting];
+    let handle = Handle::new(parts, &state, Space::of(folder, waits.clone()));
     drop((log, state));
     replay(&raft).await?;
     let runtime = executor.handle().clone();
     let door = Door { raft: raft.clone(), peers: Arc::clone(&peers), identity, transport, services, runtime };
     let way = propose::Way { raft: raft.clone(), peers: Arc::clone(&peers), leadership, applied: handle.watch() };
     let proposing = propose::run(way, receiver);
-    let running = run(Running { raft, peers, me, limits }, proposing, watching, size, [log_end, state_end]);
+    let running = run(Running { raft, peers, waits, me, limits }, proposing, watching, size, [log_end, state_end]);
     let task = async move {
         executor.run(running).await;
     }
@@ -232,6 +233,8 @@ pub(super) async fn lead_no_longer(log: &LogStore, state: &StateMachine, me: Mem
 struct Running {
     raft: Raft,
     peers: Arc<Peers>,
+    /// Whether the writer of the log, or that of the state, waits for room.
+    waits: [watch::Receiver<bool>; 2],
     me: Member,
     limits: Limits,
 }
@@ -243,13 +246,14 @@ async fn run(
     size: watch::Receiver<LogSize>,
     ends: [oneshot::Receiver<()>; 2],
 ) {
-    let Running { raft, peers, me, limits } = running;
+    let Running { raft, peers, waits, me, limits } = running;
     let [mut log_end, mut state_end] = ends;
     let mut proposing = std::pin::pin!(proposing);
     let failed = tokio::select! {
         () = &mut proposing => false,
         () = compact::run(raft.clone(), size, limits) => true,
         () = membership::keep(raft.clone(), Arc::clone(&peers), me) => true,
+        () = short::keep(raft.clone(), Arc::clone(&peers), waits) => true,
         () = watching => true,
         () = failure(raft.clone()) => true,
         _ = &mut log_end => {

@@ -242,15 +242,24 @@ async fn hand_over(
     let mut written_perhaps = false;
     loop {
         match leader {
-            Leader::Me => match way.raft.client_write(batch.clone()).await {
-                Ok(written) => return Some(Ok(written.data)),
-                // Another leader has cut it off the log; yet another may still have it.
-                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => written_perhaps = true,
-                Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error))) => {
-                    return Some(Err(ProposeError::Storage(error.to_string())));
+            Leader::Me => {
+                let written = tokio::select! {
+                    written = way.raft.client_write(batch.clone()) => Some(written),
+                    // The others may have it already, and whoever leads them carries it on.
+                    () = way.leadership.yielded() => None,
+                };
+                match written {
+                    Some(Ok(written)) => return Some(Ok(written.data)),
+                    // Another leader has cut it off the log; yet another may still have it.
+                    Some(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) | None => {
+                        written_perhaps = true
+                    }
+                    Some(Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(error)))) => {
+                        return Some(Err(ProposeError::Storage(error.to_string())));
+                    }
+                    Some(Err(RaftError::Fatal(error))) => return Some(Err(ProposeError::of_fatal(&error))),
                 }
-                Err(RaftError::Fatal(error)) => return Some(Err(ProposeError::of_fatal(&error))),
-            },
+            }
             Leader::Other(id, member) => {
                 let asked = tokio::select! {
                     asked = way.peers.propose(id, &member, &batch) => asked,
@@ -258,9 +267,12 @@ async fn hand_over(
                 };
                 match asked {
                     Ok(Ok((index, outcomes))) => {
-                        // Whoever asked here reads here.
+                        // Whoever asked here reads here, unless there is no room for it here.
                         let mut applied = way.applied.clone();
-                        drop(applied.wait_for(|applied| *applied >= index).await);
+                        tokio::select! {
+                            _ = applied.wait_for(|applied| *applied >= index) => {}
+                            () = way.leadership.yielded() => {}
+                        }
                         return Some(Ok(outcomes));
                     }
                     // Who asks looks again who would not understand it.

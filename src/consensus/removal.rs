@@ -26,6 +26,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 const CHANGE_PAUSE: Duration = Duration::from_millis(50);
 /// Longest time for a removal, over a change of the leader too.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long is waited for members that were never heard, when without them too few would be left.
+const NEWCOMERS: Duration = Duration::from_secs(4);
 
 /// Why the membership stays as it is.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -119,14 +121,46 @@ fn remaining(
     Ok(chosen)
 }
 
+/// The same as this leader sees the members now. Whoever was let in a moment ago, or was never called since this member began, has
+/// time to be heard.
+async fn choose(
+    raft: &Raft,
+    peers: &Peers,
+    gone: &BTreeSet<MemberId>,
+    names: &BTreeMap<MemberId, String>,
+) -> Result<BTreeSet<MemberId>, Answer> {
+    let begun = Instant::now();
+    loop {
+        let metrics = raft.metrics().borrow().clone();
+        let Some(all) = candidates(&metrics, peers, SILENCE) else { return Err(Answer::Elsewhere(None)) };
+        let others = all.keys().filter(|id| **id != metrics.id && !gone.contains(id));
+        let unheard: Vec<&str> = others
+            .filter(|id| peers.heard(**id).is_none())
+            .filter_map(|id| names.get(id).map(String::as_str))
+            .collect();
+        let unheard = unheard.join("`, `");
+        match remaining(metrics.id, gone, all, names) {
+            Ok(chosen) => return Ok(chosen),
+            Err(_) if !unheard.is_empty() && begun.elapsed() < NEWCOMERS => {
+                tokio::time::sleep(CHANGE_PAUSE * 4).await;
+            }
+            Err(RemovalError::Majority(why)) if !unheard.is_empty() => {
+                let why = format!("{why}; of `{unheard}`, which was let in, nothing was heard yet");
+                return Err(Answer::Refused(RemovalError::Majority(why)));
+            }
+            Err(error) => return Err(Answer::Refused(error)),
+        }
+    }
+}
+
 /// Removes the members of `node_id` as the leader, or says where the leader is.
 pub(super) async fn remove_here(raft: &Raft, peers: &Arc<Peers>, node_id: NodeId, only_ask: bool) -> Answer {
     let metrics = raft.metrics().borrow().clone();
     let elsewhere = |metrics: &openraft::RaftMetrics<MemberId, Member>| {
-        let id = leader(metrics)?;
+        let id = leader(metrics, peers)?;
         Some((id, metrics.membership_config.membership().get_node(&id)?.clone()))
     };
-    if leader(&metrics) != Some(metrics.id) {
+    if leader(&metrics, peers) != Some(metrics.id) {
         return Answer::Elsewhere(elsewhere(&metrics));
     }
     let nodes: BTreeMap<MemberId, Member> =
@@ -137,11 +171,10 @@ pub(super) async fn remove_here(raft: &Raft, peers: &Arc<Peers>, node_id: NodeId
     if gone.is_empty() {
         return Answer::Done { answers };
     }
-    let Some(all) = candidates(&metrics, peers, SILENCE) else { return Answer::Elsewhere(None) };
     let names = nodes.iter().map(|(id, member)| (*id, member.name.to_string())).collect();
-    let chosen = match remaining(metrics.id, &gone, all, &names) {
+    let chosen = match choose(raft, peers, &gone, &names).await {
         Ok(chosen) => chosen,
-        Err(error) => return Answer::Refused(error),
+        Err(answer) => return answer,
     };
     if only_ask {
         return Answer::Done { answers };

@@ -159,6 +159,9 @@ impl From<NotCurrent> for ControlError {
         match error {
             NotCurrent::NoLeader => Self::new(ErrorKind::NoLeader, error.to_string())
                 .hint("ask with `?consistency=local` for what this node knows; it may be old"),
+            NotCurrent::DiskFull => Self::new(ErrorKind::DiskFull, error.to_string()).hint(
+                "free some space; until then ask another node, or with `?consistency=local` for what this one knows",
+            ),
             NotCurrent::Closed => Self::new(ErrorKind::Unavailable, error.to_string()),
         }
     }

@@ -131,6 +131,11 @@ impl Directories {
         self.run.join("attach")
     }
 
+    /// Until when what is exclusive may run here.
+    pub(super) fn lease_file(&self) -> PathBuf {
+        self.run.join("lease")
+    }
+
     pub(super) fn programs(&self) -> PathBuf {
         self.data.join("programs")
     }

@@ -50,7 +50,7 @@ use crate::{
     control::{
         loops,
         node_access::NodeAccess,
-        ops::{Ops, images::RoomLimits},
+        ops::{Ops, images::RoomLimits, now_ms},
     },
     embedded,
     observe::{chain, metrics::Metrics},
@@ -169,6 +169,7 @@ pub(super) async fn start(
         gateway: identity.subnet.map(|subnet| subnet.gateway()),
         resolv_conf: names.map(|_| config.network.resolv_conf.clone()),
         logger,
+        lease_file: directories.lease_file(),
         logs_dir: directories.logs(),
         instances_dir: directories.instances(),
         log_max_bytes: config.logs.max_bytes,
@@ -183,9 +184,17 @@ pub(super) async fn start(
         builtin_image: |name| (name == embedded::DEMO_IMAGE_NAME).then_some(embedded::DEMO_IMAGE),
     };
     tasks.spawn("volumes", volumes::keep(ops.clone(), identity.node_id, volumes, assignments.clone(), cancel.clone()));
-    let lease = lease::keep(state.clone(), assignments.clone(), (&mut *tasks, cancel));
-    let parts =
-        AgentParts { executor: Arc::new(executor), outbox: outbox.clone(), assignments, lease, retry, offences };
+    let lease_was_over_ms = lease::was_over_ms(&directories.lease_file(), now_ms());
+    let lease = lease::keep((state.clone(), &directories.lease_file()), assignments.clone(), (&mut *tasks, cancel));
+    let parts = AgentParts {
+        executor: Arc::new(executor),
+        outbox: outbox.clone(),
+        assignments,
+        lease,
+        lease_was_over_ms,
+        retry,
+        offences,
+    };
     let agent_config = AgentConfig { subnet: identity.subnet, subnet6, names_port: names, others, remembered };
     let (agent, keep_network) = Agent::new(agent_config, parts, cancel.clone());
 

@@ -6,7 +6,13 @@ use toft_model::{ids::NodeId, node::NodeHealth};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ending, StopSignals, directories::Directories, doors, tasks::Tasks};
+use super::{
+    Ending, StopSignals,
+    directories::Directories,
+    doors,
+    lease::{self, BootTime},
+    tasks::Tasks,
+};
 use crate::{
     agent::runtime::supervisor::ContainerdSupervisor, api::http::ApiState, config::Config, consensus::network::Offered,
 };
@@ -79,16 +85,24 @@ impl Serving {
         if ending == Ending::Stopped {
             tell_systemd(&[sd_notify::NotifyState::Stopping]);
         }
-        if let (Some(node), None) = (node, ended_early) {
+        let told_at = BootTime::now();
+        let told = match (node, ended_early) {
             // Whoever is not told finds out.
-            drop(tokio::time::timeout(FAREWELL, ops.tell_presence(node, NodeHealth::Away)).await);
-        }
+            (Some(node), None) => {
+                let told = tokio::time::timeout(FAREWELL, ops.tell_presence(node, NodeHealth::Away)).await;
+                matches!(told, Ok(Ok(())))
+            }
+            (None, _) | (_, Some(_)) => false,
+        };
         drop(ops);
         doors_cancel.cancel();
         doors.tasks.join(LAST_ANSWERS).await;
         cancel.cancel();
         drop((doors, offered));
         tasks.join(LAST_TASKS).await;
+        if told {
+            lease::say_farewell(&directories.lease_file(), told_at);
+        }
         if let (Some(supervisor), None) = (supervisor, ended_early) {
             supervisor.shut_down().await;
         }

@@ -11,7 +11,9 @@ use serde_json::json;
 
 use crate::harness::{
     appliance::Appliance,
+    lan::Lan,
     machine::{Machine, wait_until},
+    outage::{local, name, running_on, state_of},
 };
 
 /// An appliance whose data lies on a disk of 24 MB.
@@ -155,4 +157,102 @@ fn a_container_that_filled_the_disk_can_be_removed() {
         assert!(!toft.log().contains("could not be stopped or removed"), "round {round}");
     }
     toft.good("run -n web -p 18080:8080 toft/demo");
+}
+
+/// Writes a workload that nothing runs of, with so many bytes; gives the answer's status.
+fn note(toft: &Appliance, name: &str, bytes: usize) -> u16 {
+    let body = json!({"name": name, "image": "toft/demo", "replicas": 0, "env": {"PAD": "x".repeat(bytes)}});
+    toft.post("/api/v1/workloads", &body).status
+}
+
+#[test]
+fn a_leader_whose_disk_is_full_gives_way_and_nothing_acknowledged_is_lost() {
+    let mut lan = Lan::prepare(&["server", "server", "server", "server"]);
+    let data = lan.nodes[0].data.clone();
+    let settings = fs::read(data.join("toft.toml")).unwrap();
+    mount(Some("tmpfs"), &data, Some("tmpfs"), MsFlags::empty(), Some("size=40m")).unwrap();
+    fs::write(data.join("toft.toml"), settings).unwrap();
+    lan.nodes[0].up();
+    for i in [1, 2] {
+        let token = lan.nodes[0].good("token create -q");
+        lan.join(i, &token);
+    }
+    lan.until_voters(3);
+    lan.until_ready(&[0, 1, 2]);
+    lan.nodes[0].good("run -n web --replicas 3 -p 18080:8080 toft/demo");
+    wait_until("three of it run", || (running_on(&lan.nodes[1], "web")? == ["a", "b", "c"]).then_some(()));
+    let token = lan.nodes[0].good("token create -q");
+    lan.join(3, &token);
+    lan.until_ready(&[0, 1, 2, 3]);
+    assert_eq!(lan.leader_among(&[0, 1, 2]), 0);
+    let ballast = fill(&lan.nodes[0]);
+
+    // Whoever is asked elsewhere is served, by the leader that is full as long as it can, and then by another.
+    let mut acknowledged = Vec::new();
+    let began = std::time::Instant::now();
+    for number in 0..60 {
+        let name = format!("w{number}");
+        let asked = &lan.nodes[1 + number % 2];
+        wait_until("a change is taken", || match note(asked, &name, 20_000) {
+            // It was taken before, by who could not say so any more.
+            201 | 409 => Some(()),
+            503 | 504 | 507 => None,
+            other => panic!("{name}: {other}"),
+        });
+        acknowledged.push(name);
+        if number == 30 {
+            // Not a byte is to be had any more.
+            drop(fill(&lan.nodes[0]));
+        }
+    }
+    println!("60 changes took {:?}", began.elapsed());
+    let leader = lan.leader_among(&[1, 2]);
+    wait_until("who is full knows who leads", || {
+        (local(&lan.nodes[0], "/api/v1/cluster")?["leader"] == name(leader).as_str()).then_some(())
+    });
+    assert!(lan.nodes[0].log().contains("falls silent"), "{}", lan.nodes[0].log());
+
+    // Who leads now notes who is lost, and does not take the one for it that is only full.
+    lan.nodes[3].kill();
+    wait_until("the dead one is down", || (state_of(&lan.nodes[leader], "d")? == "down").then_some(()));
+    wait_until("it is listed as full", || {
+        let told = lan.nodes[leader].good("node ls");
+        told.lines().any(|line| line.starts_with("a ") && line.contains("ready (disk full)")).then_some(())
+    });
+
+    // It is told where it is full, and what it runs goes on.
+    let refused = wait_until("it says so", || {
+        let body = json!({"name": "late", "image": "toft/demo", "replicas": 0});
+        let answer = lan.nodes[0].post("/api/v1/workloads", &body);
+        (answer.status == 507).then(|| answer.refusal(507))
+    });
+    assert_eq!(refused["code"], "disk_full", "{refused}");
+    let outdated = lan.nodes[0].get("/api/v1/workloads").refusal(507);
+    assert!(outdated["hint"].as_str().unwrap().contains("consistency=local"), "{outdated}");
+    assert!(lan.nodes[0].log().contains("no space is left"), "{}", lan.nodes[0].log());
+    let checks = lan.nodes[0].own(&["doctor", "--json"]).out;
+    let checks: serde_json::Value = serde_json::from_str(&checks).unwrap();
+    let room = checks.as_array().unwrap().iter().find(|check| check["name"] == "free space").unwrap();
+    assert_eq!(room["verdict"], "failure", "{room}");
+    assert!(lan.visit(0, 18_080).is_some(), "its container does not answer");
+
+    fs::remove_file(ballast).unwrap();
+    let freed = std::time::Instant::now();
+    let all = |toft: &Appliance| {
+        let told = local(toft, "/api/v1/workloads")?;
+        let names: Vec<String> =
+            told["items"].as_array()?.iter().map(|one| one["name"].as_str().unwrap().to_owned()).collect();
+        acknowledged.iter().all(|name| names.contains(name)).then_some(())
+    };
+    for toft in &lan.nodes[..3] {
+        wait_until("all that was acknowledged is there", || all(toft));
+    }
+    println!("it has all of it {:?} after there was room", freed.elapsed());
+    lan.until_ready(&[0, 1, 2]);
+    lan.nodes[0].good("run -n after toft/demo");
+    wait_until("three of it run", || (running_on(&lan.nodes[0], "web")? == ["a", "b", "c"]).then_some(()));
+    assert_eq!(lan.nodes[0].get("/ready").status, 200);
+    // It may lead again.
+    lan.nodes[leader].kill();
+    lan.until_written(0, "scale after=2 --no-wait");
 }

@@ -193,6 +193,28 @@ fn nodes_are_removed_unless_that_costs_the_majority() {
     b.good("secret ls");
 }
 
+#[test]
+fn who_leads_may_leave_as_soon_as_another_has_joined_but_not_before_it_came() {
+    let machine = Machine::new();
+    let (mut a, mut b) = (lone(&machine, "a", "witness"), lone(&machine, "b", "witness"));
+    a.up();
+    let pass = ticket(&a, "--role witness");
+    let file = machine.dir.join("token");
+    fs::write(&file, &pass.token).unwrap();
+    b.own(&["join", &pass.address, "--token-file", file.to_str().unwrap()]).good();
+    let refused = a.toft(&["leave", "--yes"]).bad(1);
+    assert!(refused.contains("no other member answers") && refused.contains("of `b`, which was let in"), "{refused}");
+    b.up();
+    wait_until("it is a member", || (members(&b) == ["a", "b"]).then_some(()));
+    a.toft(&["leave", "--yes"]).good();
+    wait_until("the other goes on", || (status(&b)["leader"] == "b" && members(&b) == ["b"]).then_some(()));
+    // The same in one breath.
+    let pass = ticket(&b, "--role witness");
+    join(&a, &pass).good();
+    b.toft(&["leave", "--yes"]).good();
+    wait_until("the first one goes on", || (status(&a)["leader"] == "a" && members(&a) == ["a"]).then_some(()));
+}
+
 /// The state of a node as another lists it.
 fn listed(toft: &Appliance, node: &str) -> Option<Value> {
     toft.json("node ls --json").as_array()?.iter().find(|one| one["name"] == node).cloned()

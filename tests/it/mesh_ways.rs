@@ -141,6 +141,63 @@ fn where_no_datagram_passes_packets_go_inside_tls_and_directly_again_when_they_d
     ask(&web, db, "/json").unwrap();
 }
 
+#[test]
+fn where_only_https_passes_a_machine_joins_votes_and_works_through_it() {
+    let mut internet = Internet::prepare(&[Spot(Open, SERVER), Spot(Open, SERVER), Spot(Open, SERVER)]);
+    let file = internet.nodes[0].data.join("toft.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}[mesh]\nrelay_listen = \"{}:443\"\n", outside(0))).unwrap();
+    internet.nodes[0].up();
+    internet.join(1, SERVER);
+    internet.let_out_https_only(2);
+    let capture = Capture::on(&internet.switch, "port2");
+    let began = Instant::now();
+    internet.join_at(2, SERVER, 443);
+    for toft in &internet.nodes {
+        let ready = |node: &Value| node["state"] == "ready";
+        wait_until("all are ready", || {
+            let nodes = toft.json("node ls --json");
+            (nodes.as_array()?.len() == 3 && nodes.as_array()?.iter().all(ready)).then_some(())
+        });
+    }
+    println!("a member after {:?}", began.elapsed());
+    wait_until("it votes", || {
+        let told = internet.nodes[2].json("cluster status --json");
+        (told["members"].as_array()?.iter().filter(|member| member["votes"] == true).count() == 3).then_some(())
+    });
+    let (web, db) = pair(&internet, ["b", "c"]);
+    until_way(&internet, 1, "c", "is reached through `a`");
+    until_way(&internet, 2, "b", "is reached through `a`");
+    let took = until_reached(&web, db, Duration::from_secs(30));
+    println!("reached after {took:?}");
+    assert!(ask(&web, db, "/the-secret-of-the-shop").unwrap().contains("HTTP/1."));
+    internet.nodes[2].good("scale shop-web=2 --no-wait");
+    // The only way in is away for a moment.
+    internet.nodes[0].kill();
+    internet.nodes[0].up();
+    let took = until_reached(&web, db, Duration::from_secs(60));
+    println!("reached again after the relay's restart after {took:?}");
+    wait_until("a change is taken there", || {
+        (internet.nodes[2].toft(&["scale", "shop-web=1", "--no-wait"]).code == 0).then_some(())
+    });
+    let frames = capture.end();
+    let own: std::net::Ipv4Addr = outside(2).parse().unwrap();
+    let sent: Vec<_> = frames
+        .iter()
+        .filter(|frame| frame.len() > 38 && frame[12..14] == [8, 0] && frame[26..30] == own.octets())
+        .collect();
+    assert!(sent.len() > 50, "it went over the switch");
+    let https = |frame: &&&Vec<u8>| {
+        let port = 14 + usize::from(frame[14] & 15) * 4 + 2;
+        frame[23] == 6 && frame[port..port + 2] == 443_u16.to_be_bytes()
+    };
+    assert_eq!(sent.iter().filter(https).count(), sent.len(), "something else left the node");
+    let holds = |frame: &&Vec<u8>, text: &[u8]| frame.windows(text.len()).any(|window| window == text);
+    for plain in [&b"the-secret-of-the-shop"[..], b"shop-db-0"] {
+        assert!(!sent.iter().any(|frame| holds(frame, plain)), "{plain:?} was to be read on the switch");
+    }
+}
+
 /// Asks a member to relay, with the keys in a folder, or without a certificate.
 async fn carry(keys: &Path, certified: bool, to: &str) -> Result<Streaming<Carried>, String> {
     let read = |name: &str| fs::read(keys.join(name)).unwrap();

@@ -122,6 +122,57 @@ fn what_is_exclusive_stops_on_a_node_that_is_cut_off_before_another_starts() {
     wait_until("one is left", || (instances(seen, "web") == [pair(&elsewhere, "running")]).then_some(()));
 }
 
+/// Whether the container behind a published port answers, asked from its own machine.
+fn answers(toft: &Appliance, port: u16) -> bool {
+    toft.machine.http(port, "GET", "/json", &[]).is_ok_and(|answer| answer.status == 200)
+}
+
+#[test]
+fn what_is_exclusive_stops_on_a_node_that_is_cut_off_though_its_daemon_is_dead() {
+    let (mut trio, leader, lost, other) = with_web("--exclusive -p 18080:8080");
+    let (name, elsewhere) = (format!("n{lost}"), format!("n{other}"));
+    wait_until("it answers", || answers(&trio.nodes[lost], 18_080).then_some(()));
+    trio.cut(lost);
+    let cut = Instant::now();
+    trio.nodes[lost].kill();
+    let seen = &trio.nodes[leader];
+    let mut alone_until = None;
+    wait_until("another runs", || {
+        if alone_until.is_none() && !answers(&trio.nodes[lost], 18_080) {
+            alone_until = Some(cut.elapsed());
+        }
+        instances(seen, "web").contains(&pair(&elsewhere, "running")).then_some(())
+    });
+    let started = cut.elapsed();
+    let stopped = alone_until.expect("it stopped before another started");
+    println!("stopped after {stopped:?}, started elsewhere after {started:?}");
+    assert!(stopped < started && stopped > Duration::from_secs(7), "{stopped:?}, {started:?}");
+    trio.mend(lost);
+    trio.nodes[lost].up();
+    let seen = &trio.nodes[leader];
+    wait_until("it is back", || (node(seen, &name)["state"] == "ready").then_some(()));
+    wait_until("one is left", || (instances(seen, "web") == [pair(&elsewhere, "running")]).then_some(()));
+    wait_until("its container is gone", || (trio.nodes[lost].shims() == 0).then_some(()));
+}
+
+#[test]
+fn what_is_exclusive_outlasts_a_daemon_that_said_it_would_be_back() {
+    let (mut trio, leader, lost, _) = with_web("--exclusive -p 18080:8080");
+    let name = format!("n{lost}");
+    wait_until("it answers", || answers(&trio.nodes[lost], 18_080).then_some(()));
+    let before = trio.nodes[leader].instance("web")["id"].clone();
+    assert_eq!(trio.nodes[lost].stop(), 0);
+    // Longer than a lease lasts.
+    for _ in 0..20 {
+        thread::sleep(Duration::from_secs(1));
+        assert!(answers(&trio.nodes[lost], 18_080));
+    }
+    trio.nodes[lost].up();
+    let seen = &trio.nodes[leader];
+    wait_until("it is back", || (node(seen, &name)["state"] == "ready").then_some(()));
+    assert_eq!((seen.instance("web")["id"].clone(), answers(&trio.nodes[lost], 18_080)), (before, true));
+}
+
 /// How long a fifth of all packets is lost.
 fn lossy() -> Duration {
     let full = std::env::var_os("TOFT_TEST_FULL").is_some_and(|value| value == "1");

@@ -15,10 +15,11 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::config::Config;
+use crate::guard::Guard;
 use crate::journal::Journal;
 use crate::stamp::Source;
 use crate::taps::Taps;
-use crate::{Pipe, ignore_signals, poll, wait};
+use crate::{Pipe, ignore_signals, poll, shortest, wait};
 
 /// How long the shim may take to open the pipes, in seconds. It gives up after 30.
 const OPENING: c_uint = 60;
@@ -105,7 +106,8 @@ fn open(dir: &Path) -> io::Result<(Pipe, Option<Pipe>)> {
 }
 
 /// Copies the pipes to the log and to whoever listens, until both are at their end.
-fn copy(config: Config, mut taps: Taps, mut stdout: Pipe, mut stderr: Option<Pipe>) {
+fn copy(mut config: Config, mut taps: Taps, mut stdout: Pipe, mut stderr: Option<Pipe>) {
+    let mut guard = config.lease.take().map(Guard::new);
     let mut journal = Journal::open(config);
     // A terminal ends its lines with a carriage return, which is none of the text.
     let terminal = stderr.is_none();
@@ -117,8 +119,9 @@ fn copy(config: Config, mut taps: Taps, mut stdout: Pipe, mut stderr: Option<Pip
             entries.iter_mut().for_each(|entry| entry.fd = -1);
         }
         taps.poll_entries(&mut entries);
-        let timeouts = [journal.poll_timeout_ms(), taps.poll_timeout_ms()];
-        poll(&mut entries, timeouts.into_iter().filter(|timeout| *timeout >= 0).min().unwrap_or(-1));
+        let guarded = guard.as_ref().map_or(-1, Guard::poll_timeout_ms);
+        poll(&mut entries, shortest([journal.poll_timeout_ms(), taps.poll_timeout_ms(), guarded]));
+        guard.iter_mut().for_each(Guard::look);
         taps.serve(&entries[2..]);
         for (pipe, entry) in [Some(&mut stdout), stderr.as_mut()].into_iter().zip(&entries[..2]) {
             if let Some(pipe) = pipe

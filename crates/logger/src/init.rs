@@ -10,6 +10,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::ptr::null_mut;
 
+use crate::kill;
+
 const SIG_BLOCK: c_int = 0;
 const SIG_SETMASK: c_int = 2;
 const SIGCHLD: c_int = 17;
@@ -27,7 +29,6 @@ unsafe extern "C" {
     fn sigprocmask(how: c_int, set: *const SignalSet, old: *mut SignalSet) -> c_int;
     fn sigwait(set: *const SignalSet, signal: *mut c_int) -> c_int;
     fn waitpid(pid: c_int, status: *mut c_int, options: c_int) -> c_int;
-    fn kill(pid: c_int, signal: c_int) -> c_int;
 }
 
 /// Runs the command to its end and gives its exit code, 128 + signal when a signal ended it.

@@ -10,11 +10,14 @@
 //! many), and leaves only when both pipes are at their end: the shim's SIGTERM is ignored, or
 //! the container's last words would be lost.
 //!
+//! Beside an exclusive instance it also watches that instance's lease ([`guard`]).
+//!
 //! The same program is the first process of containers that ask for one ([`init`]), and the logger of those with input or
 //! a terminal, which it reads through named pipes and passes on to whoever listens ([`beside`]).
 
 mod beside;
 mod config;
+mod guard;
 mod init;
 mod journal;
 mod lines;
@@ -29,6 +32,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::Config;
+use guard::Guard;
 use journal::Journal;
 use lines::Lines;
 use stamp::Source;
@@ -57,12 +61,18 @@ unsafe extern "C" {
     fn poll_raw(fds: *mut PollFd, count: c_ulong, timeout_ms: c_int) -> c_int;
     fn signal(number: c_int, handler: usize) -> usize;
     fn close(fd: c_int) -> c_int;
+    fn kill(pid: c_int, signal: c_int) -> c_int;
 }
 
 /// Waits until one of them is ready, or for so long; negative for ever.
 fn poll(entries: &mut [PollFd], timeout_ms: c_int) {
     // SAFETY: the slice is alive and as long as we say.
     unsafe { poll_raw(entries.as_mut_ptr(), entries.len() as c_ulong, timeout_ms) };
+}
+
+/// The shortest of what poll may sleep; negative for ever.
+fn shortest(timeouts_ms: impl IntoIterator<Item = i32>) -> i32 {
+    timeouts_ms.into_iter().filter(|timeout| *timeout >= 0).min().unwrap_or(-1)
 }
 
 /// Something to read, to be polled for; a negative descriptor is passed over.
@@ -143,7 +153,7 @@ fn main() -> ExitCode {
     if arguments.next_if(|first| first == "pipes").is_some() {
         return beside::run(arguments);
     }
-    let config = match Config::from_pairs(arguments) {
+    let mut config = match Config::from_pairs(arguments) {
         Ok(config) => config,
         Err(message) => {
             eprintln!("toft-logger: {message}");
@@ -153,18 +163,21 @@ fn main() -> ExitCode {
     ignore_signals();
     // SAFETY: closing a descriptor number; one that is not open is an error we do not mind.
     unsafe { close(READY_FD) };
+    let guard = config.lease.take().map(Guard::new);
     let mut journal = Journal::open(config);
-    drain(&mut journal);
+    drain(&mut journal, guard);
     ExitCode::SUCCESS
 }
 
 /// Copies both pipes to `journal` until both are at their end.
-fn drain(journal: &mut Journal) {
+fn drain(journal: &mut Journal, mut guard: Option<Guard>) {
     let mut stdout = Pipe::new(Source::Stdout, STDOUT_FD);
     let mut stderr = Pipe::new(Source::Stderr, STDERR_FD);
     while stdout.is_open() || stderr.is_open() {
         let mut entries = [stdout.poll_entry(), stderr.poll_entry()];
-        poll(&mut entries, journal.poll_timeout_ms());
+        let timeouts = [journal.poll_timeout_ms(), guard.as_ref().map_or(-1, Guard::poll_timeout_ms)];
+        poll(&mut entries, shortest(timeouts));
+        guard.iter_mut().for_each(Guard::look);
         for (pipe, entry) in [&mut stdout, &mut stderr].into_iter().zip(entries) {
             if entry.revents != 0 {
                 pipe.read_into(journal, false, |_| {});

@@ -15,11 +15,13 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const F_DUPFD_CLOEXEC: c_int = 1030;
 const SIGINT: c_int = 2;
 const SIGTERM: c_int = 15;
+const CLONE_NEWPID: c_int = 0x2000_0000;
 
 unsafe extern "C" {
     fn dup2(from: c_int, to: c_int) -> c_int;
     fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int;
     fn kill(pid: c_int, signal: c_int) -> c_int;
+    fn unshare(flags: c_int) -> c_int;
 }
 
 /// A folder that goes away with the test.
@@ -50,10 +52,14 @@ struct Logger {
 
 impl Logger {
     fn start(dir: &Path, max_bytes: u64, max_files: u32) -> Self {
+        Self::spawn(Self::command(dir, max_bytes, max_files))
+    }
+
+    fn command(dir: &Path, max_bytes: u64, max_files: u32) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_toft-logger"));
         command.args(["max_files", &max_files.to_string(), "dir"]).arg(dir);
         command.args(["max_bytes", &max_bytes.to_string()]);
-        Self::spawn(command)
+        command
     }
 
     /// Starts `command` with the three pipes and waits until it says that it is ready.
@@ -350,5 +356,65 @@ fn a_full_disk_drops_lines_and_says_how_many() {
         }
     }
     assert_eq!(kept + lost, flood, "kept {kept}, lost {lost}");
+    assert!(logger.end().success());
+}
+
+/// A process that is the first of a process namespace of its own, as a container's is, and a child of this one.
+fn contained(script: &str) -> Child {
+    let script = script.to_owned();
+    let start = move || {
+        // SAFETY: concerns what this thread starts, and it ends after one.
+        assert_eq!(unsafe { unshare(CLONE_NEWPID) }, 0, "{}", io::Error::last_os_error());
+        Command::new("sh").args(["-c", &script]).stdin(std::process::Stdio::null()).spawn().expect("sh starts")
+    };
+    std::thread::spawn(start).join().expect("the thread ends in order")
+}
+
+fn write_lease(path: &Path, until_ms: u64) {
+    fs::write(path, format!("{until_ms:020} {until_ms:020}\n")).expect("the lease can be written");
+}
+
+/// Milliseconds since the machine's start.
+fn up_ms() -> u64 {
+    let uptime = fs::read_to_string("/proc/uptime").expect("the time since the start is known");
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).expect("a number");
+    (seconds * 1_000.0) as u64
+}
+
+fn ended(child: &mut Child) -> bool {
+    child.try_wait().expect("it can be waited for").is_some()
+}
+
+#[test]
+fn what_is_exclusive_ends_with_its_lease_and_what_is_not_stays() {
+    let temp = TempDir::new();
+    let lease = temp.0.join("lease");
+    // The parent of both is taken for a shim by its name.
+    let own = format!("/proc/self/task/{}/comm", std::process::id());
+    let before = fs::read_to_string(&own).expect("this process has a name");
+    write_lease(&lease, u64::MAX);
+    let mut stubborn = contained("trap '' TERM; while :; do sleep 0.1; done");
+    let mut obedient = contained("trap 'exit 7' TERM; while :; do sleep 0.1; done");
+    let mut stranger = Command::new("sleep").arg("60").spawn().expect("sleep starts");
+    let mut command = Logger::command(&temp.0.join("logs"), 1 << 20, 2);
+    let mut logger = Logger::spawn({
+        command.arg("lease").arg(&lease);
+        command
+    });
+    std::thread::sleep(Duration::from_millis(1_500));
+    assert!(!ended(&mut obedient), "it may run for ever");
+    write_lease(&lease, up_ms());
+    std::thread::sleep(Duration::from_millis(2_500));
+    assert!(!ended(&mut obedient), "whose parent is no shim is left alone");
+    fs::write(&own, "containerd-shim").expect("it can be called something else");
+    wait_until("it is killed", || ended(&mut stubborn));
+    assert!(ended(&mut obedient), "who obeys has ended before");
+    assert!(!ended(&mut stranger), "who is in no container is left alone");
+    logger.say("still here\n");
+    let log = temp.0.join("logs/current.log");
+    wait_until("the logger goes on", || read(&log).contains("still here"));
+    fs::write(&own, before.trim_end()).expect("it has its name back");
+    stranger.kill().expect("it can be killed");
+    stranger.wait().expect("it can be waited for");
     assert!(logger.end().success());
 }

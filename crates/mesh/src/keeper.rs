@@ -13,6 +13,7 @@ use crate::{Device, MeshError};
 
 /// How often the device is looked at, and how often while somebody changes keys or does not answer.
 const LOOK: Duration = Duration::from_secs(5);
+const LOOK_AT_FEW: Duration = Duration::from_secs(2);
 const LOOK_CLOSELY: Duration = Duration::from_secs(1);
 /// How often it is set although nothing changed: paths change their size, and somebody may have removed the link.
 const REPEAT: Duration = Duration::from_secs(60);
@@ -24,7 +25,11 @@ const PATIENCE_IN_SESSION: Duration = Duration::from_secs(2);
 /// it receives within ten seconds.
 const SILENCE: Duration = Duration::from_secs(12);
 /// The same where there are other addresses to try: nodes have several, and ask each other each five seconds.
-const SILENCE_OF_MANY: Duration = Duration::from_secs(7);
+const SILENCE_ELSEWHERE: Duration = Duration::from_secs(7);
+/// The same among few nodes, which ask each other each two seconds.
+const SILENCE_OF_FEW: Duration = Duration::from_secs(4);
+/// So many peers are few: each can be asked, and looked at, more often.
+pub const FEW: usize = 16;
 /// The longest time between tries of something that fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
@@ -74,7 +79,12 @@ pub async fn keep(
                         failures = 0;
                         let quiet = status.as_ref().is_some_and(|status| search.all_answer(status));
                         observed.send_replace(status);
-                        Some(if quiet && !changing { LOOK } else { LOOK_CLOSELY })
+                        let few = config.peers.len() <= FEW;
+                        Some(match quiet && !changing {
+                            true if few => LOOK_AT_FEW,
+                            true => LOOK,
+                            false => LOOK_CLOSELY,
+                        })
                     }
                     Err(error) => {
                         set_at = None;
@@ -157,6 +167,7 @@ impl Search {
     fn look(&mut self, config: &MeshConfig, seen: Option<&MeshStatus>, now: Instant) -> bool {
         self.peers.retain(|key, _| config.peers.contains_key(key));
         let mut moved = false;
+        let elsewhere = if config.peers.len() <= FEW { SILENCE_OF_FEW } else { SILENCE_ELSEWHERE };
         for (key, peer) in &config.peers {
             let first = peer.endpoints.first().copied();
             let new = || Turn {
@@ -171,7 +182,7 @@ impl Search {
             let turn = self.peers.entry(*key).or_insert_with(new);
             let mut patience = PATIENCE;
             if let Some(status) = seen.and_then(|seen| seen.peers.get(key)) {
-                let longest = if peer.endpoints.len() > 1 { SILENCE_OF_MANY } else { SILENCE };
+                let longest = if peer.endpoints.len() > 1 { elsewhere } else { SILENCE };
                 turn.count(status, longest, now);
                 if status.is_live() {
                     patience = PATIENCE_IN_SESSION;
@@ -295,12 +306,12 @@ mod tests {
         assert_eq!(first(&search, &seen), here, "what is thought likely moves nobody who answers");
         // Nothing is sent, nothing comes: that is no silence.
         assert!(!search.look(&config, Some(&seen), start + Duration::from_secs(100)));
-        // Something is sent, and nothing comes for seven seconds; the session is still young.
+        // Something is sent, and nothing comes for four seconds; the session is still young.
         let sent = with(60_000, 100, 200);
         let at = |seconds: u64| start + Duration::from_secs(100 + seconds);
         assert!(!search.look(&config, Some(&sent), at(1)));
-        assert!(!search.look(&config, Some(&with(60_000, 100, 300)), at(7)));
-        assert!(search.look(&config, Some(&with(60_000, 100, 400)), at(9)), "it is tried elsewhere");
+        assert!(!search.look(&config, Some(&with(60_000, 100, 300)), at(4)));
+        assert!(search.look(&config, Some(&with(60_000, 100, 400)), at(6)), "it is tried elsewhere");
         assert_eq!(first(&search, &sent).to_string(), "192.0.2.2:1");
         // Somebody knows better: that is tried at once.
         let news = self::config(&["203.0.113.5:1", "192.0.2.1:1"]);

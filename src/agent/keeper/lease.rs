@@ -2,7 +2,7 @@
 
 use toft_model::{
     ids::InstanceId,
-    instance::{Assignment, Desired, InstanceState},
+    instance::{Assignment, Desired, Exit, InstanceState},
 };
 
 use super::Keeper;
@@ -33,6 +33,18 @@ impl Keeper {
         for id in exclusive {
             self.look_at(id, now_ms);
         }
+    }
+
+    /// Since when the lease was over when the daemon started: what was exclusive was ended for that, and not by itself.
+    pub fn lease_was_over(&mut self, since_ms: Option<i64>) {
+        self.lease_was_over_ms = since_ms;
+    }
+
+    /// Whether a process that ended while no daemon was there was ended for its lease.
+    pub(super) fn ended_with_lease(&self, id: InstanceId, exit: Exit) -> bool {
+        self.lease_was_over_ms.is_some_and(|since_ms| exit.at_ms >= since_ms)
+            && self.orders.get(&id).is_some_and(|order| order.container.exclusive)
+            && self.memory.get(&id).is_some_and(|memory| memory.state == InstanceState::Assigned)
     }
 
     /// The order as it can be carried out now. What has finished is not stopped: it would start again afterwards.

@@ -398,6 +398,18 @@ fn what_is_exclusive_runs_only_while_the_node_is_heard_of() {
         keeper.lease_is(lease, at);
         assert_eq!(works(&keeper.take_effects()), [] as [&Work; 0]);
     }
+    // What was ended for its lease while no daemon was there did not end by itself, what ended before did.
+    for (over_ms, starts) in [(EXIT.at_ms, true), (EXIT.at_ms + 1, false)] {
+        let outcomes = [(ID, Outcome { epoch: 1, ..Outcome::default() })].into_iter().collect();
+        let mut keeper = Keeper::new(Remembered { run: 3, set: Some(exclusive(5)), outcomes });
+        keeper.lease_was_over(Some(over_ms));
+        keeper.runtime_is(true);
+        keeper.compare([(ID, TaskState::Ended(EXIT))], 10);
+        assert_eq!(works(&keeper.take_effects()), [&Work::Reap]);
+        keeper.done(ID, Done::Ended { exit: Some(EXIT) }, 21);
+        let effects = keeper.take_effects();
+        assert_eq!(works(&effects).iter().any(|work| matches!(work, Work::Start { .. })), starts, "{effects:?}");
+    }
     // What is not exclusive does not care.
     let mut keeper = started(Some(set(5, Desired::Running, 1)), None, Some(TaskState::Running { pid: 7 }));
     keeper.take_effects();

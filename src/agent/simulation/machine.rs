@@ -11,6 +11,7 @@ use toft_model::{
     workload::RestartPolicy,
 };
 
+use super::losing::{LeaseClock, Loss};
 use crate::agent::{
     keeper::Keeper,
     ledger::{Outcome, Remembered, SetChanges, next_run},
@@ -94,6 +95,11 @@ pub(super) struct Machine {
     pub(super) inventory: Inventory,
     pub(super) powered: bool,
     pub(super) cut_off: bool,
+    /// How it was lost, if it never comes back.
+    pub(super) lost: Option<Loss>,
+    /// When the leader heard of it last.
+    pub(super) heard_ms: i64,
+    pub(super) lease: LeaseClock,
     pub(super) runtime_up: bool,
     pub(super) lacks_images: bool,
     pub(super) disk_full: bool,
@@ -123,6 +129,9 @@ impl Machine {
             inventory,
             powered: true,
             cut_off: false,
+            lost: None,
+            heard_ms: 0,
+            lease: LeaseClock::default(),
             runtime_up: true,
             lacks_images: false,
             disk_full: false,
@@ -137,6 +146,11 @@ impl Machine {
             finished: BTreeMap::new(),
             ending: BTreeSet::new(),
         }
+    }
+
+    /// Whether nothing comes through to it or from it.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.cut_off || self.lost.is_some()
     }
 
     pub(super) fn start_daemon(&mut self, now_ms: i64) {

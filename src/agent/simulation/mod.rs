@@ -3,6 +3,7 @@
 
 mod cluster;
 mod dice;
+mod losing;
 mod machine;
 mod rules;
 mod steps;

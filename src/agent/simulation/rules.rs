@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 
 use toft_model::{
+    ids::NodeId,
     instance::{Desired, InstanceState, NetworkOrder},
-    node::Availability,
+    node::{Availability, NodeHealth},
     schedule::Snapshot,
     state::{InstanceRow, NodeRow, WorkloadRow, query_assignments, query_snapshot},
-    workload::{NetworkMode, RestartPolicy, Rollout, WorkloadKind, WorkloadSpec},
+    workload::{NetworkMode, OnNodeLoss, RestartPolicy, Rollout, WorkloadKind, WorkloadSpec},
 };
 
 use super::{machine::Machine, world::World};
@@ -21,7 +22,13 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
         let row = snapshot.workloads.iter().find(|row| row.spec.name == *name);
         match (asked.desired, row) {
             (Desired::Removed, None) => {}
-            (Desired::Removed, Some(_)) => return Err(format!("`{name}` was removed and is still in the state")),
+            // What is on a lost node is told to go when it returns.
+            (Desired::Removed, Some(row)) => {
+                let mut own = snapshot.instances.iter().filter(|one| one.workload_id == row.id).peekable();
+                if own.peek().is_none() || !own.all(|one| is_lost(one.node_id, &snapshot)) {
+                    return Err(format!("`{name}` was removed and is still in the state"));
+                }
+            }
             (_, None) => return Err(format!("`{name}` was asked for and is not in the state")),
             (desired, Some(row)) => {
                 if row.desired != desired || row.spec != asked.spec {
@@ -35,14 +42,26 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
         return Err("there is a workload that nobody asked for".into());
     }
     let twins: BTreeSet<_> = snapshot.instances.iter().map(|row| (row.workload_id, row.ordinal)).collect();
-    if snapshot.instances.iter().any(|row| row.moves_to.is_some()) && twins.len() == snapshot.instances.len() {
+    // On a node that is lost, or to one, a move has its end when the node returns.
+    let moves = |row: &InstanceRow| {
+        row.moves_to.as_ref().is_some_and(|order| !is_lost(order.node_id, &snapshot))
+            && !is_lost(row.node_id, &snapshot)
+    };
+    if snapshot.instances.iter().any(moves) && twins.len() == snapshot.instances.len() {
         return Err("an order to move has no end, although no successor is on its way".into());
     }
     for row in &snapshot.instances {
         let machine = world.machines.iter().find(|machine| machine.id == row.node_id).ok_or("an unknown node")?;
-        told_truly(row, machine)?;
+        if machine.lost.is_none() {
+            told_truly(row, machine)?;
+        }
     }
-    for machine in &world.machines {
+    for machine in world.machines.iter().filter(|machine| machine.lost.is_some()) {
+        if snapshot.nodes.iter().any(|node| node.id == machine.id && node.health != NodeHealth::Fenced) {
+            return Err(format!("{} is lost, and nobody says so", machine.name));
+        }
+    }
+    for machine in world.machines.iter().filter(|machine| machine.lost.is_none()) {
         nothing_else(world, machine, &snapshot.instances)?;
     }
     Ok(())
@@ -51,9 +70,30 @@ pub(super) fn at_rest(world: &World) -> Result<(), String> {
 /// The right copies of the newest specification exist, or a true reason says why not.
 fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
     let name = &workload.spec.name;
-    let own: Vec<_> = snapshot.instances.iter().filter(|row| row.workload_id == workload.id).collect();
+    // Of those that are waited for, nobody knows that they are gone.
+    let waited_for = workload.spec.on_node_loss == Some(OnNodeLoss::Wait);
+    let gone = |row: &&InstanceRow| row.desired == Desired::Removed && is_lost(row.node_id, snapshot) && !waited_for;
+    let own: Vec<_> = snapshot.instances.iter().filter(|row| row.workload_id == workload.id && !gone(row)).collect();
     let mut outdated = false;
-    for row in &own {
+    for row in own.iter().filter(|row| is_lost(row.node_id, snapshot)) {
+        // Who is waited for has its place; the others have a successor, or there is none for it.
+        let successor = own.iter().any(|other| other.ordinal == row.ordinal && other.id != row.id);
+        let state = row.report.as_ref().and_then(|report| report.state.as_ref());
+        let down = matches!(state, Some(InstanceState::Finished { .. } | InstanceState::Stopped { .. }));
+        let waits = waited_for || down || workload.desired != Desired::Running;
+        outdated |= !waits && !successor;
+        let taker = snapshot.nodes.iter().find(|node| could_take(node, &workload.spec, snapshot, 0));
+        if !waits
+            && !successor
+            && let Some(node) = taker
+        {
+            return Err(format!(
+                "{name}-{} is lost, and has no successor although {} could take it",
+                row.ordinal, node.name
+            ));
+        }
+    }
+    for row in own.iter().filter(|row| !is_lost(row.node_id, snapshot)) {
         // A copy that was started on its own is ahead.
         let behind = row.desired != workload.desired || row.epoch < workload.epoch;
         if behind || row.ordinal >= workload.spec.replicas {
@@ -107,6 +147,11 @@ fn leaves(row: &InstanceRow, snapshot: &Snapshot) -> bool {
         && snapshot.nodes.iter().any(drained)
 }
 
+/// Whether nobody hears of a node.
+fn is_lost(node: NodeId, snapshot: &Snapshot) -> bool {
+    snapshot.nodes.iter().any(|row| row.id == node && row.health.is_down())
+}
+
 /// Whether the node could take one more copy, if nobody was there whose priority is below `least`.
 fn could_take(node: &NodeRow, spec: &WorkloadSpec, snapshot: &Snapshot, least: u32) -> bool {
     let priority = |row: &InstanceRow| {
@@ -115,6 +160,9 @@ fn could_take(node: &NodeRow, spec: &WorkloadSpec, snapshot: &Snapshot, least: u
     };
     let there: Vec<_> =
         snapshot.instances.iter().filter(|row| row.node_id == node.id && priority(row) >= least).collect();
+    if node.health.is_down() {
+        return false;
+    }
     let reserved: u32 = there.iter().filter_map(|row| row.container.resources.cpu_reserved_millis).sum();
     let wanted = spec.resources.cpu_reserved_millis.unwrap_or(0);
     if node.settings.availability != Availability::Active || (wanted > 0 && reserved + wanted > 4_000) {

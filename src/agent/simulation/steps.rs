@@ -256,7 +256,7 @@ impl World {
         match phase {
             Phase::Prepare { order, existing, outcome } => self.prepare(machine, order, existing, outcome),
             Phase::CreateTask(order) => self.create_task(machine, order)?,
-            Phase::StartTask(order) => self.start_task(machine, &order),
+            Phase::StartTask(order) => self.start_task(machine, &order)?,
             Phase::Signal { grace_ms, then } => self.signal(machine, id, grace_ms, then),
             Phase::DeleteTask(then) => {
                 // What became of the process is kept by nobody when the order to end it is not in the ledger.
@@ -362,20 +362,29 @@ impl World {
         Ok(())
     }
 
-    fn start_task(&mut self, machine: usize, order: &Assignment) {
+    fn start_task(&mut self, machine: usize, order: &Assignment) -> Result<(), String> {
         let id = order.instance_id;
+        let cut_off = self.machines[machine].lease.is_over(self.now);
         let fails = !self.healed && self.dice.chance(2);
         let now = self.now + self.machines[machine].clock_off;
         let own = &mut self.machines[machine];
         let Some(container) = own.containers.get_mut(&id) else {
-            return self.start_fails(machine, id, "the container is not there", None);
+            self.start_fails(machine, id, "the container is not there", None);
+            return Ok(());
         };
         let TaskState::Created { pid } = container.task else {
-            return self.start_fails(machine, id, "there is no prepared process", None);
+            self.start_fails(machine, id, "there is no prepared process", None);
+            return Ok(());
         };
         if fails {
             own.delete_task(id, now).ok();
-            return self.start_fails(machine, id, "the network could not be attached", None);
+            self.start_fails(machine, id, "the network could not be attached", None);
+            return Ok(());
+        }
+        if order.container.exclusive && cut_off {
+            own.delete_task(id, now).ok();
+            self.start_fails(machine, id, "another order came before it started", None);
+            return Ok(());
         }
         container.task = TaskState::Running { pid };
         let number = container.number;
@@ -383,6 +392,7 @@ impl World {
             self.after(wait, Event::ProcessEnds { machine, id, number, code, by_itself: true });
         }
         self.step_done(machine, id, Done::Started { pid });
+        self.check_exclusive(machine, order)
     }
 
     /// When a process ends by itself, and how.

@@ -5,7 +5,7 @@ use toft_model::{
     instance::Desired,
     node::{Availability, NodeChanges},
     state::{Command, InstanceMove, PowerAction, PutMode, query_snapshot},
-    workload::{HealthCheck, HealthTest, NetworkMode, PortSpec, Protocol, WorkloadKind, WorkloadSpec},
+    workload::{HealthCheck, HealthTest, NetworkMode, OnNodeLoss, PortSpec, Protocol, WorkloadKind, WorkloadSpec},
 };
 
 use super::world::{Asker, Event, World};
@@ -153,6 +153,12 @@ impl World {
         spec.placement.priority = dice.one_of(&[10, 100, 100, 100, 300]);
         if dice.chance(25) {
             spec.resources.cpu_reserved_millis = Some(1_500);
+        }
+        if dice.chance(30) {
+            spec.on_node_loss = Some(dice.one_of(&[OnNodeLoss::Wait, OnNodeLoss::Reschedule]));
+        }
+        if spec.kind == WorkloadKind::Service && dice.chance(25) {
+            spec.exclusive = true;
         }
         spec.stop_grace_ms = dice.number(100, 2_000) as u32;
         spec

@@ -12,6 +12,7 @@ use toft_model::{
 use super::{
     cluster::Cluster,
     dice::Dice,
+    losing::Loss,
     machine::Machine,
     steps::Phase,
     users::{OPS_MS, User},
@@ -55,6 +56,7 @@ pub(super) enum Asker {
     Scheduler { thought: u64 },
     Registration { machine: usize, life: u32 },
     Reports { machine: usize, life: u32, message: u64 },
+    Health,
 }
 
 #[derive(Debug, Clone)]
@@ -64,6 +66,9 @@ pub(super) enum Event {
     Trouble,
     TroubleEnds(Trouble),
     Heal,
+    Beat,
+    Lost { machine: usize, loss: Loss },
+    LeaseAsks { machine: usize, life: u32 },
     Look { again: bool },
     Think,
     ThoughtLost(u64),
@@ -114,6 +119,8 @@ pub(super) struct World {
     thinking: bool,
     fed: Vec<Option<u64>>,
     pub(super) requests: u64,
+    /// Whether what the leader says of nodes is on its way into the log.
+    pub(super) noting: bool,
     trace: Option<Vec<String>>,
 }
 
@@ -139,11 +146,13 @@ impl World {
             think_again: false,
             thinking: false,
             requests: 0,
+            noting: false,
             trace: traced.then(Vec::new),
         };
         for machine in 0..world.machines.len() {
             world.start_daemon(machine);
         }
+        world.plan_loss();
         world.after(1, Event::UserActs);
         world.after(2_000, Event::Trouble);
         world.after(HEAL_MS, Event::Heal);
@@ -197,6 +206,9 @@ impl World {
     /// Sends something over the network between `machine` (`None`: inside the cluster) and the state. `false` when it
     /// was lost.
     pub(super) fn send(&mut self, machine: Option<usize>, event: Event) -> bool {
+        if machine.is_some_and(|machine| self.machines[machine].lost.is_some()) {
+            return false;
+        }
         if self.healed {
             let wait = self.dice.number(1, 20);
             self.after(wait, event);
@@ -229,6 +241,9 @@ impl World {
             Event::Trouble => self.trouble(),
             Event::TroubleEnds(trouble) => self.trouble_ends(trouble),
             Event::Heal => self.heal(),
+            Event::Beat => self.beat(),
+            Event::Lost { machine, loss } => self.lose(machine, loss),
+            Event::LeaseAsks { machine, life } => return self.lease_asks(machine, life),
             Event::Look { .. } => {}
             Event::Think => self.think(),
             Event::ThoughtLost(thought) => {
@@ -292,6 +307,7 @@ impl World {
             return Ok(());
         }
         let applied: Applied = self.cluster.apply(command)?;
+        self.noting &= asker != Asker::Health;
         if applied.is_ok() {
             self.wake_scheduler();
             for machine in 0..self.machines.len() {
@@ -305,7 +321,7 @@ impl World {
         }
         let machine = match asker {
             Asker::Registration { machine, .. } | Asker::Reports { machine, .. } => Some(machine),
-            Asker::User { .. } | Asker::Scheduler { .. } => None,
+            Asker::User { .. } | Asker::Scheduler { .. } | Asker::Health => None,
         };
         self.send(machine, Event::Answered { asker, accepted: applied.is_ok() });
         Ok(())
@@ -328,6 +344,7 @@ impl World {
                 }
             }
             Asker::Reports { machine, life, message } => self.reports_taken(machine, life, message),
+            Asker::Health => {}
         }
     }
 
@@ -380,7 +397,8 @@ impl World {
     }
 
     pub(super) fn start_daemon(&mut self, machine: usize) {
-        if !self.machines[machine].powered || self.machines[machine].daemon.is_some() {
+        let dead = self.machines[machine].lost == Some(Loss::Dead);
+        if dead || !self.machines[machine].powered || self.machines[machine].daemon.is_some() {
             return;
         }
         let now = self.now + self.machines[machine].clock_off;
@@ -390,6 +408,7 @@ impl World {
         self.fed[machine] = None;
         self.after(0, Event::Wake { machine, life });
         self.after(5, Event::Feed(machine));
+        self.begin_lease(machine);
         self.after(0, Event::Register { machine, life });
         self.after(10, Event::Resync { machine, life });
     }
@@ -423,6 +442,11 @@ impl World {
             86..=93 => (Trouble::ImagesMissing(machine), 5_000),
             _ => (Trouble::DiskFull(machine), 4_000),
         };
+        let wait = self.dice.number(200, 5_000);
+        self.after(wait, Event::Trouble);
+        if self.machines[machine].lost.is_some() {
+            return;
+        }
         self.note(|| format!("TROUBLE {trouble:?}"));
         let containers_too = self.dice.chance(15);
         let step_back = self.dice.number(-20_000, 20_000);
@@ -445,8 +469,6 @@ impl World {
         }
         let lasts = self.dice.number(50, longest);
         self.after(lasts, Event::TroubleEnds(trouble));
-        let wait = self.dice.number(200, 5_000);
-        self.after(wait, Event::Trouble);
     }
 
     fn trouble_ends(&mut self, trouble: Trouble) {
@@ -501,7 +523,9 @@ fn idle(event: &Event) -> bool {
             | Event::UserActs
             | Event::Feed(_)
     );
-    timer || matches!(event, Event::Wake { .. } | Event::Resync { .. } | Event::SendReports { .. } | Event::Trouble)
+    let idle = matches!(event, Event::Beat | Event::LeaseAsks { .. });
+    idle || timer
+        || matches!(event, Event::Wake { .. } | Event::Resync { .. } | Event::SendReports { .. } | Event::Trouble)
 }
 
 /// One line for the trace.

@@ -15,10 +15,10 @@ use crate::api::types::{Node, Page};
 pub async fn list(State(api): State<ApiState>, Asked(query): Asked<ListQuery>) -> Result<Json<Page<Node>>, ApiError> {
     let settings = api.ops.placement_settings().await?;
     let clocks = api.ops.clocks().await.unwrap_or_default();
-    let behind = api.ops.behind();
+    let (behind, full) = (api.ops.behind(), api.ops.without_room().await);
     let node = |row: NodeRow| {
         let (clock_ahead_ms, behind) = (clocks.get(&row.id).copied(), behind.contains(&row.id));
-        Node { clock_ahead_ms, behind, ..Node::of(row, &settings) }
+        Node { clock_ahead_ms, behind, disk_full: full.contains(&row.id), ..Node::of(row, &settings) }
     };
     let joining = api.ops.joining().await?;
     let mut nodes: Vec<Node> = api.ops.nodes().await?.into_iter().map(node).collect();
@@ -43,7 +43,8 @@ pub async fn show(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Re
     };
     let clock_ahead_ms = api.ops.clocks().await.unwrap_or_default().get(&row.id).copied();
     let behind = api.ops.behind().contains(&row.id);
-    Ok(Json(Node { clock_ahead_ms, behind, ..Node::of(row, &settings) }))
+    let disk_full = api.ops.without_room().await.contains(&row.id);
+    Ok(Json(Node { clock_ahead_ms, behind, disk_full, ..Node::of(row, &settings) }))
 }
 
 /// What the machine of a node is and has now: memory, disk, temperatures.

@@ -138,6 +138,11 @@ impl Ahead {
         leads && !changes_members && place.members.as_ref().is_some_and(|members| members.need_others)
     }
 
+    /// Whether no majority consists of this member alone, as far as it knows.
+    pub(in super::super) fn needs_others(&self) -> bool {
+        self.place().members.as_ref().is_none_or(|members| members.need_others)
+    }
+
     /// Whether a member votes, as far as this one knows.
     pub(in super::super) fn votes(&self, id: MemberId) -> bool {
         self.place().members.as_ref().is_none_or(|members| members.voters.contains(&id))

@@ -46,6 +46,10 @@ pub(in super::super) async fn call_others(raft: Raft, peers: Arc<Peers>, own: So
     let mut under_way: BTreeMap<MemberId, Option<Instant>> = BTreeMap::new();
     let mut lost: Option<Instant> = None;
     let me = raft.metrics().borrow().id;
+    if let Some(Contact { member_id, address }) = contact.clone() {
+        // It was reached there; the address that it told the cluster may be behind a wall.
+        peers.also_at([(member_id, vec![address])]);
+    }
     loop {
         tokio::time::sleep(PERIOD).await;
         while let Some(ended) = calls.try_join_next() {
@@ -54,7 +58,7 @@ pub(in super::super) async fn call_others(raft: Raft, peers: Arc<Peers>, own: So
             }
         }
         under_way.retain(|_, until| until.is_none_or(|until| Instant::now() < until));
-        if peers.is_removed() || peers.is_going() || is_known(&raft).await {
+        if peers.is_removed() || peers.is_going() || is_known(&raft, &peers).await {
             lost = None;
             continue;
         }
@@ -74,7 +78,7 @@ pub(in super::super) async fn call_others(raft: Raft, peers: Arc<Peers>, own: So
             let (raft, peers) = (raft.clone(), Arc::clone(&peers));
             calls.spawn(async move {
                 match peers.call_back(id, &address).await {
-                    Ok(pipe) => speak(&raft, pipe, own).await,
+                    Ok(pipe) => speak(&raft, &peers, pipe, own).await,
                     Err(error) => tracing::debug!(%error, "member {id} could not be called for a way back"),
                 }
                 id
@@ -84,13 +88,13 @@ pub(in super::super) async fn call_others(raft: Raft, peers: Arc<Peers>, own: So
 }
 
 /// Waits until somebody speaks through the pipe, and hands that to this member's own door.
-async fn speak(raft: &Raft, mut pipe: Pipe, own: SocketAddr) {
+async fn speak(raft: &Raft, peers: &Peers, mut pipe: Pipe, own: SocketAddr) {
     let mut first = [0; 4 << 10];
     let length = loop {
         match tokio::time::timeout(IDLE, pipe.read(&mut first)).await {
             Ok(Ok(length)) if length > 0 => break length,
             Ok(_) => return,
-            Err(_) if is_known(raft).await => return,
+            Err(_) if is_known(raft, peers).await => return,
             Err(_) => {}
         }
     };

@@ -137,9 +137,24 @@ impl Way {
     }
 }
 
+/// This member does not lead on.
+#[derive(Debug, thiserror::Error)]
+enum Silent {
+    #[error(transparent)]
+    Stalled(#[from] Stalled),
+    #[error("the disk of this member has no room, so it leads no longer")]
+    NoRoom,
+}
+
 type Failure = RPCError<MemberId, Member, RaftError<MemberId>>;
 
 impl Way {
+    /// Refuses while this member is to fall silent, so that the others elect another.
+    fn check(&self) -> Result<(), Silent> {
+        self.log.check()?;
+        if self.peers.is_short() && self.log.needs_others() { Err(Silent::NoRoom) } else { Ok(()) }
+    }
+
     fn failure(&self, error: CallError) -> Failure {
         match error {
             // Asked again only after a pause.
@@ -157,6 +172,8 @@ impl RaftNetwork<Types> for Way {
         request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
+        let silent = |error: Silent| RPCError::Unreachable(Unreachable::new(&error));
+        self.check().map_err(silent)?;
         if self.is_no_news(&request) {
             return Ok(AppendEntriesResponse::Success);
         }
@@ -175,10 +192,9 @@ impl RaftNetwork<Types> for Way {
         // An answer may count as one member's consent to all that the request speaks of, and this member consents with
         // it: both must have it on their disks.
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        let stalled = |error: Stalled| RPCError::Unreachable(Unreachable::new(&error));
-        self.log.check().map_err(stalled)?;
+        self.check().map_err(silent)?;
         let answer = self.peers.append(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
-        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(stalled)?;
+        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| silent(error.into()))?;
         let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
         let (vote, committed) = (request.vote, request.leader_commit);
         self.acknowledged =
@@ -198,6 +214,7 @@ impl RaftNetwork<Types> for Way {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<MemberId>, StreamingError<Types, Fatal>> {
+        self.check().map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))?;
         let send = self.peers.snapshot(self.id, &self.member, vote, &snapshot);
         let answer = tokio::select! {
             answer = tokio::time::timeout(option.hard_ttl(), send) => answer,

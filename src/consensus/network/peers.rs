@@ -18,7 +18,11 @@ use openraft::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use toft_model::ids::NodeId;
-use tokio::{io::AsyncReadExt, sync::oneshot, time::Instant};
+use tokio::{
+    io::AsyncReadExt,
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, ConnectError, Request, Response, Status,
@@ -150,6 +154,10 @@ pub(in super::super) struct Peers {
     began: Instant,
     removed: AtomicBool,
     going: AtomicBool,
+    /// Whether this member's disk has had no room for a while.
+    short: watch::Sender<bool>,
+    /// The newest vote by which another called this member as its leader, and when it called last.
+    led: Mutex<Option<(Vote, Instant)>>,
     /// Members whose refusal was told already.
     told: Mutex<BTreeSet<MemberId>>,
 }
@@ -178,6 +186,8 @@ impl Peers {
             began: Instant::now(),
             removed: AtomicBool::new(false),
             going: AtomicBool::new(false),
+            short: watch::Sender::new(false),
+            led: Mutex::default(),
             told: Mutex::default(),
         }
     }
@@ -198,6 +208,38 @@ impl Peers {
 
     pub(in super::super) fn stay(&self) {
         self.going.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether this member's disk has no room. Where others vote as well it then does not lead: what it writes down nobody would
+    /// hear of.
+    pub(in super::super) fn is_short(&self) -> bool {
+        *self.short.borrow()
+    }
+
+    pub(in super::super) fn set_short(&self, short: bool) {
+        self.short.send_replace(short);
+    }
+
+    /// Ends when it has none.
+    pub(in super::super) async fn until_short(&self) {
+        let mut short = self.short.subscribe();
+        if short.wait_for(|short| *short).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Notes that another member calls as the leader. Unlike consensus itself this needs no disk.
+    pub(super) fn led(&self, vote: &Vote) {
+        let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        if vote.committed && led.as_ref().is_none_or(|(known, _)| vote >= known) {
+            *led = Some((*vote, Instant::now()));
+        }
+    }
+
+    /// Who called this member as its leader last, if that was within the time before now.
+    pub(in super::super) fn leader_heard(&self, within: Duration) -> Option<MemberId> {
+        let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        led.as_ref().filter(|(_, at)| at.elapsed() < within)?.0.leader_id().voted_for()
     }
 
     /// Closes the connections to members that were removed.
@@ -302,6 +344,13 @@ impl Peers {
     /// Says which nodes answer in the mesh, and at which address.
     pub(in super::super) fn prefer(&self, mesh: BTreeMap<NodeId, IpAddr>) {
         self.ways.set(mesh);
+    }
+
+    /// Says where members answer beside the address that they told.
+    pub(in super::super) fn also_at(&self, all: impl IntoIterator<Item = (MemberId, Vec<String>)>) {
+        if let Ok(dialling) = &self.dialling {
+            dialling.backs().set_beside(all);
+        }
     }
 
     /// The ways to the others.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use openraft::{
     ChangeMembers,
     error::{CheckIsLeaderError, RaftError},
+    raft::AppendEntriesRequest,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
@@ -24,7 +25,7 @@ use super::{
         propose::ForwardError,
         removal::{Answer, Changed, change, remove_here},
         state_machine::snapshot,
-        types::{Batch, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Vote},
+        types::{Batch, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Types, Vote},
     },
     Admission, PROTOCOL, Standing, Transport,
     back::{self, Pieces},
@@ -298,7 +299,9 @@ impl Peer for Service {
 
     async fn append(&self, request: Request<Message>) -> Result<Response<Message>, Status> {
         self.check(&request).await?;
-        json(&self.raft.append_entries(parse(&request.get_ref().json)?).await)
+        let request: AppendEntriesRequest<Types> = parse(&request.get_ref().json)?;
+        self.peers.led(&request.vote);
+        json(&self.raft.append_entries(request).await)
     }
 
     async fn vote(&self, request: Request<Message>) -> Result<Response<Message>, Status> {
@@ -316,7 +319,7 @@ impl Peer for Service {
         self.check_known(&request).await?;
         let raw = |text: String| RawValue::from_string(text).map_err(|e| Status::invalid_argument(e.to_string()));
         let requests = request.into_inner().requests.into_iter().map(raw).collect::<Result<Vec<_>, _>>()?;
-        if leader(&self.raft.metrics().borrow()) != Some(self.identity.member_id) {
+        if leader(&self.raft.metrics().borrow(), &self.peers) != Some(self.identity.member_id) {
             return json(&Err::<(u64, Outcomes), _>(ForwardError::NotLeading));
         }
         if !edition::all_understand(&members_now(&self.raft), &requests) {
@@ -359,6 +362,9 @@ impl Peer for Service {
 
     async fn take_over(&self, request: Request<TakeOverRequest>) -> Result<Response<TakeOverAnswer>, Status> {
         self.check_known(&request).await?;
+        if self.peers.is_short() {
+            return Err(Status::unavailable("the disk of this member has no room"));
+        }
         self.raft.trigger().elect().await.map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Response::new(TakeOverAnswer {}))
     }

@@ -239,17 +239,28 @@ impl Services {
         let line = self.peers.dialling()?.line(id, NAME)?;
         let endpoint = windows(endpoint(&addresses[0])?);
         let addresses: Arc<[String]> = addresses.into();
+        let peers = Arc::clone(&self.peers);
         Ok(endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let (line, addresses) = (line.clone(), Arc::clone(&addresses));
+            let (line, addresses, peers) = (line.clone(), Arc::clone(&addresses), Arc::clone(&peers));
             async move {
                 let at = async |address: &str| {
                     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, line.connect(address)).await;
                     let failed = |error: std::io::Error| CallError::NotConnected(error.to_string());
                     connecting.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())).map_err(failed)
                 };
+                let beside = async {
+                    let mut outcome = Err(CallError::NoAddress);
+                    for address in peers.dialling()?.backs().beside(id) {
+                        outcome = at(&address).await;
+                        if outcome.is_ok() {
+                            break;
+                        }
+                    }
+                    outcome
+                };
                 let stream = match &*addresses {
-                    [one, other, ..] => either(at(one), at(other)).await.0,
-                    [one] => at(one).await,
+                    [one, other, ..] => either(at(one), async { either(at(other), beside).await.0 }).await.0,
+                    [one] => either(at(one), beside).await.0,
                     [] => Err(CallError::NoAddress),
                 };
                 stream.map(TokioIo::new).map_err(std::io::Error::other)

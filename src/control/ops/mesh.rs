@@ -1,6 +1,9 @@
 //! The mesh, as the nodes see it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use toft_model::{
@@ -168,6 +171,14 @@ impl Ops {
         }
         let middle = if ahead.len() < 3 { 0 } else { median(ahead.values().copied().collect()) };
         Ok(ahead.into_iter().map(|(node, ms)| (node, ms.saturating_sub(middle))).collect())
+    }
+
+    /// The nodes whose state has no room on its disk, as the node that is asked hears.
+    pub async fn without_room(&self) -> BTreeSet<NodeId> {
+        let own = self.me().filter(|_| self.state.is_short());
+        let seen = self.node.mesh_seen().await;
+        let others = seen.iter().flat_map(|seen| &seen.peers).filter(|peer| peer.disk_full).map(|peer| peer.node_id);
+        others.chain(own).collect()
     }
 }
 

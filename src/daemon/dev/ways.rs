@@ -50,6 +50,7 @@ pub(super) fn made_up(state: Handle) -> impl Fn() -> MeshSeen + Send + Sync {
                 round_trip_us: Some(Wave::new(&format!("{pair:?}"), middle).at(now_ms) as u64),
                 clock_ahead_ms: Some((hash(name.as_str()) % 9) as i64 - 4),
                 version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+                disk_full: false,
             }
         };
         let peers = members.iter().enumerate().filter(|(other, _)| *other != place).map(peer).collect();

@@ -119,6 +119,7 @@ impl MeshEye {
                 round_trip_us: pulse.map(|pulse| micros(pulse.round_trip)),
                 clock_ahead_ms: clock.map(|clock| clock.ahead_ms),
                 version: clock.map(|clock| clock.version.clone()),
+                disk_full: clock.is_some_and(|clock| clock.disk_full),
             });
         }
         seen

@@ -24,6 +24,7 @@ use super::{
     Me, Sighting,
     desired::{self, Known, desired},
     places::Places,
+    relay,
     talk::Pulse,
 };
 use crate::{agent::network::OtherNode, config::MeshConfig as Configured, consensus::Handle, observe::chain};
@@ -138,6 +139,7 @@ impl Follow {
         self.others.send_if_modified(|before| replace(before, &others));
         self.want.send_if_modified(|before| replace(before, &Some(config)));
         self.state.prefer(self.answering(&sights));
+        self.state.also_at(&self.open_doors(&sights));
         let own = sights.iter().find(|sight| sight.node_id == self.me.node_id).map(|sight| &sight.mesh);
         self.change_keys(own, &sights);
         let mesh = self.myself(memory);
@@ -167,6 +169,19 @@ impl Follow {
             pulse.get(&address).filter(|pulse| pulse.beats(now)).map(|_| (sight.node_id, address.into()))
         };
         sights.iter().filter_map(address).collect()
+    }
+
+    /// Where nodes answer other members beside the address that the cluster knows: those that relay at a port of its own.
+    fn open_doors(&self, sights: &[MeshSight]) -> BTreeMap<NodeId, Vec<String>> {
+        let members = self.state.members();
+        let relays = sights.iter().filter(|sight| sight.mesh.relay_port.is_some() && sight.node_id != self.me.node_id);
+        let doors = |sight: &MeshSight| {
+            let member = members.values().find(|member| member.node_id == sight.node_id)?;
+            let mut all = relay::addresses(member, Some(&sight.mesh));
+            all.retain(|address| *address != member.address);
+            Some((sight.node_id, all))
+        };
+        relays.filter_map(doors).collect()
     }
 
     fn write(&self, memory: &mut Memory) {

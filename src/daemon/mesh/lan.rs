@@ -17,7 +17,10 @@ use toft_model::{
     mesh::MAX_TOLD,
     state::MeshSight,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Me, Sighting};
@@ -25,6 +28,9 @@ use super::{Me, Sighting};
 const SERVICE: &str = "_toft-mesh._udp.local.";
 /// Addresses that change do so in several steps.
 const SETTLED: Duration = Duration::from_secs(1);
+/// When it is told again after a start: who has other addresses too may not have listened the first time.
+const TOLD_AGAIN: [Duration; 4] =
+    [Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8), Duration::from_secs(16)];
 /// Wait before it is tried again.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -72,11 +78,24 @@ impl Lan {
         let heard = daemon.0.browse(SERVICE)?;
         let cluster = fingerprint(cluster);
         let addresses = self.addresses.borrow_and_update().clone();
+        let (begun, mut again) = (Instant::now(), TOLD_AGAIN.into_iter());
+        let mut next = None;
         if !addresses.is_empty() {
             daemon.0.register(self.service(&cluster, &addresses)?)?;
+            next = again.next();
         }
         loop {
+            let later = async {
+                match next {
+                    Some(after) => tokio::time::sleep_until(begun + after).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                () = later => {
+                    daemon.0.register(self.service(&cluster, &addresses)?)?;
+                    next = again.next();
+                }
                 changed = self.addresses.changed() => match changed {
                     Ok(()) => {
                         tokio::time::sleep(SETTLED).await;

@@ -3,7 +3,7 @@
 //!
 //! Small datagrams between the nodes' own addresses. Where one comes from is what WireGuard lets through; what it says
 //! of places is a guess like any other. Each node tells the leader four times a second that it is there, and everybody asks
-//! everybody each five seconds. Who does not hear a peer asks the
+//! everybody each five seconds, among few each two. Who does not hear a peer asks the
 //! others where that is; who hears both tells each where the other is, so that both knock at the same time, as routers
 //! in between may need. No majority is needed for any of this, and the state is not written.
 
@@ -16,6 +16,7 @@ use std::{
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use serde::{Deserialize, Serialize};
+use toft_mesh::keeper::FEW;
 use toft_model::{
     ids::NodeId,
     mesh::{MeshConfig, MeshPeerStatus, MeshStatus, PublicKey, TALK_PORT, canonical, is_somebodys},
@@ -24,7 +25,7 @@ use toft_model::{
 use tokio::{
     net::UdpSocket,
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, interval_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,8 @@ use crate::{consensus::Handle, control::ops::now_ms};
 
 /// How often everybody is asked.
 const EVERY: Duration = Duration::from_secs(5);
+/// The same among few.
+const EVERY_OF_FEW: Duration = Duration::from_secs(2);
 /// How often those are asked who did not answer, and for how long.
 const CLOSELY: Duration = Duration::from_secs(1);
 const CLOSELY_FOR: Duration = Duration::from_secs(30);
@@ -99,6 +102,9 @@ pub(super) enum Message {
         clock_ms: i64,
         /// Version of toft there.
         version: String,
+        /// Whether the disk of its state has no room.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        disk_full: bool,
     },
 }
 
@@ -127,6 +133,8 @@ pub(super) struct Clock {
     pub(super) ahead_ms: i64,
     /// Version of toft there.
     pub(super) version: String,
+    /// Whether the disk of its state has no room.
+    pub(super) disk_full: bool,
 }
 
 /// What is under way.
@@ -187,7 +195,7 @@ impl Talk {
     async fn talk(&self, socket: &UdpSocket) {
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ticks = interval(EVERY);
+        let mut ticks = interval(self.every());
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut closely = interval(CLOSELY);
         closely.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -215,6 +223,10 @@ impl Talk {
                     }
                     continue;
                 }
+            }
+            if ticks.period() != self.every() {
+                ticks = interval_at(Instant::now() + self.every(), self.every());
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             }
             pending.questions.clear();
             pending.pings.clear();
@@ -245,7 +257,8 @@ impl Talk {
         let beats = |address: &Ipv4Addr| self.pulse.borrow().get(address).is_some_and(|pulse| pulse.beats(now));
         let missed = self.others().filter(|(_, address, key)| !beats(address) || self.is_relayed(*key));
         let missed: Vec<NodeId> = missed.map(|(node, ..)| node).collect();
-        let waits = |pulse: &Pulse| now.duration_since(pulse.at) < EVERY + CLOSELY;
+        let late = self.every() + CLOSELY;
+        let waits = |pulse: &Pulse| now.duration_since(pulse.at) < late;
         let answers = |address: &Ipv4Addr| self.pulse.borrow().get(address).is_some_and(waits);
         pending.missed.retain(|address, _| there.contains(address) && !answers(address));
         for (_, address) in others.iter().filter(|(_, address)| !answers(address)) {
@@ -306,22 +319,28 @@ impl Talk {
                 let count = pending.pings.entry(from).or_default();
                 *count += 1;
                 if *count <= PINGS {
-                    let pong = Message::Pong { number, clock_ms: now_ms(), version: VERSION.to_owned() };
+                    let disk_full = self.state.is_short();
+                    let pong = Message::Pong { number, clock_ms: now_ms(), version: VERSION.to_owned(), disk_full };
                     let Ok(text) = serde_json::to_vec(&pong) else { return };
                     drop(socket.send_to(&text, asked_from).await);
                 }
             }
-            Message::Pong { number, clock_ms, version } => {
+            Message::Pong { number, clock_ms, version, disk_full } => {
                 let known = pending.clocks.remove(&number).filter(|(address, ..)| *address == from);
                 let Some((_, at, sent_ms)) = known else { return };
                 let half_ms = i64::try_from(at.elapsed().as_millis() / 2).unwrap_or(i64::MAX);
                 let ahead_ms = clock_ms.saturating_sub(sent_ms.saturating_add(half_ms));
                 let version = version.chars().filter(|c| !c.is_control()).take(LONGEST_VERSION).collect();
-                self.clocks.send_modify(|all| _ = all.insert(from, Clock { ahead_ms, version }));
+                self.clocks.send_modify(|all| _ = all.insert(from, Clock { ahead_ms, version, disk_full }));
             }
             Message::Beat => self.state.note_beat(asker),
             Message::Knock { from: (node, place) } => self.sighted(Some(Sighting::Told(node, place))),
         }
+    }
+
+    /// How often everybody is asked now.
+    fn every(&self) -> Duration {
+        if self.others().count() <= FEW { EVERY_OF_FEW } else { EVERY }
     }
 
     /// The other nodes with their address in the mesh and their key.
@@ -407,7 +426,7 @@ mod tests {
             Message::Knock { from: (node, place) },
             Message::Beat,
             Message::Ping { number: u64::MAX },
-            Message::Pong { number: u64::MAX, clock_ms: i64::MAX, version: "0.1.0".into() },
+            Message::Pong { number: u64::MAX, clock_ms: i64::MAX, version: "0.1.0".into(), disk_full: true },
         ];
         for message in messages {
             let text = serde_json::to_vec(&message).unwrap();

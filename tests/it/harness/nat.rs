@@ -68,8 +68,8 @@ fn router(switch: &Machine, i: usize, place: Place) -> Arc<Machine> {
 }
 
 impl Internet {
-    /// Machines at these places, all of one cluster. The first one must be open.
-    pub fn start(spots: &[Spot]) -> Self {
+    /// Machines at these places, none of which runs yet.
+    pub fn prepare(spots: &[Spot]) -> Self {
         let switch = Machine::new();
         switch.run("ip", &["link", "add", "net", "type", "bridge"]);
         switch.run("ip", &["link", "set", "net", "up"]);
@@ -77,18 +77,34 @@ impl Internet {
         for (i, Spot(place, role)) in spots.iter().enumerate() {
             internet.add(i, *place, role);
         }
+        internet
+    }
+
+    /// Machines at these places, all of one cluster. The first one must be open.
+    pub fn start(spots: &[Spot]) -> Self {
+        let mut internet = Self::prepare(spots);
         internet.nodes[0].up();
-        let through = format!("{}:{MEMBERS}", outside(0));
         for (i, Spot(_, role)) in spots.iter().enumerate().skip(1) {
-            let token = internet.nodes[0].good(&format!("token create -q --role {role}"));
-            let node = &mut internet.nodes[i];
-            let file = node.machine.dir.join("token");
-            fs::write(&file, token).unwrap();
-            node.set_flags(&["--join", &through, "--token-file", file.to_str().unwrap()]);
-            node.up();
-            node.set_flags(&[]);
+            internet.join(i, role);
         }
         internet
+    }
+
+    /// Starts machine `i`, which joins through the first one.
+    pub fn join(&mut self, i: usize, role: &str) {
+        self.join_at(i, role, MEMBERS);
+    }
+
+    /// The same at another port of the first one.
+    pub fn join_at(&mut self, i: usize, role: &str, port: u16) {
+        let token = self.nodes[0].good(&format!("token create -q --role {role}"));
+        let through = format!("{}:{port}", outside(0));
+        let node = &mut self.nodes[i];
+        let file = node.machine.dir.join("token");
+        fs::write(&file, token).unwrap();
+        node.set_flags(&["--join", &through, "--token-file", file.to_str().unwrap()]);
+        node.up();
+        node.set_flags(&[]);
     }
 
     fn add(&mut self, i: usize, place: Place, role: &str) {
@@ -147,6 +163,21 @@ impl Internet {
             "add rule inet blocked out oifname eth0 meta l4proto udp drop",
         ] {
             machine.run("nft", &[line]);
+        }
+    }
+
+    /// Lets nothing pass between a machine and the others but TCP to their port 443.
+    pub fn let_out_https_only(&self, i: usize) {
+        for line in [
+            "add table inet strict",
+            "add chain inet strict in { type filter hook input priority -300; }",
+            "add rule inet strict in iifname eth0 tcp sport 443 accept",
+            "add rule inet strict in iifname eth0 drop",
+            "add chain inet strict out { type filter hook output priority 300; }",
+            "add rule inet strict out oifname eth0 tcp dport 443 accept",
+            "add rule inet strict out oifname eth0 drop",
+        ] {
+            self.nodes[i].machine.run("nft", &[line]);
         }
     }
 

@@ -55,6 +55,9 @@ pub struct PeerSeen {
     /// Version of toft that it told.
     #[serde(default)]
     pub version: Option<String>,
+    /// Whether it told that the disk of its state has no room.
+    #[serde(default)]
+    pub disk_full: bool,
 }
 
 /// What came of packets sent to one node.

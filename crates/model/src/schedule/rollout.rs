@@ -19,6 +19,8 @@ pub(super) struct Copies<'b, 'a> {
     pub(super) old: &'b BTreeMap<u32, Vec<&'a InstanceRow>>,
     /// Ordinals of which something is on its way out.
     pub(super) going: &'b HashSet<u32>,
+    /// Those of them of which nothing is heard: they have the order when their nodes return.
+    pub(super) unheard: &'b HashSet<u32>,
 }
 
 /// How an instance gets its successor.
@@ -140,8 +142,15 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, time: Ti
     }
     // What failed goes no further until its user, or the version before it, says so.
     let goes_on = step.ended.is_none() && !matches!(workload.rollout, Rollout::Failed { .. });
-    let is_in_progress = |of: &&Vec<&InstanceRow>| !of.iter().any(works);
-    let is_vacant = |ordinal: &&u32| !fresh.contains_key(ordinal) && !old.contains_key(ordinal);
+    // Nobody waits for lost nodes: what is there takes nobody's turn, and is not what a rollout makes missing.
+    let all_lost = |of: &[&InstanceRow]| of.iter().all(|instance| instance.lost);
+    let is_in_progress = |of: &&Vec<&InstanceRow>| !of.iter().any(works) && !all_lost(of);
+    let is_empty = |ordinal: &u32| !fresh.contains_key(ordinal) && !old.contains_key(ordinal);
+    let is_vacant = |ordinal: &&u32| is_empty(ordinal) && !copies.unheard.contains(ordinal);
+    let is_lost = |ordinal: &u32| match is_empty(ordinal) {
+        true => copies.unheard.contains(ordinal),
+        false => [fresh, old].into_iter().filter_map(|of| of.get(ordinal)).all(|of| all_lost(of)),
+    };
     let in_progress = fresh.values().filter(is_in_progress).count() + copies.going.iter().filter(is_vacant).count();
     let mut budget = (spec.update.parallel as usize).saturating_sub(in_progress);
     let up = |of: &[&InstanceRow]| of.iter().any(|instance| is_up(spec, instance));
@@ -149,7 +158,7 @@ pub(super) fn step<'a>(workload: &WorkloadRow, copies: &Copies<'_, 'a>, time: Ti
         let any = |of: &BTreeMap<u32, Vec<&InstanceRow>>| of.get(ordinal).is_some_and(|of| up(of));
         any(old) || any(fresh) || fresh.get(ordinal).is_some_and(|of| of.iter().any(works))
     };
-    let missing = (0..spec.replicas).filter(|ordinal| !is_served(ordinal)).count();
+    let missing = (0..spec.replicas).filter(|ordinal| !is_served(ordinal) && !is_lost(ordinal)).count();
     let most_missing = spec.update.max_unavailable.unwrap_or(spec.update.parallel) as usize;
     let mut may_miss = most_missing.saturating_sub(missing);
     // What does not work is replaced first.

@@ -70,7 +70,7 @@ impl<'a> Standing<'a> {
         let mut standing = Self::default();
         let mut copies = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
         let mut old = BTreeMap::<u32, Vec<&'a InstanceRow>>::new();
-        let mut going = HashSet::new();
+        let (mut going, mut leaving) = (HashSet::new(), HashSet::new());
         for instance in existing {
             let node = nodes.get(&instance.node_id);
             if instance.desired == Desired::Removed {
@@ -78,6 +78,7 @@ impl<'a> Standing<'a> {
                 if !node.is_some_and(|node| losses.give_up(node)) {
                     standing.held.insert(instance.ordinal);
                     going.insert(instance.ordinal);
+                    leaving.extend((!instance.lost).then_some(instance.ordinal));
                 }
                 continue;
             }
@@ -89,10 +90,12 @@ impl<'a> Standing<'a> {
                 old.entry(instance.ordinal).or_default().push(instance);
             } else {
                 going.insert(instance.ordinal);
+                leaving.extend((!instance.lost).then_some(instance.ordinal));
                 standing.change(workload, instance, Desired::Removed);
             }
         }
-        standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going }, time);
+        let unheard = &going - &leaving;
+        standing.roll(workload, &Copies { fresh: &copies, old: &old, going: &going, unheard: &unheard }, time);
         for instance in old.values().flatten() {
             let why = || "it is of an earlier generation, and is replaced".to_owned();
             standing.unmoved.extend(unmoved(instance, why));

@@ -64,7 +64,7 @@ impl Drop for Held {
 }
 
 /// Where a member may be called, most likely first; never through the mesh.
-pub(super) fn addresses(member: &Member, mesh: Option<&MeshNode>) -> Vec<String> {
+pub(in super::super) fn addresses(member: &Member, mesh: Option<&MeshNode>) -> Vec<String> {
     let mut all = vec![member.address.clone()];
     let Some((host, port)) = member.address.rsplit_once(':') else { return all };
     let port = port.parse::<u16>().ok();

@@ -37,6 +37,7 @@ use super::{Me, talk::Pulse};
 use crate::consensus::{Handle, types::Member};
 pub(super) use hub::{Counter, Hub};
 use link::Link;
+pub(super) use link::addresses;
 use socket::Socket;
 
 /// Time between two looks at who is to be relayed.

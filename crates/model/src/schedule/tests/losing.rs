@@ -10,7 +10,7 @@ use crate::{
         tests::cluster::{Cluster, Outcome, node_id, spec},
     },
     volume::VolumeOptions,
-    workload::{OnNodeLoss, UpdateSpec, WorkloadKind, WorkloadSpec},
+    workload::{OnNodeLoss, UpdateOrder, UpdateSpec, WorkloadKind, WorkloadSpec},
 };
 
 /// Where instances are and what shall become of them: `web-0 on one: running`.
@@ -243,4 +243,44 @@ fn who_is_lost_with_what_was_to_succeed_an_older_copy_holds_up_no_update() {
     cluster.hear("two", NodeHealth::Ready);
     cluster.settle();
     assert_eq!(orders(&cluster), ["web-0 on one: running"]);
+}
+
+#[test]
+fn what_is_waited_for_holds_up_no_update_of_the_others() {
+    for order in [UpdateOrder::StartFirst, UpdateOrder::StopFirst] {
+        let web = |image: &str| WorkloadSpec {
+            replicas: 2,
+            on_node_loss: Some(OnNodeLoss::Wait),
+            update: UpdateSpec { order: Some(order), ..UpdateSpec::default() },
+            ..spec("web", image)
+        };
+        let mut cluster = two_nodes();
+        cluster.put(web("old"));
+        cluster.settle();
+        assert_eq!(orders(&cluster), ["web-0 on one: running", "web-1 on two: running"]);
+        cluster.hear("one", NodeHealth::Down);
+        cluster.put(web("new"));
+        let runs = |cluster: &mut Cluster| {
+            for _ in 0..6 {
+                cluster.schedule();
+                cluster.node_acts(node_id("two"), Outcome::Runs, |_| true);
+                cluster.waited_ms += 5_000;
+            }
+        };
+        runs(&mut cluster);
+        let renewed = |cluster: &Cluster| {
+            let there = cluster.instances().into_iter().filter(|row| row.node_id == node_id("two"));
+            let there: Vec<_> = there.map(|row| (row.ordinal, row.desired, row.container.image.to_string())).collect();
+            there == [(1, Desired::Running, spec("web", "new").image.to_string())]
+        };
+        assert!(renewed(&cluster), "{order:?}: {:?}", orders(&cluster));
+        // Its own part it is told when it returns.
+        cluster.hear("one", NodeHealth::Ready);
+        cluster.settle();
+        cluster.waited_ms += 5_000;
+        cluster.settle();
+        assert!(renewed(&cluster), "{order:?}");
+        assert_eq!(orders(&cluster).len(), 2);
+        assert_eq!(cluster.workload("web").unwrap().rollout.as_str(), "done");
+    }
 }
