@@ -1,12 +1,12 @@
 //! What a workload's instances wrote: the last lines as a page, the next ones as they come.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use askama::Template;
 use axum::{
     extract::{Path, Query, State},
     http::HeaderMap,
-    response::{Response, sse::Event},
+    response::Response,
 };
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Dashboard, Frame,
     error::PageError,
-    live,
+    live::{self, Event},
     plain::plain,
     present::Moment,
     render,
@@ -326,9 +326,8 @@ pub(super) async fn live(
     };
     let events = stream::unfold(follow, |mut follow| async move {
         let lines = follow.next().await?;
-        let id = follow.since_ns.to_string();
         let fragment = render(&Fragment { lines }).ok()?;
-        Some((Event::default().event("lines").id(id).data(fragment), follow))
+        Some((Arc::new(Event::with_id("lines", follow.since_ns, &fragment)), follow))
     });
     Ok(live::answer(&dashboard, events))
 }
