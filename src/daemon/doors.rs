@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     access::{self, Door, Kind, Refusals},
-    api::http::{self, ApiState, serve},
+    api::http::{
+        self, ApiState,
+        serve::{self, Limits},
+    },
     config::Config,
     control::{ControlError, loops::uses},
     dashboard,
@@ -103,8 +106,12 @@ pub(super) async fn open(
         }
         None => (Kind::Plain(address.port()), None),
     };
-    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), tls, cancel.clone()));
-    tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
+    let limits = Limits {
+        connections: config.api.max_connections,
+        per_address: config.api.max_connections_per_address,
+    };
+    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), (tls, limits), cancel.clone()));
+    tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), limits.connections, cancel));
     Ok(Doors { url: format!("{scheme}://{address}"), tasks })
 }
 
