@@ -83,6 +83,7 @@ pub(super) fn dev(args: DevArgs) -> Result<i32, Failure> {
         join: args.join.zip(args.token_file),
     };
     observe::init_logging("warn,toft::daemon=info,openraft=off", false);
+    open_many_files();
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::dev(wish));
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

@@ -24,6 +24,7 @@ mod endurance;
 mod exec;
 mod failing_disk;
 mod failover;
+mod front_door;
 mod full_disk;
 mod gpu_drivers;
 mod gpus;

@@ -18,9 +18,9 @@ use tokio::{
 use super::places::{Asked, Place};
 
 /// How long the other side may take nothing of what is sent.
-const TAKES: Duration = Duration::from_secs(60);
+const TAKES: Duration = Duration::from_secs(30);
 /// How long a body may take, however short it is.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(30);
 /// Least bytes a second of a body, after that.
 const LEAST_PER_SECOND: u64 = 1_024;
 
