@@ -53,6 +53,7 @@ mod mesh_ways;
 mod names;
 mod network;
 mod node_loss;
+mod openapi;
 mod partitions;
 mod placement;
 mod process;
