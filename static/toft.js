@@ -196,6 +196,8 @@
   // Logs.
   const log = one("#log");
   const KEEP = 5000;
+  const KEEP_LETTERS = 4_000_000;
+  let letters = log?.textContent.length ?? 0;
 
   const followLog = () => {
     const pause = one("#pause");
@@ -205,8 +207,13 @@
 
     const take = (event) => {
       const stay = atEnd();
-      log.append(parse(event.data));
-      for (let extra = log.childElementCount - KEEP; extra > 0; extra -= 1) log.firstElementChild.remove();
+      const fresh = parse(event.data);
+      letters += fresh.textContent.length;
+      log.append(fresh);
+      while (log.childElementCount > KEEP || (letters > KEEP_LETTERS && log.childElementCount > 1)) {
+        letters -= log.firstElementChild.textContent.length;
+        log.firstElementChild.remove();
+      }
       if (event.lastEventId) address.searchParams.set("since", event.lastEventId);
       if (stay) toEnd();
     };
