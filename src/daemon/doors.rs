@@ -27,7 +27,10 @@ use crate::{
         serve::{self, Limits},
     },
     config::Config,
-    control::{ControlError, loops::uses},
+    control::{
+        ControlError,
+        loops::{cards, uses},
+    },
     dashboard,
     files::write_whole,
     identity::{FirstPassword, Gate, Lengths},
@@ -89,6 +92,7 @@ pub(super) async fn open(
 
     let mut tasks = Tasks::default();
     tasks.spawn("uses of sessions", uses::run(api.ops.clone(), cancel.clone()));
+    tasks.spawn("cards of other nodes", cards::run(api.ops.clone(), cancel.clone()));
     let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);

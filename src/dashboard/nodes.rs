@@ -100,10 +100,10 @@ struct Seen {
 
 async fn read(ops: &Ops) -> Result<List, PageError> {
     let now_ms = now_ms();
-    let nodes = ops.nodes().await?;
+    let all = ops.seen().await?;
     let mut running = HashMap::new();
-    let there = |instance: &InstanceView| instance.row.desired == Desired::Running;
-    for instance in ops.instances().await?.into_iter().filter(there) {
+    let there = |instance: &&InstanceView| instance.row.desired == Desired::Running;
+    for instance in all.instances().filter(there) {
         *running.entry(instance.row.node_id).or_default() += 1;
     }
     let roles = ops.cluster().members.into_iter().map(|member| (member.node_id, role(member.votes, member.role)));
@@ -114,7 +114,7 @@ async fn read(ops: &Ops) -> Result<List, PageError> {
         running,
         roles: roles.collect(),
     };
-    let lines: Vec<Line> = nodes.into_iter().map(|node| Line::of(node, &seen, now_ms)).collect();
+    let lines: Vec<Line> = all.nodes.iter().map(|node| Line::of(node, &seen, now_ms)).collect();
     Ok(List { mixed: lines.iter().any(|line| line.other_version), lines })
 }
 

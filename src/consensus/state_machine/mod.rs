@@ -29,7 +29,7 @@ pub(super) use readers::Readers;
 pub use snapshot::SnapshotFile;
 use snapshot::Snapshots;
 use writer::{Ends, Order};
-pub use written::Rows;
+pub use written::{Follows, Rows};
 pub(super) use written::Written;
 
 use super::{
