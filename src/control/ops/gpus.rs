@@ -113,8 +113,8 @@ impl Ops {
 
     /// Asks those nodes for their cards again that somebody looks at, before what they told is of no use any more.
     pub async fn look_at_cards(&self) {
-        let due = self.far_cards.due();
-        let asked = due.iter().map(|(node, name)| self.far_facts(*node, name));
+        let due = self.far_cards.due().into_iter();
+        let asked = due.map(|(node, name)| async move { self.far_facts(node, &name).await });
         stream::iter(asked).buffer_unordered(AT_ONCE).for_each(async |_| {}).await;
     }
 
