@@ -9,6 +9,8 @@ mod attach;
 mod backup;
 mod bad_input;
 mod browser;
+mod browser_journeys;
+mod browser_logs;
 mod browser_pages;
 mod cdi;
 mod clock_skew;

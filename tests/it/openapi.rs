@@ -17,8 +17,10 @@ const DEEP: usize = 4;
 /// Longest time for one answer to begin.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Operations that end the cluster they are asked of when they are asked well; the hostile values are for them too.
-const LAST: [&str; 3] = ["POST /api/v1/cluster/leave", "DELETE /api/v1/nodes/{name}", "POST /api/v1/cluster/join"];
+/// Operations that end what the others are asked of when they are asked well.
+const LAST: [&str; 2] = ["DELETE /api/v1/nodes/{name}", "POST /api/v1/cluster/join"];
+/// Has nothing that could be wrong: it ends the node that is asked.
+const LEAVES: &str = "POST /api/v1/cluster/leave";
 
 struct Operation<'a> {
     name: String,
@@ -59,6 +61,7 @@ impl Document {
                 operations.push(Operation { name: format!("{method} {path}"), method, path, about });
             }
         }
+        operations.retain(|one| one.name != LEAVES);
         // What removes comes after what needs it.
         operations.sort_by_key(|one| (LAST.contains(&one.name.as_str()), one.method == "DELETE", one.path.to_owned()));
         operations
@@ -236,7 +239,10 @@ fn asked(document: &Document, operation: &Operation<'_>) -> Vec<Asked> {
         let name = parameter["name"].as_str().unwrap().to_owned();
         match parameter["in"].as_str().unwrap() {
             "path" => drop(right.path.insert(name.clone(), known(operation, &name))),
-            "query" if parameter["required"] == true => right.query.push((name.clone(), known(operation, &name))),
+            // Nobody waits for long.
+            "query" if parameter["required"] == true || name == "timeout_ms" => {
+                right.query.push((name.clone(), known(operation, &name)));
+            }
             _ => {}
         }
     }
