@@ -110,10 +110,8 @@ pub(super) async fn open(
         }
         None => (Kind::Plain(address.port()), None),
     };
-    let limits = Limits {
-        connections: config.api.max_connections,
-        per_address: config.api.max_connections_per_address,
-    };
+    let limits =
+        Limits { connections: config.api.max_connections, per_address: config.api.max_connections_per_address };
     tasks.spawn("TCP door", serve::tcp(tcp, through(kind), (tls, limits), cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), limits.connections, cancel));
     Ok(Doors { url: format!("{scheme}://{address}"), tasks })

@@ -142,7 +142,8 @@ mod tests {
     fn little_is_different_where_little_changed() {
         let check = |before: &str, after: &str, want: &str| {
             let (before, after): (Vec<&str>, Vec<&str>) = (before.split(' ').collect(), after.split(' ').collect());
-            let told = changed(&before, &after).into_iter().map(|change| format!("{:?}>{:?}", change.before, change.after));
+            let told =
+                changed(&before, &after).into_iter().map(|change| format!("{:?}>{:?}", change.before, change.after));
             assert_eq!(told.collect::<Vec<_>>().join(" "), want, "{before:?} {after:?}");
         };
         check("a b c", "a b c", "");

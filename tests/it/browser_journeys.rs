@@ -155,7 +155,8 @@ fn a_reload_in_the_middle_repeats_nothing_and_loses_nothing() {
     browser.wait_for_text("//tr[@id='workload-web']", "running");
     assert_eq!(browser.run("return document.querySelector('#dialog').open"), json!(false));
     // Pressed, and loaded anew at once and again: it was done once.
-    let restarts = || dev.json(&["events"]).iter().filter(|event| event["message"].as_str().unwrap().contains("restart")).count();
+    let restarts =
+        || dev.json(&["events"]).iter().filter(|event| event["message"].as_str().unwrap().contains("restart")).count();
     let before = restarts();
     browser.click("//tr[@id='workload-web']//button[normalize-space()='Restart']");
     for _ in 0..3 {
@@ -285,7 +286,12 @@ fn nothing_typed_is_lost_when_a_session_ends_and_there_is_no_script() {
 fn what_is_typed_opened_and_chosen_stays_while_the_page_changes() {
     let dev = with_web();
     let (url, password) = dev.address();
-    dev.send("POST", "/api/v1/workloads", &json!({ "name": "full", "image": "busybox", "env": { "A": "1" }, "labels": { "x": "y" } })).good();
+    dev.send(
+        "POST",
+        "/api/v1/workloads",
+        &json!({ "name": "full", "image": "busybox", "env": { "A": "1" }, "labels": { "x": "y" } }),
+    )
+    .good();
     let (browser, _profile) = browser(true);
     browser.sign_in(&url, &password);
     browser.look_like((1440, 500), false);

@@ -44,7 +44,15 @@ fn logs_of_a_gigabyte_and_lines_of_a_megabyte_are_read_in_little_memory() {
         }
     }
     let mut evil = String::new();
-    for text in ["<script>window.hurt=1</script>", "<img src=x onerror='window.hurt=1'>", "\u{1b}]8;;javascript:window.hurt=1\u{7}click\u{1b}]8;;\u{7}", "\u{1b}[2J\u{1b}[1;1Hgone", "${window.hurt=1}{{7*7}}", "\u{202e}backwards", "</div></main><h1>other</h1>"] {
+    for text in [
+        "<script>window.hurt=1</script>",
+        "<img src=x onerror='window.hurt=1'>",
+        "\u{1b}]8;;javascript:window.hurt=1\u{7}click\u{1b}]8;;\u{7}",
+        "\u{1b}[2J\u{1b}[1;1Hgone",
+        "${window.hurt=1}{{7*7}}",
+        "\u{202e}backwards",
+        "</div></main><h1>other</h1>",
+    ] {
         writeln!(evil, "2026-01-01T00:00:02Z stderr F {text}").unwrap();
     }
     old.write_all(evil.as_bytes()).unwrap();
@@ -74,7 +82,11 @@ fn logs_of_a_gigabyte_and_lines_of_a_megabyte_are_read_in_little_memory() {
     assert_eq!(lines.last().unwrap()["text"], "begun");
     // Somebody who follows from the beginning, and reads nothing.
     let stalled = std::os::unix::net::UnixStream::connect(appliance.data.join("toft.sock")).unwrap();
-    std::io::Write::write_all(&mut &stalled, b"GET /live/workloads/talker/logs?since=0 HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
+    std::io::Write::write_all(
+        &mut &stalled,
+        b"GET /live/workloads/talker/logs?since=0 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    )
+    .unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let grown = memory_mb(appliance.pid()).saturating_sub(before);
     assert!(grown < 120, "{grown} MB more than before");

@@ -144,12 +144,15 @@ fn what_is_too_large_is_refused_before_it_is_there() {
         assert!(!statuses(&answer).is_empty() || bytes.len() > 500_000, "{first}: nothing was said");
     }
     let post = |path: &str, headers: &str| {
-        format!("POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n{headers}\r\n\r\n")
+        format!(
+            "POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {token}\r\ncontent-type: application/json\r\n{headers}\r\n\r\n"
+        )
     };
     // Told, sent, and sent in an endless line of chunks.
     let (answer, ended) = said(toft.port, post("/api/v1/workloads", "content-length: 999999999999").as_bytes());
     assert!(statuses(&answer) == ["413"] && ended, "{answer}");
-    let (answer, _) = said(toft.port, post("/api/v1/workloads", "content-length: 99999999\r\nexpect: 100-continue").as_bytes());
+    let (answer, _) =
+        said(toft.port, post("/api/v1/workloads", "content-length: 99999999\r\nexpect: 100-continue").as_bytes());
     assert_eq!(statuses(&answer), ["413"], "nobody is asked to send it: {answer}");
     for begin in ["10000\r\n", "1;x="] {
         let mut stream = TcpStream::connect(("127.0.0.1", toft.port)).unwrap();
@@ -186,11 +189,16 @@ fn slow_senders_and_readers_are_not_waited_for() {
             };
             let head = "POST /login HTTP/1.1\r\nhost: 127.0.0.1:7443\r\norigin: https://127.0.0.1:7443\r\n\
                         content-type: application/x-www-form-urlencoded\r\n";
-            let (silent, half, none) = (raw(b"").await, raw(b"\x16\x03\x01\x02\x00\x01").await, secured(&tls, None).await);
+            let (silent, half, none) =
+                (raw(b"").await, raw(b"\x16\x03\x01\x02\x00\x01").await, secured(&tls, None).await);
             // A letter each second: of the request's line, of a header, of a body.
             let line = trickle(secured(&tls, None).await, String::new(), 'G');
             let header = trickle(secured(&tls, None).await, "GET /health HTTP/1.1\r\nhost: x\r\nx: ".into(), 'y');
-            let body = trickle(secured(&tls, None).await, format!("{head}content-length: 2000\r\n\r\nname=admin&password="), 'x');
+            let body = trickle(
+                secured(&tls, None).await,
+                format!("{head}content-length: 2000\r\n\r\nname=admin&password="),
+                'x',
+            );
             // Asks again and again for something large, and takes none of it.
             let socket = TcpSocket::new_v4().unwrap();
             socket.set_recv_buffer_size(4_096).unwrap();

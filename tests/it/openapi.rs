@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::harness::{made_up::MadeUp, machine::wait_until, slowness};
+use crate::harness::{machine::wait_until, made_up::MadeUp, slowness};
 
 /// How deep a body's fields are looked at.
 const DEEP: usize = 4;
@@ -288,14 +288,25 @@ fn asked(document: &Document, operation: &Operation<'_>) -> Vec<Asked> {
             all.push(twice);
         }
     }
-    all.extend(bodies.into_iter().map(|body| Asked { body: Some((kind.into(), body.to_string().into_bytes())), ..right.clone() }));
+    all.extend(
+        bodies
+            .into_iter()
+            .map(|body| Asked { body: Some((kind.into(), body.to_string().into_bytes())), ..right.clone() }),
+    );
     if right.body.is_some() {
-        let odd: [&[u8]; 7] = [b"", b"{", b"\xff\xfe\0", b"{}{}", b"[[[[[[[[[[[[", b"{\"a\":1,\"a\":2}", b"\x1f\x8b\x08nonsense"];
+        let odd: [&[u8]; 7] =
+            [b"", b"{", b"\xff\xfe\0", b"{}{}", b"[[[[[[[[[[[[", b"{\"a\":1,\"a\":2}", b"\x1f\x8b\x08nonsense"];
         all.extend(odd.map(|body| Asked { body: Some((kind.into(), body.to_vec())), ..right.clone() }));
         all.push(Asked { body: Some(("text/plain".into(), b"{}".to_vec())), ..right.clone() });
         all.push(Asked { body: None, ..right.clone() });
     }
-    for headers in [("accept", "nothing/nowhere"), ("if-match", "\"x\""), ("if-match", "*"), ("range", "bytes=9-1"), ("content-encoding", "zstd")] {
+    for headers in [
+        ("accept", "nothing/nowhere"),
+        ("if-match", "\"x\""),
+        ("if-match", "*"),
+        ("range", "bytes=9-1"),
+        ("content-encoding", "zstd"),
+    ] {
         let headers = vec![(headers.0.to_owned(), headers.1.to_owned())];
         all.push(Asked { headers, ..right.clone() });
     }
@@ -310,7 +321,11 @@ fn send(toft: &MadeUp, operation: &Operation<'_>, asked: &Asked) -> Result<(u16,
     }
     let query: Vec<String> = asked.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let mark = if query.is_empty() { "" } else { "?" };
-    let mut head = format!("{} {path}{mark}{} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n", operation.method, query.join("&"));
+    let mut head = format!(
+        "{} {path}{mark}{} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n",
+        operation.method,
+        query.join("&")
+    );
     for (name, value) in &asked.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -363,8 +378,18 @@ fn whatever_is_asked_is_answered_as_the_document_says() {
             }
             let begun = Instant::now();
             let what = || {
-                let body = asked.body.as_ref().map(|(_, body)| String::from_utf8_lossy(body).chars().take(200).collect::<String>());
-                format!("{} {:?} {:?} {:?} {}", operation.name, asked.path, asked.query, asked.headers, body.unwrap_or_default())
+                let body = asked
+                    .body
+                    .as_ref()
+                    .map(|(_, body)| String::from_utf8_lossy(body).chars().take(200).collect::<String>());
+                format!(
+                    "{} {:?} {:?} {:?} {}",
+                    operation.name,
+                    asked.path,
+                    asked.query,
+                    asked.headers,
+                    body.unwrap_or_default()
+                )
             };
             count += 1;
             match send(&toft, operation, asked) {

@@ -80,7 +80,8 @@ mod tests {
             for (method, operation) in item.as_object().unwrap() {
                 let id = operation["operationId"].as_str().unwrap();
                 assert!(names.insert(id.to_owned()), "two operations are called {id}");
-                let of_path = operation["parameters"].as_array().into_iter().flatten().filter(|one| one["in"] == "path");
+                let of_path =
+                    operation["parameters"].as_array().into_iter().flatten().filter(|one| one["in"] == "path");
                 let named: BTreeSet<&str> = of_path.map(|one| one["name"].as_str().unwrap()).collect();
                 let wanted = path.split('{').skip(1).map(|rest| rest.split('}').next().unwrap()).collect();
                 assert_eq!(named, wanted, "{method} {path}");
@@ -88,7 +89,13 @@ mod tests {
         }
         assert!(names.len() > 90, "{}", names.len());
         let list = &document["paths"]["/api/v1/workloads"]["get"];
-        assert_eq!((&list["parameters"][0]["in"], &list["parameters"][0]["required"]), (&"query".into(), &false.into()));
-        assert_eq!(list["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"], "#/components/schemas/ErrorEnvelope");
+        assert_eq!(
+            (&list["parameters"][0]["in"], &list["parameters"][0]["required"]),
+            (&"query".into(), &false.into())
+        );
+        assert_eq!(
+            list["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"],
+            "#/components/schemas/ErrorEnvelope"
+        );
     }
 }

@@ -153,11 +153,7 @@ struct Builders {
 impl Builders {
     fn new() -> Self {
         let mut http1 = Builder::new(TokioExecutor::new()).http1_only();
-        http1
-            .http1()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIMEOUT)
-            .max_buf_size(MAX_HEADER_BYTES);
+        http1.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEADER_BYTES);
         let mut http2 = Builder::new(TokioExecutor::new()).http2_only();
         http2
             .http2()

@@ -124,9 +124,9 @@ impl FarCards {
     pub(super) fn due(&self) -> Vec<(NodeId, Name)> {
         let mut known = self.known();
         known.retain(|_, told| told.at.elapsed() < CARDS_GOOD);
-        let due = known.iter().filter(|(_, told)| {
-            told.at.elapsed() >= CARDS_LOOKED_AT && told.wanted.elapsed() < CARDS_WANTED
-        });
+        let due = known
+            .iter()
+            .filter(|(_, told)| told.at.elapsed() >= CARDS_LOOKED_AT && told.wanted.elapsed() < CARDS_WANTED);
         due.map(|(node, told)| (*node, told.name.clone())).collect()
     }
 

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
 use toft_model::state::{InstanceView, NodeRow, Views, WorkloadView};
+use tokio::sync::Mutex;
 
 use super::Ops;
 use crate::{

@@ -114,7 +114,8 @@ struct Packed {
 
 impl Packed {
     async fn open(house: &House, path: &str) -> Self {
-        let request = Request::get(path).header("accept-encoding", "gzip, deflate, br").header("host", "attic.lan:7443");
+        let request =
+            Request::get(path).header("accept-encoding", "gzip, deflate, br").header("host", "attic.lan:7443");
         let answer = house.app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
         assert_eq!(answer.headers()["content-encoding"], "gzip");
         let mut packed = Self { body: answer.into_body().into_data_stream(), all: Vec::new(), largest: 0 };
@@ -173,7 +174,8 @@ async fn what_changes_on_a_full_page_is_a_small_message() {
     }
     // Rich in what happened, so that lists are full.
     for restarts in 1..=40 {
-        let state = InstanceState::BackOff { until_ms: now_ms(), reason: format!("it fell over for the {restarts}. time") };
+        let state =
+            InstanceState::BackOff { until_ms: now_ms(), reason: format!("it fell over for the {restarts}. time") };
         house.report("w-007", 0, state, restarts).await;
     }
     let paths = ["/live/overview", "/live/workloads", "/live/events", "/live/nodes", "/live/workloads/w-007"];
