@@ -12,6 +12,7 @@ mod browser;
 mod browser_journeys;
 mod browser_logs;
 mod browser_pages;
+mod browser_speed;
 mod cdi;
 mod clock_skew;
 mod cluster;

@@ -190,6 +190,11 @@ impl Browser {
         self.devtools("Emulation.setEmulatedMedia", &json!({ "features": [feature] }));
     }
 
+    /// Forgets what it has of pages that were seen, but not who is signed in.
+    pub fn forget(&self) {
+        self.devtools("Network.clearBrowserCache", &json!({}));
+    }
+
     fn devtools(&self, command: &str, params: &Value) -> Value {
         self.ask("POST", "/goog/cdp/execute", &json!({ "cmd": command, "params": params })).unwrap()
     }
