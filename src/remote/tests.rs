@@ -31,7 +31,7 @@ use crate::{
     control::{
         ControlError, ErrorKind,
         node_access::{
-            ArchiveReader, NodeAccess, PullStep,
+            ArchiveReader, NodeAccess, OtherNodes, PullStep,
             exec::{ExecRefused, ExecSession},
             files::PathInside,
             usage::RunningInstance,
