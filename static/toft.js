@@ -33,8 +33,8 @@
   if (window.Idiomorph) {
     Idiomorph.defaults.ignoreActiveValue = true;
     Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.matches("details"));
-    // What a script drew is the script's.
-    Idiomorph.defaults.callbacks.beforeNodeMorphed = (node) => !(node.matches?.("[data-drawn]"));
+    // What a script drew is the script's; what is the same needs no look at what is in it.
+    Idiomorph.defaults.callbacks.beforeNodeMorphed = (node, fresh) => !(node.matches?.("[data-drawn]") || node.isEqualNode(fresh));
   }
 
   const toast = (text) => {
@@ -86,29 +86,21 @@
   };
 
   const follow = () => {
+    let lines = [];
+    const show = () => {
+      Idiomorph.morph(live, parse(lines.join("\n")), { morphStyle: "innerHTML" });
+      htmx.process(live);
+      live.dispatchEvent(new CustomEvent("toft:changed", { bubbles: true }));
+    };
     whileSeen(() => live.dataset.liveFrom, {
       fragment: (event) => {
-        Idiomorph.morph(live, parse(event.data), { morphStyle: "innerHTML" });
-        htmx.process(live);
-        live.dispatchEvent(new CustomEvent("toft:changed", { bubbles: true }));
+        lines = event.data.split("\n");
+        show();
       },
-      parts: (event) => {
-        const changes = JSON.parse(event.data);
-        for (const id of changes.gone) document.getElementById(id)?.remove();
-        for (const { id, after, html } of changes.parts) {
-          const fresh = parse(html).firstElementChild;
-          const known = document.getElementById(id);
-          if (!fresh) continue;
-          if (known) {
-            Idiomorph.morph(known, fresh);
-          } else if (after) {
-            document.getElementById(after)?.after(fresh);
-          } else {
-            one("[data-parts]")?.prepend(fresh);
-          }
-          htmx.process(document.getElementById(id) ?? live);
-        }
-        live.dispatchEvent(new CustomEvent("toft:changed", { bubbles: true }));
+      // From the end on: what comes first stays in its place.
+      changes: (event) => {
+        for (const [at, gone, come] of JSON.parse(event.data).reverse()) lines.splice(at, gone, ...come);
+        show();
       },
     }, connected);
   };
@@ -204,6 +196,8 @@
   // Logs.
   const log = one("#log");
   const KEEP = 5000;
+  const KEEP_LETTERS = 4_000_000;
+  let letters = log?.textContent.length ?? 0;
 
   const followLog = () => {
     const pause = one("#pause");
@@ -213,8 +207,13 @@
 
     const take = (event) => {
       const stay = atEnd();
-      log.append(parse(event.data));
-      for (let extra = log.childElementCount - KEEP; extra > 0; extra -= 1) log.firstElementChild.remove();
+      const fresh = parse(event.data);
+      letters += fresh.textContent.length;
+      log.append(fresh);
+      while (log.childElementCount > KEEP || (letters > KEEP_LETTERS && log.childElementCount > 1)) {
+        letters -= log.firstElementChild.textContent.length;
+        log.firstElementChild.remove();
+      }
       if (event.lastEventId) address.searchParams.set("since", event.lastEventId);
       if (stay) toEnd();
     };

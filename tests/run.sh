@@ -20,11 +20,12 @@ EOF
 # Prints the packages that the tests need.
 needed_packages() { sed -e 's/#.*//' -e '/^[[:space:]]*$/d' -e 's/[[:space:]]*$//' tests/packages.txt; }
 
-# Prints those of them that are not installed.
+# Prints those of them that are not installed. A program of that name may come from elsewhere, as npm often does.
 missing_packages() {
   local package
   while read -r package; do
-    [[ $(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || echo "$package"
+    [[ $(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] ||
+      command -v "$package" >/dev/null || echo "$package"
   done < <(needed_packages)
 }
 

@@ -1,55 +1,31 @@
 """`dashboard`: how long the server takes for every page, what a first look and a change cost on the way, and what 500 open
 dashboards cost while nothing happens. The machines are made up (`toft dev`); everything above them is real."""
 
-import argparse
 import gzip
 import http.client
-import json
-import os
 import re
 import selectors
 import socket
 import time
 
+import made_up
 import report
-from processes import BenchError, daemon, end, quietly, wait_until
-from unix_http import ask
+from processes import BenchError, quietly, wait_until
 
 PAGES = ["/", "/workloads", "/workloads/w-0007", "/workloads/w-0007/history", "/workloads/w-0007/edit", "/nodes", "/nodes/node-3",
          "/gpus", "/gpus/node-3/0", "/mesh", "/events", "/images", "/volumes", "/secrets", "/settings", "/run", "/find?q=w-00"]
 LIVE = ["/live/overview", "/live/workloads", "/live/gpus", "/live/nodes", "/live/events", "/live/workloads/w-0007"]
-STEP_SECONDS = 1200
 WARM = 10
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--toft", required=True)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument("--out")
-    parser.add_argument("--nodes", type=int, default=72)
-    parser.add_argument("--workloads", type=int, default=1_000)
-    parser.add_argument("--open", type=int, default=500)
-    parser.add_argument("--seconds", type=float, default=0)
-    parser.add_argument("--runs", type=int, default=0)
-    options = parser.parse_args()
-    try:
-        result = run(options)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from error
-    if options.out:
-        report.write(options.out, result)
-
-
 def run(options):
-    cluster = Cluster(options)
+    cluster = Dashboard(options)
     about = report.machine([quietly([options.toft, "--version"]).strip()], options.profile)
     try:
         cluster.start()
         cluster.fill()
         time.sleep(5)
-        quiet = cluster.cpu_percent(options.seconds or 30)
+        quiet = round(cluster.cpu_percent(options.seconds or 30), 2)
         pages = {page: cluster.page(page, options.runs or 300) for page in PAGES}
         first = cluster.first_look("/")
         updates = {stream: cluster.update(stream) for stream in LIVE}
@@ -63,45 +39,13 @@ def run(options):
     return result
 
 
-class Cluster:
-    def __init__(self, options):
-        self.options = options
-        self.process = None
-        self.log = os.path.join(options.work, "dev.log")
-        self.socket = os.path.join(options.work, "dev", "node-1", "toft.sock")
-        self.nodes = self.gpus = 0
-
+class Dashboard(made_up.Cluster):
     def start(self):
-        argv = [self.options.toft, "dev", "--nodes", str(self.options.nodes), "--bind", "127.0.0.1:0", "--data-dir",
-                os.path.join(self.options.work, "dev")]
-        self.process = daemon(argv, self.log)
+        self.start_process("dev", self.options.nodes)
         wait_until(lambda: self.ask("GET", "/api/v1/nodes"), "the first node")
-        wait_until(lambda: self.ready() == self.options.nodes, "all nodes", seconds=STEP_SECONDS, pause=0.5)
+        self.wait_for_nodes(self.options.nodes, "all nodes")
         self.nodes = self.options.nodes
         self.gpus = len(self.all("/api/v1/gpus"))
-
-    def ready(self):
-        return sum(node["state"] == "ready" for node in self.all("/api/v1/nodes"))
-
-    def ask(self, method, target, body=None):
-        if self.process.poll() is not None:
-            with open(self.log, errors="replace") as file:
-                raise BenchError(f"the made-up cluster ended by itself: {file.read()[-2000:]}")
-        status, answer = ask(self.socket, method, target, body)
-        if status == 0:
-            return None
-        if status >= 300:
-            raise BenchError(f"{method} {target}: {status} {answer[:500]}")
-        return json.loads(answer) if answer else {}
-
-    def all(self, target):
-        items, after = [], None
-        while True:
-            page = self.ask("GET", f"{target}?limit=1000" + (f"&after={after}" if after else "")) or {"items": []}
-            items += page["items"]
-            after = page.get("next")
-            if after is None:
-                return items
 
     def fill(self):
         """Workloads of one instance each; every tenth wants a share of a card, every fiftieth waits in vain."""
@@ -113,10 +57,7 @@ class Cluster:
                 spec["resources"] = {"memory_bytes": 1 << 45}
             self.ask("POST", "/api/v1/workloads", spec)
         wanted = self.options.workloads - self.options.workloads // 50
-        wait_until(lambda: self.running() >= wanted * 0.98, "the workloads", seconds=STEP_SECONDS, pause=1)
-
-    def running(self):
-        return sum(item["running"] for item in self.all("/api/v1/workloads"))
+        wait_until(lambda: self.running() >= wanted * 0.98, "the workloads", seconds=made_up.STEP_SECONDS, pause=1)
 
     def page(self, path, runs):
         """Milliseconds from request to the last byte, on one connection; and the size on the way."""
@@ -162,7 +103,8 @@ class Cluster:
     def stream(self, path):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(self.socket)
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
+        connection.sendall((f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n"
+                            "Accept-Encoding: gzip\r\n\r\n").encode())
         connection.settimeout(20)
         return connection
 
@@ -204,26 +146,10 @@ class Cluster:
                         raise BenchError("a stream ended by itself")
 
         read(10)
-        before, begun = self.cpu_seconds(), time.monotonic()
-        read(seconds)
-        percent = (self.cpu_seconds() - before) / (time.monotonic() - begun) * 100
+        percent = self.cpu_percent(seconds, read)
         for stream in streams:
             stream.close()
         return round(percent, 2)
-
-    def cpu_seconds(self):
-        with open(f"/proc/{self.process.pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def cpu_percent(self, seconds):
-        before, begun = self.cpu_seconds(), time.monotonic()
-        time.sleep(seconds)
-        return round((self.cpu_seconds() - before) / (time.monotonic() - begun) * 100, 2)
-
-    def end(self):
-        if self.process is not None:
-            end(self.process)
 
 
 def show(result):
@@ -237,5 +163,4 @@ def show(result):
     print(f"CPU with none open: {result['idle_cpu_percent']} % of a core, with {result['open']} open: {result['open_cpu_percent']} %")
 
 
-if __name__ == "__main__":
-    main()
+made_up.main(run, nodes=72, workloads=1_000, open=500)

@@ -1,14 +1,12 @@
 """`scale`: a leader with 200 nodes and 10,000 instances. Only the machines under the nodes are made up (`toft dev`): state,
 consensus, scheduler, agents and doors are real. Those that vote have processes of their own, the others share one."""
 
-import argparse
-import json
 import os
 import time
 
+import made_up
 import report
-from processes import BenchError, daemon, end, quietly, wait_until
-from unix_http import ask
+from processes import BenchError, quietly, wait_until
 
 # Members that vote, the leader among them.
 VOTERS = 5
@@ -16,30 +14,10 @@ PER_WORKLOAD = 100
 # New workloads come so often, in seconds: often enough to meet the leader's other work, not so often that they queue.
 PACE = 0.25
 SETTLE_SECONDS = 20
-STEP_SECONDS = 1800
-
-
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--work", required=True)
-    parser.add_argument("--toft", required=True)
-    parser.add_argument("--profile", required=True)
-    parser.add_argument("--out")
-    parser.add_argument("--nodes", type=int, default=200)
-    parser.add_argument("--instances", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=0)
-    parser.add_argument("--runs", type=int, default=0)
-    options = parser.parse_args()
-    try:
-        result = run(options)
-    except BenchError as error:
-        raise SystemExit(f"bench: {error}") from error
-    if options.out:
-        report.write(options.out, result)
 
 
 def run(options):
-    leader = Cluster(options)
+    leader = Leader(options)
     about = report.machine([quietly([options.toft, "--version"]).strip()], options.profile)
     try:
         joined = leader.start()
@@ -57,27 +35,20 @@ def run(options):
     return result
 
 
-class Cluster:
+class Leader(made_up.Cluster):
     def __init__(self, options):
-        self.options = options
-        self.processes = []
-        self.socket = os.path.join(options.work, "leader-", "node-1", "toft.sock")
+        super().__init__(options, "leader-")
 
     def dev(self, prefix, nodes, *more):
         """Starts a process with made-up nodes."""
         # Machines of their own would take neither the processors nor the disk from those that vote, and hundreds that wait for
         # one disk would be late.
         modest = ["nice", "-n", "19", "eatmydata"] if nodes > 1 else []
-        argv = [*modest, self.options.toft, "dev", "--nodes", str(nodes), "--prefix", prefix, "--bind", "127.0.0.1:0", "--data-dir",
-                os.path.join(self.options.work, prefix), *more]
-        log = os.path.join(self.options.work, f"{prefix}log")
-        process = daemon(argv, log)
-        self.processes.append((process, log))
-        return process
+        self.start_process(prefix, nodes, "--prefix", prefix, *more, before=modest)
 
     def start(self):
         """Starts all nodes; gives the seconds until the last had joined."""
-        self.leader = self.dev("leader-", 1)
+        self.dev("leader-", 1)
         wait_until(lambda: self.ask("GET", "/api/v1/nodes"), "the leader")
         token = self.ask("POST", "/api/v1/tokens", {"uses": self.options.nodes})
         path = os.path.join(self.options.work, "token")
@@ -86,70 +57,29 @@ class Cluster:
         join = ["--join", token["addresses"][0], "--token-file", path]
         for number in range(1, VOTERS):
             self.dev(f"voter-{number}-", 1, *join)
-        wait_until(lambda: self.ready(VOTERS), "the voters", pause=0.2)
+        self.wait_for_nodes(VOTERS, "the voters")
         begun = time.monotonic()
         self.dev("other-", self.options.nodes - VOTERS, *join)
-        wait_until(lambda: self.ready(self.options.nodes), "all nodes", seconds=STEP_SECONDS, pause=0.5)
+        self.wait_for_nodes(self.options.nodes, "all nodes")
         return time.monotonic() - begun
-
-    def ready(self, count):
-        self.check()
-        return sum(node["state"] == "ready" for node in self.all("/api/v1/nodes")) == count
-
-    def check(self):
-        for process, log in self.processes:
-            if process.poll() is not None:
-                with open(log, errors="replace") as file:
-                    raise BenchError(f"made-up nodes ended by themselves: {file.read()[-2000:]}")
-
-    def ask(self, method, target, body=None):
-        status, answer = ask(self.socket, method, target, body)
-        if status == 0:
-            return None
-        if status >= 300:
-            raise BenchError(f"{method} {target}: {status} {answer[:500]}")
-        return json.loads(answer) if answer else {}
-
-    def all(self, target):
-        """Every item of a list."""
-        items, after = [], None
-        while True:
-            page = self.ask("GET", f"{target}?consistency=local" + (f"&after={after}" if after else "")) or {"items": []}
-            items += page["items"]
-            after = page.get("next")
-            if after is None:
-                return items
 
     def fill(self):
         """Runs all instances; gives the seconds until the last ran."""
         begun = time.monotonic()
         for number in range(self.options.instances // PER_WORKLOAD):
             self.ask("POST", "/api/v1/workloads", workload(f"w{number}", PER_WORKLOAD))
-        wait_until(self.all_run, "all instances", seconds=STEP_SECONDS, pause=1.0)
+        wait_until(lambda: self.running() >= self.options.instances, "all instances", seconds=made_up.STEP_SECONDS, pause=1.0)
         return time.monotonic() - begun
-
-    def all_run(self):
-        self.check()
-        rows = self.all("/api/v1/workloads")
-        return sum(row["running"] for row in rows) >= self.options.instances
 
     def watch(self, seconds):
         """What the leader uses while nothing is asked of it."""
-        before, begun = self.cpu_ms(), time.monotonic()
-        time.sleep(seconds)
-        passed = time.monotonic() - begun
+        percent = self.cpu_percent(seconds)
         self.check()
-        memory = self.memory_mb()
-        return {"seconds": passed, "cpu_percent": (self.cpu_ms() - before) / 10 / passed, **memory}
-
-    def cpu_ms(self):
-        with open(f"/proc/{self.leader.pid}/stat") as file:
-            fields = file.read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+        return {"seconds": seconds, "cpu_percent": percent, **self.memory_mb()}
 
     def memory_mb(self):
         sizes = {}
-        with open(f"/proc/{self.leader.pid}/smaps_rollup") as file:
+        with open(f"/proc/{self.measured().pid}/smaps_rollup") as file:
             for line in file:
                 words = line.split()
                 if words[0] in ("Rss:", "Pss:"):
@@ -170,10 +100,6 @@ class Cluster:
             times.append((time.monotonic() - begun) * 1e3)
             time.sleep(max(0.0, PACE - (time.monotonic() - begun)))
         return times
-
-    def end(self):
-        for process, _ in reversed(self.processes):
-            end(process, patience=60)
 
 
 def workload(name, replicas):
@@ -199,4 +125,4 @@ def show(result):
     result["goals"] = [{"goal": text, "value": value, "at_most": limit} for text, value, limit in goals]
 
 
-main()
+made_up.main(run, nodes=200, instances=10_000)

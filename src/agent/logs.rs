@@ -19,8 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest record read; the logger's are at most 16 KiB of text.
 const MAX_RECORD: u64 = 64 * 1024;
-/// Lines handed over at once.
+/// Most lines handed over at once, and about how many bytes of them.
 const CHUNK: usize = 512;
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Most bytes of lines that were looked for and are held until the last of them is known.
+const MAX_FOUND_BYTES: usize = 16 << 20;
 
 /// Longest regular expression, in bytes, and most bytes it may take once it is understood.
 const LONGEST_PATTERN: usize = 1024;
@@ -29,7 +32,7 @@ const LARGEST_PATTERN: usize = 1 << 20;
 /// Which lines are wanted of one container.
 #[derive(Debug, Clone, Default)]
 pub struct Reading {
-    /// Only the last so many of those that `wanted` leaves.
+    /// Only the last so many of those that `wanted` leaves; of lines that were looked for at most 16 MiB.
     pub tail: Option<usize>,
     /// Which of them.
     pub wanted: Wanted,
@@ -175,68 +178,107 @@ fn existing(
     wanted: &Wanted,
     lines: &mpsc::Sender<Vec<LogLine>>,
 ) -> io::Result<Position> {
-    let mut last = VecDeque::new();
-    let mut chunk = Vec::with_capacity(CHUNK);
-    let mut position = Position::default();
     let mut files = files(dir)?;
-    let last_lines = tail.filter(|_| wanted.has_the_last());
-    if let Some(tail) = last_lines {
-        keep_tail(&mut files, tail)?;
-    }
-    for mut log in files {
-        let mut offset = 0;
-        if let Some(tail) = last_lines {
-            offset = seek_before_last(&mut log.file, tail)?;
+    let from = match tail {
+        Some(tail) if wanted.has_the_last() => keep_last(&mut files, tail)?,
+        Some(tail) => return found_last(files, tail, wanted, lines),
+        None => 0,
+    };
+    Position::default().read_files(files.into_iter(), from, wanted, lines)
+}
+
+/// Leaves the files that hold the last `tail` lines; gives where those begin in the first of them. Nothing but the ends of lines is
+/// looked at, from the newest on.
+fn keep_last(files: &mut Vec<LogFile>, tail: usize) -> io::Result<u64> {
+    let mut left = tail;
+    for (i, log) in files.iter_mut().enumerate().rev() {
+        match seek_before_last(&mut log.file, left)? {
+            Last::From(offset) => {
+                files.drain(..i);
+                return Ok(offset);
+            }
+            Last::Fewer(lines) => left -= lines,
         }
-        log.file.seek(SeekFrom::Start(offset))?;
+    }
+    Ok(0)
+}
+
+/// Sends the last `tail` lines that are wanted. The newest file is looked through first: older ones only for what it lacks.
+fn found_last(
+    files: Vec<LogFile>,
+    tail: usize,
+    wanted: &Wanted,
+    lines: &mpsc::Sender<Vec<LogLine>>,
+) -> io::Result<Position> {
+    let (mut left, mut room) = (tail, MAX_FOUND_BYTES);
+    let mut position = Position::default();
+    let mut found: Vec<VecDeque<LogLine>> = Vec::new();
+    for mut log in files.into_iter().rev() {
+        if position.newest.is_some() && (left == 0 || lines.is_closed()) {
+            break;
+        }
+        log.file.seek(SeekFrom::Start(0))?;
         let mut reader = BufReader::with_capacity(64 * 1024, &log.file);
+        let (mut offset, mut bytes, mut last) = (0, 0, VecDeque::new());
         while let Some((line, length)) = record(&mut reader)? {
             offset += length;
             let Some(line) = line.filter(|line| wanted.has(line)) else { continue };
-            match tail {
-                Some(tail) => {
-                    last.push_back(line);
-                    if last.len() > tail {
-                        last.pop_front();
-                    }
-                }
-                None => {
-                    chunk.push(line);
-                    if chunk.len() == CHUNK && lines.blocking_send(std::mem::take(&mut chunk)).is_err() {
-                        return Ok(position);
-                    }
-                }
+            bytes += line.text.len();
+            last.push_back(line);
+            while last.len() > left || bytes > room {
+                let Some(first): Option<LogLine> = last.pop_front() else { break };
+                bytes -= first.text.len();
             }
         }
-        position = Position { newest: Some(log), offset };
-    }
-    chunk.extend(last);
-    for part in chunk.chunks(CHUNK) {
-        if lines.blocking_send(part.to_vec()).is_err() {
-            break;
+        (left, room) = (left - last.len(), room - bytes);
+        found.push(last);
+        if position.newest.is_none() {
+            position = Position { newest: Some(log), offset };
         }
     }
+    let mut chunk = Chunk::default();
+    for line in found.into_iter().rev().flatten() {
+        if !chunk.add(line, lines) {
+            return Ok(position);
+        }
+    }
+    chunk.send(lines);
     Ok(position)
 }
 
-/// Leaves the newest files that surely hold the last `tail` lines.
-fn keep_tail(files: &mut Vec<LogFile>, tail: usize) -> io::Result<()> {
-    let mut counted = 0;
-    for (i, log) in files.iter_mut().enumerate().rev() {
-        log.file.seek(SeekFrom::Start(0))?;
-        counted += BufReader::new(&log.file).split(b'\n').take(tail + 1).count();
-        if counted > tail {
-            files.drain(..i);
-            break;
-        }
-    }
-    Ok(())
+/// Lines that are handed over together.
+#[derive(Default)]
+struct Chunk {
+    lines: Vec<LogLine>,
+    bytes: usize,
 }
 
-/// The offset from which a file holds its last `lines` lines.
-fn seek_before_last(file: &mut File, lines: usize) -> io::Result<u64> {
+impl Chunk {
+    /// Adds a line, and hands over what is enough; whether somebody is there to take it.
+    fn add(&mut self, line: LogLine, to: &mpsc::Sender<Vec<LogLine>>) -> bool {
+        self.bytes += line.text.len();
+        self.lines.push(line);
+        (self.lines.len() < CHUNK && self.bytes < CHUNK_BYTES) || self.send(to)
+    }
+
+    fn send(&mut self, to: &mpsc::Sender<Vec<LogLine>>) -> bool {
+        self.bytes = 0;
+        self.lines.is_empty() || to.blocking_send(std::mem::take(&mut self.lines)).is_ok()
+    }
+}
+
+/// Where the last lines of a file begin.
+enum Last {
+    /// There.
+    From(u64),
+    /// It has only so many.
+    Fewer(usize),
+}
+
+/// Finds where a file's last `lines` lines begin.
+fn seek_before_last(file: &mut File, lines: usize) -> io::Result<Last> {
     let mut end = file.metadata()?.len();
-    let mut wanted = lines + 1;
+    let mut ends = 0;
     let mut block = vec![0; 64 * 1024];
     while end > 0 {
         let start = end.saturating_sub(block.len() as u64);
@@ -244,14 +286,14 @@ fn seek_before_last(file: &mut File, lines: usize) -> io::Result<u64> {
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(part)?;
         for (at, _) in part.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
-            wanted -= 1;
-            if wanted == 0 {
-                return Ok(start + at as u64 + 1);
+            if ends == lines {
+                return Ok(Last::From(start + at as u64 + 1));
             }
+            ends += 1;
         }
         end = start;
     }
-    Ok(0)
+    Ok(if ends == lines { Last::From(0) } else { Last::Fewer(ends) })
 }
 
 fn open(path: &Path) -> io::Result<Option<LogFile>> {
@@ -299,25 +341,39 @@ struct Position {
 
 impl Position {
     /// Reads what came since, over any number of rotations.
-    fn read_on(mut self, dir: &Path, wanted: &Wanted, lines: &mpsc::Sender<Vec<LogLine>>) -> io::Result<Self> {
+    fn read_on(self, dir: &Path, wanted: &Wanted, lines: &mpsc::Sender<Vec<LogLine>>) -> io::Result<Self> {
         let files = files(dir)?;
         let known = self.newest.as_ref().and_then(|newest| files.iter().position(|log| log.inode == newest.inode));
         // A file that was rotated out of existence leaves a gap; reading goes on with the oldest that is left.
-        for (i, mut log) in files.into_iter().enumerate().skip(known.unwrap_or(0)) {
-            let offset = if known == Some(i) { self.offset } else { 0 };
-            log.file.seek(SeekFrom::Start(offset))?;
+        let from = if known.is_some() { self.offset } else { 0 };
+        self.read_files(files.into_iter().skip(known.unwrap_or(0)), from, wanted, lines)
+    }
+
+    /// Reads files to their ends, the first of them from an offset.
+    fn read_files(
+        mut self,
+        files: impl Iterator<Item = LogFile>,
+        from: u64,
+        wanted: &Wanted,
+        lines: &mpsc::Sender<Vec<LogLine>>,
+    ) -> io::Result<Self> {
+        let mut from = Some(from);
+        for mut log in files {
+            self.offset = from.take().unwrap_or(0);
+            log.file.seek(SeekFrom::Start(self.offset))?;
             let mut reader = BufReader::with_capacity(64 * 1024, &log.file);
-            self.offset = offset;
-            let mut chunk = Vec::new();
+            let mut chunk = Chunk::default();
             while let Some((line, length)) = record(&mut reader)? {
                 self.offset += length;
-                chunk.extend(line.filter(|line| wanted.has(line)));
-                if chunk.len() == CHUNK && lines.blocking_send(std::mem::take(&mut chunk)).is_err() {
+                if let Some(line) = line.filter(|line| wanted.has(line))
+                    && !chunk.add(line, lines)
+                {
                     return Ok(self);
                 }
             }
+            let taken = chunk.send(lines);
             self.newest = Some(log);
-            if !chunk.is_empty() && lines.blocking_send(chunk).is_err() {
+            if !taken {
                 return Ok(self);
             }
         }
@@ -328,6 +384,48 @@ impl Position {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn line(number: usize, text: &str) -> String {
+        format!("2026-01-01T00:00:{:02}Z stdout F {text}\n", number % 60)
+    }
+
+    fn texts(dir: &Path, tail: Option<usize>, grep: Option<&str>) -> Vec<String> {
+        let (sender, mut lines) = mpsc::channel(10_000);
+        let wanted = Wanted { grep: grep.map(|grep| pattern(grep).unwrap()), ..Wanted::default() };
+        existing(dir, tail, &wanted, &sender).unwrap();
+        drop(sender);
+        let mut texts = Vec::new();
+        while let Some(chunk) = lines.blocking_recv() {
+            assert!(chunk.iter().map(|line| line.text.len()).sum::<usize>() < CHUNK_BYTES + (MAX_RECORD as usize));
+            texts.extend(chunk.into_iter().map(|line| line.text));
+        }
+        texts
+    }
+
+    #[test]
+    fn the_last_lines_are_found_over_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, numbers: std::ops::Range<usize>, unfinished: &str| {
+            let all: String = numbers.map(|number| line(number, &format!("n{number}"))).collect();
+            std::fs::write(dir.path().join(name), all + unfinished).unwrap();
+        };
+        write("current.log.2", 0..10, "");
+        write("current.log.1", 10..20, "");
+        write("current.log", 20..25, "2026-01-01T00:00:00Z stdout F not yet");
+        let numbers = |from: usize| (from..25).map(|number| format!("n{number}")).collect::<Vec<_>>();
+        for tail in [0, 1, 4, 5, 6, 15, 16, 24, 25, 26, 1_000] {
+            assert_eq!(texts(dir.path(), Some(tail), None), numbers(25usize.saturating_sub(tail)), "{tail}");
+            let found = texts(dir.path(), Some(tail), Some("^n[0-9]*[05]$"));
+            let want = ["n0", "n5", "n10", "n15", "n20"];
+            assert_eq!(found, want[want.len().saturating_sub(tail)..], "{tail}");
+        }
+        assert_eq!(texts(dir.path(), None, None), numbers(0));
+        // Large lines: what was looked for is bounded.
+        let large: String = (0..2_000).map(|number| line(number, &"x".repeat(16 << 10))).collect();
+        std::fs::write(dir.path().join("current.log"), large).unwrap();
+        assert_eq!(texts(dir.path(), Some(1_500), None).len(), 1_500);
+        assert_eq!(texts(dir.path(), Some(1_500), Some("x")).len(), MAX_FOUND_BYTES >> 14);
+    }
 
     #[test]
     fn patterns_are_understood_or_refused_in_plain_words() {

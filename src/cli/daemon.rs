@@ -2,6 +2,8 @@
 
 use std::os::unix::process::CommandExt;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use super::{
     Failure,
     args::{DevArgs, DownArgs, UpArgs},
@@ -11,6 +13,16 @@ use crate::{
     config::{Config, ConfigError, Flags, ProxyVariables},
     daemon, observe,
 };
+
+/// Lets the daemon open as many files as it may: every connection is one, and what a shell allows is soon used up.
+fn open_many_files() {
+    if let Ok((now, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && now < most
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, most, most)
+    {
+        tracing::warn!(%error, "no more than {now} files can be open");
+    }
+}
 
 pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
     let flags = Flags {
@@ -28,6 +40,7 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
     let config = Config::resolve(flags, &host_name()).map_err(misconfigured)?;
     root_only()?;
     observe::init_logging("info,openraft=off", config.api.json_logs);
+    open_many_files();
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::run(config));
     // A blocking call that hangs must not keep the process.
@@ -70,6 +83,7 @@ pub(super) fn dev(args: DevArgs) -> Result<i32, Failure> {
         join: args.join.zip(args.token_file),
     };
     observe::init_logging("warn,toft::daemon=info,openraft=off", false);
+    open_many_files();
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::dev(wish));
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

@@ -1,6 +1,6 @@
 //! Who comes in, and for how long.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use toft_model::{invalid::Invalid, units::parse_span_ms};
@@ -46,6 +46,25 @@ impl AccessSection {
             session_max: span("access.session_max", self.session_max.as_deref(), "30d"),
         }
     }
+}
+
+/// Fewest and most connections, and how many there may be when nobody says so: in all, and from one address.
+const CONNECTIONS: RangeInclusive<usize> = 16..=100_000;
+const USUAL_CONNECTIONS: (usize, usize) = (2_048, 512);
+
+/// How many connections there may be, in all and from one address.
+pub(super) fn connections(api: &ApiSection, note: &mut impl FnMut(&str, Invalid)) -> (usize, usize) {
+    let mut limit = |key: &str, wanted: Option<usize>, usual: usize| match wanted {
+        Some(wanted) if !CONNECTIONS.contains(&wanted) => {
+            let hint = format!("use {} to {}", CONNECTIONS.start(), CONNECTIONS.end());
+            note(key, Invalid::value("the number is out of range", hint));
+            usual
+        }
+        wanted => wanted.unwrap_or(usual),
+    };
+    let all = limit("api.max_connections", api.max_connections, USUAL_CONNECTIONS.0);
+    let usual = USUAL_CONNECTIONS.1.min(all);
+    (all, limit("api.max_connections_per_address", api.max_connections_per_address, usual))
 }
 
 /// How TLS is spoken.

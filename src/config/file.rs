@@ -52,6 +52,8 @@ pub(super) struct ApiSection {
     pub(super) names: Vec<String>,
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
+    pub(super) max_connections: Option<usize>,
+    pub(super) max_connections_per_address: Option<usize>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -95,6 +95,10 @@ pub struct ApiConfig {
     pub json_logs: bool,
     /// How TLS is spoken there; absent: not at all, on loopback.
     pub tls: Option<TlsConfig>,
+    /// Most connections there, and most on the socket.
+    pub max_connections: usize,
+    /// Most connections there from one address, or one IPv6 /64.
+    pub max_connections_per_address: usize,
 }
 
 /// The other members of the cluster.

@@ -15,8 +15,8 @@ use toft_model::{
 
 use super::{
     ApiConfig, ClusterConfig, Config, ConfigError, GpuConfig, ImagesConfig, JoinConfig, LogsConfig, NetworkConfig,
-    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, TlsConfig, VolumesConfig, file::File,
-    registries,
+    NodeConfig, NodeRole, Paths, ProxyConfig, ProxyVariables, RuntimeConfig, TlsConfig, VolumesConfig, access,
+    file::File, registries,
 };
 
 /// Data directory of the machine's own appliance.
@@ -101,6 +101,7 @@ impl Config {
         });
         let plain_http = flags.plain_http.or(file.api.plain_http).unwrap_or(false);
         let tls = TlsConfig::resolve(&file.api, (bind, plain_http), &mut note);
+        let (max_connections, max_connections_per_address) = access::connections(&file.api, &mut note);
         let listens = match flags.cluster_bind.or(file.cluster.bind).map(|text| member_address(&text)) {
             None => None,
             Some(Ok(address)) => Some(address),
@@ -219,6 +220,8 @@ impl Config {
                 bind_chosen,
                 json_logs: file.api.json_logs.unwrap_or(false),
                 tls,
+                max_connections,
+                max_connections_per_address,
             },
             access,
             runtime: RuntimeConfig { containerd: file.runtime.containerd_address },
@@ -280,11 +283,13 @@ mod tests {
 
     #[test]
     fn every_fault_is_told_with_its_key() {
-        let text = "[node]\nname = 'A B'\n[access]\nsession_idle = 'long'\nsession_max = '400d'\n[api]\nbind = '0.0.0.0:x'\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
+        let text = "[node]\nname = 'A B'\n[access]\nsession_idle = 'long'\nsession_max = '400d'\n[api]\nbind = '0.0.0.0:x'\nmax_connections = 3\nmax_connections_per_address = 0\n[logs]\nmax_bytes = '1'\nmax_files = 0\ngone_max_age = 'long'\ngone_max_bytes = 'much'\n[images]\ngc_high_percent = 80\ngc_low_percent = 90\ngc_min_age = 'long'\n[volumes]\nbind_roots = ['srv']\n[network]\nrange = 'x'\nresolv_conf = 'x'\n";
         let faults = resolve(text).unwrap_err().0;
         for key in [
             "node.name",
             "api.bind",
+            "api.max_connections",
+            "api.max_connections_per_address",
             "access.session_idle",
             "access.session_max",
             "logs.max_bytes",
@@ -310,6 +315,10 @@ mod tests {
             .collect();
         let shown = resolve(&shown.join("\n")).unwrap();
         let defaults = resolve("").unwrap();
+        let connections = |config: &Config| (config.api.max_connections, config.api.max_connections_per_address);
+        assert_eq!(connections(&shown), connections(&defaults));
+        let few = resolve("[api]\nmax_connections = 100\n").unwrap();
+        assert_eq!(connections(&few), (100, 100), "one address has no more than all");
         assert_eq!((shown.logs, shown.network), (defaults.logs, defaults.network));
         assert_eq!((shown.mesh.enabled, shown.mesh.listen_port), (defaults.mesh.enabled, defaults.mesh.listen_port));
         assert!(shown.mesh.peers.len() == 1 && defaults.mesh.peers.is_empty());

@@ -28,7 +28,7 @@ use super::{
     propose::{Proposal, Stage},
     removal::{self, RemovalError},
     space::Space,
-    state_machine::{ReadError, Readers, Rows, StateMachine, Written},
+    state_machine::{Follows, ReadError, Readers, Rows, StateMachine, Written},
     types::{Fatal, Identity, Member, MemberId, Raft},
 };
 
@@ -414,10 +414,10 @@ impl Handle {
         self.applied.clone()
     }
 
-    /// The rows the scheduler depends on that were written since this was last asked; reads from now on see them. There is one
+    /// The rows the scheduler depends on that were written since `who` last asked; reads from now on see them. There is one
     /// who follows them.
-    pub fn take_written(&self) -> Rows {
-        self.written.take()
+    pub fn take_written(&self, who: Follows) -> Rows {
+        self.written.take(who)
     }
 
     /// Says which nodes answer in the mesh, with their address there: calls to them go there first.

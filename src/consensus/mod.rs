@@ -33,4 +33,4 @@ pub use handle::{ClusterStatus, Handle, MemberStatus, NotCurrent, ProposeError};
 pub use open::{Door, Files, Opened, open};
 pub use recover::{Account, recover, survey};
 pub use removal::RemovalError;
-pub use state_machine::{ReadError, Rows};
+pub use state_machine::{Follows, ReadError, Rows};

@@ -22,9 +22,15 @@ use super::{
 };
 use crate::{
     access::{self, Door, Kind, Refusals},
-    api::http::{self, ApiState, serve},
+    api::http::{
+        self, ApiState,
+        serve::{self, Limits},
+    },
     config::Config,
-    control::{ControlError, loops::uses},
+    control::{
+        ControlError,
+        loops::{cards, uses},
+    },
     dashboard,
     files::write_whole,
     identity::{FirstPassword, Gate, Lengths},
@@ -86,6 +92,7 @@ pub(super) async fn open(
 
     let mut tasks = Tasks::default();
     tasks.spawn("uses of sessions", uses::run(api.ops.clone(), cancel.clone()));
+    tasks.spawn("cards of other nodes", cards::run(api.ops.clone(), cancel.clone()));
     let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
@@ -103,8 +110,10 @@ pub(super) async fn open(
         }
         None => (Kind::Plain(address.port()), None),
     };
-    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), tls, cancel.clone()));
-    tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
+    let limits =
+        Limits { connections: config.api.max_connections, per_address: config.api.max_connections_per_address };
+    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), (tls, limits), cancel.clone()));
+    tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), limits.connections, cancel));
     Ok(Doors { url: format!("{scheme}://{address}"), tasks })
 }
 

@@ -2,7 +2,10 @@
 //!
 //! Pages name each by an address that changes with its content, so browsers keep it for ever.
 
+use std::borrow::Cow;
+
 use axum::{
+    body::Bytes,
     extract::{Path, RawQuery},
     http::{
         HeaderMap, StatusCode,
@@ -42,7 +45,12 @@ pub(super) async fn serve(Path(path): Path<String>, RawQuery(query): RawQuery, h
     if headers.get(IF_NONE_MATCH).is_some_and(|seen| seen.as_bytes() == tag.as_bytes()) {
         return (StatusCode::NOT_MODIFIED, head).into_response();
     }
-    (head, [(CONTENT_TYPE, media_type(&path))], file.data.into_owned()).into_response()
+    // What is in the binary is not copied for everybody who asks.
+    let content = match file.data {
+        Cow::Borrowed(content) => Bytes::from_static(content),
+        Cow::Owned(content) => content.into(),
+    };
+    (head, [(CONTENT_TYPE, media_type(&path))], content).into_response()
 }
 
 /// What browsers ask for before they have read a page.

@@ -15,13 +15,11 @@ use toft_model::{
     workload::WorkloadSpec,
 };
 
-use super::{Dashboard, Frame, error::PageError, request::named, show};
+use super::{Dashboard, Frame, error::PageError, lines::changed, request::named, show};
 use crate::control::{ControlError, ErrorKind};
 
 /// Lines around a change that are shown with it.
 const AROUND: usize = 3;
-/// Most pairs of lines that are compared; beyond, everything between the first and the last change counts as changed.
-const MOST_PAIRS: usize = 4_000_000;
 
 #[derive(Template)]
 #[template(path = "workloads/edit.html")]
@@ -81,42 +79,18 @@ fn parsed(text: &str, name: &Name) -> Result<WorkloadSpec, ControlError> {
 /// What makes `after` of `before`, line by line, with some lines around each change.
 fn difference(before: &str, after: &str) -> Vec<DiffLine> {
     let (before, after): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
-    let same_begin = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
-    let rest = before.len().min(after.len()) - same_begin;
-    let same_end = before.iter().rev().zip(after.iter().rev()).take(rest).take_while(|(a, b)| a == b).count();
-    let (old, new) = (&before[same_begin..before.len() - same_end], &after[same_begin..after.len() - same_end]);
-    let line = |kind, text: &str| DiffLine { kind, text: text.to_owned() };
-    let mut lines: Vec<DiffLine> = before[..same_begin].iter().map(|text| line("", text)).collect();
-    if old.len().saturating_mul(new.len()) > MOST_PAIRS {
-        lines.extend(old.iter().map(|text| line("removed", text)));
-        lines.extend(new.iter().map(|text| line("added", text)));
-    } else {
-        // Longest common lines from each place on.
-        let width = new.len() + 1;
-        let mut common = vec![0u32; (old.len() + 1) * width];
-        for i in (0..old.len()).rev() {
-            for j in (0..new.len()).rev() {
-                common[i * width + j] = match old[i] == new[j] {
-                    true => common[(i + 1) * width + j + 1] + 1,
-                    false => common[(i + 1) * width + j].max(common[i * width + j + 1]),
-                };
-            }
-        }
-        let (mut i, mut j) = (0, 0);
-        while i < old.len() || j < new.len() {
-            if i < old.len() && j < new.len() && old[i] == new[j] {
-                lines.push(line("", old[i]));
-                (i, j) = (i + 1, j + 1);
-            } else if j == new.len() || (i < old.len() && common[(i + 1) * width + j] >= common[i * width + j + 1]) {
-                lines.push(line("removed", old[i]));
-                i += 1;
-            } else {
-                lines.push(line("added", new[j]));
-                j += 1;
-            }
-        }
+    let mut lines: Vec<DiffLine> = Vec::new();
+    let mut add = |kind, texts: &[&str]| {
+        lines.extend(texts.iter().map(|text| DiffLine { kind, text: (*text).to_owned() }));
+    };
+    let mut same = 0;
+    for change in changed(&before, &after) {
+        add("", &before[same..change.before.start]);
+        same = change.before.end;
+        add("removed", &before[change.before]);
+        add("added", &after[change.after]);
     }
-    lines.extend(before[before.len() - same_end..].iter().map(|text| line("", text)));
+    add("", &before[same..]);
     near(lines)
 }
 

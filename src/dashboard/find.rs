@@ -59,9 +59,10 @@ async fn find(ops: &Ops, text: &str) -> Result<Vec<Found>, PageError> {
     let pages = PAGES.iter().map(|(link, name)| ((*link).to_owned(), (*name).to_owned(), "page"));
     let mut all: Vec<(String, String, &'static str)> = pages.collect();
     if !text.is_empty() {
-        let (workloads, nodes) = (ops.workload_names().await?, ops.nodes().await?);
-        all.extend(workloads.iter().map(|name| (format!("/workloads/{name}"), name.to_string(), "workload")));
-        all.extend(nodes.iter().map(|node| (format!("/nodes/{}", node.name), node.name.to_string(), "node")));
+        let seen = ops.seen().await?;
+        let names = seen.workloads.iter().map(|workload| &workload.row.spec.name);
+        all.extend(names.map(|name| (format!("/workloads/{name}"), name.to_string(), "workload")));
+        all.extend(seen.nodes.iter().map(|node| (format!("/nodes/{}", node.name), node.name.to_string(), "node")));
         let volumes = ops.volume_names().await?;
         all.extend(volumes.iter().map(|name| ("/volumes".to_owned(), name.to_string(), "volume")));
     }

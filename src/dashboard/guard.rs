@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::error::PageError;
+use super::{error::PageError, live};
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; \
                       connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
@@ -36,11 +36,15 @@ const REFUSED_HINT: &str = "open toft itself in the browser and repeat it there;
 /// Middleware of the dashboard's own router.
 pub(super) async fn pages(request: Request, next: Next) -> Response {
     let by_script = request.headers().contains_key("hx-request");
+    let unpacks = live::unpacks(request.headers());
     let mut response = if from_other_site(request.method(), request.headers(), request.uri()) {
         PageError::new(StatusCode::FORBIDDEN, "Refused", REFUSED, REFUSED_HINT).into_response()
     } else {
         next.run(request).await
     };
+    if let Some(events) = response.extensions_mut().remove::<live::Events>() {
+        response = events.sent(unpacks);
+    }
     if is_plain_refusal(&response) {
         let hint = "go back and try again, or choose a page in the navigation";
         response = PageError::new(response.status(), "That cannot be read", UNREADABLE, hint).into_response();

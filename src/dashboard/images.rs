@@ -126,9 +126,9 @@ impl On {
 
 async fn read(ops: &Ops, on: &On) -> Result<List, PageError> {
     let (now_ms, node) = (now_ms(), on.name()?);
-    let workloads = ops.workloads().await?;
+    let seen = ops.seen().await?;
     let users = |name: &str| {
-        let using = workloads.iter().filter(|workload| workload.row.spec.image.as_str() == name);
+        let using = seen.workloads.iter().filter(|workload| workload.row.spec.image.as_str() == name);
         using.map(|workload| workload.row.spec.name.to_string()).collect()
     };
     let (images, pulls) = tokio::join!(ops.images(node.as_ref()), ops.image_pulls_on(node.as_ref()));

@@ -4,130 +4,89 @@
 //! a pull began or ended, at most four times a second, and once in a while because ages grow or pulls go on. The feed
 //! ends with its last reader.
 //!
-//! A fragment marks its parts, such as the rows of a table, with [`PART`] and [`END`]. A reader is sent the whole fragment
-//! once, and after that only the parts that differ from what it has: a page of a thousand rows costs no more than the row
-//! that changed. Comments keep proxies from closing a quiet stream.
+//! A reader is sent the whole fragment once, and after that only the lines that are others: a page of a thousand rows costs
+//! no more than what changed. That, too, is found out, written and packed ([`wire`]) once for all.
+
+mod wire;
 
 use std::{
-    collections::{HashMap, HashSet},
-    convert::Infallible,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use axum::{
     http::StatusCode,
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response},
 };
 use futures_util::stream::{self, Stream, StreamExt};
-use serde::Serialize;
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Dashboard, error::PageError};
+use super::{Dashboard, error::PageError, lines::changed};
 use crate::control::ops::Ops;
+pub(super) use wire::{Event, Events, unpacks};
 
-/// How a part begins: this, its id, and `-->`. The id is that of the one element in it.
-const PART: &str = "<!--part ";
-/// How a part ends.
-const END: &str = "<!--end-->";
 /// Least time between two renderings.
 const PACE: Duration = Duration::from_millis(250);
 /// Most time between two renderings.
 const REFRESH: Duration = Duration::from_secs(15);
-/// Time between two comments on a quiet stream.
-const HEARTBEAT: Duration = Duration::from_secs(15);
 /// What a browser waits before it connects again.
 const RETRY: Duration = Duration::from_secs(2);
 /// Time between two renderings of a page that shows how far a pull is.
 const PULLING: Duration = Duration::from_millis(500);
+/// Steps that are kept for readers who are behind; who is further behind gets the whole.
+const STEPS: usize = 16;
 
-/// A fragment in parts.
-#[derive(Debug, PartialEq, Eq)]
+/// A fragment as it is now, and how it came to be.
 struct Rendered {
-    whole: String,
-    /// What stands around the parts.
-    frame: String,
-    /// Ids and HTML, in order.
-    parts: Vec<(String, String)>,
-    /// Those of them that something else stands before: they begin a list of their own.
-    first: HashSet<String>,
+    /// Counts the texts.
+    number: u64,
+    text: String,
+    whole: Arc<Event>,
+    /// What made each of the latest texts of the one before it; the last made this one.
+    steps: VecDeque<Arc<Event>>,
 }
 
 impl Rendered {
-    fn new(whole: String) -> Self {
-        let (mut frame, mut parts, mut first) = (String::new(), Vec::new(), HashSet::new());
-        let mut rest = whole.as_str();
-        while let Some((before, after)) = rest.split_once(PART) {
-            let Some(((id, html), behind)) =
-                after.split_once(END).and_then(|(part, behind)| Some((part.split_once("-->")?, behind)))
-            else {
-                break;
-            };
-            frame.push_str(before.trim());
-            if !before.trim().is_empty() {
-                first.insert(id.trim().to_owned());
-            }
-            parts.push((id.trim().to_owned(), html.trim().to_owned()));
-            rest = behind;
-        }
-        frame.push_str(rest);
-        Self { whole, frame, parts, first }
+    fn first(text: String) -> Self {
+        Self { number: 1, whole: Arc::new(Event::new("fragment", &text)), text, steps: VecDeque::new() }
     }
 
-    /// What a reader of `before` lacks; `None`: the whole.
-    fn since<'a>(&'a self, before: &'a Self) -> Option<Changes<'a>> {
-        if self.frame != before.frame || self.parts.is_empty() || before.parts.is_empty() {
-            return None;
-        }
-        let known: HashMap<&str, &str> = before.parts.iter().map(|(id, html)| (id.as_str(), html.as_str())).collect();
-        let there: HashSet<&str> = self.parts.iter().map(|(id, _)| id.as_str()).collect();
-        let stayed = |parts: &'a [(String, String)]| -> Vec<&'a str> {
-            let ids = parts.iter().map(|(id, _)| id.as_str());
-            ids.filter(|id| there.contains(id) && known.contains_key(id)).collect()
-        };
-        // Rows that change places are rare, and sent whole.
-        if stayed(&self.parts) != stayed(&before.parts) {
-            return None;
-        }
-        let gone = before.parts.iter().map(|(id, _)| id.as_str()).filter(|id| !there.contains(id)).collect();
-        let mut after = None;
-        let mut parts = Vec::new();
-        for (id, html) in &self.parts {
-            // The part before it is in another list.
-            if after.is_some() && self.first.contains(id) && !known.contains_key(id.as_str()) {
-                return None;
+    /// The next one.
+    fn followed_by(&self, text: String) -> Self {
+        let whole = Arc::new(Event::new("fragment", &text));
+        let step = step(&self.text, &text).map_or_else(|| Arc::clone(&whole), Arc::new);
+        let mut steps = self.steps.clone();
+        steps.push_back(step);
+        steps.drain(..steps.len().saturating_sub(STEPS));
+        Self { number: self.number + 1, text, whole, steps }
+    }
+
+    /// What a reader who has the text of that number is sent next, and which number it has then; nothing when that is this.
+    fn after(&self, has: Option<u64>) -> Option<(u64, Arc<Event>)> {
+        let behind = has.and_then(|has| self.number.checked_sub(has));
+        match behind {
+            Some(0) => None,
+            Some(behind) if behind <= self.steps.len() as u64 => {
+                let step = &self.steps[self.steps.len() - behind as usize];
+                Some((self.number - behind + 1, Arc::clone(step)))
             }
-            if known.get(id.as_str()) != Some(&html.as_str()) {
-                parts.push(Change { id, after, html });
-            }
-            after = Some(id.as_str());
+            Some(_) | None => Some((self.number, Arc::clone(&self.whole))),
         }
-        Some(Changes { gone, parts })
     }
 }
 
-/// What is different.
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct Changes<'a> {
-    /// Ids of parts that are no more.
-    gone: Vec<&'a str>,
-    parts: Vec<Change<'a>>,
-}
-
-/// A part that is new or another.
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct Change<'a> {
-    id: &'a str,
-    /// The part before it.
-    after: Option<&'a str>,
-    html: &'a str,
+/// What makes `after` of `before`: a list of `[place, how many lines go, [lines that come]]`, with places before any of it is
+/// done. Nothing when the whole is shorter.
+fn step(before: &str, after: &str) -> Option<Event> {
+    let (old, new): (Vec<&str>, Vec<&str>) = (before.split('\n').collect(), after.split('\n').collect());
+    let changes: Vec<_> = changed(&old, &new)
+        .into_iter()
+        .map(|change| (change.before.start, change.before.len(), &new[change.after]))
+        .collect();
+    let text = serde_json::to_string(&changes).ok()?;
+    (text.len() < after.len()).then(|| Event::new("changes", &text))
 }
 
 /// The feeds that somebody reads, by what they show.
@@ -175,13 +134,15 @@ where
             self.rendered = Some(Instant::now());
             // What cannot be read now is tried again; the page keeps what it shows.
             let Ok(fragment) = fragment else { continue };
-            newest.send_if_modified(|known| {
-                let same = known.as_ref().is_some_and(|known| known.whole == fragment);
-                if !same {
-                    *known = Some(Arc::new(Rendered::new(fragment)));
-                }
-                !same
-            });
+            // Lines end alike for us and for those who read them.
+            let fragment = fragment.replace("\r\n", "\n").replace('\r', "\n");
+            let known = newest.borrow().clone();
+            let next = match known {
+                Some(known) if known.text == fragment => continue,
+                Some(known) => known.followed_by(fragment),
+                None => Rendered::first(fragment),
+            };
+            newest.send_replace(Some(Arc::new(next)));
         }
     }
 
@@ -207,20 +168,17 @@ struct Reader {
     _feed: Arc<Feed>,
     newest: watch::Receiver<Option<Arc<Rendered>>>,
     shutdown: CancellationToken,
-    has: Option<Arc<Rendered>>,
+    /// The number of its text.
+    has: Option<u64>,
 }
 
 impl Reader {
-    async fn next(&mut self) -> Option<Event> {
+    async fn next(&mut self) -> Option<Arc<Event>> {
         loop {
-            let newest = self.newest.borrow_and_update().clone();
-            if let Some(newest) = newest.filter(|newest| self.has.as_ref().is_none_or(|has| has != newest)) {
-                let before = self.has.replace(Arc::clone(&newest));
-                let changes = before.as_ref().and_then(|before| newest.since(before));
-                return Some(match changes.and_then(|changes| serde_json::to_string(&changes).ok()) {
-                    Some(changes) => Event::default().event("parts").data(changes),
-                    None => Event::default().event("fragment").data(&newest.whole),
-                });
+            let next = self.newest.borrow_and_update().as_ref().and_then(|newest| newest.after(self.has));
+            if let Some((number, event)) = next {
+                self.has = Some(number);
+                return Some(event);
             }
             let shutdown = self.shutdown.clone();
             shutdown.run_until_cancelled(self.newest.changed()).await?.ok()?;
@@ -228,8 +186,8 @@ impl Reader {
     }
 }
 
-/// Answers with the stream of what `render` gives: events called `fragment`, and `parts` of it. Readers with the same `key`
-/// are shown the same.
+/// Answers with the stream of what `render` gives: events called `fragment`, and `changes` of it. Readers with the same
+/// `key` are shown the same.
 pub(super) fn fragments<F, R>(dashboard: &Dashboard, key: impl Into<String>, render: F) -> Response
 where
     F: FnMut() -> R + Send + 'static,
@@ -253,7 +211,7 @@ where
 }
 
 /// Answers with events, if one more stream is allowed.
-pub(super) fn answer(dashboard: &Dashboard, events: impl Stream<Item = Event> + Send + 'static) -> Response {
+pub(super) fn answer(dashboard: &Dashboard, events: impl Stream<Item = Arc<Event>> + Send + 'static) -> Response {
     let Ok(permit) = Arc::clone(&dashboard.streams).try_acquire_owned() else {
         return PageError::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -263,64 +221,42 @@ pub(super) fn answer(dashboard: &Dashboard, events: impl Stream<Item = Event> + 
         )
         .into_response();
     };
-    let hello = stream::once(async { Event::default().retry(RETRY) });
-    let events = Held { events: Box::pin(hello.chain(events)), _permit: permit };
-    Sse::new(events).keep_alive(KeepAlive::new().interval(HEARTBEAT)).into_response()
-}
-
-/// Events with the permit they hold while somebody reads them.
-struct Held<S> {
-    events: std::pin::Pin<Box<S>>,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl<S: Stream<Item = Event>> Stream for Held<S> {
-    type Item = Result<Event, Infallible>;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        self.events.as_mut().poll_next(context).map(|event| event.map(Ok))
-    }
+    let hello = stream::once(async { Arc::new(Event::retry(RETRY)) });
+    Events::answer(hello.chain(events), permit)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn table(rows: &[(&str, &str)]) -> Rendered {
-        let row =
-            |(id, text): &(&str, &str)| format!("<!--part {id}--><tr id=\"{id}\"><td>{text}</td></tr><!--end-->\n");
-        Rendered::new(format!("<table>\n{}</table>", rows.iter().map(row).collect::<String>()))
+    fn table(rows: &[(&str, &str)]) -> String {
+        let row = |(id, text): &(&str, &str)| format!("<tr id=\"{id}\">\n<td>{text}</td>\n</tr>\n");
+        format!("<table>\n{}</table>", rows.iter().map(row).collect::<String>())
     }
 
     #[test]
-    fn only_what_changed_is_sent() {
-        let before = table(&[("a", "1"), ("b", "2"), ("c", "3")]);
-        let changes = |now: &[(&str, &str)]| {
-            let now = table(now);
-            now.since(&before).map(|changes| {
-                let one = |change: &Change<'_>| format!("{}<{}", change.after.unwrap_or("-"), change.id);
-                (changes.gone.join(" "), changes.parts.iter().map(one).collect::<Vec<_>>().join(" "))
-            })
+    fn who_is_a_little_behind_is_sent_steps_and_who_is_far_behind_the_whole() {
+        let rows: Vec<(String, String)> = (0..40).map(|row| (format!("w-{row}"), "1".repeat(40))).collect();
+        let text = |moment: usize| {
+            let mut rows: Vec<(&str, &str)> = rows.iter().map(|(id, text)| (id.as_str(), text.as_str())).collect();
+            rows[moment % 40].1 = "changed";
+            table(&rows)
         };
-        let told = |gone: &str, parts: &str| Some((gone.to_owned(), parts.to_owned()));
-        assert_eq!(changes(&[("a", "1"), ("b", "9"), ("c", "3")]), told("", "a<b"));
-        assert_eq!(changes(&[("b", "2"), ("c", "3")]), told("a", ""));
-        assert_eq!(changes(&[("x", "1"), ("a", "1"), ("c", "3"), ("y", "1")]), told("b", "-<x c<y"));
-        assert_eq!(changes(&[("c", "3"), ("a", "1"), ("b", "2")]), None, "other places: all of it");
-        assert_eq!(changes(&[]), None);
-        assert_eq!(Rendered::new("<p>none</p>".into()).since(&before), None);
-        let lists = |one: &str, two: &str| Rendered::new(format!("<ul>{one}</ul><ol>{two}</ol>"));
-        let item = |id: &str| format!("<!--part {id}--><li id=\"{id}\"></li><!--end-->");
-        let both = lists(&item("a"), &item("x"));
-        assert!(
-            lists(&item("a"), &(item("w") + &item("x"))).since(&both).is_none(),
-            "`w` comes after nobody in its list"
-        );
-        assert!(lists(&item("a"), &(item("x") + &item("y"))).since(&both).is_some());
-        let cut = Rendered::new("a<!--part x-->never ends".into());
-        assert!(cut.parts.is_empty() && cut.frame.contains("never ends"));
+        let mut now = Rendered::first(text(0));
+        assert_eq!(now.after(None).map(|(number, _)| number), Some(1));
+        assert!(now.after(Some(1)).is_none());
+        for moment in 1..=STEPS + 4 {
+            now = now.followed_by(text(moment));
+        }
+        let last = (STEPS + 5) as u64;
+        assert_eq!((now.number, now.steps.len()), (last, STEPS));
+        let sent = |has: u64| now.after(Some(has)).map(|(number, event)| (number, Arc::ptr_eq(&event, &now.whole)));
+        assert_eq!(sent(last), None);
+        assert_eq!(sent(last - 1), Some((last, false)));
+        assert_eq!(sent(last - STEPS as u64), Some((last - STEPS as u64 + 1, false)));
+        assert_eq!(sent(last - STEPS as u64 - 1), Some((last, true)));
+        assert_eq!(sent(last + 1), Some((last, true)), "of another life of the feed");
+        assert!(step(&text(1), &text(2)).unwrap().packed_len() < 200);
+        assert!(step("one\ntwo", "other\nlines").is_none(), "the whole is shorter");
     }
 }

@@ -1,12 +1,16 @@
 //! What a workload's instances wrote: the last lines as a page, the next ones as they come.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use askama::Template;
 use axum::{
     extract::{Path, Query, State},
     http::HeaderMap,
-    response::{Response, sse::Event},
+    response::Response,
 };
 use futures_util::{StreamExt, stream};
 use serde::Deserialize;
@@ -15,6 +19,7 @@ use toft_model::{
     instance::InstanceState,
     log::{LogLine, LogQuery, LogStream},
     name::Name,
+    units::format_bytes,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Dashboard, Frame,
     error::PageError,
-    live,
+    live::{self, Event},
     plain::plain,
     present::Moment,
     render,
@@ -43,8 +48,10 @@ pub(super) const LINES: usize = 200;
 const LINES_OFFERED: [usize; 4] = [LINES, 500, 1_000, 5_000];
 /// Longest wait for the lines of a page.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most lines in one event.
-const CHUNK: usize = 500;
+/// Most lines that are read at once, most bytes of a page's lines, and about how many bytes there are in one event.
+const CHUNK: usize = 200;
+const MOST_BYTES: usize = 2 << 20;
+const EVENT_BYTES: usize = 256 << 10;
 /// Longest text that is looked for, in characters.
 const LONGEST: usize = 200;
 /// Least time between two events.
@@ -157,7 +164,7 @@ async fn newest(
     name: &Name,
     only: Option<&String>,
     (most, text): (usize, &str),
-) -> Result<Vec<(String, LogLine)>, ControlError> {
+) -> Result<Newest, ControlError> {
     let query = LogQuery { tail: Some(most), grep: pattern(text), ..LogQuery::default() };
     newest_of(ops.workload_logs(name, query).await?, only, most).await
 }
@@ -176,37 +183,66 @@ pub(super) fn counts(most: usize) -> Vec<(usize, bool)> {
     counts
 }
 
-/// Lines with the instance that wrote each; or why there are none.
+/// Lines with the instance that wrote each; or what is to be said of them.
 pub(super) type Read = (Vec<(String, LogLine)>, Option<String>);
 
 /// The lines of a page, or what is in the way.
-pub(super) async fn in_time(read: impl Future<Output = Result<Vec<(String, LogLine)>, ControlError>>) -> Read {
+pub(super) async fn in_time(read: impl Future<Output = Result<Newest, ControlError>>) -> Read {
     match tokio::time::timeout(READ_TIMEOUT, read).await {
-        Ok(Ok(lines)) => (lines, None),
+        Ok(Ok(Newest { lines, cut })) => {
+            let told = format!("the lines are long: these are the newest {}", format_bytes(MOST_BYTES as u64));
+            (lines.into(), cut.then_some(told))
+        }
         Ok(Err(error)) => (Vec::new(), Some(error.message)),
         Err(_) => (Vec::new(), Some(format!("no answer came within {} seconds", READ_TIMEOUT.as_secs()))),
     }
 }
 
-/// The newest `most` lines of those who wrote, or of one, oldest first.
+/// The newest lines, oldest first.
+pub(super) struct Newest {
+    lines: VecDeque<(String, LogLine)>,
+    /// Whether there would be more, were they shorter.
+    cut: bool,
+}
+
+/// The newest `most` lines of those who wrote, or of one, oldest first, of at most [`MOST_BYTES`].
 pub(super) async fn newest_of(
     logs: Vec<InstanceLogs>,
     only: Option<&String>,
     most: usize,
-) -> Result<Vec<(String, LogLine)>, ControlError> {
-    let mut newest = Vec::new();
+) -> Result<Newest, ControlError> {
+    let (mut newest, mut cut) = (VecDeque::new(), false);
     for mut output in logs {
         if only.is_some_and(|only| *only != output.instance) {
             continue;
         }
+        // Its own newest; then the newest of all.
+        let (mut its_own, mut bytes) = (VecDeque::new(), 0);
         while let Some(line) = output.lines.next().await {
-            newest.push((output.instance.clone(), line?));
+            let line = line?;
+            bytes += line.text.len();
+            its_own.push_back((output.instance.clone(), line));
+            cut |= shorten(&mut its_own, &mut bytes, most);
         }
+        newest.extend(its_own);
         // Sorting is stable: lines of one moment stay in the order they were written.
-        newest.sort_by_key(|(_, line)| line.at_ns);
-        newest.drain(..newest.len().saturating_sub(most));
+        newest.make_contiguous().sort_by_key(|(_, line): &(String, LogLine)| line.at_ns);
+        let mut bytes = newest.iter().map(|(_, line)| line.text.len()).sum();
+        cut |= shorten(&mut newest, &mut bytes, most);
     }
-    Ok(newest)
+    Ok(Newest { lines: newest, cut })
+}
+
+/// Leaves the last `most` lines of at most [`MOST_BYTES`]; whether it was the bytes that were too many.
+fn shorten(lines: &mut VecDeque<(String, LogLine)>, bytes: &mut usize, most: usize) -> bool {
+    let mut cut = false;
+    while lines.len() > most || *bytes > MOST_BYTES {
+        let long = lines.len() <= most;
+        let Some((_, first)) = lines.pop_front() else { break };
+        *bytes -= first.text.len();
+        cut |= long;
+    }
+    cut
 }
 
 type Chunks = stream::BoxStream<'static, Vec<NamedLine>>;
@@ -223,6 +259,8 @@ struct Follow {
     /// The instances whose output is being read, with the start it belongs to.
     writing: HashSet<(InstanceId, u64)>,
     chunks: Option<Chunks>,
+    /// Lines that came and are still to be sent.
+    waiting: VecDeque<NamedLine>,
     sent: Option<Instant>,
 }
 
@@ -243,18 +281,19 @@ impl Follow {
             tokio::time::sleep_until(sent + PACE).await;
         }
         loop {
+            if !self.waiting.is_empty() {
+                let lines = self.take();
+                if !lines.is_empty() {
+                    return Some(lines);
+                }
+            }
             let Some(chunks) = &mut self.chunks else {
                 self.chunks = Some(self.open().await.ok()?);
                 continue;
             };
             tokio::select! {
                 chunk = chunks.next() => match chunk {
-                    Some(chunk) => {
-                        let lines = self.take(chunk);
-                        if !lines.is_empty() {
-                            return Some(lines);
-                        }
-                    }
+                    Some(chunk) => self.waiting.extend(chunk),
                     None => {
                         // All are down; whichever writes next is new.
                         self.chunks = Some(stream::pending().boxed());
@@ -281,11 +320,15 @@ impl Follow {
         Ok(merged(logs).ready_chunks(CHUNK).boxed())
     }
 
-    fn take(&mut self, chunk: Vec<NamedLine>) -> Vec<Line> {
-        let mut lines = Vec::with_capacity(chunk.len());
-        for (instance, line) in chunk {
+    /// As many of the lines that wait as go into one event.
+    fn take(&mut self) -> Vec<Line> {
+        let (mut lines, mut bytes) = (Vec::new(), 0);
+        while bytes < EVENT_BYTES
+            && let Some((instance, line)) = self.waiting.pop_front()
+        {
             let Ok(line) = line else { continue };
             self.since_ns = self.since_ns.max(line.at_ns + 1);
+            bytes += line.text.len();
             lines.push(Line::of(instance, line));
         }
         lines
@@ -322,13 +365,13 @@ pub(super) async fn live(
         writing: writing(&dashboard.ops, &name).await.unwrap_or_default(),
         name,
         chunks: None,
+        waiting: VecDeque::new(),
         sent: None,
     };
     let events = stream::unfold(follow, |mut follow| async move {
         let lines = follow.next().await?;
-        let id = follow.since_ns.to_string();
         let fragment = render(&Fragment { lines }).ok()?;
-        Some((Event::default().event("lines").id(id).data(fragment), follow))
+        Some((Arc::new(Event::with_id("lines", follow.since_ns, &fragment)), follow))
     });
     Ok(live::answer(&dashboard, events))
 }

@@ -17,6 +17,7 @@ pub mod guard;
 pub mod guide;
 mod images;
 mod kept;
+mod lines;
 mod live;
 mod logs;
 mod mesh;

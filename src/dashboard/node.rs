@@ -157,9 +157,10 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let mut groups = vec![("Machine", machine), ("Software", software)];
     let cards = if node.inventory.gpus.is_empty() { Vec::new() } else { ops.gpus().await? };
     let cards = cards.iter().filter(|card| card.node == *name).map(CardLine::of).collect();
-    let here = |instance: &InstanceView| instance.row.node_id == node.id;
-    let instances = ops.instances().await?.into_iter().filter(here);
-    let instances = instances.map(|i| (i.name(), i.workload.to_string(), Pill::of_instance(&i))).collect();
+    let here = |instance: &&InstanceView| instance.row.node_id == node.id;
+    let seen = ops.seen().await?;
+    let instances = seen.instances().filter(here);
+    let instances = instances.map(|i| (i.name(), i.workload.to_string(), Pill::of_instance(i))).collect();
     let mut labels = node.given_labels();
     labels.extend(node.inventory.labels());
     groups.push(("Labels", labels.into_iter().collect()));
@@ -206,11 +207,11 @@ fn frame() -> Frame {
 
 async fn confirm(dashboard: &Dashboard, name: &str, drains: bool) -> Result<Response, PageError> {
     let node = dashboard.ops.node(&named(name)?).await?;
-    let instances = dashboard.ops.instances().await?;
+    let seen = dashboard.ops.seen().await?;
     let runs = |instance: &&InstanceView| {
         instance.row.node_id == node.id && matches!(instance.state(), InstanceState::Running { .. })
     };
-    let running = instances.iter().filter(runs).count();
+    let running = seen.instances().filter(runs).count();
     show(&ConfirmPage { frame: frame(), name: node.name.to_string(), drains, running })
 }
 

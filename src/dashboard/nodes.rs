@@ -55,16 +55,16 @@ struct Line {
 }
 
 impl Line {
-    fn of(node: NodeRow, seen: &Seen, now_ms: i64) -> Self {
+    fn of(node: &NodeRow, seen: &Seen, now_ms: i64) -> Self {
         let trouble = seen.trouble && seen.own == Some(node.id);
         let apart = seen.clocks.get(&node.id).copied().filter(|ms| ms.abs() > CLOCK_APART_MS);
         let mut labels = node.given_labels();
         labels.retain(|key, _| !key.starts_with("toft/"));
         Self {
-            state: Pill::of_node(&node, trouble),
+            state: Pill::of_node(node, trouble),
             cpus: node.inventory.cpus,
             memory: format_bytes(node.inventory.memory_bytes),
-            cards: cards(&node),
+            cards: cards(node),
             running: seen.running.get(&node.id).copied().unwrap_or(0),
             labels: labels.into_iter().map(|(key, value)| format!("{key}={value}")).collect(),
             other_version: node.inventory.version != env!("CARGO_PKG_VERSION"),
@@ -72,7 +72,7 @@ impl Line {
             clock: apart.map(|ms| format!("{:+.1} s off", ms as f64 / 1_000.0)),
             since: node.health_since_ms.map(|at_ms| Moment::age(at_ms, now_ms)),
             role: seen.roles.get(&node.id).copied().unwrap_or("not a member"),
-            name: node.name.into(),
+            name: node.name.to_string(),
         }
     }
 }
@@ -100,10 +100,10 @@ struct Seen {
 
 async fn read(ops: &Ops) -> Result<List, PageError> {
     let now_ms = now_ms();
-    let nodes = ops.nodes().await?;
+    let all = ops.seen().await?;
     let mut running = HashMap::new();
-    let there = |instance: &InstanceView| instance.row.desired == Desired::Running;
-    for instance in ops.instances().await?.into_iter().filter(there) {
+    let there = |instance: &&InstanceView| instance.row.desired == Desired::Running;
+    for instance in all.instances().filter(there) {
         *running.entry(instance.row.node_id).or_default() += 1;
     }
     let roles = ops.cluster().members.into_iter().map(|member| (member.node_id, role(member.votes, member.role)));
@@ -114,7 +114,7 @@ async fn read(ops: &Ops) -> Result<List, PageError> {
         running,
         roles: roles.collect(),
     };
-    let lines: Vec<Line> = nodes.into_iter().map(|node| Line::of(node, &seen, now_ms)).collect();
+    let lines: Vec<Line> = all.nodes.iter().map(|node| Line::of(node, &seen, now_ms)).collect();
     Ok(List { mixed: lines.iter().any(|line| line.other_version), lines })
 }
 

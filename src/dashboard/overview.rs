@@ -1,6 +1,6 @@
 //! The first page: what needs attention, the counts, the machines with their cards, and the latest story.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use askama::Template;
 use axum::{extract::State, response::Response};
@@ -66,7 +66,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(workloads: &[WorkloadView]) -> Self {
+    fn of(workloads: &[Arc<WorkloadView>]) -> Self {
         let mut counts = Self { workloads: workloads.len(), ..Self::default() };
         for workload in workloads {
             let group = match Pill::of_workload(workload).tone {
@@ -139,8 +139,8 @@ async fn read(ops: &Ops) -> Result<Overview, PageError> {
     let now_ms = now_ms();
     let trouble = ops.runtime_trouble();
     let joining = ops.joining().await?;
-    let nodes = ops.nodes().await?;
-    let workloads = ops.workloads().await?;
+    let seen = ops.seen().await?;
+    let (nodes, workloads) = (&seen.nodes, &seen.workloads);
     let events = ops.events(None, None, EVENTS).await?;
     let joining = joining.into_iter().filter(|row| !nodes.iter().any(|node| node.id == row.node_id));
     let joining: Vec<Joining> = joining
@@ -152,35 +152,34 @@ async fn read(ops: &Ops) -> Result<Overview, PageError> {
         .collect();
     let cards = if nodes.iter().any(|node| !node.inventory.gpus.is_empty()) { ops.gpus().await? } else { Vec::new() };
 
-    let mut counts = Counts::of(&workloads);
+    let mut counts = Counts::of(workloads);
     counts.nodes = nodes.len();
     counts.nodes_ready = nodes.iter().filter(|node| node.health == NodeHealth::Ready).count();
     counts.cards = cards.len();
     counts.cards_held = cards.iter().filter(|card| !card.holders.is_empty()).count();
 
-    let mut troubles: Vec<Trouble> = nodes.iter().filter_map(Trouble::of_node).collect();
+    let mut troubles: Vec<Trouble> = nodes.iter().filter_map(|node| Trouble::of_node(node)).collect();
     troubles.extend(cards.iter().filter_map(Trouble::of_card));
-    troubles.extend(workloads.iter().filter_map(Trouble::of_workload));
+    troubles.extend(workloads.iter().filter_map(|workload| Trouble::of_workload(workload)));
     let more_troubles = troubles.len().saturating_sub(MOST_TROUBLES);
     troubles.truncate(MOST_TROUBLES);
 
     let mut running: HashMap<NodeId, usize> = HashMap::new();
-    let instances = workloads.iter().flat_map(|workload| &workload.instances);
-    for instance in instances.filter(|instance| instance.row.desired == Desired::Running) {
+    for instance in seen.instances().filter(|instance| instance.row.desired == Desired::Running) {
         *running.entry(instance.row.node_id).or_default() += 1;
     }
-    let line = |node: NodeRow| {
+    let line = |node: &Arc<NodeRow>| {
         // Only of its own runtime a node knows.
         let trouble = trouble.is_some() && ops.node_id() == Some(node.id);
         NodeLine {
-            state: Pill::of_node(&node, trouble),
+            state: Pill::of_node(node, trouble),
             has: format!("{} CPUs, {}", node.inventory.cpus, format_bytes(node.inventory.memory_bytes)),
             running: running.get(&node.id).copied().unwrap_or(0),
             cards: cards.iter().filter(|card| card.node == node.name).map(CardLine::of).collect(),
-            name: node.name.into(),
+            name: node.name.to_string(),
         }
     };
-    let nodes = nodes.into_iter().map(line).collect();
+    let nodes = nodes.iter().map(line).collect();
     let events = events.into_iter().map(|event| EventLine::of(event, now_ms)).collect();
     Ok(Overview { counts, troubles, more_troubles, nodes, joining, events, trouble })
 }

@@ -1,18 +1,23 @@
 //! What the instances of a workload use, on its page. It is measured when the page is shown, and every few seconds while
 //! somebody looks at it: the page's script closes the stream when it is hidden.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     extract::{Path, State},
-    response::{Response, sse::Event},
+    response::Response,
 };
 use futures_util::stream;
 use serde::Serialize;
 use toft_model::{state::WorkloadView, units::format_bytes, usage::Usage};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Dashboard, error::PageError, live, request::named};
+use super::{
+    Dashboard,
+    error::PageError,
+    live::{self, Event},
+    request::named,
+};
 use crate::control::ops::Ops;
 
 /// Time between two measurements.
@@ -56,7 +61,7 @@ pub(super) async fn live(State(dashboard): State<Dashboard>, Path(name): Path<St
             shutdown.run_until_cancelled(ticks.tick()).await?;
             let workload = ops.workload(&name).await.ok()?;
             let text = serde_json::to_string(&lines(&ops, &workload).await).ok()?;
-            Some((Event::default().event("usage").data(text), ticks))
+            Some((Arc::new(Event::new("usage", &text)), ticks))
         }
     });
     Ok(live::answer(&dashboard, events))

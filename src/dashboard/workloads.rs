@@ -1,5 +1,7 @@
 //! The list of workloads, and what can be done to one.
 
+use std::sync::Arc;
+
 use askama::Template;
 use axum::{
     Form,
@@ -182,8 +184,9 @@ fn restarts(workload: &WorkloadView) -> u32 {
 
 async fn read(ops: &Ops, reached: &ReachedAs, wanted: &Wanted) -> Result<Table, PageError> {
     let now_ms = now_ms();
-    let workloads = ops.workloads().await?;
-    let fitting: Vec<&WorkloadView> = workloads.iter().filter(|workload| wanted.fits(workload)).collect();
+    let seen = ops.seen().await?;
+    let workloads = &seen.workloads;
+    let fitting: Vec<&Arc<WorkloadView>> = workloads.iter().filter(|workload| wanted.fits(workload)).collect();
     let pages = fitting.len().div_ceil(LINES).max(1);
     let page = wanted.page.min(pages - 1);
     let shown = fitting.iter().skip(page * LINES).take(LINES);

@@ -13,7 +13,7 @@ use crate::harness::{axe, browser::Browser, dev::Dev, machine::wait_until};
 const WIDTHS: [(u32, u32); 3] = [(375, 800), (768, 1024), (1440, 900)];
 
 /// Every page, with a name for its picture.
-fn pages() -> Vec<(&'static str, &'static str)> {
+pub fn pages() -> Vec<(&'static str, &'static str)> {
     vec![
         ("overview", "/"),
         ("workloads", "/workloads"),
@@ -50,7 +50,7 @@ fn pages() -> Vec<(&'static str, &'static str)> {
 const IN_EVERY_LOOK: [&str; 8] = ["overview", "workloads", "workload", "nodes", "node", "gpus", "mesh", "events"];
 
 /// A made-up cluster of three nodes in which something goes on.
-fn furnished() -> Dev {
+pub fn furnished() -> Dev {
     let dev = Dev::start(&["--nodes", "3"]);
     wait_until("three nodes are ready", || {
         (dev.json(&["node", "ls"]).iter().filter(|node| node["state"] == "ready").count() == 3).then_some(())
@@ -75,7 +75,7 @@ fn furnished() -> Dev {
     dev
 }
 
-fn browser(scripts: bool) -> (Browser, tempfile::TempDir) {
+pub fn browser(scripts: bool) -> (Browser, tempfile::TempDir) {
     let profile = tempfile::tempdir().unwrap();
     (Browser::start(profile.path(), scripts), profile)
 }

@@ -4,7 +4,7 @@ use axum::{
     Json,
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
-    http::{StatusCode, request::Parts},
+    http::{StatusCode, header::CONTENT_LENGTH, request::Parts},
     response::{IntoResponse, Response},
 };
 use serde::de::DeserializeOwned;
@@ -62,16 +62,14 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let kind = match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => ErrorKind::TooLarge,
-                _ => ErrorKind::Invalid,
-            };
-            let message = match kind {
-                ErrorKind::TooLarge => format!("the body is larger than {} bytes", super::MAX_BODY_BYTES),
-                _ => "the body could not be read".to_owned(),
-            };
-            ApiError(ControlError::new(kind, message))
+        let told = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        // Nobody is asked to send what is not wanted.
+        if told.is_some_and(|length| length > super::MAX_BODY_BYTES as u64) {
+            return Err(too_large());
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
+            _ => ApiError(ControlError::new(ErrorKind::Invalid, "the body could not be read")),
         })?;
         let mut json = serde_json::Deserializer::from_slice(&bytes);
         let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -81,6 +79,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
         json.end().map_err(|error| refuse(".", &error.to_string()))?;
         Ok(Self(parsed))
     }
+}
+
+fn too_large() -> ApiError {
+    let message = format!("the body is larger than {} bytes", super::MAX_BODY_BYTES);
+    ApiError(ControlError::new(ErrorKind::TooLarge, message))
 }
 
 fn refuse(path: &str, why: &str) -> ApiError {

@@ -7,6 +7,7 @@ mod audit;
 mod backups;
 mod cluster;
 mod consistency;
+mod document;
 mod error;
 mod events;
 mod exec;
@@ -181,7 +182,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics));
-    nested.into_openapi()
+    document::completed(nested.into_openapi())
 }
 
 /// Every route of the API.

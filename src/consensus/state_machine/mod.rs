@@ -29,8 +29,8 @@ pub(super) use readers::Readers;
 pub use snapshot::SnapshotFile;
 use snapshot::Snapshots;
 use writer::{Ends, Order};
-pub use written::Rows;
 pub(super) use written::Written;
+pub use written::{Follows, Rows};
 
 use super::{
     copy::CopyError,

@@ -1,4 +1,4 @@
-//! Which rows were written, for the one who follows them.
+//! Which rows were written, for those who follow them.
 
 use std::{
     collections::BTreeSet,
@@ -20,17 +20,27 @@ pub enum Rows {
     All,
 }
 
+/// Who follows the rows: each is told all of them once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follows {
+    /// The scheduler, while this member leads.
+    Scheduler,
+    /// What people look at.
+    Views,
+}
+
 /// Rows that were written: noted while a transaction runs, and told when it is committed.
 #[derive(Clone)]
 pub(in super::super) struct Written {
     noted: Arc<Mutex<Rows>>,
-    told: Arc<Mutex<Rows>>,
+    /// By who follows.
+    told: [Arc<Mutex<Rows>>; 2],
 }
 
 impl Default for Written {
     fn default() -> Self {
         let nothing = || Arc::new(Mutex::new(Rows::These(BTreeSet::new())));
-        Self { noted: nothing(), told: nothing() }
+        Self { noted: nothing(), told: [nothing(), nothing()] }
     }
 }
 
@@ -48,18 +58,22 @@ impl Written {
     /// What was noted is committed. Rows of a transaction that was rolled back may be among them, which does no harm.
     pub(super) fn tell(&self) {
         let noted = take(&self.noted);
-        add(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner), noted);
+        for told in &self.told {
+            add(&mut told.lock().unwrap_or_else(PoisonError::into_inner), noted.clone());
+        }
     }
 
     /// The state is another as a whole.
     pub(super) fn tell_all(&self) {
         take(&self.noted);
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Rows::All;
+        for told in &self.told {
+            *told.lock().unwrap_or_else(PoisonError::into_inner) = Rows::All;
+        }
     }
 
     /// What was told since it was last taken.
-    pub(in super::super) fn take(&self) -> Rows {
-        take(&self.told)
+    pub(in super::super) fn take(&self, who: Follows) -> Rows {
+        take(&self.told[who as usize])
     }
 }
 
@@ -85,19 +99,20 @@ mod tests {
         let written = Written::default();
         written.watch(&mut connection).unwrap();
         connection.execute_batch("INSERT INTO volumes VALUES ('a'), ('b'); INSERT INTO events VALUES ('c')").unwrap();
-        assert_eq!(written.take(), Rows::These(BTreeSet::new()), "it is not committed yet");
+        assert_eq!(written.take(Follows::Views), Rows::These(BTreeSet::new()), "it is not committed yet");
         written.tell();
-        assert_eq!(written.take(), Rows::These([(Followed::Volumes, 1), (Followed::Volumes, 2)].into()));
-        assert_eq!(written.take(), Rows::These(BTreeSet::new()));
+        assert_eq!(written.take(Follows::Views), Rows::These([(Followed::Volumes, 1), (Followed::Volumes, 2)].into()));
+        assert_eq!(written.take(Follows::Views), Rows::These(BTreeSet::new()));
         connection.execute_batch("DELETE FROM volumes WHERE name = 'a'").unwrap();
         written.tell();
-        assert_eq!(written.take(), Rows::These([(Followed::Volumes, 1)].into()));
+        assert_eq!(written.take(Follows::Views), Rows::These([(Followed::Volumes, 1)].into()));
         for _ in 0..=MOST {
             connection.execute_batch("INSERT INTO volumes VALUES ('d')").unwrap();
         }
         written.tell();
-        assert_eq!(written.take(), Rows::All, "more than is remembered");
+        assert_eq!(written.take(Follows::Views), Rows::All, "more than is remembered");
+        assert_eq!(written.take(Follows::Scheduler), Rows::All, "who has not asked yet is told as well");
         written.tell_all();
-        assert_eq!(written.take(), Rows::All);
+        assert_eq!(written.take(Follows::Views), Rows::All);
     }
 }

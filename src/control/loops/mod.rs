@@ -1,6 +1,7 @@
-//! Loops: `schedule` and `node_health` are the leader's, `images` every node's own. They take no input but the state,
+//! Loops: `schedule` and `node_health` are the leader's, `cards` and `images` every node's own. They take no input but the state,
 //! and `node_health` what consensus hears of the members: whatever woke them, they look at all of it.
 
+pub mod cards;
 pub mod images;
 pub mod node_health;
 pub mod schedule;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    consensus::{Handle, Rows},
+    consensus::{Follows, Handle, Rows},
     control::ops::now_ms,
     observe::chain,
 };
@@ -59,7 +59,7 @@ async fn round(state: &Handle, clocks: &Clocks, follower: &mut Option<Follower>)
         return Ok(None);
     }
     // Before the read, which then sees them all.
-    let written = state.take_written();
+    let written = state.take_written(Follows::Scheduler);
     let follow = move |connection: &rusqlite::Connection| match (kept, written) {
         (Some(mut kept), Rows::These(rows)) => {
             kept.follow(connection, &rows)?;

@@ -6,7 +6,7 @@ use toft_model::{
     exec::ExecOrder,
     ids::InstanceId,
     instance::{Desired, InstanceState},
-    state::{InstanceView, query_instances},
+    state::InstanceView,
 };
 
 use super::Ops;
@@ -31,13 +31,16 @@ impl Ops {
 
     /// The instance people call `name`.
     pub async fn instance_called(&self, name: &str) -> Result<InstanceView, ControlError> {
-        let named = self.state.read(query_instances).await?.into_iter().filter(|instance| instance.name() == name);
+        let seen = self.seen().await?;
+        let workload = name.rsplit_once('-').map_or("", |(workload, _)| workload);
+        let of_workload = seen.workloads.iter().filter(|one| one.row.spec.name.as_str() == workload);
+        let named = of_workload.flat_map(|one| &one.instances).filter(|instance| instance.name() == name);
         // One that moves bears the name of its successor: whoever asks means the one that works.
-        let first = |instance: &InstanceView| {
+        let first = |instance: &&InstanceView| {
             let runs = matches!(instance.state(), InstanceState::Running { .. });
             (!runs, instance.row.desired == Desired::Removed, instance.row.created_at_ms)
         };
-        named.min_by_key(first).ok_or_else(|| {
+        named.min_by_key(first).cloned().ok_or_else(|| {
             let shown: String = name.chars().take(100).collect();
             ControlError::new(ErrorKind::NotFound, format!("there is no instance `{shown}`"))
                 .hint("`toft ps` lists the instances")

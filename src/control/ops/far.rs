@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -24,8 +24,12 @@ use crate::control::{ControlError, ErrorKind, node_access::NodeAccess};
 
 /// How long what another node said of its pulls is good for.
 const GOOD: Duration = Duration::from_millis(500);
-/// How long what another node said of its cards is good for: as long as it takes them to be looked at again.
-const CARDS_GOOD: Duration = Duration::from_secs(3);
+/// How long what another node said of its cards is good for; it is asked again long before while somebody looks at them.
+const CARDS_GOOD: Duration = Duration::from_secs(15);
+/// Time after which a node looked at its cards again.
+const CARDS_LOOKED_AT: Duration = Duration::from_secs(3);
+/// How long somebody who asked for a node's cards is taken to look on: pages come back for them every 15 seconds.
+const CARDS_WANTED: Duration = Duration::from_secs(20);
 /// How long somebody who asked for a node's pulls is taken to look on.
 const WANTED: Duration = Duration::from_secs(5);
 /// Longest wait for what others say of their pulls, and most that are asked at a time.
@@ -94,21 +98,44 @@ impl FarPulls {
 #[derive(Clone, Default)]
 pub(super) struct FarCards(Arc<Mutex<BTreeMap<NodeId, ToldCards>>>);
 
-/// When a node told, and what.
-type ToldCards = (Instant, Vec<GpuFacts>);
+/// What a node told of its cards.
+struct ToldCards {
+    name: Name,
+    at: Instant,
+    /// When somebody asked for it last.
+    wanted: Instant,
+    cards: Vec<GpuFacts>,
+}
 
 impl FarCards {
-    /// What a node said of its cards, if that is good still.
-    pub(super) fn of(&self, node: NodeId) -> Option<Vec<GpuFacts>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(&node).filter(|(at, _)| at.elapsed() < CARDS_GOOD).map(|(_, cards)| cards.clone())
+    fn known(&self) -> MutexGuard<'_, BTreeMap<NodeId, ToldCards>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what a node said, and forgets what is of no use any more.
-    pub(super) fn note(&self, node: NodeId, cards: &[GpuFacts]) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|_, (at, _)| at.elapsed() < CARDS_GOOD);
-        known.insert(node, (Instant::now(), cards.to_vec()));
+    /// What a node said of its cards, if that is good still.
+    pub(super) fn of(&self, node: NodeId, name: &Name) -> Option<Vec<GpuFacts>> {
+        let mut known = self.known();
+        let told = known.get_mut(&node).filter(|told| told.at.elapsed() < CARDS_GOOD && told.name == *name)?;
+        told.wanted = Instant::now();
+        Some(told.cards.clone())
+    }
+
+    /// The nodes that are to be asked again, which somebody looks at.
+    pub(super) fn due(&self) -> Vec<(NodeId, Name)> {
+        let mut known = self.known();
+        known.retain(|_, told| told.at.elapsed() < CARDS_GOOD);
+        let due = known
+            .iter()
+            .filter(|(_, told)| told.at.elapsed() >= CARDS_LOOKED_AT && told.wanted.elapsed() < CARDS_WANTED);
+        due.map(|(node, told)| (*node, told.name.clone())).collect()
+    }
+
+    /// Notes what a node said.
+    pub(super) fn note(&self, node: NodeId, name: &Name, cards: &[GpuFacts]) {
+        let now = Instant::now();
+        let mut known = self.known();
+        let wanted = known.get(&node).map_or(now, |told| told.wanted);
+        known.insert(node, ToldCards { name: name.clone(), at: now, wanted, cards: cards.to_vec() });
     }
 }
 

@@ -1,8 +1,8 @@
 //! Operations on cards.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream};
 use toft_model::{
     gpu::{Gpu, GpuFacts, GpuHold, GpuId, GpuPolicy, GpuSettings},
     ids::{InstanceId, NodeId},
@@ -17,6 +17,8 @@ use crate::control::{ControlError, ErrorKind};
 
 /// Longest wait for what another node says of its cards.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Most nodes that are asked for it at a time while nobody waits.
+const AT_ONCE: usize = 4;
 
 /// A card of the cluster, or a MIG device of one.
 #[derive(Debug, Clone)]
@@ -57,9 +59,9 @@ impl GpuView {
 impl Ops {
     /// Every card, by node and place.
     pub async fn gpus(&self) -> Result<Vec<GpuView>, ControlError> {
-        let nodes = self.nodes().await?;
+        let seen = self.seen().await?;
         let mut holders: HashMap<(NodeId, GpuId), Vec<GpuHolder>> = HashMap::new();
-        for instance in self.instances().await? {
+        for instance in seen.instances() {
             if instance.row.desired == Desired::Removed && instance.row.report.is_none() {
                 continue;
             }
@@ -68,17 +70,17 @@ impl Ops {
                 holders.entry((instance.row.node_id, gpu.clone())).or_default().push(holder);
             }
         }
-        let mut facts = self.gpu_facts(&nodes).await;
+        let mut facts = self.gpu_facts(&seen.nodes).await;
         let mut views = Vec::new();
-        for node in nodes {
-            for (place, gpu) in node.inventory.gpus.into_iter().enumerate() {
+        for node in &seen.nodes {
+            for (place, gpu) in node.inventory.gpus.iter().enumerate() {
                 views.push(GpuView {
                     node: node.name.clone(),
                     place,
                     settings: node.gpus.of(&gpu.id),
                     holders: holders.remove(&(node.id, gpu.id.clone())).unwrap_or_default(),
                     facts: facts.remove(&(node.id, gpu.id.clone())),
-                    gpu,
+                    gpu: gpu.clone(),
                 });
             }
         }
@@ -86,22 +88,34 @@ impl Ops {
     }
 
     /// How the cards are now, of the nodes that tell soon.
-    async fn gpu_facts(&self, nodes: &[NodeRow]) -> HashMap<(NodeId, GpuId), GpuFacts> {
-        let of_node = async |node: &NodeRow| {
+    async fn gpu_facts(&self, nodes: &[Arc<NodeRow>]) -> HashMap<(NodeId, GpuId), GpuFacts> {
+        let of_node = async |node: &Arc<NodeRow>| {
             if self.node.node_id() == Some(node.id) {
                 return Some((node.id, self.node.gpus()));
             }
-            if let Some(cards) = self.far_cards.of(node.id) {
+            if let Some(cards) = self.far_cards.of(node.id, &node.name) {
                 return Some((node.id, cards));
             }
-            let access = self.access(node.id, &node.name).ok()?;
-            let facts = tokio::time::timeout(PATIENCE, access.facts()).await.ok()?.ok()?;
-            self.far_cards.note(node.id, &facts.gpus);
-            Some((node.id, facts.gpus))
+            Some((node.id, self.far_facts(node.id, &node.name).await?))
         };
         let ready = nodes.iter().filter(|node| !node.inventory.gpus.is_empty() && node.health == NodeHealth::Ready);
         let told = join_all(ready.map(of_node)).await.into_iter().flatten();
         told.flat_map(|(node, cards)| cards.into_iter().map(move |card| ((node, card.gpu.id.clone()), card))).collect()
+    }
+
+    /// What another node says of its cards now.
+    async fn far_facts(&self, node: NodeId, name: &Name) -> Option<Vec<GpuFacts>> {
+        let access = self.access(node, name).ok()?;
+        let facts = tokio::time::timeout(PATIENCE, access.facts()).await.ok()?.ok()?;
+        self.far_cards.note(node, name, &facts.gpus);
+        Some(facts.gpus)
+    }
+
+    /// Asks those nodes for their cards again that somebody looks at, before what they told is of no use any more.
+    pub async fn look_at_cards(&self) {
+        let due = self.far_cards.due().into_iter();
+        let asked = due.map(|(node, name)| async move { self.far_facts(node, &name).await });
+        stream::iter(asked).buffer_unordered(AT_ONCE).for_each(async |_| {}).await;
     }
 
     /// Changes how a card of a node is given away; what is absent stays as it is.

@@ -57,7 +57,7 @@ impl Ops {
         let members = self.state.status().members.into_iter();
         let mut names: BTreeMap<NodeId, Name> =
             members.map(|member| (member.member.node_id, member.member.name)).collect();
-        names.extend(self.nodes().await?.into_iter().map(|node| (node.id, node.name)));
+        names.extend(self.seen().await?.nodes.iter().map(|node| (node.id, node.name.clone())));
         Ok(names)
     }
 

@@ -23,6 +23,7 @@ mod placement;
 mod rebalance;
 pub mod registries;
 mod secrets;
+mod seen;
 mod series;
 mod sessions;
 pub mod usage;
@@ -38,6 +39,7 @@ pub use audit::Noted;
 pub use authority::TrustRoot;
 pub use identify::SignedIn;
 pub use rebalance::RebalancePlan;
+pub use seen::Seen;
 pub use sessions::SessionView;
 pub use users::{UserView, UserWish};
 pub use volume_moves::VolumeMoveInfo;
@@ -76,6 +78,7 @@ pub struct Ops {
     others: Option<Arc<dyn OtherNodes>>,
     far_pulls: FarPulls,
     far_cards: FarCards,
+    kept: seen::Kept,
     backups: Option<Backups>,
     belonging: Option<Arc<dyn Belong>>,
     key: Option<RequestId>,
@@ -93,6 +96,7 @@ impl Ops {
             others: None,
             far_pulls: FarPulls::default(),
             far_cards: FarCards::default(),
+            kept: seen::Kept::default(),
             backups: None,
             belonging: None,
             key: None,

@@ -57,7 +57,8 @@ impl Ops {
 
     /// One node.
     pub async fn node(&self, name: &Name) -> Result<NodeRow, ControlError> {
-        self.nodes().await?.into_iter().find(|node| node.name == *name).ok_or_else(|| {
+        let seen = self.seen().await?;
+        seen.nodes.iter().find(|node| node.name == *name).map(|node| NodeRow::clone(node)).ok_or_else(|| {
             ControlError::new(ErrorKind::NotFound, format!("there is no node `{name}`"))
                 .hint("`toft node ls` lists the nodes")
         })

@@ -10,7 +10,7 @@ use toft_model::{
     name::Name,
     schedule::{Snapshot, why_nowhere},
     state::{
-        Command, NodeRow, PowerAction, PutMode, Reply, WorkloadRow, WorkloadView, query_snapshot, query_workload,
+        Command, NodeRow, PowerAction, PutMode, Reply, WorkloadView, query_snapshot, query_workload,
         query_workload_page, query_workloads,
     },
     workload::{Protocol, WorkloadSpec},
@@ -98,11 +98,6 @@ impl Ops {
         let mut workloads = self.state.read(query_workloads).await?;
         self.noted_all(workloads.iter_mut().flat_map(|workload| &mut workload.instances).collect()).await;
         Ok(workloads)
-    }
-
-    /// The name of every workload, in order.
-    pub async fn workload_names(&self) -> Result<Vec<Name>, ControlError> {
-        Ok(self.state.read(WorkloadRow::names).await?)
     }
 
     /// What `make` makes of at most `limit` workloads whose names come after `after`, by name. It runs where it may take

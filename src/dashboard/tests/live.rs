@@ -104,6 +104,116 @@ async fn what_did_not_change_is_not_sent() {
     list.until("<h1>web</h1>").await;
 }
 
+/// A reader as browsers are: what comes is packed.
+struct Packed {
+    body: BodyDataStream,
+    all: Vec<u8>,
+    /// The largest message, after the first whole one.
+    largest: usize,
+}
+
+impl Packed {
+    async fn open(house: &House, path: &str) -> Self {
+        let request =
+            Request::get(path).header("accept-encoding", "gzip, deflate, br").header("host", "attic.lan:7443");
+        let answer = house.app.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.headers()["content-encoding"], "gzip");
+        let mut packed = Self { body: answer.into_body().into_data_stream(), all: Vec::new(), largest: 0 };
+        // How it begins, how long to wait, and the whole.
+        for _ in 0..3 {
+            let piece = timeout(DEADLINE, packed.body.next()).await.unwrap().unwrap().unwrap();
+            packed.all.extend(piece);
+        }
+        packed
+    }
+
+    /// Reads until nothing comes for a while.
+    async fn drain(&mut self) {
+        while let Ok(piece) = timeout(Duration::from_millis(700), self.body.next()).await {
+            let piece = piece.unwrap().unwrap();
+            self.largest = self.largest.max(piece.len());
+            self.all.extend(piece);
+        }
+    }
+
+    /// What a page shows that does with all events as its script does; and how many there were.
+    fn shown(&self) -> (String, usize) {
+        let mut text = String::new();
+        // The stream goes on, so that its end is missing.
+        let _ = std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(self.all.as_slice()), &mut text);
+        let (mut lines, mut count): (Vec<String>, usize) = (Vec::new(), 0);
+        for event in text.split("\n\n") {
+            let data: Vec<&str> = event.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+            if event.starts_with("event: fragment") {
+                lines = data.iter().map(|line| (*line).to_owned()).collect();
+            } else if event.starts_with("event: changes") {
+                let changes: Vec<(usize, usize, Vec<String>)> = serde_json::from_str(data[0]).unwrap();
+                for (at, gone, come) in changes.into_iter().rev() {
+                    lines.splice(at..at + gone, come);
+                }
+                count += 1;
+            }
+        }
+        (lines.join("\n"), count)
+    }
+}
+
+#[tokio::test]
+async fn what_changes_on_a_full_page_is_a_small_message() {
+    const MOST: usize = 5 * 1_024;
+    let house = House::new().await;
+    for number in 0..110 {
+        let name = format!("w-{number:03}");
+        house
+            .run_up(&name, |spec| {
+                spec.replicas = 2;
+                spec.env = (0..20).map(|key| (format!("KEY_{key}"), "value ".repeat(8))).collect();
+                spec.ports = vec!["8080".parse().unwrap()];
+            })
+            .await;
+    }
+    // Rich in what happened, so that lists are full.
+    for restarts in 1..=40 {
+        let state =
+            InstanceState::BackOff { until_ms: now_ms(), reason: format!("it fell over for the {restarts}. time") };
+        house.report("w-007", 0, state, restarts).await;
+    }
+    let paths = ["/live/overview", "/live/workloads", "/live/events", "/live/nodes", "/live/workloads/w-007"];
+    let mut streams = Vec::new();
+    for path in paths {
+        let mut stream = Packed::open(&house, path).await;
+        stream.drain().await;
+        stream.largest = 0;
+        streams.push(stream);
+    }
+    // A busy while: many things at once, again and again.
+    for round in 0..4 {
+        for number in 0..12 {
+            let name = format!("w-{:03}", (number * 9 + 7) % 108);
+            let state = match (round + number) % 3 {
+                0 => InstanceState::BackOff { until_ms: now_ms(), reason: format!("code {round} of {name}") },
+                1 => InstanceState::Running { pid: 9 + round, since_ms: now_ms() },
+                _ => InstanceState::Stopped { exit: None },
+            };
+            house.report(&name, 1, state, round + 1).await;
+        }
+        house.ops.power_workload("w-007".parse().unwrap(), toft_model::state::PowerAction::Restart).await.unwrap();
+        house.run_up(&format!("new-{round}"), |_| {}).await;
+        for stream in &mut streams {
+            stream.drain().await;
+        }
+    }
+    for (path, stream) in paths.iter().zip(&streams) {
+        let (shown, count) = stream.shown();
+        assert!((2..60).contains(&count) || *path == "/live/nodes", "{path}: {count} changes");
+        assert!(stream.largest <= MOST, "{path}: {} bytes at once", stream.largest);
+        // And it is what somebody sees who comes only now.
+        let whole = Packed::open(&house, path).await.shown().0;
+        assert!(shown == whole, "{path} shows\n{shown}\ninstead of\n{whole}");
+        assert!(whole.len() > 1_500, "{path}: {whole}");
+    }
+}
+
 #[tokio::test]
 async fn many_changes_become_few_events() {
     let house = House::new().await;

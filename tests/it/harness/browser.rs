@@ -140,6 +140,47 @@ impl Browser {
         self.ask("POST", "/refresh", &json!({})).unwrap();
     }
 
+    /// Goes back to the page before, as the browser's button does.
+    pub fn back(&self) {
+        self.ask("POST", "/back", &json!({})).unwrap();
+    }
+
+    /// Goes forward again.
+    pub fn forward(&self) {
+        self.ask("POST", "/forward", &json!({})).unwrap();
+    }
+
+    /// Opens another tab, which is seen from now on; gives it.
+    pub fn new_tab(&self) -> String {
+        let made = self.ask("POST", "/window/new", &json!({ "type": "tab" })).unwrap();
+        let tab = made["handle"].as_str().unwrap().to_owned();
+        self.see_tab(&tab);
+        tab
+    }
+
+    /// The tab that is seen.
+    pub fn tab(&self) -> String {
+        self.ask("GET", "/window", &Value::Null).unwrap().as_str().unwrap().to_owned()
+    }
+
+    /// Goes to another tab.
+    pub fn see_tab(&self, tab: &str) {
+        self.ask("POST", "/window", &json!({ "handle": tab })).unwrap();
+    }
+
+    /// What a field holds.
+    pub fn value(&self, xpath: &str) -> String {
+        let field = wait_until(xpath, || self.find(xpath));
+        let value = self.ask("GET", &format!("/element/{field}/property/value"), &Value::Null).unwrap();
+        value.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Adds to the text of a field.
+    pub fn type_into(&self, xpath: &str, text: &str) {
+        let field = wait_until(xpath, || self.find(xpath));
+        self.ask("POST", &format!("/element/{field}/value"), &json!({ "text": text })).unwrap();
+    }
+
     /// Shows pages at so many pixels, in the light or the dark theme.
     pub fn look_like(&self, (width, height): (u32, u32), dark: bool) {
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": false });
@@ -147,6 +188,11 @@ impl Browser {
         let theme = if dark { "dark" } else { "light" };
         let feature = json!({ "name": "prefers-color-scheme", "value": theme });
         self.devtools("Emulation.setEmulatedMedia", &json!({ "features": [feature] }));
+    }
+
+    /// Forgets what it has of pages that were seen, but not who is signed in.
+    pub fn forget(&self) {
+        self.devtools("Network.clearBrowserCache", &json!({}));
     }
 
     fn devtools(&self, command: &str, params: &Value) -> Value {

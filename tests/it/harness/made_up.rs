@@ -68,6 +68,11 @@ impl MadeUp {
         fs::read_to_string(self.data.join("node-1/admin-password")).unwrap().trim().to_owned()
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// What all nodes said.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

@@ -163,7 +163,7 @@ impl Follower {
     }
 }
 
-fn rows<T>(
+pub(super) fn rows<T>(
     connection: &Connection,
     select: &str,
     read: impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
@@ -171,7 +171,7 @@ fn rows<T>(
     connection.prepare_cached(select)?.query_map([], |row| Ok((row.get(0)?, read(row)?)))?.collect()
 }
 
-fn id_of<T>(
+pub(super) fn id_of<T>(
     connection: &Connection,
     select: &str,
     row: i64,
@@ -180,7 +180,7 @@ fn id_of<T>(
     connection.prepare_cached(select)?.query_row(params![row], read).optional()
 }
 
-fn node_of(connection: &Connection, table: Followed, row: i64) -> rusqlite::Result<Option<NodeId>> {
+pub(super) fn node_of(connection: &Connection, table: Followed, row: i64) -> rusqlite::Result<Option<NodeId>> {
     let column = if table == Followed::Nodes { "id" } else { "node_id" };
     let select = format!("SELECT {column} FROM {} WHERE rowid = ?1", table.table());
     id_of(connection, &select, row, |row| row.get(0))

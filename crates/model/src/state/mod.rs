@@ -27,6 +27,7 @@ mod tables;
 #[cfg(test)]
 pub(crate) mod tests;
 mod users;
+mod views;
 mod volume_moves;
 mod volumes;
 
@@ -53,5 +54,6 @@ pub use tables::{
     MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecretRow, SessionRow, SubnetRow, TokenRow, TokenState,
     UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, applied_index, placement_settings,
 };
+pub use views::Views;
 pub use volume_moves::{cannot_go, volume_is_mounted};
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

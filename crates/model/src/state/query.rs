@@ -1,6 +1,6 @@
 //! Questions a request can ask: each is one read of the tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -106,8 +106,8 @@ pub fn query_workload_page(
 }
 
 fn views(connection: &Connection, rows: Vec<WorkloadRow>) -> rusqlite::Result<Vec<WorkloadView>> {
-    let nodes = NodeRow::all(connection)?;
-    let mut by_workload = std::collections::HashMap::<_, Vec<InstanceRow>>::new();
+    let nodes = NodeRow::names(connection)?;
+    let mut by_workload = HashMap::<_, Vec<InstanceRow>>::new();
     for instance in InstanceRow::all(connection)? {
         by_workload.entry(instance.workload_id).or_default().push(instance);
     }
@@ -124,7 +124,7 @@ fn views(connection: &Connection, rows: Vec<WorkloadRow>) -> rusqlite::Result<Ve
 pub fn query_workload(connection: &Connection, name: &Name) -> rusqlite::Result<Option<WorkloadView>> {
     let Some(row) = WorkloadRow::named(connection, name)? else { return Ok(None) };
     let instances = InstanceRow::of_workload(connection, row.id)?;
-    Ok(Some(view(row, instances, &NodeRow::all(connection)?)))
+    Ok(Some(view(row, instances, &NodeRow::names(connection)?)))
 }
 
 /// The specifications that a workload has had, the newest first; `None` when it is not there.
@@ -135,11 +135,11 @@ pub fn query_versions(connection: &Connection, name: &Name) -> rusqlite::Result<
     }
 }
 
-fn view(row: WorkloadRow, instances: Vec<InstanceRow>, nodes: &[NodeRow]) -> WorkloadView {
+pub(super) fn view(row: WorkloadRow, instances: Vec<InstanceRow>, nodes: &HashMap<NodeId, Name>) -> WorkloadView {
     let instances = instances
         .into_iter()
         .filter_map(|instance| {
-            let node = nodes.iter().find(|node| node.id == instance.node_id)?.name.clone();
+            let node = nodes.get(&instance.node_id)?.clone();
             Some(InstanceView { row: instance, workload: row.spec.name.clone(), node, note: None })
         })
         .collect();

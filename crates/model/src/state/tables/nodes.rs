@@ -1,6 +1,6 @@
 //! `nodes`: the machines of the cluster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -81,6 +81,14 @@ impl NodeRow {
     /// Every node, by name.
     pub fn all(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
         connection.prepare_cached(&format!("{SELECT} ORDER BY name"))?.query_map([], Self::read)?.collect()
+    }
+
+    /// The name of every node.
+    pub fn names(connection: &Connection) -> rusqlite::Result<HashMap<NodeId, Name>> {
+        connection
+            .prepare_cached("SELECT id, name FROM nodes")?
+            .query_map([], |row| Ok((row.get(0)?, name(row, 1)?)))?
+            .collect()
     }
 
     /// The node of that id.

@@ -1,4 +1,4 @@
-//! A scheduler that reads only what was written decides as one that reads everything.
+//! Who reads only what was written knows what those know who read everything: the scheduler, and those who look on.
 
 use std::{
     collections::BTreeSet,
@@ -9,7 +9,7 @@ use super::cluster::{Cluster, spec};
 use crate::{
     ids::InstanceId,
     schedule::{Snapshot, plan},
-    state::{Command, Followed, Follower, PowerAction, query_snapshot},
+    state::{Command, Followed, Follower, PowerAction, Views, query_snapshot},
     workload::WorkloadSpec,
 };
 
@@ -31,10 +31,14 @@ fn who_follows_the_tables_knows_what_is_in_them() {
     };
     cluster.connection.update_hook(Some(note)).unwrap();
     let mut follower = Follower::read(&cluster.connection).unwrap();
+    let mut views = Views::read(&cluster.connection).unwrap();
     let mut agree = |cluster: &Cluster, what: &str| {
         let rows = std::mem::take(&mut *written.lock().unwrap());
         assert!(!rows.is_empty(), "{what}: nothing was noted");
         follower.follow(&cluster.connection, &rows).unwrap();
+        views.follow(&cluster.connection, &rows).unwrap();
+        let all = Views::read(&cluster.connection).unwrap();
+        assert_eq!((views.nodes(), views.workloads()), (all.nodes(), all.workloads()), "{what}");
         let now_ms = cluster.now_ms();
         let whole = Snapshot { now_ms, ..query_snapshot(&cluster.connection).unwrap() };
         let (whole, followed) = (plan(&whole, &mut minter()), follower.scheduler().plan(now_ms, &mut minter()));
@@ -68,6 +72,10 @@ fn who_follows_the_tables_knows_what_is_in_them() {
     cluster.put(spec("new", "demo"));
     assert!(agree(&cluster, "a new one"));
     cluster.settle();
+    cluster.remove("new");
+    cluster.settle();
+    cluster.put(spec("new", "demo"));
+    agree(&cluster, "a name that is another's now");
     let (name, at_ms) = ("data".parse().unwrap(), cluster.now_ms());
     cluster.apply(Command::RemoveVolume { name, at_ms });
     agree(&cluster, "a volume that is gone");
