@@ -1,6 +1,6 @@
 //! What can be typed after `toft user`, `toft audit` and `toft ca`.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use toft_model::{
     identity::{Role, UserName},
     name::Name,
@@ -45,6 +45,12 @@ pub(super) enum UserCommand {
         /// Ids of sessions
         #[arg(required = true, value_name = "ID", value_parser = parsed::<TokenId>)]
         ids: Vec<TokenId>,
+    },
+    /// Second factors: codes from an authenticator beside the password
+    #[command(after_help = FACTOR_HELP)]
+    SecondFactor {
+        #[command(subcommand)]
+        command: FactorCommand,
     },
     /// API tokens, which programs show instead of a password
     Token {
@@ -109,6 +115,36 @@ pub(super) struct UserSetArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+const FACTOR_HELP: &str = "Everybody turns their own on at the dashboard, on the account page. Whoever has one signs in with a code beside the password; requests
+with the password alone are refused then, while API tokens and the unix socket go on as they are.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum FactorCommand {
+    /// Take the second factor of users away who have lost it
+    Reset {
+        /// Users
+        #[arg(required = true, value_name = "NAME", value_parser = parsed::<UserName>)]
+        names: Vec<UserName>,
+    },
+    /// Say of whom the cluster asks for one: who lacks it only looks until they have it
+    Require {
+        /// Of whom
+        #[arg(value_enum)]
+        of: Option<RequiredOf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RequiredOf {
+    /// Of everybody with the role `admin` and a password
+    Admins,
+    /// Of nobody
+    Nobody,
 }
 
 #[derive(Debug, Subcommand)]

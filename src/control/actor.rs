@@ -41,6 +41,8 @@ pub struct Actor {
     pub from: Option<IpAddr>,
     /// Whether the first password let them in, which is to be changed.
     pub is_first: bool,
+    /// Whether they may less than they would with a second factor, which is asked for.
+    pub lacks_factor: bool,
 }
 
 tokio::task_local! {
@@ -60,7 +62,7 @@ pub fn current() -> Option<Arc<Actor>> {
 impl Actor {
     /// Whoever uses the socket.
     pub fn root() -> Self {
-        Self { user: None, rights: Rights::all(), way: Way::Socket, from: None, is_first: false }
+        Self { user: None, rights: Rights::all(), way: Way::Socket, from: None, is_first: false, lacks_factor: false }
     }
 
     /// What the audit trail calls them.
@@ -116,7 +118,12 @@ impl Actor {
     }
 
     fn refused(&self, message: impl Into<String>) -> ControlError {
-        ControlError::new(ErrorKind::Forbidden, message).hint("ask an admin for the role, or for a grant")
+        let hint = if self.lacks_factor {
+            "admins may no more than look until they have a second factor: turn it on at /account/second-factor"
+        } else {
+            "ask an admin for the role, or for a grant"
+        };
+        ControlError::new(ErrorKind::Forbidden, message).hint(hint)
     }
 
     /// As the audit trail tells it, now.

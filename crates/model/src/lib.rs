@@ -19,6 +19,7 @@ pub mod node;
 pub mod pull;
 pub mod registry;
 pub mod schedule;
+pub mod second_factor;
 pub mod secret;
 pub mod series;
 pub mod state;

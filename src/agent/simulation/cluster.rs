@@ -164,6 +164,9 @@ impl Cluster {
             | Command::EndSession { .. }
             | Command::CreateApiToken { .. }
             | Command::RevokeApiToken { .. }
+            | Command::PutSecondFactor { .. }
+            | Command::RemoveSecondFactor { .. }
+            | Command::ConfigureAccess { .. }
             | Command::NoteUses { .. }
             | Command::NoteAction { .. } => return,
         };

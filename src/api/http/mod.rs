@@ -24,6 +24,7 @@ mod placement;
 mod query;
 mod rebalance;
 mod registries;
+mod second_factors;
 mod secrets;
 mod series;
 pub mod serve;
@@ -120,6 +121,11 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(users::me))
         .routes(routes!(users::authority))
         .routes(routes!(users::change_password))
+        .routes(routes!(second_factors::show, second_factors::turn_on))
+        .routes(routes!(second_factors::offer))
+        .routes(routes!(second_factors::turn_off))
+        .routes(routes!(second_factors::reset))
+        .routes(routes!(second_factors::access, second_factors::configure_access))
         .routes(routes!(members::list, members::create))
         .routes(routes!(members::revoke))
         .routes(routes!(members::join))

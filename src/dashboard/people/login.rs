@@ -15,7 +15,13 @@ use super::{
     kept::{Field, Kept},
     mistake, onwards,
 };
-use crate::{control::ErrorKind, identity::Visitor};
+use crate::{
+    control::{
+        ErrorKind,
+        ops::{SignIn, SignedIn},
+    },
+    identity::Visitor,
+};
 
 /// Longest name of a browser that is kept, in characters.
 const LONGEST_AGENT: usize = 100;
@@ -27,6 +33,17 @@ struct LoginPage {
     name: String,
     next: String,
     /// A form that came when nobody was signed in, packed.
+    kept: Option<String>,
+    wrong: Option<Mistake>,
+}
+
+#[derive(Template)]
+#[template(path = "people/code.html")]
+struct CodePage {
+    frame: Frame,
+    /// What tells that the first half was right.
+    half: Zeroizing<String>,
+    next: String,
     kept: Option<String>,
     wrong: Option<Mistake>,
 }
@@ -57,6 +74,16 @@ pub(in crate::dashboard) struct LoginForm {
     kept: String,
 }
 
+/// The second half as typed.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(in crate::dashboard) struct CodeForm {
+    half: Zeroizing<String>,
+    code: Zeroizing<String>,
+    next: String,
+    kept: String,
+}
+
 pub(in crate::dashboard) async fn page(Query(query): Query<NextQuery>) -> Result<Response, PageError> {
     let next = onwards(&query.next).to_owned();
     show(&LoginPage { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None })
@@ -74,7 +101,11 @@ pub(in crate::dashboard) async fn submit(
     let kept = Kept::unpacked(&kept);
     let next = onwards(&next).to_owned();
     let signed_in = match dashboard.ops.sign_in(name.trim(), password, from, agent(&headers)).await {
-        Ok(signed_in) => signed_in,
+        Ok(SignIn::In(signed_in)) => signed_in,
+        Ok(SignIn::Half(half)) => {
+            let kept = kept.map(|kept| kept.packed());
+            return show(&CodePage { frame: Frame::at(""), half, next, kept, wrong: None });
+        }
         Err(error) => {
             let status = match error.kind {
                 ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
@@ -88,10 +119,52 @@ pub(in crate::dashboard) async fn submit(
             return Ok(page);
         }
     };
+    come_in(*signed_in, visitor, (&next, kept))
+}
+
+/// The code, after name and password.
+pub(in crate::dashboard) async fn submit_code(
+    State(dashboard): State<Dashboard>,
+    visitor: Option<Extension<Visitor>>,
+    headers: HeaderMap,
+    Form(form): Form<CodeForm>,
+) -> Result<Response, PageError> {
+    let CodeForm { half, code, next, kept } = form;
+    let visitor = visitor.map(|Extension(visitor)| visitor);
+    let from = visitor.as_ref().and_then(|visitor| visitor.from);
+    let kept = Kept::unpacked(&kept);
+    let next = onwards(&next).to_owned();
+    let error = match dashboard.ops.sign_in_with_code(&half, &code, from, agent(&headers)).await {
+        Ok(signed_in) => return come_in(signed_in, visitor, (&next, kept)),
+        Err(error) => error,
+    };
+    let status = match error.kind {
+        ErrorKind::Unauthenticated | ErrorKind::Stale => StatusCode::UNAUTHORIZED,
+        ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let (again, kept) = (error.kind != ErrorKind::Stale, kept.map(|kept| kept.packed()));
+    let wrong = Some(mistake(error));
+    let mut page = if again {
+        show(&CodePage { frame: Frame::at(""), half, next, kept, wrong })?
+    } else {
+        show(&LoginPage { frame: Frame::at(""), name: String::new(), next, kept, wrong })?
+    };
+    *page.status_mut() = status;
+    Ok(page)
+}
+
+/// What whoever has signed in just now gets: their cookie, and where they were going.
+fn come_in(
+    signed_in: SignedIn,
+    visitor: Option<Visitor>,
+    (next, kept): (&str, Option<Kept>),
+) -> Result<Response, PageError> {
     let mut response = match kept {
         Some(kept) => show(&ResumePage { frame: Frame::at(""), fields: kept.shown(), kept })?,
         None if signed_in.actor.is_first => Redirect::to("/setup").into_response(),
-        None => Redirect::to(&next).into_response(),
+        None if signed_in.actor.lacks_factor => Redirect::to("/account/second-factor").into_response(),
+        None => Redirect::to(next).into_response(),
     };
     let cookie = visitor.unwrap_or_else(nowhere).set_cookie(&signed_in.cookie);
     let mut cookie = HeaderValue::try_from(cookie).map_err(|_| PageError::internal())?;

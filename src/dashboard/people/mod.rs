@@ -3,6 +3,7 @@
 pub(super) mod account;
 pub(super) mod audit;
 pub(super) mod authority;
+pub(super) mod factor;
 pub(super) mod kept;
 pub(super) mod login;
 pub(super) mod setup;
@@ -21,7 +22,7 @@ fn onwards(next: &str) -> &str {
     let safe = plain && !next.chars().any(|c| c.is_control() || c == '\\');
     // Whoever has just come in is not sent to where they came in.
     let path = next.split(['?', '#']).next().unwrap_or_default();
-    if safe && !matches!(path, "/login" | "/logout" | "/setup") { next } else { "/" }
+    if safe && !matches!(path, "/login" | "/login/code" | "/logout" | "/setup") { next } else { "/" }
 }
 
 fn mistake(error: ControlError) -> Mistake {
@@ -58,6 +59,7 @@ mod tests {
             "/a\r\nb",
             "/login",
             "/login?next=/x",
+            "/login/code",
             "/setup",
         ] {
             assert_eq!(onwards(bad), "/", "{bad:?}");

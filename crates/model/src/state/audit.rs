@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::{
     command::Command,
     tables::{
-        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SessionRow, TokenRow, UserRow, VolumeRow,
-        WorkloadRow, placement_settings,
+        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow, SessionRow, TokenRow, UserRow, VolumeRow,
+        WorkloadRow, access_settings, placement_settings,
     },
 };
 use crate::{
@@ -39,6 +39,8 @@ enum What<'a> {
     User(&'a UserName),
     Session(&'a TokenId),
     ApiToken(&'a TokenId),
+    SecondFactor(&'a UserName),
+    Access,
     Noted { subject: &'a str, detail: &'a str },
 }
 
@@ -115,6 +117,12 @@ fn what(command: &Command) -> Option<(String, What<'_>)> {
         Command::EndSession { session_id, .. } => told("end_session", What::Session(session_id)),
         Command::CreateApiToken { token, .. } => told("create_api_token", What::ApiToken(&token.id)),
         Command::RevokeApiToken { token_id, .. } => told("revoke_api_token", What::ApiToken(token_id)),
+        Command::PutSecondFactor { factor, .. } => told("turn_on_second_factor", What::SecondFactor(&factor.user)),
+        Command::RemoveSecondFactor { name, proof, .. } => {
+            let action = if proof.is_some() { "turn_off_second_factor" } else { "reset_second_factor" };
+            told(action, What::SecondFactor(name))
+        }
+        Command::ConfigureAccess { .. } => told("configure_access", What::Access),
         Command::NoteAction { action, subject, detail, .. } => told(action, What::Noted { subject, detail }),
         Command::RegisterNode { .. }
         | Command::CommitPlan { .. }
@@ -147,6 +155,8 @@ fn subject(connection: &Connection, what: &What<'_>) -> rusqlite::Result<String>
         What::User(name) => format!("user/{name}"),
         What::Session(id) => format!("session/{id}"),
         What::ApiToken(id) => format!("api-token/{id}"),
+        What::SecondFactor(name) => format!("user/{name}"),
+        What::Access => "cluster/access".to_owned(),
         What::Noted { subject, .. } => (*subject).to_owned(),
     })
 }
@@ -206,6 +216,11 @@ fn picture(connection: &Connection, what: &What<'_>) -> rusqlite::Result<Option<
             json!({"user": row.token.user, "label": row.token.label, "role": row.token.rights.role,
                    "grants": row.token.rights.grants, "expires_at_ms": row.token.expires_at_ms})
         }),
+        What::SecondFactor(name) => Some(json!({"second_factor": SecondFactorRow::is_there(connection, name)?})),
+        What::Access => {
+            let settings = access_settings(connection)?;
+            Some(json!({"second_factor_for_admins": settings.second_factor_for_admins}))
+        }
         What::Noted { detail, .. } => (!detail.is_empty()).then(|| json!({ "detail": detail })),
     })
 }

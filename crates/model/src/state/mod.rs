@@ -4,6 +4,7 @@
 
 mod apply;
 mod audit;
+mod changes;
 mod command;
 mod commit_plan;
 mod follow;
@@ -21,6 +22,7 @@ mod registries;
 mod reply;
 mod request;
 mod rollouts;
+mod second_factors;
 mod secrets;
 mod subnets;
 mod tables;
@@ -47,11 +49,13 @@ pub use query::{
     query_instances, query_snapshot, query_versions, query_workload, query_workload_page, query_workloads,
 };
 pub use request::{Request, apply_request, was_applied};
+pub use second_factors::{UserStanding, query_standing};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
     AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow,
-    MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecretRow, SessionRow, SubnetRow, TokenRow, TokenState,
-    UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, applied_index, placement_settings,
+    MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow,
+    SecretRow, SessionRow, SubnetRow, TokenRow, TokenState,
+    UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, access_settings, applied_index, placement_settings,
 };
 pub use volume_moves::{cannot_go, volume_is_mounted};
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

@@ -5,6 +5,7 @@ use rusqlite::Connection;
 use super::{
     apply::Applied,
     command::{Refusal, RefusalKind, Reply},
+    second_factors,
     tables::{ApiTokenRow, SessionRow, UserRow},
 };
 use crate::{
@@ -13,21 +14,22 @@ use crate::{
         UserName,
     },
     invalid::Invalid,
+    second_factor::FactorProof,
     token::TokenId,
 };
 
 /// How long an API token that expired is shown: a week.
 const SHOWN_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
-fn refuse(kind: RefusalKind, message: impl Into<String>, hint: impl Into<String>) -> rusqlite::Result<Applied> {
+pub(super) fn refuse(kind: RefusalKind, message: impl Into<String>, hint: impl Into<String>) -> rusqlite::Result<Applied> {
     Ok(Err(Refusal { kind, message: message.into(), hint: hint.into() }))
 }
 
-fn invalid(Invalid { message, hint, .. }: Invalid) -> rusqlite::Result<Applied> {
+pub(super) fn invalid(Invalid { message, hint, .. }: Invalid) -> rusqlite::Result<Applied> {
     refuse(RefusalKind::Invalid, message, hint)
 }
 
-fn no_user(name: &UserName) -> rusqlite::Result<Applied> {
+pub(super) fn no_user(name: &UserName) -> rusqlite::Result<Applied> {
     let hint = if name.is_first() {
         "choose its password first: sign in with the first password, or use `toft user passwd admin` on a node"
     } else {
@@ -112,7 +114,13 @@ pub(super) fn remove(connection: &Connection, name: &UserName) -> rusqlite::Resu
     Ok(Ok(Reply::Done))
 }
 
-pub(super) fn open_session(connection: &Connection, session: &NewSession, at_ms: i64) -> rusqlite::Result<Applied> {
+/// Opens a session. Who has a second factor proves it with this very command: whoever was asked may not know of it yet.
+pub(super) fn open_session(
+    connection: &Connection,
+    session: &NewSession,
+    proof: Option<&FactorProof>,
+    at_ms: i64,
+) -> rusqlite::Result<Applied> {
     if let Err(breach) = session.check(at_ms) {
         return invalid(breach);
     }
@@ -127,6 +135,9 @@ pub(super) fn open_session(connection: &Connection, session: &NewSession, at_ms:
     }
     if SessionRow::by_id(connection, &session.id)?.is_some() {
         return refuse(RefusalKind::Exists, "there is a session of that id already", "sign in again");
+    }
+    if let Err(refusal) = second_factors::spend(connection, &session.user, proof)? {
+        return Ok(Err(refusal));
     }
     SessionRow::forget_ended(connection, at_ms)?;
     let known = SessionRow::of(connection, &session.user)?;

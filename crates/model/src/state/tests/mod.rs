@@ -11,6 +11,7 @@ mod registries;
 mod replay;
 mod reports;
 mod rollouts;
+mod second_factors;
 mod secrets;
 mod subnets;
 mod users;
