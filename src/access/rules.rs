@@ -156,6 +156,9 @@ pub const API: &[Rule] = &[
     rule("GET", "/api-tokens", KNOWN),
     rule("POST", "/api-tokens", KNOWN),
     rule("DELETE", "/api-tokens/{id}", KNOWN),
+    // The trail tells of each, with what it is for.
+    rule("POST", "/signed-tokens", KNOWN),
+    rule("POST", "/signing-keys/rotate", ADMIN),
     rule("GET", "/audit", ADMIN),
     noted("GET", "/audit/export", ADMIN, "export_audit"),
 ];
@@ -165,6 +168,8 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/health", NOTHING),
     rule("GET", "/ready", NOTHING),
     rule("GET", "/metrics", VIEWER),
+    // Public halves of keys.
+    rule("GET", "/.well-known/jwks.json", NOTHING),
     rule("GET", "/static/{*path}", NOTHING),
     rule("GET", "/favicon.ico", NOTHING),
     rule("GET", "/ca", NOTHING),
@@ -287,7 +292,7 @@ pub(super) enum Found {
 
 /// Whether a path is the API's, as programs ask for it; the others are pages.
 pub(super) fn is_api(path: &str) -> bool {
-    below_version(path).is_some() || matches!(path, "/health" | "/ready" | "/metrics" | "/api" | "/v1")
+    below_version(path).is_some() || matches!(path, "/health" | "/ready" | "/metrics" | "/.well-known/jwks.json" | "/api" | "/v1")
 }
 
 fn below_version(path: &str) -> Option<&str> {
@@ -370,7 +375,7 @@ mod tests {
     #[test]
     fn every_page_has_a_rule_and_every_rule_a_page() {
         let mut routes: BTreeSet<String> =
-            ["/health", "/ready", "/metrics", "/styleguide"].iter().map(|path| format!("GET {path}")).collect();
+            ["/health", "/ready", "/metrics", "/.well-known/jwks.json", "/styleguide"].iter().map(|path| format!("GET {path}")).collect();
         routes.extend(written(include_str!("../dashboard/mod.rs")));
         assert_eq!(named(PAGES), routes, "left: rules, right: routes of the dashboard");
     }

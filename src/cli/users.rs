@@ -11,11 +11,11 @@ use super::{
     client::Client,
     output, prompt,
     user_args::{
-        ApiTokenCommand, ApiTokenCreateArgs, FactorCommand, RequiredOf, UserCommand, UserCreateArgs, UserSetArgs,
+        ApiTokenCommand, ApiTokenCreateArgs, FactorCommand, RequiredOf, SignArgs, UserCommand, UserCreateArgs, UserSetArgs,
     },
     workloads::all,
 };
-use crate::api::types::{Access, ApiToken, ApiTokenRequest, NewApiToken, Session, User, UserChange, UserRequest};
+use crate::api::types::{Access, ApiToken, ApiTokenRequest, NewApiToken, Session, SignedToken, SignedTokenRequest, User, UserChange, UserRequest};
 
 /// Longest password that is read, in bytes.
 const LONGEST: u64 = 1_024;
@@ -35,6 +35,11 @@ pub(super) async fn user(client: &Client, command: UserCommand) -> Result<i32, F
         UserCommand::SecondFactor { command } => second_factor(client, command).await,
         UserCommand::Token { command } => match command {
             ApiTokenCommand::Create(args) => create_token(client, args).await,
+            ApiTokenCommand::Sign(args) => sign(client, args).await,
+            ApiTokenCommand::RotateKeys => {
+                client.post_empty("/api/v1/signing-keys/rotate").await?;
+                Ok(0)
+            }
             ApiTokenCommand::List(args) => tokens(client, args).await,
             ApiTokenCommand::Revoke { ids } => {
                 let ids = ids.iter().map(ToString::to_string);
@@ -216,6 +221,23 @@ async fn create_token(client: &Client, args: ApiTokenCreateArgs) -> Result<i32, 
     } else {
         eprintln!("Token {} of {} is valid for {}. It is shown this once:", made.about.id, made.about.user, args.ttl);
         println!("{}", made.token);
+    }
+    Ok(0)
+}
+
+async fn sign(client: &Client, args: SignArgs) -> Result<i32, Failure> {
+    let request = SignedTokenRequest {
+        user: args.user,
+        audience: args.audience,
+        role: args.role,
+        grants: args.grants.into_iter().collect(),
+        ttl: Some(args.ttl),
+    };
+    let signed: SignedToken = client.post("/api/v1/signed-tokens", &request).await?;
+    if args.json {
+        output::json(&signed)?;
+    } else {
+        println!("{}", signed.token);
     }
     Ok(0)
 }

@@ -55,11 +55,15 @@ pub struct TlsConfig {
     pub names: Vec<String>,
     /// A certificate and its key, both PEM files; without, the cluster's authority signs one.
     pub own: Option<(PathBuf, PathBuf)>,
+    /// How long browsers are to remember that this host speaks TLS alone; not at all when absent.
+    pub hsts: Option<Duration>,
 }
 
 /// Most further names of a node, and the longest.
 const MOST_NAMES: usize = 32;
 const LONGEST_NAME: usize = 253;
+/// Longest time for which browsers are to remember that a host speaks TLS alone.
+const LONGEST_HSTS: Duration = Duration::from_secs(730 * 24 * 60 * 60);
 
 impl TlsConfig {
     /// From what `[api]` says; absent when it wants plain HTTP.
@@ -105,8 +109,22 @@ impl TlsConfig {
         if api.names.len() > MOST_NAMES {
             note("api.names", Invalid::value("there are too many names", format!("use at most {MOST_NAMES}")));
         }
+        let hsts = api.hsts.as_deref().map(|text| {
+            let span = parse_span_ms(text).map(Duration::from_millis);
+            let span = span.and_then(|span| match span <= LONGEST_HSTS {
+                true => Ok(span),
+                false => Err(Invalid::value("the time is out of range", "use at most 730d; `0s` makes browsers forget")),
+            });
+            span.unwrap_or_else(|invalid| {
+                note("api.hsts", invalid);
+                Duration::ZERO
+            })
+        });
         if !plain_http {
-            return Some(Self { names: api.names.clone(), own });
+            return Some(Self { names: api.names.clone(), own, hsts });
+        }
+        if hsts.is_some() {
+            note("api.hsts", Invalid::value("there is no TLS here", "leave plain_http out, or hsts"));
         }
         if !bind.ip().is_loopback() {
             note(

@@ -52,6 +52,7 @@ pub(super) struct ApiSection {
     pub(super) names: Vec<String>,
     pub(super) certificate: Option<PathBuf>,
     pub(super) key: Option<PathBuf>,
+    pub(super) hsts: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

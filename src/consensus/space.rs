@@ -114,6 +114,7 @@ fn grows(command: &Command) -> bool {
         | Command::RevokeApiToken { .. }
         | Command::RemoveSecondFactor { .. }
         | Command::ConfigureAccess { .. }
+        | Command::PutSigningKey { .. }
         | Command::NoteUses { .. }
         | Command::NoteAction { .. }
         | Command::RemoveNode { .. } => false,

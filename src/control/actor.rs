@@ -24,6 +24,15 @@ pub enum Way {
     Session(TokenId),
     /// With an API token.
     Token(TokenId),
+    /// With a token that the cluster has signed.
+    Signed {
+        /// What it is called.
+        id: TokenId,
+        /// The key that signed it.
+        key: TokenId,
+        /// Until when it is valid, in milliseconds since 1970.
+        until_ms: i64,
+    },
     /// With a password in the request itself.
     Password,
 }
@@ -132,6 +141,7 @@ impl Actor {
             Way::Socket => "socket".to_owned(),
             Way::Session(id) => format!("session {id}"),
             Way::Token(id) => format!("token {id}"),
+            Way::Signed { id, .. } => format!("signed token {id}"),
             Way::Password => "password".to_owned(),
         };
         let came_from = self.from.map(|from| from.to_canonical().to_string());

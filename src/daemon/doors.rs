@@ -5,14 +5,22 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
 use async_trait::async_trait;
-use axum::{extract::Request, http::HeaderMap, middleware, response::Response};
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderValue, header},
+    middleware,
+    response::Response,
+};
 use toft_model::identity::UserName;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use tower::util::option_layer;
+use tower_http::set_header::SetResponseHeaderLayer;
 
 use super::{
     directories::Directories,
@@ -24,7 +32,10 @@ use crate::{
     access::{self, Door, Kind, Refusals},
     api::http::{self, ApiState, serve},
     config::Config,
-    control::{ControlError, loops::uses},
+    control::{
+        ControlError,
+        loops::{signing_keys, uses},
+    },
     dashboard,
     files::write_whole,
     identity::{FirstPassword, Gate, Lengths},
@@ -86,6 +97,7 @@ pub(super) async fn open(
 
     let mut tasks = Tasks::default();
     tasks.spawn("uses of sessions", uses::run(api.ops.clone(), cancel.clone()));
+    tasks.spawn("signing keys", signing_keys::run(api.ops.clone(), cancel.clone()));
     let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
@@ -94,6 +106,7 @@ pub(super) async fn open(
         let door = Door::new(ops.clone(), kind, Arc::new(Pages));
         app.clone().layer(middleware::from_fn_with_state(door, access::guard))
     };
+    let hsts = config.api.tls.as_ref().and_then(|tls| tls.hsts).map(hsts);
     let (kind, tls) = match &config.api.tls {
         Some(tls) => {
             let web = Web::open(config, tls, directories)?;
@@ -103,9 +116,16 @@ pub(super) async fn open(
         }
         None => (Kind::Plain(address.port()), None),
     };
-    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), tls, cancel.clone()));
+    let by_tcp = through(kind).layer(option_layer(hsts));
+    tasks.spawn("TCP door", serve::tcp(tcp, by_tcp, tls, cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
     Ok(Doors { url: format!("{scheme}://{address}"), tasks })
+}
+
+/// Tells browsers to speak nothing but TLS with this host.
+fn hsts(span: Duration) -> SetResponseHeaderLayer<HeaderValue> {
+    let value = HeaderValue::try_from(format!("max-age={}", span.as_secs())).expect("digits are a header's value");
+    SetResponseHeaderLayer::overriding(header::STRICT_TRANSPORT_SECURITY, value)
 }
 
 /// What people get at pages who are not let in.

@@ -6,15 +6,19 @@
 mod brake;
 mod gate;
 mod half;
+mod jws;
 mod password;
 mod secret;
+mod signer;
 mod totp;
 mod visitor;
 
 pub use brake::{Attempt, Brake};
 pub use gate::{Gate, Lengths, Used};
 pub use half::{Halves, Waiting};
+pub use jws::{Header, Jwk, Jwks, Signed, VerifyingKey};
 pub use password::{FirstPassword, HashError, Passwords, Company, Turn};
-pub use secret::{API_TOKEN_PREFIX, Bearer, NoRandom};
+pub use secret::{API_TOKEN_PREFIX, Bearer, NoRandom, new_token_id};
+pub use signer::{Claims, OWN_AUDIENCE, SigningKey, key_of, opens};
 pub use totp::{TotpSecret, is_code, recovery_codes, recovery_digest};
 pub use visitor::Visitor;

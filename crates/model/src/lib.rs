@@ -21,6 +21,7 @@ pub mod registry;
 pub mod schedule;
 pub mod second_factor;
 pub mod secret;
+pub mod signing;
 pub mod series;
 pub mod state;
 mod text;

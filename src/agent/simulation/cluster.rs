@@ -167,6 +167,7 @@ impl Cluster {
             | Command::PutSecondFactor { .. }
             | Command::RemoveSecondFactor { .. }
             | Command::ConfigureAccess { .. }
+            | Command::PutSigningKey { .. }
             | Command::NoteUses { .. }
             | Command::NoteAction { .. } => return,
         };

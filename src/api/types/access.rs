@@ -1,10 +1,20 @@
-//! What the API says of second factors, and of what the cluster asks of who comes in.
+//! What the API says of second factors, of what the cluster asks of who comes in, and of signed tokens.
+
+use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use toft_model::second_factor::AccessSettings;
+use toft_model::{
+    identity::{Role, UserName},
+    name::Name,
+    second_factor::AccessSettings,
+};
 use utoipa::ToSchema;
 
-use crate::control::ops::{FactorOffer, FactorView};
+use super::time;
+use crate::{
+    control::ops::{FactorOffer, FactorView},
+    identity::Jwk,
+};
 
 /// How whoever asks stands with their second factor.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -79,5 +89,92 @@ pub struct Access {
 impl From<AccessSettings> for Access {
     fn from(settings: AccessSettings) -> Self {
         Self { second_factor_for_admins: settings.second_factor_for_admins }
+    }
+}
+
+/// A token to be signed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SignedTokenRequest {
+    /// Whom it is to speak of, when root asks; otherwise it is whoever asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub user: Option<UserName>,
+    /// To whom: `toft`, which is this cluster's own doors, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// What it may: `viewer` (when absent), `operator` or `admin`, at most its user's.
+    pub role: Role,
+    /// Deployments in which it is an operator, at most its user's.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub grants: BTreeSet<Name>,
+    /// How long it is valid: `15m` when absent, `1h` at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}
+
+/// A token that was signed just now. Nobody keeps it.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct SignedToken {
+    /// The token: a JWT.
+    pub token: String,
+    /// What it is called in the audit trail.
+    pub id: String,
+    /// Whom it speaks of.
+    pub user: String,
+    /// To whom.
+    pub audience: String,
+    /// Until when it is valid.
+    pub expires_at: String,
+}
+
+impl From<crate::control::ops::SignedToken> for SignedToken {
+    fn from(signed: crate::control::ops::SignedToken) -> Self {
+        Self {
+            token: signed.text.to_string(),
+            id: signed.claims.jti.to_string(),
+            user: signed.claims.sub.to_string(),
+            audience: signed.claims.aud,
+            expires_at: time(signed.claims.exp.saturating_mul(1_000)),
+        }
+    }
+}
+
+/// Public keys (JWKS).
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Keys {
+    /// The keys, the newest first.
+    pub keys: Vec<Key>,
+}
+
+/// A public key (JWK).
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Key {
+    /// `OKP`.
+    pub kty: String,
+    /// `Ed25519`.
+    pub crv: String,
+    /// What tokens call it.
+    pub kid: String,
+    /// `EdDSA`.
+    pub alg: String,
+    /// `sig`.
+    #[serde(rename = "use")]
+    pub usage: String,
+    /// The key, base64url.
+    pub x: String,
+}
+
+impl From<Jwk> for Key {
+    fn from(key: Jwk) -> Self {
+        Self {
+            kty: key.kty,
+            crv: key.crv.unwrap_or_default(),
+            kid: key.kid.unwrap_or_default(),
+            alg: key.alg.unwrap_or_default(),
+            usage: key.usage.unwrap_or_default(),
+            x: key.x.unwrap_or_default(),
+        }
     }
 }

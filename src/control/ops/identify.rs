@@ -8,7 +8,7 @@ use toft_model::{
     identity::{NewSession, PasswordHash, Rights, UserName},
     name::Name,
     second_factor::FactorProof,
-    state::{ApiTokenRow, Command, SessionRow, UserRow, UserStanding, query_standing, query_workload},
+    state::{ApiTokenRow, Command, SessionRow, SigningKeyRow, UserRow, UserStanding, query_standing, query_workload},
 };
 use zeroize::Zeroizing;
 
@@ -108,9 +108,11 @@ impl Ops {
         Ok(Some(Actor { user: Some(name), rights, way: Way::Session(shown.id), from, is_first, lacks_factor }))
     }
 
-    /// Whose API token this is; nobody when it is none, has expired or was revoked.
+    /// Whose API token or signed token this is; nobody when it is none, has expired or was revoked.
     pub async fn identify_token(&self, text: &str, from: Option<IpAddr>) -> Result<Option<Actor>, ControlError> {
-        let (Some(shown), gate) = (Bearer::from_api_token(text), self.gate()?) else { return Ok(None) };
+        let (Some(shown), gate) = (Bearer::from_api_token(text), self.gate()?) else {
+            return self.identify_signed(text, from).await;
+        };
         let id = shown.id.clone();
         let read = self.state.read(move |connection| {
             let Some(token) = ApiTokenRow::by_id(connection, &id)? else { return Ok(None) };
@@ -335,7 +337,7 @@ impl Ops {
     /// What somebody may now who came in before; nothing when they would come in no more.
     async fn rights_now(&self, asks: &Actor) -> Result<Option<Rights>, ControlError> {
         let Some(name) = asks.user.clone() else { return Ok(Some(asks.rights.clone())) };
-        let (way, now_ms) = (asks.way.clone(), now_ms());
+        let (way, asked_rights, now_ms) = (asks.way.clone(), asks.rights.clone(), now_ms());
         let read = self.state.read(move |connection| {
             let standing = query_standing(connection, &name)?;
             let Some(rights) = rights_of(&name, standing.as_ref()) else { return Ok(None) };
@@ -345,6 +347,10 @@ impl Ops {
                     let lives =
                         SessionRow::by_id(connection, &id)?.is_some_and(|row| now_ms < row.session.expires_at_ms);
                     lives.then_some(rights)
+                }
+                Way::Signed { key, until_ms, .. } => {
+                    let lives = now_ms < until_ms && SigningKeyRow::by_id(connection, &key)?.is_some();
+                    lives.then(|| asked_rights.and(&standing.map_or(rights, |standing| standing.row.rights)))
                 }
                 Way::Token(id) => ApiTokenRow::by_id(connection, &id)?
                     .filter(|row| !row.has_expired(now_ms))

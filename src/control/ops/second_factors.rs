@@ -72,7 +72,7 @@ fn stale_offer() -> ControlError {
 }
 
 impl Ops {
-    fn sealing_key(&self) -> Result<&ClusterKey, ControlError> {
+    pub(super) fn sealing_key(&self) -> Result<&ClusterKey, ControlError> {
         let absent = || ControlError::new(ErrorKind::Unavailable, "this node has no key to seal secrets with");
         self.cluster_key.as_deref().ok_or_else(absent)
     }

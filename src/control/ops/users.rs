@@ -214,7 +214,7 @@ impl Ops {
     pub(super) fn who_signed_in(&self) -> Result<std::sync::Arc<Actor>, ControlError> {
         let asks = actor::current().ok_or_else(no_user)?;
         match asks.way {
-            Way::Token(_) => {
+            Way::Token(_) | Way::Signed { .. } => {
                 Err(ControlError::new(ErrorKind::Forbidden, "a token cannot change how its owner signs in")
                     .hint("sign in, or ask an admin"))
             }

@@ -151,7 +151,7 @@ async fn show_with(dashboard: &Dashboard, news: News) -> Result<Response, PageEr
         name: asks.name().to_owned(),
         role,
         grants,
-        has_password: asks.user.is_some() && !matches!(asks.way, Way::Token(_)),
+        has_password: asks.user.is_some() && !matches!(asks.way, Way::Token(_) | Way::Signed { .. }),
         has_factor,
         is_admin: asks.is_admin(),
         is_user: asks.user.is_some(),

@@ -11,6 +11,7 @@ use super::{
     members::{self, Admit, Remove},
     mesh, move_orders, node_health, nodes, registries, rollouts, second_factors,
     secrets::{self, NewSecret},
+    signing_keys,
     subnets::{self, Claim},
     tables::{
         AdmissionRow, ApiTokenRow, EventLevel, EventRow, InstanceRow, NodeRow, RemovedNodeRow, SessionRow, VolumeRow,
@@ -178,6 +179,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::PutSecondFactor { factor, .. } => second_factors::put(connection, factor)?,
         Command::RemoveSecondFactor { name, proof, .. } => second_factors::remove(connection, name, proof.as_ref())?,
         Command::ConfigureAccess { changes, .. } => second_factors::configure(connection, *changes)?,
+        Command::PutSigningKey { key, alone, at_ms } => signing_keys::put(connection, key, *alone, *at_ms)?,
         // The trail tells of it.
         Command::NoteAction { .. } => Ok(Reply::Done),
     };

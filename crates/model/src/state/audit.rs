@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::{
     command::Command,
     tables::{
-        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow, SessionRow, TokenRow, UserRow, VolumeRow,
+        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow, SessionRow, SigningKeyRow, TokenRow, UserRow, VolumeRow,
         WorkloadRow, access_settings, placement_settings,
     },
 };
@@ -41,6 +41,7 @@ enum What<'a> {
     ApiToken(&'a TokenId),
     SecondFactor(&'a UserName),
     Access,
+    SigningKeys(&'a TokenId),
     Noted { subject: &'a str, detail: &'a str },
 }
 
@@ -123,6 +124,7 @@ fn what(command: &Command) -> Option<(String, What<'_>)> {
             told(action, What::SecondFactor(name))
         }
         Command::ConfigureAccess { .. } => told("configure_access", What::Access),
+        Command::PutSigningKey { key, .. } => told("rotate_signing_keys", What::SigningKeys(&key.id)),
         Command::NoteAction { action, subject, detail, .. } => told(action, What::Noted { subject, detail }),
         Command::RegisterNode { .. }
         | Command::CommitPlan { .. }
@@ -157,6 +159,7 @@ fn subject(connection: &Connection, what: &What<'_>) -> rusqlite::Result<String>
         What::ApiToken(id) => format!("api-token/{id}"),
         What::SecondFactor(name) => format!("user/{name}"),
         What::Access => "cluster/access".to_owned(),
+        What::SigningKeys(id) => format!("signing-key/{id}"),
         What::Noted { subject, .. } => (*subject).to_owned(),
     })
 }
@@ -220,6 +223,10 @@ fn picture(connection: &Connection, what: &What<'_>) -> rusqlite::Result<Option<
         What::Access => {
             let settings = access_settings(connection)?;
             Some(json!({"second_factor_for_admins": settings.second_factor_for_admins}))
+        }
+        What::SigningKeys(_) => {
+            let keys = SigningKeyRow::all(connection)?.into_iter().map(|row| row.key.id.to_string());
+            Some(json!({"keys": keys.collect::<Vec<_>>()}))
         }
         What::Noted { detail, .. } => (!detail.is_empty()).then(|| json!({ "detail": detail })),
     })

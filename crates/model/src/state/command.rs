@@ -20,6 +20,7 @@ use crate::{
     schedule::PlacementChanges,
     second_factor::{AccessChanges, FactorProof, NewSecondFactor},
     secret::SealedSecret,
+    signing::NewSigningKey,
     token::{Digest, NewToken, TokenId},
     volume::VolumeOptions,
     workload::WorkloadSpec,
@@ -418,6 +419,16 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// The leader makes another key for short-lived tokens, or an admin does.
+    PutSigningKey {
+        /// The key.
+        key: Box<NewSigningKey>,
+        /// Whether all others go at once, and what they signed with them.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        alone: bool,
+        /// When.
+        at_ms: i64,
+    },
     /// Somebody did something that the state does not show, for the audit trail.
     NoteAction {
         /// What: `exec`.
@@ -454,6 +465,7 @@ impl Command {
             | Self::PutSecondFactor { .. }
             | Self::RemoveSecondFactor { .. }
             | Self::ConfigureAccess { .. }
+            | Self::PutSigningKey { .. }
             | Self::NoteAction { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }

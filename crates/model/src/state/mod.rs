@@ -24,6 +24,7 @@ mod request;
 mod rollouts;
 mod second_factors;
 mod secrets;
+mod signing_keys;
 mod subnets;
 mod tables;
 #[cfg(test)]
@@ -54,7 +55,7 @@ pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
     AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow,
     MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow,
-    SecretRow, SessionRow, SubnetRow, TokenRow, TokenState,
+    SecretRow, SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState,
     UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, access_settings, applied_index, placement_settings,
 };
 pub use volume_moves::{cannot_go, volume_is_mounted};

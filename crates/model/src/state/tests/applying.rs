@@ -67,6 +67,7 @@ fn every_command_of_the_fixtures_is_answered() {
                 | Command::PutSecondFactor { .. }
                 | Command::RemoveSecondFactor { .. }
                 | Command::ConfigureAccess { .. }
+                | Command::PutSigningKey { .. }
                 | Command::NoteUses { .. }
                 | Command::NoteAction { .. },
                 Reply::Done,

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 41] = [
+const STORY: [&str; 42] = [
     "create_user",
     "open_session",
     "create_api_token",
@@ -17,6 +17,7 @@ const STORY: [&str; 41] = [
     "change_user",
     "put_second_factor",
     "configure_access",
+    "put_signing_key",
     "create_token",
     "admit_node",
     "claim_subnet",

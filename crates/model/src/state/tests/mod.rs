@@ -13,6 +13,7 @@ mod reports;
 mod rollouts;
 mod second_factors;
 mod secrets;
+mod signing_keys;
 mod subnets;
 mod users;
 mod volume_moves;
