@@ -1,7 +1,10 @@
 //! What each route asks for: the one place that says it. A route that is not here is answered to nobody but root, and fails a test.
 
 use axum::http::Method;
-use toft_model::identity::Role;
+use toft_model::{
+    identity::{Rights, Role},
+    name::Name,
+};
 
 /// What a route asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,6 +315,26 @@ pub(super) fn find(method: &Method, matched: &str) -> Found {
         return Found::Nothing;
     }
     of_path.find(|rule| rule.method == method).map_or(Found::OtherMethod, Found::Rule)
+}
+
+/// What a route asks for, by its path as the table names it; nothing when there is none.
+pub fn need_of(method: &Method, path: &str) -> Option<Need> {
+    match find(method, path) {
+        Found::Rule(rule) => Some(rule.need),
+        Found::OtherMethod | Found::Nothing => None,
+    }
+}
+
+/// Whether somebody with these rights is let through. `deployment`: that of the workload that is meant, where one is.
+pub fn admits(need: Need, rights: &Rights, deployment: Option<&Name>) -> bool {
+    match need {
+        Need::Nothing | Need::Known => true,
+        Need::Role(role) => rights.role >= role,
+        Need::Specification => rights.role >= Role::Operator || !rights.grants.is_empty(),
+        Need::Workload | Need::Instance => {
+            rights.role >= Role::Operator || deployment.is_some_and(|deployment| rights.operates(deployment))
+        }
+    }
 }
 
 #[cfg(test)]

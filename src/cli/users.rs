@@ -37,7 +37,7 @@ pub(super) async fn user(client: &Client, command: UserCommand) -> Result<i32, F
             ApiTokenCommand::Create(args) => create_token(client, args).await,
             ApiTokenCommand::Sign(args) => sign(client, args).await,
             ApiTokenCommand::RotateKeys => {
-                client.post_empty("/api/v1/signing-keys/rotate").await?;
+                client.post_quietly("/api/v1/signing-keys/rotate").await?;
                 Ok(0)
             }
             ApiTokenCommand::List(args) => tokens(client, args).await,

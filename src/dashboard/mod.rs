@@ -33,6 +33,7 @@ mod secrets;
 mod settings;
 mod shell;
 mod shells;
+mod sight;
 mod usage;
 mod versions;
 mod volumes;

@@ -51,7 +51,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("agent", &["observe", "seal"]),
         ("access", &["api", "control", "identity"]),
         ("api", &["backup", "control", "observe", "seal"]),
-        ("dashboard", &["control", "identity", "seal"]),
+        ("dashboard", &["access", "control", "identity", "seal"]),
         ("cli", &["api", "agent", "backup", "config", "daemon", "doctor", "observe"]),
         ("doctor", &["agent", "config"]),
         (
