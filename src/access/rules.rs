@@ -295,7 +295,8 @@ pub(super) enum Found {
 
 /// Whether a path is the API's, as programs ask for it; the others are pages.
 pub(super) fn is_api(path: &str) -> bool {
-    below_version(path).is_some() || matches!(path, "/health" | "/ready" | "/metrics" | "/.well-known/jwks.json" | "/api" | "/v1")
+    below_version(path).is_some()
+        || matches!(path, "/health" | "/ready" | "/metrics" | "/.well-known/jwks.json" | "/api" | "/v1")
 }
 
 fn below_version(path: &str) -> Option<&str> {
@@ -397,8 +398,10 @@ mod tests {
 
     #[test]
     fn every_page_has_a_rule_and_every_rule_a_page() {
-        let mut routes: BTreeSet<String> =
-            ["/health", "/ready", "/metrics", "/.well-known/jwks.json", "/styleguide"].iter().map(|path| format!("GET {path}")).collect();
+        let mut routes: BTreeSet<String> = ["/health", "/ready", "/metrics", "/.well-known/jwks.json", "/styleguide"]
+            .iter()
+            .map(|path| format!("GET {path}"))
+            .collect();
         routes.extend(written(include_str!("../dashboard/mod.rs")));
         assert_eq!(named(PAGES), routes, "left: rules, right: routes of the dashboard");
     }

@@ -11,11 +11,15 @@ use super::{
     client::Client,
     output, prompt,
     user_args::{
-        ApiTokenCommand, ApiTokenCreateArgs, FactorCommand, RequiredOf, SignArgs, UserCommand, UserCreateArgs, UserSetArgs,
+        ApiTokenCommand, ApiTokenCreateArgs, FactorCommand, RequiredOf, SignArgs, UserCommand, UserCreateArgs,
+        UserSetArgs,
     },
     workloads::all,
 };
-use crate::api::types::{Access, ApiToken, ApiTokenRequest, NewApiToken, Session, SignedToken, SignedTokenRequest, User, UserChange, UserRequest};
+use crate::api::types::{
+    Access, ApiToken, ApiTokenRequest, NewApiToken, Session, SignedToken, SignedTokenRequest, User, UserChange,
+    UserRequest,
+};
 
 /// Longest password that is read, in bytes.
 const LONGEST: u64 = 1_024;

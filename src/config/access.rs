@@ -113,7 +113,9 @@ impl TlsConfig {
             let span = parse_span_ms(text).map(Duration::from_millis);
             let span = span.and_then(|span| match span <= LONGEST_HSTS {
                 true => Ok(span),
-                false => Err(Invalid::value("the time is out of range", "use at most 730d; `0s` makes browsers forget")),
+                false => {
+                    Err(Invalid::value("the time is out of range", "use at most 730d; `0s` makes browsers forget"))
+                }
             });
             span.unwrap_or_else(|invalid| {
                 note("api.hsts", invalid);

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{Dashboard, Frame, error::PageError, show};
+use super::{Dashboard, Frame, error::PageError, show, sight};
 use crate::control::ops::Ops;
 
 /// Most that is found.
@@ -17,7 +17,7 @@ const MOST: usize = 30;
 const LONGEST: usize = 64;
 
 /// Pages: address and name.
-const PAGES: [(&str, &str); 13] = [
+const PAGES: [(&str, &str); 16] = [
     ("/", "Overview"),
     ("/workloads", "Workloads"),
     ("/run", "Run a workload"),
@@ -31,6 +31,9 @@ const PAGES: [(&str, &str); 13] = [
     ("/secrets", "Secrets"),
     ("/logs", "Kept logs"),
     ("/settings", "Settings"),
+    ("/account", "Your account"),
+    ("/users", "Users"),
+    ("/audit", "Audit trail"),
 ];
 
 #[derive(Template)]
@@ -56,7 +59,11 @@ pub(super) struct Asked {
 
 async fn find(ops: &Ops, text: &str) -> Result<Vec<Found>, PageError> {
     let mut found: Vec<Found> = Vec::new();
-    let pages = PAGES.iter().map(|(link, name)| ((*link).to_owned(), (*name).to_owned(), "page"));
+    let may = |(link, _): &&(&str, &str)| match *link {
+        "/run" => sight::may("POST", "/run"),
+        link => sight::may("GET", link),
+    };
+    let pages = PAGES.iter().filter(may).map(|(link, name)| ((*link).to_owned(), (*name).to_owned(), "page"));
     let mut all: Vec<(String, String, &'static str)> = pages.collect();
     if !text.is_empty() {
         let (workloads, nodes) = (ops.workload_names().await?, ops.nodes().await?);

@@ -77,8 +77,8 @@ pub(super) async fn page(State(dashboard): State<Dashboard>, Path(name): Path<St
     let before = rows.iter().skip(1).map(Some).chain([None]);
     let versions = rows.iter().zip(before).map(|(row, before)| Line::of(row, before, newest, now_ms)).collect();
     let newest_spec = rows.first().map(|row| &row.spec);
-    let may_go_back = newest_spec
-        .is_some_and(|spec| sight::may_on("POST", "/workloads/{name}/rollback", deployment_of(spec)));
+    let may_go_back =
+        newest_spec.is_some_and(|spec| sight::may_on("POST", "/workloads/{name}/rollback", deployment_of(spec)));
     show(&Page { frame: Frame::at("workloads"), name: name.into(), newest, versions, may_go_back })
 }
 

@@ -158,10 +158,7 @@ impl Actions {
             from,
             start: may("POST", "start") && (desired == Desired::Stopped || (desired == Desired::Running && ended)),
             stop: may("POST", "stop") && desired == Desired::Running && !finished,
-            restart: may("POST", "restart")
-                && desired == Desired::Running
-                && !ended
-                && !workload.instances.is_empty(),
+            restart: may("POST", "restart") && desired == Desired::Running && !ended && !workload.instances.is_empty(),
             remove: may("POST", "remove") && desired != Desired::Removed,
             change: may("POST", "edit"),
             shell: may("GET", "shell") && desired == Desired::Running && !finished,

@@ -17,7 +17,7 @@ pub use brake::{Attempt, Brake};
 pub use gate::{Gate, Lengths, Used};
 pub use half::{Halves, Waiting};
 pub use jws::{Header, Jwk, Jwks, Signed, VerifyingKey};
-pub use password::{FirstPassword, HashError, Passwords, Company, Turn};
+pub use password::{Company, FirstPassword, HashError, Passwords, Turn};
 pub use secret::{API_TOKEN_PREFIX, Bearer, NoRandom, new_token_id};
 pub use signer::{Claims, OWN_AUDIENCE, SigningKey, key_of, opens};
 pub use totp::{TotpSecret, is_code, recovery_codes, recovery_digest};

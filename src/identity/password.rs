@@ -272,7 +272,10 @@ mod tests {
         let passwords = Passwords::new().unwrap();
         let join = |name, password| passwords.join(name, None, password);
         let Company::First(first) = join("ann", "one").await else { panic!("nobody was there") };
-        assert!(matches!(join("bob", "one").await, Company::First(_)) && matches!(join("ann", "two").await, Company::First(_)));
+        assert!(
+            matches!(join("bob", "one").await, Company::First(_))
+                && matches!(join("ann", "two").await, Company::First(_))
+        );
         let (told, ()) = tokio::join!(join("ann", "one"), async { first.tell(true) });
         assert!(matches!(told, Company::Told(Some(true))));
         let Company::First(first) = join("ann", "one").await else { panic!("it is over") };

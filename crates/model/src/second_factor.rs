@@ -88,8 +88,6 @@ pub struct AccessChanges {
 impl AccessSettings {
     /// The same with the changes.
     pub fn with(self, changes: AccessChanges) -> Self {
-        Self {
-            second_factor_for_admins: changes.second_factor_for_admins.unwrap_or(self.second_factor_for_admins),
-        }
+        Self { second_factor_for_admins: changes.second_factor_for_admins.unwrap_or(self.second_factor_for_admins) }
     }
 }

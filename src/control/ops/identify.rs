@@ -18,7 +18,7 @@ use crate::{
         ControlError, ErrorKind,
         actor::{self, Actor, Way},
     },
-    identity::{Attempt, Bearer, Gate, Company},
+    identity::{Attempt, Bearer, Company, Gate},
 };
 
 /// How old what is known of a use may get before it is told, in milliseconds.

@@ -94,9 +94,9 @@ impl Ops {
     pub async fn second_factor(&self) -> Result<FactorView, ControlError> {
         let nothing = FactorView { on: false, recovery_codes: 0, missing: false, possible: false };
         let Some(user) = actor::current().and_then(|asks| asks.user.clone()) else { return Ok(nothing) };
-        let read = self.state.read(move |connection| {
-            Ok((query_standing(connection, &user)?, SecondFactorRow::of(connection, &user)?))
-        });
+        let read = self
+            .state
+            .read(move |connection| Ok((query_standing(connection, &user)?, SecondFactorRow::of(connection, &user)?)));
         let (standing, row) = read.await?;
         Ok(FactorView {
             on: row.is_some(),

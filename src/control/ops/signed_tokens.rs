@@ -8,7 +8,6 @@ use toft_model::{
     identity::{Rights, UserName},
     signing::{KNOWN_BEFORE_MS, MAX_SIGNED_TTL_MS, MIN_SIGNED_TTL_MS, NewSigningKey, SIGNS_MS},
     state::{ApiTokenRow, Command, SigningKeyRow, UserRow},
-    token::TokenId,
 };
 use zeroize::Zeroizing;
 
@@ -93,9 +92,12 @@ impl Ops {
             (None, None) => return Err(no_user().field("user")),
         };
         if asks.as_ref().is_some_and(|asks| !wish.rights.within(&asks.rights)) {
-            return Err(ControlError::new(ErrorKind::Forbidden, "the token would be allowed more than who asks for it")
-                .hint("give it at most your own role and grants")
-                .field("role"));
+            return Err(ControlError::new(
+                ErrorKind::Forbidden,
+                "the token would be allowed more than who asks for it",
+            )
+            .hint("give it at most your own role and grants")
+            .field("role"));
         }
         let ttl_ms = i64::try_from(wish.ttl_ms).unwrap_or(i64::MAX);
         if !(MIN_SIGNED_TTL_MS..=MAX_SIGNED_TTL_MS).contains(&ttl_ms) {
@@ -208,6 +210,8 @@ impl Ops {
 
 #[cfg(test)]
 mod tests {
+    use toft_model::token::TokenId;
+
     use super::*;
 
     fn row(number: u8, created_at_ms: i64) -> SigningKeyRow {
@@ -223,7 +227,10 @@ mod tests {
         assert!(!is_time(&first, SIGNS_MS) && is_time(&first, SIGNS_MS + 1_000));
         let both = [row(2, SIGNS_MS), row(1, 0)];
         let at = |now_ms| signs(&both, now_ms).map(|row| row.key.public[0]);
-        assert_eq!((at(SIGNS_MS), at(SIGNS_MS + KNOWN_BEFORE_MS - 1), at(SIGNS_MS + KNOWN_BEFORE_MS)), (Some(1), Some(1), Some(2)));
+        assert_eq!(
+            (at(SIGNS_MS), at(SIGNS_MS + KNOWN_BEFORE_MS - 1), at(SIGNS_MS + KNOWN_BEFORE_MS)),
+            (Some(1), Some(1), Some(2))
+        );
         assert!(!is_time(&[row(1, 5_000)], i64::MIN), "a clock that went back makes no keys");
     }
 }

@@ -54,12 +54,8 @@ impl Picture {
                 path.push_str(&format!("M{} {}h1v1h-1z", x + MARGIN, y + MARGIN));
             }
         }
-        let groups: Vec<&str> = offer
-            .secret
-            .as_bytes()
-            .chunks(4)
-            .map(|group| std::str::from_utf8(group).unwrap_or_default())
-            .collect();
+        let groups: Vec<&str> =
+            offer.secret.as_bytes().chunks(4).map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
         let secret = Zeroizing::new(groups.join(" "));
         Ok(Self { secret, offer: offer.offer, size: code.size() + 2 * MARGIN, path })
     }

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use super::{
     command::Command,
     tables::{
-        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow, SessionRow, SigningKeyRow, TokenRow, UserRow, VolumeRow,
-        WorkloadRow, access_settings, placement_settings,
+        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow, SessionRow,
+        SigningKeyRow, TokenRow, UserRow, VolumeRow, WorkloadRow, access_settings, placement_settings,
     },
 };
 use crate::{

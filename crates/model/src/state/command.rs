@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use super::{
-    changes::{InstanceChange, InstanceMove, MoveTurn, Placement, PowerAction, Preemption, PutMode, RolloutChange, Unmoved},
+    changes::{
+        InstanceChange, InstanceMove, MoveTurn, Placement, PowerAction, Preemption, PutMode, RolloutChange, Unmoved,
+    },
     reply::{Refusal, RefusalKind, Reply},
 };
 use crate::{

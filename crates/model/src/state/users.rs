@@ -21,7 +21,11 @@ use crate::{
 /// How long an API token that expired is shown: a week.
 const SHOWN_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
-pub(super) fn refuse(kind: RefusalKind, message: impl Into<String>, hint: impl Into<String>) -> rusqlite::Result<Applied> {
+pub(super) fn refuse(
+    kind: RefusalKind,
+    message: impl Into<String>,
+    hint: impl Into<String>,
+) -> rusqlite::Result<Applied> {
     Ok(Err(Refusal { kind, message: message.into(), hint: hint.into() }))
 }
 

@@ -66,7 +66,11 @@ fn a_code_opens_one_session_and_none_opens_without() {
         assert_eq!(cluster.refused(open(2, spent.clone())), RefusalKind::Stale, "{spent:?}");
     }
     cluster.apply(open(2, step(7, 101)));
-    assert_eq!(cluster.refused(open(3, step(7, 101))), RefusalKind::Stale, "shown at two nodes at once, it counts once");
+    assert_eq!(
+        cluster.refused(open(3, step(7, 101))),
+        RefusalKind::Stale,
+        "shown at two nodes at once, it counts once"
+    );
     cluster.apply(open(3, recovery(7, 4)));
     assert_eq!(cluster.refused(open(4, recovery(7, 4))), RefusalKind::Stale);
     cluster.apply(open(4, step(7, 102)));

@@ -8,11 +8,8 @@ use crate::{
 };
 
 fn put(number: u8, alone: bool, at_ms: i64) -> Command {
-    let key = NewSigningKey {
-        id: TokenId::of([number; 10]),
-        public: vec![number; 32],
-        sealed: vec![number; 81].into(),
-    };
+    let key =
+        NewSigningKey { id: TokenId::of([number; 10]), public: vec![number; 32], sealed: vec![number; 81].into() };
     Command::PutSigningKey { key: Box::new(key), alone, at_ms }
 }
 
