@@ -182,6 +182,8 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/login", NOTHING),
     rule("POST", "/login", NOTHING),
     rule("POST", "/login/code", NOTHING),
+    rule("GET", "/login/oidc", NOTHING),
+    rule("GET", "/login/oidc/callback", NOTHING),
     rule("POST", "/logout", KNOWN),
     rule("GET", "/setup", KNOWN),
     rule("POST", "/setup", KNOWN),

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use toft_model::{invalid::Invalid, units::parse_span_ms};
 
-use super::file::ApiSection;
+use super::{
+    file::ApiSection,
+    oidc::{OidcConfig, OidcSection},
+};
 
 /// `[access]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -13,15 +16,18 @@ use super::file::ApiSection;
 pub(super) struct AccessSection {
     session_idle: Option<String>,
     session_max: Option<String>,
+    oidc: Option<OidcSection>,
 }
 
 /// Who comes in, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessConfig {
     /// How long a session lasts without being used.
     pub session_idle: Duration,
     /// How long a session lasts at most.
     pub session_max: Duration,
+    /// A provider at which people sign in.
+    pub oidc: Option<OidcConfig>,
 }
 
 /// Shortest and longest session.
@@ -41,10 +47,10 @@ impl AccessSection {
                 SHORTEST
             })
         };
-        AccessConfig {
-            session_idle: span("access.session_idle", self.session_idle.as_deref(), "7d"),
-            session_max: span("access.session_max", self.session_max.as_deref(), "30d"),
-        }
+        let session_idle = span("access.session_idle", self.session_idle.as_deref(), "7d");
+        let session_max = span("access.session_max", self.session_max.as_deref(), "30d");
+        let oidc = self.oidc.as_ref().map(|oidc| oidc.resolve(note));
+        AccessConfig { session_idle, session_max, oidc }
     }
 }
 

@@ -115,6 +115,7 @@ fn grows(command: &Command) -> bool {
         | Command::RemoveSecondFactor { .. }
         | Command::ConfigureAccess { .. }
         | Command::PutSigningKey { .. }
+        | Command::AcceptUser { .. }
         | Command::NoteUses { .. }
         | Command::NoteAction { .. }
         | Command::RemoveNode { .. } => false,

@@ -33,6 +33,8 @@ pub enum Way {
         /// Until when it is valid, in milliseconds since 1970.
         until_ms: i64,
     },
+    /// By way of a provider, a moment before there is a session.
+    Provider,
     /// With a password in the request itself.
     Password,
 }
@@ -142,6 +144,7 @@ impl Actor {
             Way::Session(id) => format!("session {id}"),
             Way::Token(id) => format!("token {id}"),
             Way::Signed { id, .. } => format!("signed token {id}"),
+            Way::Provider => "provider".to_owned(),
             Way::Password => "password".to_owned(),
         };
         let came_from = self.from.map(|from| from.to_canonical().to_string());

@@ -4,6 +4,7 @@ use std::{
     io::IsTerminal,
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +22,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tower::util::option_layer;
 use tower_http::set_header::SetResponseHeaderLayer;
+use zeroize::Zeroizing;
 
 use super::{
     directories::Directories,
@@ -31,14 +33,16 @@ use super::{
 use crate::{
     access::{self, Door, Kind, Refusals},
     api::http::{self, ApiState, serve},
-    config::Config,
+    config::{Config, OidcConfig},
     control::{
         ControlError,
         loops::{signing_keys, uses},
+        ops::Provider,
     },
     dashboard,
     files::write_whole,
     identity::{FirstPassword, Gate, Lengths},
+    oidc::{Oidc, Settings},
 };
 
 /// The open doors.
@@ -59,6 +63,9 @@ pub(super) async fn open(
     let gate = Gate::new().context("preparing for those who come in")?;
     gate.set_lengths(Lengths { whole: config.access.session_max, idle: config.access.session_idle });
     api.ops = api.ops.with_gate(Arc::clone(&gate)).with_trust_root(trust_root(directories)?);
+    if let Some(oidc) = &config.access.oidc {
+        api.ops = api.ops.with_provider(provider(oidc)?);
+    }
     // Once `admin` has a password of their own, no file counts.
     let first = api.ops.user(&UserName::first()).await;
     if !first.is_ok_and(|first| first.has_password) {
@@ -120,6 +127,28 @@ pub(super) async fn open(
     tasks.spawn("TCP door", serve::tcp(tcp, by_tcp, tls, cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), cancel));
     Ok(Doors { url: format!("{scheme}://{address}"), tasks })
+}
+
+/// The provider at which people sign in.
+fn provider(oidc: &OidcConfig) -> anyhow::Result<Provider> {
+    let secret = |path: &PathBuf| {
+        let text = Zeroizing::new(std::fs::read_to_string(path)?);
+        Ok::<_, std::io::Error>(Zeroizing::new(text.trim().to_owned()))
+    };
+    let file = oidc.client_secret_file.as_ref();
+    let client_secret = file.map(secret).transpose().context("reading the file of `access.oidc.client_secret_file`")?;
+    let settings = Settings {
+        name: oidc.name.clone(),
+        issuer: oidc.issuer.clone(),
+        client_id: oidc.client_id.clone(),
+        client_secret,
+        scopes: oidc.scopes.clone(),
+        groups_claim: oidc.groups_claim.clone(),
+        name_claim: oidc.name_claim.clone(),
+        roles: oidc.roles.clone(),
+        ca_file: oidc.ca_file.clone(),
+    };
+    Ok(Provider::new(Oidc::new(settings).context("preparing for those who come from a provider")?))
 }
 
 /// Tells browsers to speak nothing but TLS with this host.

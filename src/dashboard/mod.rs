@@ -136,6 +136,8 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/ca.pem", get(people::authority::pem))
         .route("/login", get(people::login::page).post(people::login::submit))
         .route("/login/code", post(people::login::submit_code))
+        .route("/login/oidc", get(people::provider::begin))
+        .route("/login/oidc/callback", get(people::provider::end))
         .route("/logout", post(people::login::sign_out))
         .route("/setup", get(people::setup::page).post(people::setup::submit))
         .route("/account", get(people::account::page))

@@ -168,6 +168,7 @@ impl Cluster {
             | Command::RemoveSecondFactor { .. }
             | Command::ConfigureAccess { .. }
             | Command::PutSigningKey { .. }
+            | Command::AcceptUser { .. }
             | Command::NoteUses { .. }
             | Command::NoteAction { .. } => return,
         };

@@ -11,10 +11,7 @@ use toft_model::{
 use utoipa::ToSchema;
 
 use super::time;
-use crate::{
-    control::ops::{FactorOffer, FactorView},
-    identity::Jwk,
-};
+use crate::control::ops::{FactorOffer, FactorView, Jwk};
 
 /// How whoever asks stands with their second factor.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]

@@ -116,7 +116,7 @@ pub struct Me {
     /// Deployments in which they are operators.
     #[serde(default)]
     pub grants: Vec<String>,
-    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID` or `password`.
+    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider` or `password`.
     pub way: String,
 }
 
@@ -266,7 +266,7 @@ pub struct AuditEntry {
     pub at: String,
     /// Who: a user, or `root`.
     pub user: String,
-    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID` or `password`.
+    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider` or `password`.
     pub way: String,
     /// The address they came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -58,7 +58,7 @@ fn throttled(left: Duration) -> ControlError {
 
 /// What a user's row gives whoever signs in. The first user is an admin before there is a row; who lacks a second factor that is asked
 /// for only looks until they have one.
-fn rights_of(name: &UserName, standing: Option<&UserStanding>) -> Option<Rights> {
+pub(super) fn rights_of(name: &UserName, standing: Option<&UserStanding>) -> Option<Rights> {
     match standing {
         Some(standing) if standing.row.disabled => None,
         Some(standing) if standing.lacks_factor => Some(Rights::default()),
@@ -342,7 +342,7 @@ impl Ops {
             let standing = query_standing(connection, &name)?;
             let Some(rights) = rights_of(&name, standing.as_ref()) else { return Ok(None) };
             Ok(match way {
-                Way::Socket | Way::Password => Some(rights),
+                Way::Socket | Way::Provider | Way::Password => Some(rights),
                 Way::Session(id) => {
                     let lives =
                         SessionRow::by_id(connection, &id)?.is_some_and(|row| now_ms < row.session.expires_at_ms);

@@ -20,6 +20,7 @@ pub mod members;
 pub mod mesh;
 mod nodes;
 mod placement;
+mod providers;
 mod rebalance;
 pub mod registries;
 mod second_factors;
@@ -39,6 +40,7 @@ pub use api_tokens::{ApiTokenWish, MadeApiToken};
 pub use audit::Noted;
 pub use authority::TrustRoot;
 pub use identify::{SignIn, SignedIn};
+pub use providers::{CameBack, FromProvider, Provider, ToProvider};
 pub use rebalance::RebalancePlan;
 pub use second_factors::{FactorOffer, FactorView};
 pub use sessions::SessionView;
@@ -65,6 +67,7 @@ use super::{
 };
 use far::{FarCards, FarPulls};
 
+pub use crate::identity::Jwk;
 use crate::{
     backup::Backups,
     consensus::{Handle, ProposeError},
@@ -86,6 +89,7 @@ pub struct Ops {
     cluster_key: Option<Arc<ClusterKey>>,
     gate: Option<Arc<Gate>>,
     trust_root: Option<Arc<TrustRoot>>,
+    provider: Option<Arc<Provider>>,
 }
 
 impl Ops {
@@ -103,6 +107,7 @@ impl Ops {
             cluster_key: None,
             gate: None,
             trust_root: None,
+            provider: None,
         }
     }
 
@@ -157,6 +162,12 @@ impl Ops {
     /// The same with what is known of who comes in.
     pub fn with_gate(mut self, gate: Arc<Gate>) -> Self {
         self.gate = Some(gate);
+        self
+    }
+
+    /// The same with a provider to sign in at.
+    pub fn with_provider(mut self, provider: Provider) -> Self {
+        self.provider = Some(Arc::new(provider));
         self
     }
 

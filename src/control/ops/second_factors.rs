@@ -79,7 +79,8 @@ impl Ops {
 
     /// The user who asks, signed in, with a password of their own.
     async fn who_has_password(&self) -> Result<UserName, ControlError> {
-        let asks = self.who_signed_in()?;
+        // Not forbidden: nobody gives a token that.
+        let asks = self.who_signed_in().map_err(|error| ControlError { kind: ErrorKind::Conflict, ..error })?;
         let user = asks.user.clone().ok_or_else(no_user)?;
         let asked = user.clone();
         let standing = self.state.read(move |connection| query_standing(connection, &asked)).await?;
@@ -94,6 +95,7 @@ impl Ops {
     pub async fn second_factor(&self) -> Result<FactorView, ControlError> {
         let nothing = FactorView { on: false, recovery_codes: 0, missing: false, possible: false };
         let Some(user) = actor::current().and_then(|asks| asks.user.clone()) else { return Ok(nothing) };
+        let signed_in = self.who_signed_in().is_ok();
         let read = self
             .state
             .read(move |connection| Ok((query_standing(connection, &user)?, SecondFactorRow::of(connection, &user)?)));
@@ -102,7 +104,7 @@ impl Ops {
             on: row.is_some(),
             recovery_codes: row.map_or(0, |row| row.0.recovery.len()),
             missing: standing.as_ref().is_some_and(|standing| standing.lacks_factor),
-            possible: standing.is_some_and(|standing| standing.row.password.is_some()),
+            possible: signed_in && standing.is_some_and(|standing| standing.row.password.is_some()),
         })
     }
 

@@ -218,7 +218,7 @@ impl Ops {
                 Err(ControlError::new(ErrorKind::Forbidden, "a token cannot change how its owner signs in")
                     .hint("sign in, or ask an admin"))
             }
-            Way::Socket | Way::Session(_) | Way::Password => Ok(asks),
+            Way::Socket | Way::Session(_) | Way::Provider | Way::Password => Ok(asks),
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     control::{
-        ErrorKind,
+        ControlError, ErrorKind,
         ops::{SignIn, SignedIn},
     },
     identity::Visitor,
@@ -35,6 +35,42 @@ struct LoginPage {
     /// A form that came when nobody was signed in, packed.
     kept: Option<String>,
     wrong: Option<Mistake>,
+    /// A provider at which people can sign in too.
+    provider: Option<Provider>,
+}
+
+/// A provider, and the address that leads there.
+struct Provider {
+    name: String,
+    address: String,
+}
+
+impl LoginPage {
+    fn of(dashboard: &Dashboard, next: String) -> Self {
+        let provider = dashboard.ops.provider_name().map(|name| {
+            let query = serde_urlencoded::to_string([("next", next.as_str())]).unwrap_or_default();
+            Provider { name: name.to_owned(), address: format!("/login/oidc?{query}") }
+        });
+        Self { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None, provider }
+    }
+}
+
+/// The sign-in page with why it is shown again.
+pub(super) fn refused(dashboard: &Dashboard, error: ControlError, next: String) -> Result<Response, PageError> {
+    let status = status_of(error.kind);
+    let mut page = show(&LoginPage { wrong: Some(mistake(error)), ..LoginPage::of(dashboard, next) })?;
+    *page.status_mut() = status;
+    Ok(page)
+}
+
+fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::Unauthenticated | ErrorKind::Stale => StatusCode::UNAUTHORIZED,
+        ErrorKind::Forbidden => StatusCode::FORBIDDEN,
+        ErrorKind::Conflict => StatusCode::CONFLICT,
+        ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
 }
 
 #[derive(Template)]
@@ -63,6 +99,12 @@ pub(in crate::dashboard) struct NextQuery {
     next: String,
 }
 
+impl NextQuery {
+    pub(super) fn next(&self) -> &str {
+        &self.next
+    }
+}
+
 /// The form as typed.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -84,9 +126,16 @@ pub(in crate::dashboard) struct CodeForm {
     kept: String,
 }
 
-pub(in crate::dashboard) async fn page(Query(query): Query<NextQuery>) -> Result<Response, PageError> {
-    let next = onwards(&query.next).to_owned();
-    show(&LoginPage { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None })
+pub(in crate::dashboard) async fn page(
+    State(dashboard): State<Dashboard>,
+    Query(query): Query<NextQuery>,
+) -> Result<Response, PageError> {
+    show(&LoginPage::of(&dashboard, onwards(&query.next).to_owned()))
+}
+
+/// Asks for a code after the first half.
+pub(super) fn ask_code(half: Zeroizing<String>, next: &str) -> Result<Response, PageError> {
+    show(&CodePage { frame: Frame::at(""), half, next: next.to_owned(), kept: None, wrong: None })
 }
 
 pub(in crate::dashboard) async fn submit(
@@ -107,14 +156,10 @@ pub(in crate::dashboard) async fn submit(
             return show(&CodePage { frame: Frame::at(""), half, next, kept, wrong: None });
         }
         Err(error) => {
-            let status = match error.kind {
-                ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
-                ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
+            let status = status_of(error.kind);
             let kept = kept.map(|kept| kept.packed());
             let wrong = Some(mistake(error));
-            let mut page = show(&LoginPage { frame: Frame::at(""), name, next, kept, wrong })?;
+            let mut page = show(&LoginPage { name, kept, wrong, ..LoginPage::of(&dashboard, next) })?;
             *page.status_mut() = status;
             return Ok(page);
         }
@@ -138,24 +183,20 @@ pub(in crate::dashboard) async fn submit_code(
         Ok(signed_in) => return come_in(signed_in, visitor, (&next, kept)),
         Err(error) => error,
     };
-    let status = match error.kind {
-        ErrorKind::Unauthenticated | ErrorKind::Stale => StatusCode::UNAUTHORIZED,
-        ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
-        _ => StatusCode::SERVICE_UNAVAILABLE,
-    };
+    let status = status_of(error.kind);
     let (again, kept) = (error.kind != ErrorKind::Stale, kept.map(|kept| kept.packed()));
     let wrong = Some(mistake(error));
     let mut page = if again {
         show(&CodePage { frame: Frame::at(""), half, next, kept, wrong })?
     } else {
-        show(&LoginPage { frame: Frame::at(""), name: String::new(), next, kept, wrong })?
+        show(&LoginPage { kept, wrong, ..LoginPage::of(&dashboard, next) })?
     };
     *page.status_mut() = status;
     Ok(page)
 }
 
 /// What whoever has signed in just now gets: their cookie, and where they were going.
-fn come_in(
+pub(super) fn come_in(
     signed_in: SignedIn,
     visitor: Option<Visitor>,
     (next, kept): (&str, Option<Kept>),
@@ -191,7 +232,7 @@ fn nowhere() -> Visitor {
 }
 
 /// What the browser calls itself, for people who look for a session of theirs.
-fn agent(headers: &HeaderMap) -> String {
+pub(super) fn agent(headers: &HeaderMap) -> String {
     in_short(headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default())
 }
 
@@ -248,7 +289,8 @@ pub(in crate::dashboard) async fn sign_in_first(request: Request) -> Response {
             None => "sign in again; nothing was changed".to_owned(),
         }),
     });
-    let page = LoginPage { frame: Frame::at(""), name: String::new(), next: "/".to_owned(), kept, wrong };
+    let (frame, next) = (Frame::at(""), "/".to_owned());
+    let page = LoginPage { frame, name: String::new(), next, kept, wrong, provider: None };
     let mut response = show(&page).unwrap_or_else(|error| error.page());
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     guard::dressed(response)

@@ -6,6 +6,7 @@ pub(super) mod authority;
 pub(super) mod factor;
 pub(super) mod kept;
 pub(super) mod login;
+pub(super) mod provider;
 pub(super) mod setup;
 pub(super) mod users;
 
@@ -22,7 +23,8 @@ fn onwards(next: &str) -> &str {
     let safe = plain && !next.chars().any(|c| c.is_control() || c == '\\');
     // Whoever has just come in is not sent to where they came in.
     let path = next.split(['?', '#']).next().unwrap_or_default();
-    if safe && !matches!(path, "/login" | "/login/code" | "/logout" | "/setup") { next } else { "/" }
+    let way_in = matches!(path, "/login" | "/logout" | "/setup") || path.starts_with("/login/");
+    if safe && !way_in { next } else { "/" }
 }
 
 fn mistake(error: ControlError) -> Mistake {

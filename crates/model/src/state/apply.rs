@@ -180,6 +180,7 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         Command::RemoveSecondFactor { name, proof, .. } => second_factors::remove(connection, name, proof.as_ref())?,
         Command::ConfigureAccess { changes, .. } => second_factors::configure(connection, *changes)?,
         Command::PutSigningKey { key, alone, at_ms } => signing_keys::put(connection, key, *alone, *at_ms)?,
+        Command::AcceptUser { user, at_ms } => users::accept(connection, user, *at_ms)?,
         // The trail tells of it.
         Command::NoteAction { .. } => Ok(Reply::Done),
     };

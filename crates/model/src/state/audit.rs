@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use super::{
     command::Command,
     tables::{
-        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow, SessionRow,
-        SigningKeyRow, TokenRow, UserRow, VolumeRow, WorkloadRow, access_settings, placement_settings,
+        ApiTokenRow, AuditRow, ExternalUserRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow,
+        SessionRow, SigningKeyRow, TokenRow, UserRow, VolumeRow, WorkloadRow, access_settings, placement_settings,
     },
 };
 use crate::{
-    identity::{Author, UserName},
+    identity::{Author, ExternalUser, UserName},
     name::Name,
     registry::RegistryName,
     token::TokenId,
@@ -42,6 +42,7 @@ enum What<'a> {
     SecondFactor(&'a UserName),
     Access,
     SigningKeys(&'a TokenId),
+    ExternalUser(&'a ExternalUser),
     Noted { subject: &'a str, detail: &'a str },
 }
 
@@ -125,6 +126,7 @@ fn what(command: &Command) -> Option<(String, What<'_>)> {
         }
         Command::ConfigureAccess { .. } => told("configure_access", What::Access),
         Command::PutSigningKey { key, .. } => told("rotate_signing_keys", What::SigningKeys(&key.id)),
+        Command::AcceptUser { user, .. } => told("accept_user", What::ExternalUser(user)),
         Command::NoteAction { action, subject, detail, .. } => told(action, What::Noted { subject, detail }),
         Command::RegisterNode { .. }
         | Command::CommitPlan { .. }
@@ -160,6 +162,10 @@ fn subject(connection: &Connection, what: &What<'_>) -> rusqlite::Result<String>
         What::SecondFactor(name) => format!("user/{name}"),
         What::Access => "cluster/access".to_owned(),
         What::SigningKeys(id) => format!("signing-key/{id}"),
+        What::ExternalUser(user) => {
+            let known = ExternalUserRow::user_of(connection, &user.issuer, &user.subject)?.or(user.name.clone());
+            format!("user/{}", known.as_ref().map_or("", UserName::as_str))
+        }
         What::Noted { subject, .. } => (*subject).to_owned(),
     })
 }
@@ -228,6 +234,11 @@ fn picture(connection: &Connection, what: &What<'_>) -> rusqlite::Result<Option<
             let keys = SigningKeyRow::all(connection)?.into_iter().map(|row| row.key.id.to_string());
             Some(json!({"keys": keys.collect::<Vec<_>>()}))
         }
+        What::ExternalUser(user) => match ExternalUserRow::user_of(connection, &user.issuer, &user.subject)? {
+            Some(name) => UserRow::named(connection, &name)?
+                .map(|row| json!({"role": row.rights.role, "issuer": user.issuer, "subject": user.subject})),
+            None => None,
+        },
         What::Noted { detail, .. } => (!detail.is_empty()).then(|| json!({ "detail": detail })),
     })
 }

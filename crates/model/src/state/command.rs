@@ -12,7 +12,7 @@ pub use super::{
 };
 use crate::{
     gpu::{GpuId, GpuPolicy},
-    identity::{NewApiToken, NewSession, NewUser, UserChanges, UserName},
+    identity::{ExternalUser, NewApiToken, NewSession, NewUser, UserChanges, UserName},
     ids::{NodeId, WorkloadId},
     instance::InstanceReport,
     mesh::MeshNode,
@@ -431,6 +431,13 @@ pub enum Command {
         /// When.
         at_ms: i64,
     },
+    /// A provider has signed somebody in: they become a user, or have by now what their groups give.
+    AcceptUser {
+        /// Who.
+        user: Box<ExternalUser>,
+        /// When.
+        at_ms: i64,
+    },
     /// Somebody did something that the state does not show, for the audit trail.
     NoteAction {
         /// What: `exec`.
@@ -468,6 +475,7 @@ impl Command {
             | Self::RemoveSecondFactor { .. }
             | Self::ConfigureAccess { .. }
             | Self::PutSigningKey { .. }
+            | Self::AcceptUser { .. }
             | Self::NoteAction { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }

@@ -24,7 +24,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0017_volume_moves.sql"),
     include_str!("migrations/0018_users.sql"),
     include_str!("migrations/0019_second_factors.sql"),
-    include_str!("migrations/0020_signing_keys.sql"),
+    include_str!("migrations/0020_signers_and_providers.sql"),
 ];
 
 /// The version this program writes.

@@ -53,10 +53,10 @@ pub use request::{Request, apply_request, was_applied};
 pub use second_factors::{UserStanding, query_standing};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow,
-    MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow, SecretRow, SessionRow, SigningKeyRow,
-    SubnetRow, TokenRow, TokenState, UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, access_settings,
-    applied_index, placement_settings,
+    AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, ExternalUserRow, GpuRow,
+    InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow, SecretRow,
+    SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState, UserRow, VersionRow, VolumeMove, VolumeRow,
+    WorkloadRow, access_settings, applied_index, placement_settings,
 };
 pub use volume_moves::{cannot_go, volume_is_mounted};
 pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};

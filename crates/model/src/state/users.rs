@@ -6,12 +6,12 @@ use super::{
     apply::Applied,
     command::{Refusal, RefusalKind, Reply},
     second_factors,
-    tables::{ApiTokenRow, SessionRow, UserRow},
+    tables::{ApiTokenRow, ExternalUserRow, SessionRow, UserRow},
 };
 use crate::{
     identity::{
-        FIRST_USER, MAX_API_TOKENS, MAX_SESSIONS, MAX_USERS, NewApiToken, NewSession, NewUser, Role, UserChanges,
-        UserName,
+        ExternalUser, FIRST_USER, MAX_API_TOKENS, MAX_SESSIONS, MAX_USERS, NewApiToken, NewSession, NewUser, Rights,
+        Role, UserChanges, UserName,
     },
     invalid::Invalid,
     second_factor::FactorProof,
@@ -102,6 +102,54 @@ fn is_last_admin(connection: &Connection, name: &UserName) -> rusqlite::Result<b
     let others = users.iter().filter(|user| user.name != *name);
     let mut leads = others.filter(|user| user.rights.role == Role::Admin && !user.disabled && user.password.is_some());
     Ok(closed && leads.next().is_none())
+}
+
+/// A provider has signed somebody in: they become a user, or have by now what their groups give. Whom they give nothing any more is
+/// signed out and only looks.
+pub(super) fn accept(connection: &Connection, user: &ExternalUser, at_ms: i64) -> rusqlite::Result<Applied> {
+    if let Err(breach) = user.check() {
+        return invalid(breach);
+    }
+    let known = ExternalUserRow::user_of(connection, &user.issuer, &user.subject)?;
+    let Some(name) = known else { return accept_new(connection, user, at_ms) };
+    let Some(mut row) = UserRow::named(connection, &name)? else { return no_user(&name) };
+    if row.disabled {
+        return refuse(RefusalKind::Stale, format!("the user `{name}` is disabled"), "ask an admin");
+    }
+    let role = user.role.unwrap_or_default();
+    let leads = row.rights.role == Role::Admin && row.password.is_some();
+    if leads && role != Role::Admin && is_last_admin(connection, &name)? {
+        let hint = "make another user an admin with a password first";
+        return refuse(RefusalKind::InUse, format!("`{name}` is the last admin"), hint);
+    }
+    if row.rights.role != role {
+        row.rights.role = role;
+        row.changed_at_ms = at_ms;
+        row.save(connection)?;
+    }
+    if user.role.is_none() {
+        SessionRow::delete_of(connection, &name, None)?;
+    }
+    Ok(Ok(Reply::Done))
+}
+
+fn accept_new(connection: &Connection, user: &ExternalUser, at_ms: i64) -> rusqlite::Result<Applied> {
+    let ExternalUser { issuer, subject, name, role } = user.clone();
+    let (Some(name), Some(role)) = (name, role) else {
+        let hint = "the provider must give a name, and a group that has a role here";
+        return refuse(RefusalKind::Invalid, "nobody is known of that name, and none can be made", hint);
+    };
+    // Whoever is here already is not taken over by somebody of the same name elsewhere.
+    if name.is_first() || UserRow::named(connection, &name)?.is_some() {
+        let hint = "ask an admin: that user is removed first, or the provider calls one of the two otherwise";
+        return refuse(RefusalKind::Exists, format!("there is another user `{name}` already"), hint);
+    }
+    let rights = Rights { role, ..Rights::default() };
+    let created = create(connection, &NewUser { name: name.clone(), rights, password: None }, at_ms)?;
+    if created.is_ok() {
+        ExternalUserRow { issuer, subject, user: name }.add(connection)?;
+    }
+    Ok(created)
 }
 
 pub(super) fn remove(connection: &Connection, name: &UserName) -> rusqlite::Result<Applied> {

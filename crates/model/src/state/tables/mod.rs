@@ -3,6 +3,7 @@
 mod audit;
 mod cluster;
 mod events;
+mod external_users;
 mod gpus;
 mod instances;
 mod mesh;
@@ -23,6 +24,7 @@ mod workloads;
 pub use audit::{AuditQuery, AuditRow};
 pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
+pub use external_users::ExternalUserRow;
 pub use gpus::GpuRow;
 pub use instances::{InstanceRow, MoveOrder};
 pub use mesh::MeshRow;

@@ -68,6 +68,7 @@ fn every_command_of_the_fixtures_is_answered() {
                 | Command::RemoveSecondFactor { .. }
                 | Command::ConfigureAccess { .. }
                 | Command::PutSigningKey { .. }
+                | Command::AcceptUser { .. }
                 | Command::NoteUses { .. }
                 | Command::NoteAction { .. },
                 Reply::Done,

@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 42] = [
+const STORY: [&str; 43] = [
     "create_user",
     "open_session",
     "create_api_token",
@@ -18,6 +18,7 @@ const STORY: [&str; 42] = [
     "put_second_factor",
     "configure_access",
     "put_signing_key",
+    "accept_user",
     "create_token",
     "admit_node",
     "claim_subnet",

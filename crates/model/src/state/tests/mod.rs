@@ -2,6 +2,7 @@
 
 mod applying;
 pub(crate) mod cluster;
+mod external_users;
 mod fixtures;
 mod following;
 mod gpus;
