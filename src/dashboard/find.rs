@@ -17,7 +17,7 @@ const MOST: usize = 30;
 const LONGEST: usize = 64;
 
 /// Pages: address and name.
-const PAGES: [(&str, &str); 16] = [
+const PAGES: [(&str, &str); 13] = [
     ("/", "Overview"),
     ("/workloads", "Workloads"),
     ("/run", "Run a workload"),
@@ -31,9 +31,6 @@ const PAGES: [(&str, &str); 16] = [
     ("/secrets", "Secrets"),
     ("/logs", "Kept logs"),
     ("/settings", "Settings"),
-    ("/account", "Your account"),
-    ("/users", "Users"),
-    ("/audit", "Audit trail"),
 ];
 
 #[derive(Template)]
