@@ -22,6 +22,8 @@ use crate::identity::Jwks;
 
 /// How long what the provider publishes about itself counts.
 const KNOWN_FOR: Duration = Duration::from_secs(60 * 60);
+/// Longest wait for what somebody else is asking it already.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Least time between two readings of its keys.
 const KEYS_AGAIN: Duration = Duration::from_secs(10);
 
@@ -123,7 +125,8 @@ impl Oidc {
 
     /// What it says of itself, and its keys: those that are known, or read anew when `keys_read` is the time they were read.
     async fn known(&self, keys_read: Option<Instant>) -> Result<(Discovery, Jwks, Instant), OidcError> {
-        let mut known = self.known.lock().await;
+        let lock = tokio::time::timeout(PATIENCE, self.known.lock()).await;
+        let mut known = lock.map_err(|_| self.away("it has not answered others either"))?;
         let now = Instant::now();
         if let Some(known) = known.as_mut().filter(|known| now < known.read + KNOWN_FOR) {
             if keys_read == Some(known.keys_read) && now >= known.keys_read + KEYS_AGAIN {

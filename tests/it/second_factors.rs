@@ -6,11 +6,16 @@ use std::sync::Barrier;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::harness::{
-    authenticator::{Authenticator, step},
-    http::Answer,
-    machine::wait_until,
-    made_up::{MadeUp, cookie_of},
+use crate::{
+    browser_pages::{WIDTHS, faults},
+    harness::{
+        authenticator::{Authenticator, step},
+        axe,
+        browser::Browser,
+        http::Answer,
+        machine::wait_until,
+        made_up::{MadeUp, cookie_of},
+    },
 };
 
 const PASSWORD: &str = "correct horse battery";
@@ -286,4 +291,65 @@ fn a_program_that_asks_many_things_at_once_has_tried_one_password() {
         assert!(wrong.iter().all(|status| matches!(status, 401 | 429)), "{wrong:?}");
     }
     assert_eq!(at_once(&basic("ann")), [429; 16]);
+}
+
+#[test]
+fn its_pages_fit_every_width_and_keep_nobody_out() {
+    let toft = MadeUp::start(1);
+    toft.user("ann", &["--role", "operator"], PASSWORD);
+    let url = format!("http://127.0.0.1:{}", toft.port);
+    let profile = tempfile::tempdir().unwrap();
+    let browser = Browser::start(profile.path(), true);
+    let axe = axe::script();
+    let mut found = Vec::new();
+    let mut look = |page: &str| {
+        for (size, dark) in WIDTHS.into_iter().flat_map(|size| [(size, false), (size, true)]) {
+            browser.look_like(size, dark);
+            found.extend(faults(&browser, &axe).into_iter().map(|fault| format!("{page} at {}: {fault}", size.0)));
+        }
+    };
+    let sign_in = || {
+        browser.open(&format!("{url}/login"));
+        browser.fill("//input[@id='name']", "ann");
+        browser.fill("//input[@id='password']", PASSWORD);
+        browser.follow("//button[normalize-space()='Sign in']");
+    };
+    sign_in();
+    browser.wait_for_text("//h1", "Overview");
+    browser.open(&format!("{url}/account"));
+    browser.follow("//a[normalize-space()='Turn it on']");
+    browser.wait_for_text("//h1", "Second factor");
+    look("the secret");
+    let authenticator = Authenticator::new(&browser.text("//*[@id='secret']").unwrap());
+    browser.fill("//input[@id='code']", &authenticator.code(step() - 1));
+    browser.fill("//input[@id='password']", "wrong password");
+    browser.follow("//button[normalize-space()='Turn it on']");
+    browser.wait_for_text("//*[@role='alert']", "present password");
+    look("a mistake");
+    browser.fill("//input[@id='code']", &authenticator.code(step() - 1));
+    browser.fill("//input[@id='password']", PASSWORD);
+    browser.follow("//button[normalize-space()='Turn it on']");
+    browser.wait_for_text("//main", "recovery codes");
+    look("recovery codes");
+    browser.open(&format!("{url}/account/second-factor"));
+    browser.wait_for_text("//h2", "Turn it off");
+    look("turning it off");
+    browser.open(&format!("{url}/account"));
+    browser.follow("//button[normalize-space()='Sign out']");
+    browser.wait_for_text("//h1", "Sign in");
+    sign_in();
+    browser.wait_for_text("//h1", "Your code");
+    look("the code");
+    browser.fill("//input[@id='code']", &authenticator.code(step()));
+    browser.follow("//button[normalize-space()='Sign in']");
+    browser.wait_for_text("//h1", "Overview");
+    browser.open(&format!("{url}/account"));
+    browser.follow("//button[normalize-space()='Sign out']");
+    browser.sign_in(&url, &toft.password());
+    for path in ["/users", "/users/ann"] {
+        browser.open(&format!("{url}{path}"));
+        browser.wait_for_text("//main", "econd factor");
+        look(path);
+    }
+    assert!(found.is_empty(), "{found:#?}");
 }

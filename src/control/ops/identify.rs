@@ -284,9 +284,10 @@ impl Ops {
         Ok(signed_in)
     }
 
-    /// Codes are counted by name too, and apart from passwords: a right password takes no wrong code back.
+    /// Codes are counted by name too, and apart from passwords: a right password takes no wrong code back. What they are counted as is
+    /// longer than any name that somebody can type.
     pub(super) fn begin_code(&self, user: &UserName, from: Option<IpAddr>) -> Result<Attempt, ControlError> {
-        self.gate()?.brake.begin(&format!("{user}\0code"), from).map_err(throttled)
+        self.gate()?.brake.begin(&format!("{user}\0{:64}", "code"), from).map_err(throttled)
     }
 
     /// Opens a session for somebody who has proved who they are.
