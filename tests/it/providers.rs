@@ -126,6 +126,13 @@ fn whom_the_provider_knows_comes_in_with_the_role_of_their_groups() {
     }
 }
 
+/// What is wrong with a token, and the token.
+type Lie<'a> = (&'a str, Box<dyn Fn(&Begun) -> String + 'a>);
+
+fn lie<'a>(what: &'a str, token: impl Fn(&Begun) -> String + 'a) -> Lie<'a> {
+    (what, Box::new(token))
+}
+
 #[test]
 fn nobody_comes_in_by_a_lie() {
     let provider = IdProvider::start();
@@ -143,36 +150,28 @@ fn nobody_comes_in_by_a_lie() {
         claims[key] = value;
         signer.token("ed", &claims, None)
     };
-    type Lie<'a> = (&'a str, Box<dyn Fn(&Begun) -> String + 'a>);
-    let lies: Vec<Lie<'_>> = vec![
-        ("another nonce", Box::new(|begun| with(begun, "nonce", "other".into()))),
-        ("no nonce", Box::new(|begun| with(begun, "nonce", Value::Null))),
-        ("another issuer", Box::new(|begun| with(begun, "iss", "https://evil.example".into()))),
-        ("another program", Box::new(|begun| with(begun, "aud", "other".into()))),
-        ("over", Box::new(|begun| with(begun, "exp", (now() - 90).into()))),
-        ("old", Box::new(|begun| with(begun, "iat", (now() - 900).into()))),
-        ("another key", Box::new(|begun| other.token("ed", &honest(begun), None))),
-        ("an unknown key", Box::new(|begun| other.token("new", &honest(begun), None))),
-        (
-            "no algorithm",
-            Box::new(|begun| {
-                let token = signer.token("ed", &honest(begun), Some(json!({"alg": "none"})));
-                format!("{}.", token.rsplit_once('.').unwrap().0)
-            }),
-        ),
-        (
-            "another algorithm",
-            Box::new(|begun| signer.token("ed", &honest(begun), Some(json!({"alg": "HS256", "kid": "ed"})))),
-        ),
-        (
-            "altered",
-            Box::new(|begun| {
-                let (low, high) = (with(begun, "groups", json!(["family"])), signer.token("ed", &honest(begun), None));
-                let [low, high]: [Vec<&str>; 2] = [&low, &high].map(|token| token.split('.').collect());
-                format!("{}.{}.{}", low[0], high[1], low[2])
-            }),
-        ),
-        ("no token", Box::new(|_| String::new())),
+    let lies = [
+        lie("another nonce", |begun| with(begun, "nonce", "other".into())),
+        lie("no nonce", |begun| with(begun, "nonce", Value::Null)),
+        lie("another issuer", |begun| with(begun, "iss", "https://evil.example".into())),
+        lie("another program", |begun| with(begun, "aud", "other".into())),
+        lie("over", |begun| with(begun, "exp", (now() - 90).into())),
+        lie("old", |begun| with(begun, "iat", (now() - 900).into())),
+        lie("another key", |begun| other.token("ed", &honest(begun), None)),
+        lie("an unknown key", |begun| other.token("new", &honest(begun), None)),
+        lie("no algorithm", |begun| {
+            let token = signer.token("ed", &honest(begun), Some(json!({"alg": "none"})));
+            format!("{}.", token.rsplit_once('.').unwrap().0)
+        }),
+        lie("another algorithm", |begun| {
+            signer.token("ed", &honest(begun), Some(json!({"alg": "HS256", "kid": "ed"})))
+        }),
+        lie("altered", |begun| {
+            let (low, high) = (with(begun, "groups", json!(["family"])), signer.token("ed", &honest(begun), None));
+            let [low, high]: [Vec<&str>; 2] = [&low, &high].map(|token| token.split('.').collect());
+            format!("{}.{}.{}", low[0], high[1], low[2])
+        }),
+        lie("no token", |_| String::new()),
     ];
     for (lie, token) in lies {
         let begun = begin(&toft, "/");

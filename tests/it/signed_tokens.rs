@@ -136,13 +136,13 @@ fn what_is_not_signed_for_us_opens_nothing() {
     }
     let said = |more: &[&str]| toft.root(&[&["user", "token", "sign", "--user", "ann"], more].concat()).bad();
     assert!(said(&["--ttl", "2h"]).contains("1s to 1h"));
-    assert!(said(&["--audience", "a b"]).contains("audience") && said(&["--audience", ""]).contains("nobody"));
+    assert!(said(&["--audience", "a b"]).contains("nobody") && said(&["--audience", ""]).contains("nobody"));
     assert!(toft.root(&["user", "token", "sign"]).bad().contains("--user"));
     assert!(toft.root(&["user", "token", "sign", "--user", "nobody"]).bad().contains("no user"));
     toft.root(&["user", "set", "ann", "--role", "viewer"]).good();
     assert!(said(&["--role", "operator"]).contains("may more than"));
     // Who may less signs less, and no token outlives the one it was asked for with.
-    let program = toft.token("ann", &["--ttl", "30s"]);
+    let program = toft.token("ann", &["--ttl", "2m"]);
     let ask = |body: Value| {
         let authorization = format!("Bearer {program}");
         toft.ask("POST", "/api/v1/signed-tokens", &[("authorization", &authorization)], body.to_string().as_bytes())
@@ -151,5 +151,5 @@ fn what_is_not_signed_for_us_opens_nothing() {
     ask(json!({"user": "admin"})).refusal(403);
     ask(json!({"scope": "all"})).refusal(400);
     let short = part(ask(json!({"ttl": "1h"})).good()["token"].as_str().unwrap(), 1);
-    assert!(short["exp"].as_i64().unwrap() - short["iat"].as_i64().unwrap() <= 31, "{short}");
+    assert!(short["exp"].as_i64().unwrap() - short["iat"].as_i64().unwrap() <= 121, "{short}");
 }
