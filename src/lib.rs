@@ -15,6 +15,7 @@ pub mod embedded;
 pub mod enroll;
 pub mod identity;
 pub mod observe;
+pub mod oidc;
 pub mod remote;
 pub mod seal;
 pub mod series;

@@ -113,14 +113,10 @@ impl Door {
 
     /// Refuses who may not.
     async fn allow(&self, rule: &Rule, actor: &Actor, named: Option<&str>) -> Result<(), ControlError> {
+        // Where nothing hangs on the workload, nothing is looked up.
         let deployment = match rule.need {
-            Need::Nothing | Need::Known => return Ok(()),
-            Need::Role(role) => return actor.need(role),
-            Need::Specification if !actor.rights.grants.is_empty() => return Ok(()),
-            _ if actor.rights.role >= Role::Operator => return Ok(()),
-            // Without grants there is nothing to look up.
-            _ if actor.rights.grants.is_empty() => return actor.need(Role::Operator),
-            Need::Specification => return actor.need(Role::Operator),
+            Need::Workload | Need::Instance if rules::admits(rule.need, &actor.rights, None) => return Ok(()),
+            Need::Workload | Need::Instance if actor.rights.grants.is_empty() => None,
             Need::Workload => match named.map(str::parse::<Name>) {
                 Some(Ok(name)) => Some(self.ops.deployment_of_workload(&name).await?),
                 Some(Err(_)) | None => None,
@@ -129,11 +125,18 @@ impl Door {
                 Some(name) => self.ops.deployment_of_instance(name).await?,
                 None => None,
             },
+            Need::Nothing | Need::Known | Need::Role(_) | Need::Specification => None,
         };
-        match deployment {
-            Some(deployment) => actor.need_on(&deployment),
-            None => actor.need(Role::Operator),
+        if rules::admits(rule.need, &actor.rights, deployment.as_ref()) {
+            return Ok(());
         }
+        // The table has refused; these say it in words.
+        match (rule.need, deployment) {
+            (Need::Role(role), _) => actor.need(role)?,
+            (_, Some(deployment)) => actor.need_on(&deployment)?,
+            (_, None) => actor.need(Role::Operator)?,
+        }
+        Err(ControlError::new(ErrorKind::Forbidden, "this may not be done"))
     }
 }
 

@@ -1,7 +1,10 @@
 //! What each route asks for: the one place that says it. A route that is not here is answered to nobody but root, and fails a test.
 
 use axum::http::Method;
-use toft_model::identity::Role;
+use toft_model::{
+    identity::{Rights, Role},
+    name::Name,
+};
 
 /// What a route asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +142,13 @@ pub const API: &[Rule] = &[
     rule("GET", "/ca", NOTHING),
     rule("GET", "/me", KNOWN),
     rule("POST", "/me/password", KNOWN),
+    rule("GET", "/me/second-factor", KNOWN),
+    rule("POST", "/me/second-factor/offer", KNOWN),
+    rule("PUT", "/me/second-factor", KNOWN),
+    rule("POST", "/me/second-factor/off", KNOWN),
+    rule("GET", "/access", ADMIN),
+    rule("PATCH", "/access", ADMIN),
+    rule("DELETE", "/users/{name}/second-factor", ADMIN),
     rule("GET", "/users", ADMIN),
     rule("POST", "/users", ADMIN),
     rule("GET", "/users/{name}", ADMIN),
@@ -149,6 +159,9 @@ pub const API: &[Rule] = &[
     rule("GET", "/api-tokens", KNOWN),
     rule("POST", "/api-tokens", KNOWN),
     rule("DELETE", "/api-tokens/{id}", KNOWN),
+    // The trail tells of each, with what it is for.
+    rule("POST", "/signed-tokens", KNOWN),
+    rule("POST", "/signing-keys/rotate", ADMIN),
     rule("GET", "/audit", ADMIN),
     noted("GET", "/audit/export", ADMIN, "export_audit"),
 ];
@@ -158,6 +171,8 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/health", NOTHING),
     rule("GET", "/ready", NOTHING),
     rule("GET", "/metrics", VIEWER),
+    // Public halves of keys.
+    rule("GET", "/.well-known/jwks.json", NOTHING),
     rule("GET", "/static/{*path}", NOTHING),
     rule("GET", "/favicon.ico", NOTHING),
     rule("GET", "/ca", NOTHING),
@@ -166,11 +181,17 @@ pub const PAGES: &[Rule] = &[
     // People.
     rule("GET", "/login", NOTHING),
     rule("POST", "/login", NOTHING),
+    rule("POST", "/login/code", NOTHING),
+    rule("GET", "/login/oidc", NOTHING),
+    rule("GET", "/login/oidc/callback", NOTHING),
     rule("POST", "/logout", KNOWN),
     rule("GET", "/setup", KNOWN),
     rule("POST", "/setup", KNOWN),
     rule("GET", "/account", KNOWN),
     rule("POST", "/account/password", KNOWN),
+    rule("GET", "/account/second-factor", KNOWN),
+    rule("POST", "/account/second-factor", KNOWN),
+    rule("POST", "/account/second-factor/off", KNOWN),
     rule("POST", "/account/tokens", KNOWN),
     rule("POST", "/account/tokens/{id}/revoke", KNOWN),
     rule("POST", "/account/sessions/{id}/end", KNOWN),
@@ -179,6 +200,8 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/users/{name}", ADMIN),
     rule("POST", "/users/{name}", ADMIN),
     rule("POST", "/users/{name}/password", ADMIN),
+    rule("POST", "/users/{name}/second-factor/reset", ADMIN),
+    rule("POST", "/access", ADMIN),
     rule("GET", "/users/{name}/remove", ADMIN),
     rule("POST", "/users/{name}/remove", ADMIN),
     rule("GET", "/audit", ADMIN),
@@ -274,7 +297,8 @@ pub(super) enum Found {
 
 /// Whether a path is the API's, as programs ask for it; the others are pages.
 pub(super) fn is_api(path: &str) -> bool {
-    below_version(path).is_some() || matches!(path, "/health" | "/ready" | "/metrics" | "/api" | "/v1")
+    below_version(path).is_some()
+        || matches!(path, "/health" | "/ready" | "/metrics" | "/.well-known/jwks.json" | "/api" | "/v1")
 }
 
 fn below_version(path: &str) -> Option<&str> {
@@ -294,6 +318,26 @@ pub(super) fn find(method: &Method, matched: &str) -> Found {
         return Found::Nothing;
     }
     of_path.find(|rule| rule.method == method).map_or(Found::OtherMethod, Found::Rule)
+}
+
+/// What a route asks for, by its path as the table names it; nothing when there is none.
+pub fn need_of(method: &Method, path: &str) -> Option<Need> {
+    match find(method, path) {
+        Found::Rule(rule) => Some(rule.need),
+        Found::OtherMethod | Found::Nothing => None,
+    }
+}
+
+/// Whether somebody with these rights is let through. `deployment`: that of the workload that is meant, where one is.
+pub fn admits(need: Need, rights: &Rights, deployment: Option<&Name>) -> bool {
+    match need {
+        Need::Nothing | Need::Known => true,
+        Need::Role(role) => rights.role >= role,
+        Need::Specification => rights.role >= Role::Operator || !rights.grants.is_empty(),
+        Need::Workload | Need::Instance => {
+            rights.role >= Role::Operator || deployment.is_some_and(|deployment| rights.operates(deployment))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -356,8 +400,10 @@ mod tests {
 
     #[test]
     fn every_page_has_a_rule_and_every_rule_a_page() {
-        let mut routes: BTreeSet<String> =
-            ["/health", "/ready", "/metrics", "/styleguide"].iter().map(|path| format!("GET {path}")).collect();
+        let mut routes: BTreeSet<String> = ["/health", "/ready", "/metrics", "/.well-known/jwks.json", "/styleguide"]
+            .iter()
+            .map(|path| format!("GET {path}"))
+            .collect();
         routes.extend(written(include_str!("../dashboard/mod.rs")));
         assert_eq!(named(PAGES), routes, "left: rules, right: routes of the dashboard");
     }

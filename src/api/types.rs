@@ -1,5 +1,6 @@
 //! What the HTTP API speaks. Times are RFC 3339 in UTC.
 
+mod access;
 mod backups;
 mod exec;
 mod gpus;
@@ -32,6 +33,10 @@ use toft_model::{
 };
 use utoipa::ToSchema;
 
+pub use access::{
+    Access, Key, Keys, RecoveryCodes, SecondFactor, SecondFactorOffer, SecondFactorRemoval, SecondFactorRequest,
+    SignedToken, SignedTokenRequest,
+};
 pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};
 pub use gpus::{GpuChange, Holder, NodeGpu};

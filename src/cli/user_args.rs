@@ -1,6 +1,6 @@
 //! What can be typed after `toft user`, `toft audit` and `toft ca`.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use toft_model::{
     identity::{Role, UserName},
     name::Name,
@@ -45,6 +45,12 @@ pub(super) enum UserCommand {
         /// Ids of sessions
         #[arg(required = true, value_name = "ID", value_parser = parsed::<TokenId>)]
         ids: Vec<TokenId>,
+    },
+    /// Second factors: codes from an authenticator beside the password
+    #[command(after_help = FACTOR_HELP)]
+    SecondFactor {
+        #[command(subcommand)]
+        command: FactorCommand,
     },
     /// API tokens, which programs show instead of a password
     Token {
@@ -111,11 +117,46 @@ pub(super) struct UserSetArgs {
     pub(super) json: bool,
 }
 
+const FACTOR_HELP: &str = "Everybody turns their own on at the dashboard, on the account page. Whoever has one signs in with a code beside the password; requests
+with the password alone are refused then, while API tokens and the unix socket go on as they are.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum FactorCommand {
+    /// Take the second factor of users away who have lost it
+    Reset {
+        /// Users
+        #[arg(required = true, value_name = "NAME", value_parser = parsed::<UserName>)]
+        names: Vec<UserName>,
+    },
+    /// Say of whom the cluster asks for one: who lacks it only looks until they have it
+    Require {
+        /// Of whom
+        #[arg(value_enum)]
+        of: Option<RequiredOf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RequiredOf {
+    /// Of everybody with the role `admin` and a password
+    Admins,
+    /// Of nobody
+    Nobody,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum ApiTokenCommand {
     /// Make an API token, and print it once
     #[command(after_help = TOKEN_HELP)]
     Create(ApiTokenCreateArgs),
+    /// Sign a short-lived token (JWT) for a service, and print it
+    #[command(after_help = SIGN_HELP)]
+    Sign(SignArgs),
+    /// Change the keys that sign short-lived tokens: those that were signed before end at once
+    RotateKeys,
     /// List API tokens: whose they are, what they may, when they were used last
     #[command(visible_alias = "ls")]
     List(ListArgs),
@@ -125,6 +166,31 @@ pub(super) enum ApiTokenCommand {
         #[arg(required = true, value_name = "ID", value_parser = parsed::<TokenId>)]
         ids: Vec<TokenId>,
     },
+}
+
+const SIGN_HELP: &str = "Nobody keeps it: whoever knows the public keys, at /.well-known/jwks.json of every node, can tell that it is one. For this cluster's own API leave
+--audience out, and send it as `Authorization: Bearer`. It ends by time, when its user is disabled, and with `toft user token rotate-keys`.";
+
+#[derive(Debug, Args)]
+pub(super) struct SignArgs {
+    /// Whom it speaks of; needed at the unix socket, where root asks
+    #[arg(long, value_name = "NAME", value_parser = parsed::<UserName>)]
+    pub(super) user: Option<UserName>,
+    /// Whom it is for [default: toft, this cluster's own API]
+    #[arg(long, value_name = "TEXT")]
+    pub(super) audience: Option<String>,
+    /// What it may: viewer, operator or admin
+    #[arg(long, value_name = "ROLE", default_value = "viewer", value_parser = parsed::<Role>)]
+    pub(super) role: Role,
+    /// Deployment, or workload that belongs to none, whose operator it is; repeatable
+    #[arg(long = "grant", value_name = "NAME", value_parser = parsed::<Name>)]
+    pub(super) grants: Vec<Name>,
+    /// How long it is valid: 15m; an hour at most
+    #[arg(long, value_name = "SPAN", default_value = "15m", value_parser = span)]
+    pub(super) ttl: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 const TOKEN_HELP: &str = "It may at most what its owner may, also when they may less later. Programs send it as `Authorization: Bearer`, toft itself with

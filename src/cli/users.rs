@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Read};
 
-use toft_model::identity::UserName;
+use toft_model::{identity::UserName, second_factor::AccessChanges};
 use zeroize::Zeroizing;
 
 use super::{
@@ -10,10 +10,16 @@ use super::{
     args::ListArgs,
     client::Client,
     output, prompt,
-    user_args::{ApiTokenCommand, ApiTokenCreateArgs, UserCommand, UserCreateArgs, UserSetArgs},
+    user_args::{
+        ApiTokenCommand, ApiTokenCreateArgs, FactorCommand, RequiredOf, SignArgs, UserCommand, UserCreateArgs,
+        UserSetArgs,
+    },
     workloads::all,
 };
-use crate::api::types::{ApiToken, ApiTokenRequest, NewApiToken, Session, User, UserChange, UserRequest};
+use crate::api::types::{
+    Access, ApiToken, ApiTokenRequest, NewApiToken, Session, SignedToken, SignedTokenRequest, User, UserChange,
+    UserRequest,
+};
 
 /// Longest password that is read, in bytes.
 const LONGEST: u64 = 1_024;
@@ -30,8 +36,14 @@ pub(super) async fn user(client: &Client, command: UserCommand) -> Result<i32, F
             let ids = ids.iter().map(ToString::to_string);
             delete_each(client, "/api/v1/sessions", ids).await
         }
+        UserCommand::SecondFactor { command } => second_factor(client, command).await,
         UserCommand::Token { command } => match command {
             ApiTokenCommand::Create(args) => create_token(client, args).await,
+            ApiTokenCommand::Sign(args) => sign(client, args).await,
+            ApiTokenCommand::RotateKeys => {
+                client.post_quietly("/api/v1/signing-keys/rotate").await?;
+                Ok(0)
+            }
             ApiTokenCommand::List(args) => tokens(client, args).await,
             ApiTokenCommand::Revoke { ids } => {
                 let ids = ids.iter().map(ToString::to_string);
@@ -70,9 +82,10 @@ async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
                 User { .. } => "active",
             };
             let age = user.created_at.as_deref().map(output::age).unwrap_or_default();
-            vec![user.name.clone(), user.role.clone(), user.grants.join(","), state.to_owned(), age]
+            let factor = if user.second_factor { "yes" } else { "no" };
+            vec![user.name.clone(), user.role.clone(), user.grants.join(","), state.to_owned(), factor.to_owned(), age]
         });
-        output::table(&["USER", "ROLE", "GRANTS", "STATE", "AGE"], rows);
+        output::table(&["USER", "ROLE", "GRANTS", "STATE", "SECOND FACTOR", "AGE"], rows);
     }
     Ok(0)
 }
@@ -146,6 +159,36 @@ async fn rm(client: &Client, names: Vec<UserName>, yes: bool) -> Result<i32, Fai
     delete_each(client, "/api/v1/users", names.iter().map(ToString::to_string)).await
 }
 
+async fn second_factor(client: &Client, command: FactorCommand) -> Result<i32, Failure> {
+    let (of, json) = match command {
+        FactorCommand::Reset { names } => {
+            let mut code = 0;
+            for name in names {
+                match client.delete(&format!("/api/v1/users/{name}/second-factor")).await {
+                    Ok(()) => println!("{name}"),
+                    Err(failure) => {
+                        failure.print();
+                        code = failure.exit_code;
+                    }
+                }
+            }
+            return Ok(code);
+        }
+        FactorCommand::Require { of, json } => (of, json),
+    };
+    if let Some(of) = of {
+        let changes = AccessChanges { second_factor_for_admins: Some(of == RequiredOf::Admins) };
+        client.patch("/api/v1/access", &changes).await?;
+    }
+    let access: Access = client.get("/api/v1/access").await?;
+    if json {
+        output::json(&access)?;
+    } else {
+        println!("{}", if access.second_factor_for_admins { "admins" } else { "nobody" });
+    }
+    Ok(0)
+}
+
 async fn sessions(client: &Client, args: ListArgs) -> Result<i32, Failure> {
     let sessions: Vec<Session> = all(client, "/api/v1/sessions").await?;
     if args.json {
@@ -182,6 +225,23 @@ async fn create_token(client: &Client, args: ApiTokenCreateArgs) -> Result<i32, 
     } else {
         eprintln!("Token {} of {} is valid for {}. It is shown this once:", made.about.id, made.about.user, args.ttl);
         println!("{}", made.token);
+    }
+    Ok(0)
+}
+
+async fn sign(client: &Client, args: SignArgs) -> Result<i32, Failure> {
+    let request = SignedTokenRequest {
+        user: args.user,
+        audience: args.audience,
+        role: args.role,
+        grants: args.grants.into_iter().collect(),
+        ttl: Some(args.ttl),
+    };
+    let signed: SignedToken = client.post("/api/v1/signed-tokens", &request).await?;
+    if args.json {
+        output::json(&signed)?;
+    } else {
+        println!("{}", signed.token);
     }
     Ok(0)
 }

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 use serde::Deserialize;
 use toft_model::{invalid::Invalid, units::parse_span_ms};
 
-use super::file::ApiSection;
+use super::{
+    file::ApiSection,
+    oidc::{OidcConfig, OidcSection},
+};
 
 /// `[access]` as written.
 #[derive(Debug, Default, Deserialize)]
@@ -13,15 +16,18 @@ use super::file::ApiSection;
 pub(super) struct AccessSection {
     session_idle: Option<String>,
     session_max: Option<String>,
+    oidc: Option<OidcSection>,
 }
 
 /// Who comes in, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessConfig {
     /// How long a session lasts without being used.
     pub session_idle: Duration,
     /// How long a session lasts at most.
     pub session_max: Duration,
+    /// A provider at which people sign in.
+    pub oidc: Option<OidcConfig>,
 }
 
 /// Shortest and longest session.
@@ -41,10 +47,10 @@ impl AccessSection {
                 SHORTEST
             })
         };
-        AccessConfig {
-            session_idle: span("access.session_idle", self.session_idle.as_deref(), "7d"),
-            session_max: span("access.session_max", self.session_max.as_deref(), "30d"),
-        }
+        let session_idle = span("access.session_idle", self.session_idle.as_deref(), "7d");
+        let session_max = span("access.session_max", self.session_max.as_deref(), "30d");
+        let oidc = self.oidc.as_ref().map(|oidc| oidc.resolve(note));
+        AccessConfig { session_idle, session_max, oidc }
     }
 }
 
@@ -74,11 +80,15 @@ pub struct TlsConfig {
     pub names: Vec<String>,
     /// A certificate and its key, both PEM files; without, the cluster's authority signs one.
     pub own: Option<(PathBuf, PathBuf)>,
+    /// How long browsers are to remember that this host speaks TLS alone; not at all when absent.
+    pub hsts: Option<Duration>,
 }
 
 /// Most further names of a node, and the longest.
 const MOST_NAMES: usize = 32;
 const LONGEST_NAME: usize = 253;
+/// Longest time for which browsers are to remember that a host speaks TLS alone.
+const LONGEST_HSTS: Duration = Duration::from_secs(730 * 24 * 60 * 60);
 
 impl TlsConfig {
     /// From what `[api]` says; absent when it wants plain HTTP.
@@ -124,8 +134,24 @@ impl TlsConfig {
         if api.names.len() > MOST_NAMES {
             note("api.names", Invalid::value("there are too many names", format!("use at most {MOST_NAMES}")));
         }
+        let hsts = api.hsts.as_deref().map(|text| {
+            let span = parse_span_ms(text).map(Duration::from_millis);
+            let span = span.and_then(|span| match span <= LONGEST_HSTS {
+                true => Ok(span),
+                false => {
+                    Err(Invalid::value("the time is out of range", "use at most 730d; `0s` makes browsers forget"))
+                }
+            });
+            span.unwrap_or_else(|invalid| {
+                note("api.hsts", invalid);
+                Duration::ZERO
+            })
+        });
         if !plain_http {
-            return Some(Self { names: api.names.clone(), own });
+            return Some(Self { names: api.names.clone(), own, hsts });
+        }
+        if hsts.is_some() {
+            note("api.hsts", Invalid::value("there is no TLS here", "leave plain_http out, or hsts"));
         }
         if !bind.ip().is_loopback() {
             note(

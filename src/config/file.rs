@@ -54,6 +54,7 @@ pub(super) struct ApiSection {
     pub(super) key: Option<PathBuf>,
     pub(super) max_connections: Option<usize>,
     pub(super) max_connections_per_address: Option<usize>,
+    pub(super) hsts: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

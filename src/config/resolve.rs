@@ -307,6 +307,31 @@ mod tests {
     }
 
     #[test]
+    fn a_provider_is_told_with_what_its_groups_give() {
+        let text = "[access.oidc]\nissuer = 'https://id.lan/realms/home'\nclient_id = 'toft'\n";
+        let config = resolve(&format!("{text}[access.oidc.roles]\nadmins = 'admin'\n'*' = 'viewer'\n")).unwrap();
+        let oidc = config.access.oidc.unwrap();
+        assert_eq!((oidc.name_claim.as_str(), oidc.groups_claim.as_str()), ("preferred_username", "groups"));
+        assert_eq!(oidc.roles.len(), 2);
+        let hostile =
+            "issuer = 'id.lan?x'\nclient_id = ''\nscopes = ['a b']\nclient_secret_file = 'x'\nroles = { a = 'king' }\n";
+        let faults = resolve(&format!("[access.oidc]\n{hostile}")).unwrap_err().0;
+        for key in ["issuer", "client_id", "scopes", "client_secret_file", "roles"] {
+            let key = format!("access.oidc.{key}: ");
+            assert!(faults.iter().any(|fault| fault.starts_with(&key)), "{key}: {faults:?}");
+        }
+        for bad in [
+            "[access.oidc]\nissuer = 'https://id.lan'\n",
+            "[access.oidc]\nclient_secret = 'x'\n",
+            "[api]\nhsts = '900d'\n",
+            "[api]\nhsts = 'long'\n",
+        ] {
+            assert!(resolve(bad).is_err(), "{bad}");
+        }
+        assert_eq!(resolve("[api]\nhsts = '180d'\n").unwrap().api.tls.unwrap().hsts.unwrap().as_secs(), 15_552_000);
+    }
+
+    #[test]
     fn the_packaged_example_shows_the_defaults() {
         let example = include_str!("../../packaging/toft.toml");
         let shown: Vec<_> = example

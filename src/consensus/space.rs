@@ -86,6 +86,7 @@ fn grows(command: &Command) -> bool {
         | Command::CreateToken { .. }
         | Command::CreateUser { .. }
         | Command::CreateApiToken { .. }
+        | Command::PutSecondFactor { .. }
         | Command::AdmitNode { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
@@ -111,6 +112,10 @@ fn grows(command: &Command) -> bool {
         | Command::OpenSession { .. }
         | Command::EndSession { .. }
         | Command::RevokeApiToken { .. }
+        | Command::RemoveSecondFactor { .. }
+        | Command::ConfigureAccess { .. }
+        | Command::PutSigningKey { .. }
+        | Command::AcceptUser { .. }
         | Command::NoteUses { .. }
         | Command::NoteAction { .. }
         | Command::RemoveNode { .. } => false,

@@ -24,6 +24,17 @@ pub enum Way {
     Session(TokenId),
     /// With an API token.
     Token(TokenId),
+    /// With a token that the cluster has signed.
+    Signed {
+        /// What it is called.
+        id: TokenId,
+        /// The key that signed it.
+        key: TokenId,
+        /// Until when it is valid, in milliseconds since 1970.
+        until_ms: i64,
+    },
+    /// By way of a provider, a moment before there is a session.
+    Provider,
     /// With a password in the request itself.
     Password,
 }
@@ -41,6 +52,8 @@ pub struct Actor {
     pub from: Option<IpAddr>,
     /// Whether the first password let them in, which is to be changed.
     pub is_first: bool,
+    /// Whether they may less than they would with a second factor, which is asked for.
+    pub lacks_factor: bool,
 }
 
 tokio::task_local! {
@@ -60,7 +73,7 @@ pub fn current() -> Option<Arc<Actor>> {
 impl Actor {
     /// Whoever uses the socket.
     pub fn root() -> Self {
-        Self { user: None, rights: Rights::all(), way: Way::Socket, from: None, is_first: false }
+        Self { user: None, rights: Rights::all(), way: Way::Socket, from: None, is_first: false, lacks_factor: false }
     }
 
     /// What the audit trail calls them.
@@ -116,7 +129,12 @@ impl Actor {
     }
 
     fn refused(&self, message: impl Into<String>) -> ControlError {
-        ControlError::new(ErrorKind::Forbidden, message).hint("ask an admin for the role, or for a grant")
+        let hint = if self.lacks_factor {
+            "admins may no more than look until they have a second factor: turn it on at /account/second-factor"
+        } else {
+            "ask an admin for the role, or for a grant"
+        };
+        ControlError::new(ErrorKind::Forbidden, message).hint(hint)
     }
 
     /// As the audit trail tells it, now.
@@ -125,6 +143,8 @@ impl Actor {
             Way::Socket => "socket".to_owned(),
             Way::Session(id) => format!("session {id}"),
             Way::Token(id) => format!("token {id}"),
+            Way::Signed { id, .. } => format!("signed token {id}"),
+            Way::Provider => "provider".to_owned(),
             Way::Password => "password".to_owned(),
         };
         let came_from = self.from.map(|from| from.to_canonical().to_string());

@@ -4,15 +4,25 @@ use std::{
     io::IsTerminal,
     net::{Ipv4Addr, Ipv6Addr},
     os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
 use async_trait::async_trait;
-use axum::{extract::Request, http::HeaderMap, middleware, response::Response};
+use axum::{
+    extract::Request,
+    http::{HeaderMap, HeaderValue, header},
+    middleware,
+    response::Response,
+};
 use toft_model::identity::UserName;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
+use tower::util::option_layer;
+use tower_http::set_header::SetResponseHeaderLayer;
+use zeroize::Zeroizing;
 
 use super::{
     directories::Directories,
@@ -26,14 +36,16 @@ use crate::{
         self, ApiState,
         serve::{self, Limits},
     },
-    config::Config,
+    config::{Config, OidcConfig},
     control::{
         ControlError,
-        loops::{cards, uses},
+        loops::{cards, signing_keys, uses},
+        ops::Provider,
     },
     dashboard,
     files::write_whole,
     identity::{FirstPassword, Gate, Lengths},
+    oidc::{Oidc, Settings},
 };
 
 /// The open doors.
@@ -54,6 +66,9 @@ pub(super) async fn open(
     let gate = Gate::new().context("preparing for those who come in")?;
     gate.set_lengths(Lengths { whole: config.access.session_max, idle: config.access.session_idle });
     api.ops = api.ops.with_gate(Arc::clone(&gate)).with_trust_root(trust_root(directories)?);
+    if let Some(oidc) = &config.access.oidc {
+        api.ops = api.ops.with_provider(provider(oidc)?);
+    }
     // Once `admin` has a password of their own, no file counts.
     let first = api.ops.user(&UserName::first()).await;
     if !first.is_ok_and(|first| first.has_password) {
@@ -93,6 +108,7 @@ pub(super) async fn open(
     let mut tasks = Tasks::default();
     tasks.spawn("uses of sessions", uses::run(api.ops.clone(), cancel.clone()));
     tasks.spawn("cards of other nodes", cards::run(api.ops.clone(), cancel.clone()));
+    tasks.spawn("signing keys", signing_keys::run(api.ops.clone(), cancel.clone()));
     let ops = api.ops.clone();
     let pages = dashboard::router_until(api.ops.clone(), cancel.clone());
     let app = http::router(api).merge(pages);
@@ -101,6 +117,7 @@ pub(super) async fn open(
         let door = Door::new(ops.clone(), kind, Arc::new(Pages));
         app.clone().layer(middleware::from_fn_with_state(door, access::guard))
     };
+    let hsts = config.api.tls.as_ref().and_then(|tls| tls.hsts).map(hsts);
     let (kind, tls) = match &config.api.tls {
         Some(tls) => {
             let web = Web::open(config, tls, directories)?;
@@ -112,9 +129,38 @@ pub(super) async fn open(
     };
     let limits =
         Limits { connections: config.api.max_connections, per_address: config.api.max_connections_per_address };
-    tasks.spawn("TCP door", serve::tcp(tcp, through(kind), (tls, limits), cancel.clone()));
+    let by_tcp = through(kind).layer(option_layer(hsts));
+    tasks.spawn("TCP door", serve::tcp(tcp, by_tcp, (tls, limits), cancel.clone()));
     tasks.spawn("socket door", serve::unix(unix, through(Kind::Socket), limits.connections, cancel));
     Ok(Doors { url: format!("{scheme}://{address}"), tasks })
+}
+
+/// The provider at which people sign in.
+fn provider(oidc: &OidcConfig) -> anyhow::Result<Provider> {
+    let secret = |path: &PathBuf| {
+        let text = Zeroizing::new(std::fs::read_to_string(path)?);
+        Ok::<_, std::io::Error>(Zeroizing::new(text.trim().to_owned()))
+    };
+    let file = oidc.client_secret_file.as_ref();
+    let client_secret = file.map(secret).transpose().context("reading the file of `access.oidc.client_secret_file`")?;
+    let settings = Settings {
+        name: oidc.name.clone(),
+        issuer: oidc.issuer.clone(),
+        client_id: oidc.client_id.clone(),
+        client_secret,
+        scopes: oidc.scopes.clone(),
+        groups_claim: oidc.groups_claim.clone(),
+        name_claim: oidc.name_claim.clone(),
+        roles: oidc.roles.clone(),
+        ca_file: oidc.ca_file.clone(),
+    };
+    Ok(Provider::new(Oidc::new(settings).context("preparing for those who come from a provider")?))
+}
+
+/// Tells browsers to speak nothing but TLS with this host.
+fn hsts(span: Duration) -> SetResponseHeaderLayer<HeaderValue> {
+    let value = HeaderValue::try_from(format!("max-age={}", span.as_secs())).expect("digits are a header's value");
+    SetResponseHeaderLayer::overriding(header::STRICT_TRANSPORT_SECURITY, value)
 }
 
 /// What people get at pages who are not let in.

@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_node_is_called_by_its_name_and_its_addresses() {
-        let tls = TlsConfig { names: vec!["box.example.org".into(), "localhost".into()], own: None };
+        let tls = TlsConfig { names: vec!["box.example.org".into(), "localhost".into()], ..TlsConfig::default() };
         let names = names("attic", &tls);
         for name in ["attic", "attic.local", "localhost", "127.0.0.1", "::1", "box.example.org"] {
             assert_eq!(names.iter().filter(|known| *known == name).count(), 1, "{name} in {names:?}");

@@ -8,7 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{Dashboard, Frame, error::PageError, show};
+use super::{Dashboard, Frame, error::PageError, show, sight};
 use crate::control::ops::Ops;
 
 /// Most that is found.
@@ -56,7 +56,11 @@ pub(super) struct Asked {
 
 async fn find(ops: &Ops, text: &str) -> Result<Vec<Found>, PageError> {
     let mut found: Vec<Found> = Vec::new();
-    let pages = PAGES.iter().map(|(link, name)| ((*link).to_owned(), (*name).to_owned(), "page"));
+    let may = |(link, _): &&(&str, &str)| match *link {
+        "/run" => sight::may("POST", "/run"),
+        link => sight::may("GET", link),
+    };
+    let pages = PAGES.iter().filter(may).map(|(link, name)| ((*link).to_owned(), (*name).to_owned(), "page"));
     let mut all: Vec<(String, String, &'static str)> = pages.collect();
     if !text.is_empty() {
         let seen = ops.seen().await?;

@@ -1,6 +1,6 @@
 //! Fragments sent again when they change.
 //!
-//! Whoever looks at the same page shares one feed: its fragment is rendered once for all of them, when the state moved or
+//! Whoever looks at the same page and may the same shares one feed: its fragment is rendered once for all of them, when the state moved or
 //! a pull began or ended, at most four times a second, and once in a while because ages grow or pulls go on. The feed
 //! ends with its last reader.
 //!
@@ -23,8 +23,8 @@ use futures_util::stream::{self, Stream, StreamExt};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Dashboard, error::PageError, lines::changed};
-use crate::control::ops::Ops;
+use super::{Dashboard, error::PageError, lines::changed, sight};
+use crate::control::{actor, ops::Ops};
 pub(super) use wire::{Event, Events, unpacks};
 
 /// Least time between two renderings.
@@ -187,13 +187,14 @@ impl Reader {
 }
 
 /// Answers with the stream of what `render` gives: events called `fragment`, and `changes` of it. Readers with the same
-/// `key` are shown the same.
+/// `key` who may the same are shown the same.
 pub(super) fn fragments<F, R>(dashboard: &Dashboard, key: impl Into<String>, render: F) -> Response
 where
     F: FnMut() -> R + Send + 'static,
     R: Future<Output = Result<String, PageError>> + Send + 'static,
 {
-    let feed = dashboard.feeds.of(key.into(), || {
+    let (whose, alike) = sight::of_whom_looks();
+    let feed = dashboard.feeds.of(format!("{} {whose}", key.into()), || {
         let (sender, newest) = watch::channel(None);
         let watch = Watch {
             ops: dashboard.ops.clone(),
@@ -203,7 +204,8 @@ where
             render,
             rendered: None,
         };
-        Feed { newest, _task: AbortOnDropHandle::new(tokio::spawn(watch.run(sender))) }
+        let run = actor::act(Arc::new(alike), watch.run(sender));
+        Feed { newest, _task: AbortOnDropHandle::new(tokio::spawn(run)) }
     });
     let newest = feed.newest.clone();
     let reader = Reader { _feed: feed, newest, shutdown: dashboard.shutdown.clone(), has: None };

@@ -34,6 +34,7 @@ mod secrets;
 mod settings;
 mod shell;
 mod shells;
+mod sight;
 mod usage;
 mod versions;
 mod volumes;
@@ -135,16 +136,23 @@ pub fn router_until(ops: Ops, shutdown: CancellationToken) -> Router {
         .route("/ca.crt", get(people::authority::der))
         .route("/ca.pem", get(people::authority::pem))
         .route("/login", get(people::login::page).post(people::login::submit))
+        .route("/login/code", post(people::login::submit_code))
+        .route("/login/oidc", get(people::provider::begin))
+        .route("/login/oidc/callback", get(people::provider::end))
         .route("/logout", post(people::login::sign_out))
         .route("/setup", get(people::setup::page).post(people::setup::submit))
         .route("/account", get(people::account::page))
         .route("/account/password", post(people::account::change_password))
+        .route("/account/second-factor", get(people::factor::page).post(people::factor::turn_on))
+        .route("/account/second-factor/off", post(people::factor::turn_off))
         .route("/account/tokens", post(people::account::create_token))
         .route("/account/tokens/{id}/revoke", post(people::account::revoke_token))
         .route("/account/sessions/{id}/end", post(people::account::end_session))
         .route("/users", get(people::users::page).post(people::users::create))
         .route("/users/{name}", get(people::users::one).post(people::users::change))
         .route("/users/{name}/password", post(people::users::set_password))
+        .route("/users/{name}/second-factor/reset", post(people::users::reset_factor))
+        .route("/access", post(people::users::configure_access))
         .route("/users/{name}/remove", get(people::users::confirm_removal).post(people::users::remove))
         .route("/audit", get(people::audit::page))
         .route("/settings", get(settings::page))

@@ -24,7 +24,7 @@ use super::{
     present::{Moment, Pill},
     render,
     request::named,
-    show,
+    show, sight,
 };
 use crate::control::{
     ErrorKind,
@@ -136,7 +136,8 @@ fn work(node: &NodeRow) -> (Pill, Vec<(&'static str, &'static str, bool)>) {
         Availability::Cordoned => (Pill { word: "cordoned", tone: "warn" }, vec![uncordon, drain]),
         Availability::Draining => (Pill { word: "draining", tone: "busy" }, vec![uncordon]),
     };
-    (Pill::of_lost(node).unwrap_or(pill), actions)
+    let may = |(verb, ..): &(&str, &str, bool)| sight::may("POST", format!("/nodes/{{name}}/{verb}"));
+    (Pill::of_lost(node).unwrap_or(pill), actions.into_iter().filter(may).collect())
 }
 
 async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {

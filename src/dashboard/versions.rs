@@ -8,6 +8,7 @@ use axum::{
 };
 use serde::Deserialize;
 use toft_model::{
+    identity::deployment_of,
     state::VersionRow,
     workload::{Rollout, VersionCause, changed_fields},
 };
@@ -17,7 +18,7 @@ use super::{
     error::PageError,
     present::{Moment, Pill},
     request::named,
-    show,
+    show, sight,
 };
 use crate::control::ops::now_ms;
 
@@ -29,6 +30,7 @@ struct Page {
     /// Generation of the newest, which a rollback replaces.
     newest: u64,
     versions: Vec<Line>,
+    may_go_back: bool,
 }
 
 struct Line {
@@ -74,7 +76,10 @@ pub(super) async fn page(State(dashboard): State<Dashboard>, Path(name): Path<St
     let (newest, now_ms) = (rows.first().map_or(0, |row| row.generation), now_ms());
     let before = rows.iter().skip(1).map(Some).chain([None]);
     let versions = rows.iter().zip(before).map(|(row, before)| Line::of(row, before, newest, now_ms)).collect();
-    show(&Page { frame: Frame::at("workloads"), name: name.into(), newest, versions })
+    let newest_spec = rows.first().map(|row| &row.spec);
+    let may_go_back =
+        newest_spec.is_some_and(|spec| sight::may_on("POST", "/workloads/{name}/rollback", deployment_of(spec)));
+    show(&Page { frame: Frame::at("workloads"), name: name.into(), newest, versions, may_go_back })
 }
 
 /// What the form says.

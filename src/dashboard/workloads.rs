@@ -10,6 +10,7 @@ use axum::{
 };
 use serde::Deserialize;
 use toft_model::{
+    identity::deployment_of,
     instance::{Desired, InstanceState},
     state::{PowerAction, WorkloadView},
 };
@@ -21,7 +22,7 @@ use super::{
     present::{self, Moment, Pill, PortLine},
     render,
     request::{ReachedAs, encode, named},
-    show,
+    show, sight,
 };
 use crate::control::ops::{Ops, now_ms};
 
@@ -143,6 +144,8 @@ pub(super) struct Actions {
     pub(super) stop: bool,
     pub(super) restart: bool,
     pub(super) remove: bool,
+    pub(super) change: bool,
+    pub(super) shell: bool,
 }
 
 impl Actions {
@@ -150,13 +153,17 @@ impl Actions {
         let desired = workload.row.desired;
         let finished = workload.status() == "finished";
         let ended = finished || workload.status() == "back_off";
+        let deployment = deployment_of(&workload.row.spec);
+        let may = |method: &str, verb: &str| sight::may_on(method, format!("/workloads/{{name}}/{verb}"), deployment);
         Self {
             name: workload.row.spec.name.to_string(),
             from,
-            start: desired == Desired::Stopped || (desired == Desired::Running && ended),
-            stop: desired == Desired::Running && !finished,
-            restart: desired == Desired::Running && !ended && !workload.instances.is_empty(),
-            remove: desired != Desired::Removed,
+            start: may("POST", "start") && (desired == Desired::Stopped || (desired == Desired::Running && ended)),
+            stop: may("POST", "stop") && desired == Desired::Running && !finished,
+            restart: may("POST", "restart") && desired == Desired::Running && !ended && !workload.instances.is_empty(),
+            remove: may("POST", "remove") && desired != Desired::Removed,
+            change: may("POST", "edit"),
+            shell: may("GET", "shell") && desired == Desired::Running && !finished,
         }
     }
 }

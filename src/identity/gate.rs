@@ -8,7 +8,7 @@ use std::{
 
 use toft_model::token::TokenId;
 
-use super::{Brake, FirstPassword, NoRandom, Passwords};
+use super::{Brake, FirstPassword, Halves, NoRandom, Passwords};
 
 /// Uses that were not told yet, at most.
 const MOST_USES: usize = 4_096;
@@ -44,6 +44,8 @@ pub struct Gate {
     pub passwords: Passwords,
     /// Slows down who guesses.
     pub brake: Brake,
+    /// Sign-ins that wait for a code.
+    pub halves: Halves,
     first: OnceLock<FirstPassword>,
     lengths: OnceLock<Lengths>,
     sessions: Mutex<HashMap<TokenId, i64>>,
@@ -56,6 +58,7 @@ impl Gate {
         Ok(Arc::new(Self {
             passwords: Passwords::new()?,
             brake: Brake::default(),
+            halves: Halves::default(),
             first: OnceLock::new(),
             lengths: OnceLock::new(),
             sessions: Mutex::default(),

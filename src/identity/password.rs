@@ -17,7 +17,7 @@ use toft_model::{
     token::Digest,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
 };
 use zeroize::Zeroizing;
@@ -77,6 +77,36 @@ pub struct Passwords {
     /// Passwords that were right, as digests keyed with random bytes of this process, and until when they are remembered.
     known: Arc<Mutex<HashMap<[u8; 32], Instant>>>,
     key: Arc<Zeroizing<[u8; 32]>>,
+    /// Comparisons under way, by the same digests: whoever shows the same at the same time waits for the one that was first.
+    under_way: Arc<Mutex<HashMap<[u8; 32], watch::Receiver<Option<bool>>>>>,
+}
+
+/// What somebody shows, next to whoever shows the same at the same time.
+pub enum Company {
+    /// Nobody else does.
+    First(First),
+    /// Somebody else did a moment ago: whether it was right; nothing when they gave up.
+    Told(Option<bool>),
+}
+
+/// Whoever is first tells the others; who is dropped without a word has given up.
+pub struct First {
+    mark: [u8; 32],
+    told: watch::Sender<Option<bool>>,
+    under_way: Arc<Mutex<HashMap<[u8; 32], watch::Receiver<Option<bool>>>>>,
+}
+
+impl First {
+    /// Tells whether it was right.
+    pub fn tell(self, right: bool) {
+        self.told.send_replace(Some(right));
+    }
+}
+
+impl Drop for First {
+    fn drop(&mut self) {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.mark);
+    }
 }
 
 fn hasher() -> Argon2<'static> {
@@ -106,6 +136,7 @@ impl Passwords {
             turns: Arc::new(Semaphore::new(AT_A_TIME)),
             known: Arc::default(),
             key: Arc::new(Zeroizing::new(random()?)),
+            under_way: Arc::default(),
         })
     }
 
@@ -119,9 +150,27 @@ impl Passwords {
         Turn(Arc::clone(&self.turns).acquire_owned().await.expect("nobody closes it"))
     }
 
+    /// Waits for whoever shows the same name and password at the same time: a program that asks many things at once has tried one
+    /// password, not many. `name` as it was shown; names that do not exist are treated alike.
+    pub async fn join(&self, name: &str, hash: Option<&PasswordHash>, password: &str) -> Company {
+        let mark = self.mark(name, hash.map_or(NOBODY, PasswordHash::as_str), password);
+        let mut told = {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            match under_way.get(&mark) {
+                Some(told) => told.clone(),
+                None => {
+                    let (sender, told) = watch::channel(None);
+                    under_way.insert(mark, told);
+                    return Company::First(First { mark, told: sender, under_way: Arc::clone(&self.under_way) });
+                }
+            }
+        };
+        Company::Told(told.wait_for(Option::is_some).await.ok().and_then(|right| *right))
+    }
+
     /// Whether a password was right a short while ago, and the hash is still the same. Costs nothing.
     pub fn knows(&self, user: &UserName, hash: &PasswordHash, password: &str) -> bool {
-        self.remembers(&self.mark(user, hash, password))
+        self.remembers(&self.mark(user.as_str(), hash.as_str(), password))
     }
 
     /// Whether a password is the user's. Without a hash it is not, after the same work.
@@ -132,7 +181,7 @@ impl Passwords {
         hash: Option<&PasswordHash>,
         password: Zeroizing<String>,
     ) -> bool {
-        let mark = hash.map(|hash| self.mark(user, hash, &password));
+        let mark = hash.map(|hash| self.mark(user.as_str(), hash.as_str(), &password));
         let exists = hash.is_some();
         let hash = hash.cloned().or_else(|| NOBODY.parse().ok());
         let right = self.work(turn, move || hash.is_some_and(|hash| is_of(&hash, password.as_bytes()))).await && exists;
@@ -152,9 +201,9 @@ impl Passwords {
     }
 
     /// Changes with the user's hash: a new password makes the old one unknown at once.
-    fn mark(&self, user: &UserName, hash: &PasswordHash, password: &str) -> [u8; 32] {
+    fn mark(&self, user: &str, hash: &str, password: &str) -> [u8; 32] {
         let mut digest = Sha256::new().chain_update(**self.key);
-        for text in [user.as_str(), hash.as_str(), password] {
+        for text in [user, hash, password] {
             digest = digest.chain_update((text.len() as u64).to_le_bytes()).chain_update(text.as_bytes());
         }
         digest.finalize().into()
@@ -208,14 +257,31 @@ mod tests {
         let [ann, bob]: [UserName; 2] = ["ann", "bob"].map(|name| name.parse().unwrap());
         let hash = passwords.hash(text("one")).await.unwrap();
         assert!(passwords.verify(passwords.turn().await, &ann, Some(&hash), text("one")).await);
-        assert!(passwords.remembers(&passwords.mark(&ann, &hash, "one")));
-        assert!(!passwords.remembers(&passwords.mark(&bob, &hash, "one")));
-        assert!(!passwords.remembers(&passwords.mark(&ann, &hash, "two")));
+        assert!(passwords.knows(&ann, &hash, "one"));
+        assert!(!passwords.knows(&bob, &hash, "one"));
+        assert!(!passwords.knows(&ann, &hash, "two"));
         let other = passwords.hash(text("two")).await.unwrap();
         assert!(
             !passwords.verify(passwords.turn().await, &ann, Some(&other), text("one")).await,
             "the old one is forgotten at once"
         );
+    }
+
+    #[tokio::test]
+    async fn who_shows_the_same_at_the_same_time_is_told_by_the_first() {
+        let passwords = Passwords::new().unwrap();
+        let join = |name, password| passwords.join(name, None, password);
+        let Company::First(first) = join("ann", "one").await else { panic!("nobody was there") };
+        assert!(
+            matches!(join("bob", "one").await, Company::First(_))
+                && matches!(join("ann", "two").await, Company::First(_))
+        );
+        let (told, ()) = tokio::join!(join("ann", "one"), async { first.tell(true) });
+        assert!(matches!(told, Company::Told(Some(true))));
+        let Company::First(first) = join("ann", "one").await else { panic!("it is over") };
+        let (told, ()) = tokio::join!(join("ann", "one"), async { drop(first) });
+        assert!(matches!(told, Company::Told(None)), "who gives up says nothing");
+        assert!(passwords.under_way.lock().unwrap().is_empty());
     }
 
     #[tokio::test]

@@ -24,6 +24,11 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], NoRandom> {
     read.map(|()| bytes).map_err(NoRandom)
 }
 
+/// A new id, of random bytes.
+pub fn new_token_id() -> Result<TokenId, NoRandom> {
+    Ok(TokenId::of(random()?))
+}
+
 /// An id and a secret, as they are shown.
 pub struct Bearer {
     /// What the row is found by.
@@ -34,7 +39,7 @@ pub struct Bearer {
 impl Bearer {
     /// A new one, of random bytes.
     pub fn make() -> Result<Self, NoRandom> {
-        let id = TokenId::of(random()?);
+        let id = new_token_id()?;
         let bytes = Zeroizing::new(random::<SECRET>()?);
         Ok(Self { id, secret: Zeroizing::new(hex::encode(&bytes[..])) })
     }

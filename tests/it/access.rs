@@ -699,7 +699,7 @@ fn tls_is_spoken_with_a_certificate_of_the_cluster_and_plain_http_is_sent_there(
     toft.set_variables(&[("TOFT_PLAIN_HTTP", "false")]);
     fs::write(
         toft.data.join("toft.toml"),
-        "[node]\nname = 'attic'\n[api]\nbind = '0.0.0.0:7443'\nnames = ['box.example.org']\n",
+        "[node]\nname = 'attic'\n[api]\nbind = '0.0.0.0:7443'\nnames = ['box.example.org']\nhsts = '1d'\n",
     )
     .unwrap();
     toft.up();
@@ -715,6 +715,7 @@ fn tls_is_spoken_with_a_certificate_of_the_cluster_and_plain_http_is_sent_there(
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "same-origin"),
         ("cache-control", "no-store"),
+        ("strict-transport-security", "max-age=86400"),
     ] {
         assert!(page.header(name).unwrap().contains(words), "{name}");
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{axe, browser::Browser, dev::Dev, machine::wait_until};
 
-const WIDTHS: [(u32, u32); 3] = [(375, 800), (768, 1024), (1440, 900)];
+pub const WIDTHS: [(u32, u32); 3] = [(375, 800), (768, 1024), (1440, 900)];
 
 /// Every page, with a name for its picture.
 pub fn pages() -> Vec<(&'static str, &'static str)> {
@@ -40,6 +40,14 @@ pub fn pages() -> Vec<(&'static str, &'static str)> {
         ("secrets", "/secrets"),
         ("secret-new", "/secrets/new"),
         ("settings", "/settings"),
+        ("account", "/account"),
+        ("second-factor", "/account/second-factor"),
+        ("users", "/users"),
+        ("user", "/users/admin"),
+        ("audit", "/audit"),
+        ("authority", "/ca"),
+        ("setup", "/setup"),
+        ("login", "/login"),
         ("find", "/find?q=w"),
         ("lost", "/nothing"),
         ("styleguide", "/styleguide"),
@@ -81,7 +89,7 @@ pub fn browser(scripts: bool) -> (Browser, tempfile::TempDir) {
 }
 
 /// What is wrong with the page that is shown: it is wider than the window, or axe finds something.
-fn faults(browser: &Browser, axe: &str) -> Vec<String> {
+pub fn faults(browser: &Browser, axe: &str) -> Vec<String> {
     let mut faults = Vec::new();
     let wide = "const d = document.documentElement; const w = d.clientWidth;
         return d.scrollWidth <= w ? [] : [...document.querySelectorAll('body *')]

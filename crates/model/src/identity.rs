@@ -26,6 +26,8 @@ pub const MAX_SESSIONS: usize = 50;
 pub const MAX_API_TOKENS: usize = 100;
 /// Longest label of an API token, and longest name of a browser, in characters.
 pub const MAX_LABEL_CHARS: usize = 100;
+/// Longest name that a provider has for itself or for somebody, in bytes.
+const MAX_EXTERNAL_BYTES: usize = 1_024;
 /// Longest hash of a password, in bytes.
 const MAX_HASH_BYTES: usize = 256;
 
@@ -266,6 +268,33 @@ pub struct NewUser {
     /// Their password; who has none has tokens only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<PasswordHash>,
+}
+
+/// Somebody whom a provider has signed in, on the way into the state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalUser {
+    /// The provider.
+    pub issuer: String,
+    /// What it calls them for ever.
+    pub subject: String,
+    /// What they are called here if they come for the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<UserName>,
+    /// What their groups give; nothing when they give nothing any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+}
+
+impl ExternalUser {
+    /// Checks it against the rules.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let fits = |text: &str| !text.is_empty() && text.len() <= MAX_EXTERNAL_BYTES;
+        if !fits(&self.issuer) || !fits(&self.subject) {
+            let hint = format!("use 1 to {MAX_EXTERNAL_BYTES} bytes");
+            return Err(Invalid::value("what the provider calls them does not fit", hint).at("subject"));
+        }
+        Ok(())
+    }
 }
 
 /// What is new about a user; what is absent stays.

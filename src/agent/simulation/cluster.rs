@@ -172,6 +172,11 @@ impl Cluster {
             | Command::EndSession { .. }
             | Command::CreateApiToken { .. }
             | Command::RevokeApiToken { .. }
+            | Command::PutSecondFactor { .. }
+            | Command::RemoveSecondFactor { .. }
+            | Command::ConfigureAccess { .. }
+            | Command::PutSigningKey { .. }
+            | Command::AcceptUser { .. }
             | Command::NoteUses { .. }
             | Command::NoteAction { .. } => return,
         };

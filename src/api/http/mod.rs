@@ -25,9 +25,11 @@ mod placement;
 mod query;
 mod rebalance;
 mod registries;
+mod second_factors;
 mod secrets;
 mod series;
 pub mod serve;
+mod signed_tokens;
 mod stats;
 mod users;
 mod versions;
@@ -121,6 +123,13 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(users::me))
         .routes(routes!(users::authority))
         .routes(routes!(users::change_password))
+        .routes(routes!(second_factors::show, second_factors::turn_on))
+        .routes(routes!(second_factors::offer))
+        .routes(routes!(signed_tokens::sign))
+        .routes(routes!(signed_tokens::rotate))
+        .routes(routes!(second_factors::turn_off))
+        .routes(routes!(second_factors::reset))
+        .routes(routes!(second_factors::access, second_factors::configure_access))
         .routes(routes!(members::list, members::create))
         .routes(routes!(members::revoke))
         .routes(routes!(members::join))
@@ -181,7 +190,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         .nest("/api/v1", state.merge(node_resources()))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))
-        .routes(routes!(health::metrics));
+        .routes(routes!(health::metrics))
+        .routes(routes!(signed_tokens::keys));
     document::completed(nested.into_openapi())
 }
 
@@ -202,6 +212,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route("/.well-known/jwks.json", get(signed_tokens::keys))
         .layer(middleware::from_fn(count))
         .with_state(state)
 }

@@ -26,6 +26,9 @@ pub struct User {
     pub grants: Vec<String>,
     /// Whether they have a password. The first user may have none of its own yet.
     pub has_password: bool,
+    /// Whether they have a second factor.
+    #[serde(default)]
+    pub second_factor: bool,
     /// Whether they are kept out.
     pub disabled: bool,
     /// When they were made known; absent for the first user before it has a password of its own.
@@ -48,6 +51,7 @@ impl From<UserView> for User {
             role,
             grants,
             has_password: user.has_password,
+            second_factor: user.has_factor,
             disabled: user.disabled,
             created_at: user.created_at_ms.map(time),
             changed_at: user.changed_at_ms.map(time),
@@ -112,7 +116,7 @@ pub struct Me {
     /// Deployments in which they are operators.
     #[serde(default)]
     pub grants: Vec<String>,
-    /// How they came: `socket`, `session ID`, `token ID` or `password`.
+    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider` or `password`.
     pub way: String,
 }
 
@@ -262,7 +266,7 @@ pub struct AuditEntry {
     pub at: String,
     /// Who: a user, or `root`.
     pub user: String,
-    /// How they came: `socket`, `session ID`, `token ID` or `password`.
+    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider` or `password`.
     pub way: String,
     /// The address they came from.
     #[serde(default, skip_serializing_if = "Option::is_none")]

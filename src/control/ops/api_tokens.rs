@@ -9,7 +9,10 @@ use zeroize::Zeroizing;
 
 use super::{Ops, now_ms, users::no_user};
 use crate::{
-    control::{ControlError, ErrorKind, actor},
+    control::{
+        ControlError, ErrorKind,
+        actor::{self, Way},
+    },
     identity::Bearer,
 };
 
@@ -43,6 +46,10 @@ impl Ops {
     pub async fn create_api_token(&self, wish: ApiTokenWish) -> Result<MadeApiToken, ControlError> {
         let asks = actor::current();
         let own = asks.as_ref().and_then(|asks| asks.user.clone());
+        if asks.as_ref().is_some_and(|asks| matches!(asks.way, Way::Signed { .. })) {
+            return Err(ControlError::new(ErrorKind::Forbidden, "a signed token cannot make what outlives it")
+                .hint("show an API token, or sign in"));
+        }
         let user = match (own, wish.user) {
             (Some(own), None) => own,
             (Some(own), Some(named)) if own == named => own,

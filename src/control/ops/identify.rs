@@ -5,19 +5,20 @@
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use toft_model::{
-    identity::{NewSession, Rights, UserName},
+    identity::{NewSession, PasswordHash, Rights, UserName},
     name::Name,
-    state::{ApiTokenRow, Command, SessionRow, UserRow, query_workload},
+    second_factor::FactorProof,
+    state::{ApiTokenRow, Command, SessionRow, SigningKeyRow, UserRow, UserStanding, query_standing, query_workload},
 };
 use zeroize::Zeroizing;
 
-use super::{Ops, now_ms};
+use super::{Ops, now_ms, second_factors::wrong_code};
 use crate::{
     control::{
         ControlError, ErrorKind,
         actor::{self, Actor, Way},
     },
-    identity::{Bearer, Gate},
+    identity::{Attempt, Bearer, Company, Gate},
 };
 
 /// How old what is known of a use may get before it is told, in milliseconds.
@@ -26,6 +27,14 @@ const COARSE_MS: i64 = 10 * 60 * 1_000;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// Longest password somebody may try, in bytes.
 const LONGEST_PASSWORD: usize = 1_024;
+
+/// How a sign-in went on.
+pub enum SignIn {
+    /// They are in.
+    In(Box<SignedIn>),
+    /// The password was right, and a code of their second factor is asked for. What it holds is brought along with the code.
+    Half(Zeroizing<String>),
+}
 
 /// Who has signed in just now.
 pub struct SignedIn {
@@ -47,12 +56,23 @@ fn throttled(left: Duration) -> ControlError {
         .hint("wait; who is signed in already, tokens and the unix socket are not affected")
 }
 
-/// What a user's row gives. The first user is an admin before there is a row.
-fn rights_of(name: &UserName, row: Option<&UserRow>) -> Option<Rights> {
-    match row {
-        Some(row) => (!row.disabled).then(|| row.rights.clone()),
+/// What a user's row gives whoever signs in. The first user is an admin before there is a row; who lacks a second factor that is asked
+/// for only looks until they have one.
+pub(super) fn rights_of(name: &UserName, standing: Option<&UserStanding>) -> Option<Rights> {
+    match standing {
+        Some(standing) if standing.row.disabled => None,
+        Some(standing) if standing.lacks_factor => Some(Rights::default()),
+        Some(standing) => Some(standing.row.rights.clone()),
         None => name.is_first().then(Rights::all),
     }
+}
+
+/// Who has shown a right password.
+pub(super) struct Proved {
+    /// Who it is.
+    pub(super) actor: Actor,
+    /// How they stand; nothing for the first user before it has a row.
+    pub(super) standing: Option<UserStanding>,
 }
 
 impl Ops {
@@ -67,10 +87,10 @@ impl Ops {
         let id = shown.id.clone();
         let read = self.state.read(move |connection| {
             let Some(session) = SessionRow::by_id(connection, &id)? else { return Ok(None) };
-            let user = UserRow::named(connection, &session.session.user)?;
-            Ok(Some((session, user)))
+            let standing = query_standing(connection, &session.session.user)?;
+            Ok(Some((session, standing)))
         });
-        let Some((mut row, user)) = read.await? else { return Ok(None) };
+        let Some((mut row, standing)) = read.await? else { return Ok(None) };
         let told_ms = row.seen_at_ms;
         row.seen_at_ms = told_ms.max(gate.session_used(&shown.id).unwrap_or(i64::MIN));
         let now_ms = now_ms();
@@ -78,18 +98,21 @@ impl Ops {
             return Ok(None);
         }
         let name = row.session.user;
-        let Some(rights) = rights_of(&name, user.as_ref()) else { return Ok(None) };
+        let Some(rights) = rights_of(&name, standing.as_ref()) else { return Ok(None) };
         // A short session is told of more often, so that other nodes do not end it.
         if now_ms.saturating_sub(told_ms) >= COARSE_MS.min(row.session.idle_ms / 4) {
             gate.use_session(&shown.id, now_ms);
         }
-        let is_first = user.is_none();
-        Ok(Some(Actor { user: Some(name), rights, way: Way::Session(shown.id), from, is_first }))
+        let is_first = standing.is_none();
+        let lacks_factor = standing.is_some_and(|standing| standing.lacks_factor);
+        Ok(Some(Actor { user: Some(name), rights, way: Way::Session(shown.id), from, is_first, lacks_factor }))
     }
 
-    /// Whose API token this is; nobody when it is none, has expired or was revoked.
+    /// Whose API token or signed token this is; nobody when it is none, has expired or was revoked.
     pub async fn identify_token(&self, text: &str, from: Option<IpAddr>) -> Result<Option<Actor>, ControlError> {
-        let (Some(shown), gate) = (Bearer::from_api_token(text), self.gate()?) else { return Ok(None) };
+        let (Some(shown), gate) = (Bearer::from_api_token(text), self.gate()?) else {
+            return self.identify_signed(text, from).await;
+        };
         let id = shown.id.clone();
         let read = self.state.read(move |connection| {
             let Some(token) = ApiTokenRow::by_id(connection, &id)? else { return Ok(None) };
@@ -106,72 +129,174 @@ impl Ops {
         }
         // The owner may have less now than when the token was made.
         let rights = row.token.rights.and(&user.rights);
-        Ok(Some(Actor { user: Some(user.name), rights, way: Way::Token(shown.id), from, is_first: false }))
+        let way = Way::Token(shown.id);
+        Ok(Some(Actor { user: Some(user.name), rights, way, from, is_first: false, lacks_factor: false }))
     }
 
-    /// Who has this name and password. Attempts that fail are counted, and cost time.
+    /// Who sends this name and password along with a request. Who has a second factor is refused: a password alone does not
+    /// prove them, and there is no place for a code.
     pub async fn identify_password(
         &self,
         name: &str,
         password: Zeroizing<String>,
         from: Option<IpAddr>,
     ) -> Result<Actor, ControlError> {
+        let proved = self.prove_password(name, password, from).await?;
+        if proved.standing.is_some_and(|standing| standing.has_factor) {
+            return Err(ControlError::new(
+                ErrorKind::Forbidden,
+                "a password alone is not enough for who has a second factor",
+            )
+            .hint("show an API token: make one on the account page, and send it as `Authorization: Bearer`"));
+        }
+        Ok(proved.actor)
+    }
+
+    /// Who has this name and password. Attempts that fail are counted, and cost time.
+    pub(super) async fn prove_password(
+        &self,
+        name: &str,
+        password: Zeroizing<String>,
+        from: Option<IpAddr>,
+    ) -> Result<Proved, ControlError> {
         let gate = self.gate()?;
         let shown: String = name.chars().take(UserName::MAX_BYTES).collect();
         // What can be no name has no row, and costs the same.
         let name = name.parse::<UserName>().ok();
         let asked = name.clone();
         let read = self.state.read(move |connection| match asked {
-            Some(name) => UserRow::named(connection, &name),
+            Some(name) => query_standing(connection, &name),
             None => Ok(None),
         });
-        let row = read.await?;
-        let hash = row.as_ref().filter(|row| !row.disabled).and_then(|row| row.password.as_ref());
+        let standing = read.await?;
+        let row = standing.as_ref().map(|standing| &standing.row);
+        let hash = row.filter(|row| !row.disabled).and_then(|row| row.password.clone());
         let first = gate.first().filter(|_| row.is_none() && name.as_ref().is_some_and(UserName::is_first));
-        let actor = |name: &UserName| {
-            let rights = rights_of(name, row.as_ref())?;
-            Some(Actor { user: Some(name.clone()), rights, way: Way::Password, from, is_first: row.is_none() })
-        };
         // It is random and long: nobody guesses it, and nobody keeps its owner out.
-        if first.is_some_and(|first| first.is(&password))
-            && let Some(actor) = name.as_ref().and_then(actor)
-        {
-            return Ok(actor);
+        let is_first_password = first.is_some_and(|first| first.is(&password));
+        let proved = || {
+            let name = name.clone()?;
+            let rights = rights_of(&name, standing.as_ref())?;
+            let is_first = standing.is_none();
+            let lacks_factor = standing.as_ref().is_some_and(|standing| standing.lacks_factor);
+            let actor = Actor { user: Some(name), rights, way: Way::Password, from, is_first, lacks_factor };
+            Some(Proved { actor, standing: standing.clone() })
+        };
+        if is_first_password && let Some(proved) = proved() {
+            return Ok(proved);
         }
-        // Counted before anything is compared: what was right a short while ago costs nothing to guess.
-        let attempt = gate.brake.begin(&shown, from).map_err(throttled)?;
-        let knows = name.as_ref().zip(hash).is_some_and(|(name, hash)| gate.passwords.knows(name, hash, &password));
-        if knows && let Some(actor) = name.as_ref().and_then(actor) {
-            attempt.passed();
-            return Ok(actor);
-        }
-        let turn = gate.passwords.turn().await;
-        let fits = password.len() <= LONGEST_PASSWORD;
-        let nobody = UserName::first();
-        let hash = hash.filter(|_| fits);
-        let password = if fits { password } else { Zeroizing::default() };
-        let right = gate.passwords.verify(turn, name.as_ref().unwrap_or(&nobody), hash, password).await;
-        match name.as_ref().filter(|_| right).and_then(actor) {
-            Some(actor) => {
-                attempt.passed();
-                Ok(actor)
+        let right = loop {
+            match gate.passwords.join(&shown, hash.as_ref(), &password).await {
+                Company::First(first) => {
+                    let right = self.try_password((&shown, name.as_ref()), hash.as_ref(), &password, from).await?;
+                    first.tell(right);
+                    break right;
+                }
+                Company::Told(Some(right)) => break right,
+                // Whoever was first gave up.
+                Company::Told(None) => {}
             }
-            None => {
-                tracing::warn!(from = ?from, "somebody could not prove who they are");
-                Err(unknown())
-            }
-        }
+        };
+        proved().filter(|_| right).ok_or_else(|| {
+            tracing::warn!(from = ?from, "somebody could not prove who they are");
+            unknown()
+        })
     }
 
-    /// Opens a session for whoever has this name and password. `agent` is what the browser calls itself.
+    /// Whether a password is right, as an attempt that counts.
+    async fn try_password(
+        &self,
+        (shown, name): (&str, Option<&UserName>),
+        hash: Option<&PasswordHash>,
+        password: &str,
+        from: Option<IpAddr>,
+    ) -> Result<bool, ControlError> {
+        let gate = self.gate()?;
+        // Counted before anything is compared: what was right a short while ago costs nothing to guess.
+        let attempt = gate.brake.begin(shown, from).map_err(throttled)?;
+        let knows = name.zip(hash).is_some_and(|(name, hash)| gate.passwords.knows(name, hash, password));
+        let right = if knows {
+            true
+        } else {
+            let turn = gate.passwords.turn().await;
+            let fits = password.len() <= LONGEST_PASSWORD;
+            let password = Zeroizing::new(if fits { password.to_owned() } else { String::new() });
+            let nobody = UserName::first();
+            gate.passwords.verify(turn, name.unwrap_or(&nobody), hash.filter(|_| fits), password).await
+        };
+        if right {
+            attempt.passed();
+        }
+        Ok(right)
+    }
+
+    /// Opens a session for whoever has this name and password, or asks who has a second factor for a code. `agent` is what the
+    /// browser calls itself.
     pub async fn sign_in(
         &self,
         name: &str,
         password: Zeroizing<String>,
         from: Option<IpAddr>,
         agent: String,
+    ) -> Result<SignIn, ControlError> {
+        let Proved { actor, standing } = self.prove_password(name, password, from).await?;
+        if let Some(UserStanding { row, has_factor: true, .. }) = standing {
+            let half = self.gate()?.halves.open(row.name, row.password, from);
+            return half.map(SignIn::Half).map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()));
+        }
+        self.open_session(actor, None, agent).await.map(|signed_in| SignIn::In(Box::new(signed_in)))
+    }
+
+    /// The second half of a sign-in: a code, or a recovery code. An error that is no [`ErrorKind::Unauthenticated`] or
+    /// [`ErrorKind::Throttled`] asks for the first half again.
+    pub async fn sign_in_with_code(
+        &self,
+        half: &str,
+        code: &str,
+        from: Option<IpAddr>,
+        agent: String,
     ) -> Result<SignedIn, ControlError> {
-        let mut actor = self.identify_password(name, password, from).await?;
+        let gate = self.gate()?;
+        let over = || {
+            ControlError::new(ErrorKind::Stale, "the sign-in took too long, or too many codes were tried")
+                .hint("begin again with name and password")
+        };
+        let waiting = gate.halves.attempt(half, from).ok_or_else(over)?;
+        let name = waiting.user.clone();
+        let standing = self.state.read(move |connection| query_standing(connection, &name)).await?;
+        let same = standing.filter(|standing| standing.row.password == waiting.password && !standing.row.disabled);
+        let Some(standing) = same.filter(|standing| standing.has_factor) else { return Err(over()) };
+        let attempt = self.begin_code(&waiting.user, from)?;
+        let Some(proof) = self.factor_proof(&waiting.user, code).await? else {
+            tracing::warn!(from = ?from, "somebody could not prove who they are");
+            return Err(wrong_code());
+        };
+        let rights = rights_of(&waiting.user, Some(&standing)).ok_or_else(over)?;
+        let user = Some(waiting.user.clone());
+        let actor = Actor { user, rights, way: Way::Password, from, is_first: false, lacks_factor: false };
+        let signed_in = self.open_session(actor, Some(proof), agent).await.map_err(|error| match error.kind {
+            // Another node has just seen the same code.
+            ErrorKind::Stale => wrong_code(),
+            _ => error,
+        })?;
+        attempt.passed();
+        gate.halves.close(&waiting.id);
+        Ok(signed_in)
+    }
+
+    /// Codes are counted by name too, and apart from passwords: a right password takes no wrong code back. What they are counted as is
+    /// longer than any name that somebody can type.
+    pub(super) fn begin_code(&self, user: &UserName, from: Option<IpAddr>) -> Result<Attempt, ControlError> {
+        self.gate()?.brake.begin(&format!("{user}\0{:64}", "code"), from).map_err(throttled)
+    }
+
+    /// Opens a session for somebody who has proved who they are.
+    pub(super) async fn open_session(
+        &self,
+        mut actor: Actor,
+        proof: Option<FactorProof>,
+        agent: String,
+    ) -> Result<SignedIn, ControlError> {
         let Some(user) = actor.user.clone() else { return Err(unknown()) };
         let lengths = self.gate()?.lengths();
         let bearer = Bearer::make().map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))?;
@@ -183,11 +308,11 @@ impl Ops {
             user,
             expires_at_ms: at_ms.saturating_add(ms(lengths.whole)),
             idle_ms: ms(lengths.idle),
-            came_from: from.map(|from| from.to_canonical().to_string()),
+            came_from: actor.from.map(|from| from.to_canonical().to_string()),
             agent,
         };
         actor.way = Way::Session(bearer.id.clone());
-        let command = Command::OpenSession { session: Box::new(session), at_ms };
+        let command = Command::OpenSession { session: Box::new(session), proof, at_ms };
         actor::act(Arc::new(actor.clone()), self.submit(command)).await?;
         Ok(SignedIn { cookie: bearer.cookie(), actor })
     }
@@ -213,20 +338,24 @@ impl Ops {
     /// What somebody may now who came in before; nothing when they would come in no more.
     async fn rights_now(&self, asks: &Actor) -> Result<Option<Rights>, ControlError> {
         let Some(name) = asks.user.clone() else { return Ok(Some(asks.rights.clone())) };
-        let (way, now_ms) = (asks.way.clone(), now_ms());
+        let (way, asked_rights, now_ms) = (asks.way.clone(), asks.rights.clone(), now_ms());
         let read = self.state.read(move |connection| {
-            let user = UserRow::named(connection, &name)?;
-            let Some(rights) = rights_of(&name, user.as_ref()) else { return Ok(None) };
+            let standing = query_standing(connection, &name)?;
+            let Some(rights) = rights_of(&name, standing.as_ref()) else { return Ok(None) };
             Ok(match way {
-                Way::Socket | Way::Password => Some(rights),
+                Way::Socket | Way::Provider | Way::Password => Some(rights),
                 Way::Session(id) => {
                     let lives =
                         SessionRow::by_id(connection, &id)?.is_some_and(|row| now_ms < row.session.expires_at_ms);
                     lives.then_some(rights)
                 }
+                Way::Signed { key, until_ms, .. } => {
+                    let lives = now_ms < until_ms && SigningKeyRow::by_id(connection, &key)?.is_some();
+                    lives.then(|| asked_rights.and(&standing.map_or(rights, |standing| standing.row.rights)))
+                }
                 Way::Token(id) => ApiTokenRow::by_id(connection, &id)?
                     .filter(|row| !row.has_expired(now_ms))
-                    .map(|row| row.token.rights.and(&rights)),
+                    .map(|row| row.token.rights.and(&standing.map_or(rights, |standing| standing.row.rights))),
             })
         });
         Ok(read.await?)

@@ -20,12 +20,15 @@ pub mod members;
 pub mod mesh;
 mod nodes;
 mod placement;
+mod providers;
 mod rebalance;
 pub mod registries;
+mod second_factors;
 mod secrets;
 mod seen;
 mod series;
 mod sessions;
+mod signed_tokens;
 pub mod usage;
 mod users;
 mod versions;
@@ -37,10 +40,13 @@ mod workloads;
 pub use api_tokens::{ApiTokenWish, MadeApiToken};
 pub use audit::Noted;
 pub use authority::TrustRoot;
-pub use identify::SignedIn;
+pub use identify::{SignIn, SignedIn};
+pub use providers::{CameBack, FromProvider, Provider, ToProvider};
 pub use rebalance::RebalancePlan;
+pub use second_factors::{FactorOffer, FactorView};
 pub use seen::Seen;
 pub use sessions::SessionView;
+pub use signed_tokens::{SignedToken, SignedTokenWish};
 pub use users::{UserView, UserWish};
 pub use volume_moves::VolumeMoveInfo;
 pub use volumes::{NewVolume, VolumeInfo};
@@ -63,6 +69,7 @@ use super::{
 };
 use far::{FarCards, FarPulls};
 
+pub use crate::identity::Jwk;
 use crate::{
     backup::Backups,
     consensus::{Handle, ProposeError},
@@ -85,6 +92,7 @@ pub struct Ops {
     cluster_key: Option<Arc<ClusterKey>>,
     gate: Option<Arc<Gate>>,
     trust_root: Option<Arc<TrustRoot>>,
+    provider: Option<Arc<Provider>>,
 }
 
 impl Ops {
@@ -103,6 +111,7 @@ impl Ops {
             cluster_key: None,
             gate: None,
             trust_root: None,
+            provider: None,
         }
     }
 
@@ -157,6 +166,12 @@ impl Ops {
     /// The same with what is known of who comes in.
     pub fn with_gate(mut self, gate: Arc<Gate>) -> Self {
         self.gate = Some(gate);
+        self
+    }
+
+    /// The same with a provider to sign in at.
+    pub fn with_provider(mut self, provider: Provider) -> Self {
+        self.provider = Some(Arc::new(provider));
         self
     }
 

@@ -1,11 +1,11 @@
 //! Operations on users.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use toft_model::{
     identity::{NewUser, PasswordHash, Rights, Role, UserChanges, UserName},
     name::Name,
-    state::{Command, UserRow},
+    state::{Command, SecondFactorRow, UserRow},
 };
 use zeroize::Zeroizing;
 
@@ -42,6 +42,8 @@ pub struct UserView {
     pub rights: Rights,
     /// Whether they have a password.
     pub has_password: bool,
+    /// Whether they have a second factor.
+    pub has_factor: bool,
     /// Whether they are kept out.
     pub disabled: bool,
     /// When they were made known; `None` for the first user before it has a password of its own.
@@ -50,12 +52,13 @@ pub struct UserView {
     pub changed_at_ms: Option<i64>,
 }
 
-impl From<UserRow> for UserView {
-    fn from(row: UserRow) -> Self {
+impl UserView {
+    fn of(row: UserRow, has_factor: bool) -> Self {
         Self {
             name: row.name,
             rights: row.rights,
             has_password: row.password.is_some(),
+            has_factor,
             disabled: row.disabled,
             created_at_ms: Some(row.created_at_ms),
             changed_at_ms: Some(row.changed_at_ms),
@@ -105,13 +108,19 @@ impl Ops {
 
     /// Every user, by name, the first one also before it has a password of its own.
     pub async fn users(&self) -> Result<Vec<UserView>, ControlError> {
-        let rows = self.state.read(UserRow::all).await?;
-        let mut users: Vec<UserView> = rows.into_iter().map(UserView::from).collect();
+        let read = |connection: &_| Ok((UserRow::all(connection)?, SecondFactorRow::owners(connection)?));
+        let (rows, owners) = self.state.read(read).await?;
+        let of = |row: UserRow| {
+            let has_factor = owners.contains(&row.name);
+            UserView::of(row, has_factor)
+        };
+        let mut users: Vec<UserView> = rows.into_iter().map(of).collect();
         if !users.iter().any(|user| user.name.is_first()) {
             users.push(UserView {
                 name: UserName::first(),
                 rights: Rights::all(),
                 has_password: false,
+                has_factor: false,
                 disabled: false,
                 created_at_ms: None,
                 changed_at_ms: None,
@@ -176,11 +185,8 @@ impl Ops {
         let asks = self.who_signed_in()?;
         let Some(user) = &asks.user else { return Err(no_user()) };
         if !asks.is_first {
-            let known = self.identify_password(user.as_str(), present, asks.from).await;
-            known.map_err(|error| match error.kind {
-                ErrorKind::Unauthenticated => {
-                    ControlError::new(ErrorKind::Invalid, "the present password is another").field("present")
-                }
+            self.prove_present_password(user, present, asks.from).await.map_err(|error| match error.kind {
+                ErrorKind::Invalid => error.field("present"),
                 _ => error,
             })?;
         }
@@ -188,13 +194,31 @@ impl Ops {
         Ok(())
     }
 
+    /// Makes sure that who asks still knows their password, with the same count of attempts.
+    pub(super) async fn prove_present_password(
+        &self,
+        user: &UserName,
+        present: Zeroizing<String>,
+        from: Option<IpAddr>,
+    ) -> Result<(), ControlError> {
+        match self.prove_password(user.as_str(), present, from).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == ErrorKind::Unauthenticated => {
+                Err(ControlError::new(ErrorKind::Invalid, "the present password is another").field("password"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Who asks, when it is a user with a password or a session of theirs, and no program with a token.
-    fn who_signed_in(&self) -> Result<std::sync::Arc<Actor>, ControlError> {
+    pub(super) fn who_signed_in(&self) -> Result<std::sync::Arc<Actor>, ControlError> {
         let asks = actor::current().ok_or_else(no_user)?;
         match asks.way {
-            Way::Token(_) => Err(ControlError::new(ErrorKind::Forbidden, "a token cannot change a password")
-                .hint("sign in, or ask an admin")),
-            Way::Socket | Way::Session(_) | Way::Password => Ok(asks),
+            Way::Token(_) | Way::Signed { .. } => {
+                Err(ControlError::new(ErrorKind::Forbidden, "a token cannot change how its owner signs in")
+                    .hint("sign in, or ask an admin"))
+            }
+            Way::Socket | Way::Session(_) | Way::Provider | Way::Password => Ok(asks),
         }
     }
 

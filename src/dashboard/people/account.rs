@@ -36,6 +36,7 @@ struct AccountPage {
     grants: String,
     /// Whether the password can be changed here.
     has_password: bool,
+    has_factor: bool,
     is_admin: bool,
     is_user: bool,
     wrong_password: Option<Mistake>,
@@ -143,13 +144,15 @@ async fn show_with(dashboard: &Dashboard, news: News) -> Result<Response, PageEr
     let (role, grants) = in_words(&asks.rights);
     let sessions = dashboard.ops.sessions(None).await?;
     let tokens = dashboard.ops.api_tokens().await?;
+    let has_factor = dashboard.ops.second_factor().await?.on;
     let bad = news.wrong_password.is_some() || news.wrong_token.is_some();
     let mut page = show(&AccountPage {
         frame: Frame::at("account"),
         name: asks.name().to_owned(),
         role,
         grants,
-        has_password: asks.user.is_some() && !matches!(asks.way, Way::Token(_)),
+        has_password: asks.user.is_some() && !matches!(asks.way, Way::Token(_) | Way::Signed { .. }),
+        has_factor,
         is_admin: asks.is_admin(),
         is_user: asks.user.is_some(),
         wrong_password: news.wrong_password,

@@ -98,7 +98,9 @@ impl Kept {
     pub(super) fn shown(&self) -> Vec<Field> {
         let secret = |name: &str| {
             let name = name.to_ascii_lowercase();
-            let hides = ["password", "secret", "token", "present", "again"].iter().any(|word| name.contains(word));
+            let hides = ["password", "secret", "token", "present", "again", "offer", "code"]
+                .iter()
+                .any(|word| name.contains(word));
             hides || self.to.starts_with("/secrets") && matches!(name.as_str(), "text" | "value")
         };
         let field = |(name, value): &(String, String)| Field {

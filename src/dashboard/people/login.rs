@@ -15,7 +15,13 @@ use super::{
     kept::{Field, Kept},
     mistake, onwards,
 };
-use crate::{control::ErrorKind, identity::Visitor};
+use crate::{
+    control::{
+        ControlError, ErrorKind,
+        ops::{SignIn, SignedIn},
+    },
+    identity::Visitor,
+};
 
 /// Longest name of a browser that is kept, in characters.
 const LONGEST_AGENT: usize = 100;
@@ -27,6 +33,53 @@ struct LoginPage {
     name: String,
     next: String,
     /// A form that came when nobody was signed in, packed.
+    kept: Option<String>,
+    wrong: Option<Mistake>,
+    /// A provider at which people can sign in too.
+    provider: Option<Provider>,
+}
+
+/// A provider, and the address that leads there.
+struct Provider {
+    name: String,
+    address: String,
+}
+
+impl LoginPage {
+    fn of(dashboard: &Dashboard, next: String) -> Self {
+        let provider = dashboard.ops.provider_name().map(|name| {
+            let query = serde_urlencoded::to_string([("next", next.as_str())]).unwrap_or_default();
+            Provider { name: name.to_owned(), address: format!("/login/oidc?{query}") }
+        });
+        Self { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None, provider }
+    }
+}
+
+/// The sign-in page with why it is shown again.
+pub(super) fn refused(dashboard: &Dashboard, error: ControlError, next: String) -> Result<Response, PageError> {
+    let status = status_of(error.kind);
+    let mut page = show(&LoginPage { wrong: Some(mistake(error)), ..LoginPage::of(dashboard, next) })?;
+    *page.status_mut() = status;
+    Ok(page)
+}
+
+fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::Unauthenticated | ErrorKind::Stale => StatusCode::UNAUTHORIZED,
+        ErrorKind::Forbidden => StatusCode::FORBIDDEN,
+        ErrorKind::Conflict => StatusCode::CONFLICT,
+        ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+#[derive(Template)]
+#[template(path = "people/code.html")]
+struct CodePage {
+    frame: Frame,
+    /// What tells that the first half was right.
+    half: Zeroizing<String>,
+    next: String,
     kept: Option<String>,
     wrong: Option<Mistake>,
 }
@@ -46,6 +99,12 @@ pub(in crate::dashboard) struct NextQuery {
     next: String,
 }
 
+impl NextQuery {
+    pub(super) fn next(&self) -> &str {
+        &self.next
+    }
+}
+
 /// The form as typed.
 #[derive(Deserialize)]
 #[serde(default)]
@@ -57,9 +116,26 @@ pub(in crate::dashboard) struct LoginForm {
     kept: String,
 }
 
-pub(in crate::dashboard) async fn page(Query(query): Query<NextQuery>) -> Result<Response, PageError> {
-    let next = onwards(&query.next).to_owned();
-    show(&LoginPage { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None })
+/// The second half as typed.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(in crate::dashboard) struct CodeForm {
+    half: Zeroizing<String>,
+    code: Zeroizing<String>,
+    next: String,
+    kept: String,
+}
+
+pub(in crate::dashboard) async fn page(
+    State(dashboard): State<Dashboard>,
+    Query(query): Query<NextQuery>,
+) -> Result<Response, PageError> {
+    show(&LoginPage::of(&dashboard, onwards(&query.next).to_owned()))
+}
+
+/// Asks for a code after the first half.
+pub(super) fn ask_code(half: Zeroizing<String>, next: &str) -> Result<Response, PageError> {
+    show(&CodePage { frame: Frame::at(""), half, next: next.to_owned(), kept: None, wrong: None })
 }
 
 pub(in crate::dashboard) async fn submit(
@@ -74,24 +150,62 @@ pub(in crate::dashboard) async fn submit(
     let kept = Kept::unpacked(&kept);
     let next = onwards(&next).to_owned();
     let signed_in = match dashboard.ops.sign_in(name.trim(), password, from, agent(&headers)).await {
-        Ok(signed_in) => signed_in,
+        Ok(SignIn::In(signed_in)) => signed_in,
+        Ok(SignIn::Half(half)) => {
+            let kept = kept.map(|kept| kept.packed());
+            return show(&CodePage { frame: Frame::at(""), half, next, kept, wrong: None });
+        }
         Err(error) => {
-            let status = match error.kind {
-                ErrorKind::Unauthenticated => StatusCode::UNAUTHORIZED,
-                ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
+            let status = status_of(error.kind);
             let kept = kept.map(|kept| kept.packed());
             let wrong = Some(mistake(error));
-            let mut page = show(&LoginPage { frame: Frame::at(""), name, next, kept, wrong })?;
+            let mut page = show(&LoginPage { name, kept, wrong, ..LoginPage::of(&dashboard, next) })?;
             *page.status_mut() = status;
             return Ok(page);
         }
     };
+    come_in(*signed_in, visitor, (&next, kept))
+}
+
+/// The code, after name and password.
+pub(in crate::dashboard) async fn submit_code(
+    State(dashboard): State<Dashboard>,
+    visitor: Option<Extension<Visitor>>,
+    headers: HeaderMap,
+    Form(form): Form<CodeForm>,
+) -> Result<Response, PageError> {
+    let CodeForm { half, code, next, kept } = form;
+    let visitor = visitor.map(|Extension(visitor)| visitor);
+    let from = visitor.as_ref().and_then(|visitor| visitor.from);
+    let kept = Kept::unpacked(&kept);
+    let next = onwards(&next).to_owned();
+    let error = match dashboard.ops.sign_in_with_code(&half, &code, from, agent(&headers)).await {
+        Ok(signed_in) => return come_in(signed_in, visitor, (&next, kept)),
+        Err(error) => error,
+    };
+    let status = status_of(error.kind);
+    let (again, kept) = (error.kind != ErrorKind::Stale, kept.map(|kept| kept.packed()));
+    let wrong = Some(mistake(error));
+    let mut page = if again {
+        show(&CodePage { frame: Frame::at(""), half, next, kept, wrong })?
+    } else {
+        show(&LoginPage { kept, wrong, ..LoginPage::of(&dashboard, next) })?
+    };
+    *page.status_mut() = status;
+    Ok(page)
+}
+
+/// What whoever has signed in just now gets: their cookie, and where they were going.
+pub(super) fn come_in(
+    signed_in: SignedIn,
+    visitor: Option<Visitor>,
+    (next, kept): (&str, Option<Kept>),
+) -> Result<Response, PageError> {
     let mut response = match kept {
         Some(kept) => show(&ResumePage { frame: Frame::at(""), fields: kept.shown(), kept })?,
         None if signed_in.actor.is_first => Redirect::to("/setup").into_response(),
-        None => Redirect::to(&next).into_response(),
+        None if signed_in.actor.lacks_factor => Redirect::to("/account/second-factor").into_response(),
+        None => Redirect::to(next).into_response(),
     };
     let cookie = visitor.unwrap_or_else(nowhere).set_cookie(&signed_in.cookie);
     let mut cookie = HeaderValue::try_from(cookie).map_err(|_| PageError::internal())?;
@@ -118,7 +232,7 @@ fn nowhere() -> Visitor {
 }
 
 /// What the browser calls itself, for people who look for a session of theirs.
-fn agent(headers: &HeaderMap) -> String {
+pub(super) fn agent(headers: &HeaderMap) -> String {
     in_short(headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default())
 }
 
@@ -175,7 +289,8 @@ pub(in crate::dashboard) async fn sign_in_first(request: Request) -> Response {
             None => "sign in again; nothing was changed".to_owned(),
         }),
     });
-    let page = LoginPage { frame: Frame::at(""), name: String::new(), next: "/".to_owned(), kept, wrong };
+    let (frame, next) = (Frame::at(""), "/".to_owned());
+    let page = LoginPage { frame, name: String::new(), next, kept, wrong, provider: None };
     let mut response = show(&page).unwrap_or_else(|error| error.page());
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     guard::dressed(response)

@@ -3,8 +3,10 @@
 pub(super) mod account;
 pub(super) mod audit;
 pub(super) mod authority;
+pub(super) mod factor;
 pub(super) mod kept;
 pub(super) mod login;
+pub(super) mod provider;
 pub(super) mod setup;
 pub(super) mod users;
 
@@ -21,7 +23,8 @@ fn onwards(next: &str) -> &str {
     let safe = plain && !next.chars().any(|c| c.is_control() || c == '\\');
     // Whoever has just come in is not sent to where they came in.
     let path = next.split(['?', '#']).next().unwrap_or_default();
-    if safe && !matches!(path, "/login" | "/logout" | "/setup") { next } else { "/" }
+    let way_in = matches!(path, "/login" | "/logout" | "/setup") || path.starts_with("/login/");
+    if safe && !way_in { next } else { "/" }
 }
 
 fn mistake(error: ControlError) -> Mistake {
@@ -58,6 +61,7 @@ mod tests {
             "/a\r\nb",
             "/login",
             "/login?next=/x",
+            "/login/code",
             "/setup",
         ] {
             assert_eq!(onwards(bad), "/", "{bad:?}");

@@ -8,11 +8,11 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use serde::Deserialize;
-use toft_model::{identity::UserName, invalid::Invalid};
+use toft_model::{identity::UserName, invalid::Invalid, second_factor::AccessChanges};
 use zeroize::Zeroizing;
 
 use super::{
-    super::{Dashboard, Frame, error::PageError, forms::Mistake, present::Moment, show},
+    super::{Dashboard, Frame, error::PageError, forms::Mistake, present::Moment, request::encode, show},
     grants, in_words, mistake,
 };
 use crate::control::{
@@ -27,6 +27,9 @@ struct UsersPage {
     users: Vec<Line>,
     form: UserForm,
     wrong: Option<Mistake>,
+    /// Whether admins are asked for a second factor.
+    asks_admins: bool,
+    wrong_access: Option<Mistake>,
 }
 
 #[derive(Template)]
@@ -52,6 +55,7 @@ struct Line {
     grants: String,
     disabled: bool,
     has_password: bool,
+    has_factor: bool,
     /// Whether it is the first user, who cannot be removed.
     is_first: bool,
     /// Whether it has a row: before the set-up the first user has none.
@@ -68,6 +72,7 @@ impl Line {
             grants,
             disabled: user.disabled,
             has_password: user.has_password,
+            has_factor: user.has_factor,
             is_first: user.name.is_first(),
             is_kept: user.created_at_ms.is_some(),
             created: user.created_at_ms.map(|at_ms| Moment::age(at_ms, now_ms)),
@@ -91,6 +96,13 @@ pub(in crate::dashboard) struct UserForm {
 #[serde(default)]
 pub(in crate::dashboard) struct PasswordForm {
     password: Zeroizing<String>,
+}
+
+/// What is asked of who comes in, as ticked.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(in crate::dashboard) struct AccessForm {
+    second_factor_for_admins: Option<String>,
 }
 
 fn frame() -> Frame {
@@ -123,13 +135,18 @@ impl UserForm {
 }
 
 pub(in crate::dashboard) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
-    list(&dashboard, UserForm::default(), None).await
+    list(&dashboard, UserForm::default(), (None, None)).await
 }
 
-async fn list(dashboard: &Dashboard, form: UserForm, wrong: Option<Mistake>) -> Result<Response, PageError> {
-    let (now_ms, bad) = (now_ms(), wrong.is_some());
+async fn list(
+    dashboard: &Dashboard,
+    form: UserForm,
+    (wrong, wrong_access): (Option<Mistake>, Option<Mistake>),
+) -> Result<Response, PageError> {
+    let (now_ms, bad) = (now_ms(), wrong.is_some() || wrong_access.is_some());
+    let asks_admins = dashboard.ops.access_settings().await?.second_factor_for_admins;
     let users = dashboard.ops.users().await?.iter().map(|user| Line::of(user, now_ms)).collect();
-    let mut page = show(&UsersPage { frame: frame(), users, form, wrong })?;
+    let mut page = show(&UsersPage { frame: frame(), users, form, wrong, asks_admins, wrong_access })?;
     if bad {
         *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
     }
@@ -147,7 +164,7 @@ pub(in crate::dashboard) async fn create(
     };
     match created {
         Ok(_) => Ok(Redirect::to("/users").into_response()),
-        Err(error) => list(&dashboard, form, Some(mistake(error))).await,
+        Err(error) => list(&dashboard, form, (Some(mistake(error)), None)).await,
     }
 }
 
@@ -204,6 +221,26 @@ pub(in crate::dashboard) async fn set_password(
     match dashboard.ops.change_user(&name, wish).await {
         Ok(_) => Ok(Redirect::to("/users").into_response()),
         Err(error) => one_page(&dashboard, &name, None, (None, Some(mistake(error)))).await,
+    }
+}
+
+pub(in crate::dashboard) async fn reset_factor(
+    State(dashboard): State<Dashboard>,
+    Path(name): Path<String>,
+) -> Result<Redirect, PageError> {
+    let name = named(&name)?;
+    dashboard.ops.reset_second_factor(name.clone()).await?;
+    Ok(Redirect::to(&format!("/users/{}", encode(name.as_str()))))
+}
+
+pub(in crate::dashboard) async fn configure_access(
+    State(dashboard): State<Dashboard>,
+    Form(form): Form<AccessForm>,
+) -> Result<Response, PageError> {
+    let changes = AccessChanges { second_factor_for_admins: Some(form.second_factor_for_admins.is_some()) };
+    match dashboard.ops.configure_access(changes).await {
+        Ok(_) => Ok(Redirect::to("/users").into_response()),
+        Err(error) => list(&dashboard, UserForm::default(), (None, Some(mistake(error)))).await,
     }
 }
 

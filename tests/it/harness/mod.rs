@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod appliance;
+pub mod authenticator;
 pub mod axe;
 pub mod browser;
 pub mod census;
@@ -10,6 +11,7 @@ pub mod containerd;
 pub mod dev;
 pub mod dice;
 pub mod http;
+pub mod id_provider;
 pub mod image;
 pub mod lan;
 pub mod machine;

@@ -9,8 +9,9 @@ use super::{
     commit_plan::PlanCommit,
     gpus::{self, Configure},
     members::{self, Admit, Remove},
-    mesh, move_orders, node_health, nodes, registries, rollouts,
+    mesh, move_orders, node_health, nodes, registries, rollouts, second_factors,
     secrets::{self, NewSecret},
+    signing_keys,
     subnets::{self, Claim},
     tables::{
         AdmissionRow, ApiTokenRow, EventLevel, EventRow, InstanceRow, NodeRow, RemovedNodeRow, SessionRow, VolumeRow,
@@ -157,7 +158,9 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             users::change(connection, name, changes, keep.as_ref(), *at_ms)?
         }
         Command::RemoveUser { name, .. } => users::remove(connection, name)?,
-        Command::OpenSession { session, at_ms } => users::open_session(connection, session, *at_ms)?,
+        Command::OpenSession { session, proof, at_ms } => {
+            users::open_session(connection, session, proof.as_ref(), *at_ms)?
+        }
         Command::EndSession { session_id, .. } => {
             SessionRow::delete(connection, session_id)?;
             Ok(Reply::Done)
@@ -173,6 +176,11 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             }
             Ok(Reply::Done)
         }
+        Command::PutSecondFactor { factor, .. } => second_factors::put(connection, factor)?,
+        Command::RemoveSecondFactor { name, proof, .. } => second_factors::remove(connection, name, proof.as_ref())?,
+        Command::ConfigureAccess { changes, .. } => second_factors::configure(connection, *changes)?,
+        Command::PutSigningKey { key, alone, at_ms } => signing_keys::put(connection, key, *alone, *at_ms)?,
+        Command::AcceptUser { user, at_ms } => users::accept(connection, user, *at_ms)?,
         // The trail tells of it.
         Command::NoteAction { .. } => Ok(Reply::Done),
     };

@@ -9,12 +9,12 @@ use serde_json::{Map, Value, json};
 use super::{
     command::Command,
     tables::{
-        ApiTokenRow, AuditRow, InstanceRow, NodeRow, RegistryRow, SecretRow, SessionRow, TokenRow, UserRow, VolumeRow,
-        WorkloadRow, placement_settings,
+        ApiTokenRow, AuditRow, ExternalUserRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow,
+        SessionRow, SigningKeyRow, TokenRow, UserRow, VolumeRow, WorkloadRow, access_settings, placement_settings,
     },
 };
 use crate::{
-    identity::{Author, UserName},
+    identity::{Author, ExternalUser, UserName},
     name::Name,
     registry::RegistryName,
     token::TokenId,
@@ -39,6 +39,10 @@ enum What<'a> {
     User(&'a UserName),
     Session(&'a TokenId),
     ApiToken(&'a TokenId),
+    SecondFactor(&'a UserName),
+    Access,
+    SigningKeys(&'a TokenId),
+    ExternalUser(&'a ExternalUser),
     Noted { subject: &'a str, detail: &'a str },
 }
 
@@ -115,6 +119,14 @@ fn what(command: &Command) -> Option<(String, What<'_>)> {
         Command::EndSession { session_id, .. } => told("end_session", What::Session(session_id)),
         Command::CreateApiToken { token, .. } => told("create_api_token", What::ApiToken(&token.id)),
         Command::RevokeApiToken { token_id, .. } => told("revoke_api_token", What::ApiToken(token_id)),
+        Command::PutSecondFactor { factor, .. } => told("turn_on_second_factor", What::SecondFactor(&factor.user)),
+        Command::RemoveSecondFactor { name, proof, .. } => {
+            let action = if proof.is_some() { "turn_off_second_factor" } else { "reset_second_factor" };
+            told(action, What::SecondFactor(name))
+        }
+        Command::ConfigureAccess { .. } => told("configure_access", What::Access),
+        Command::PutSigningKey { key, .. } => told("rotate_signing_keys", What::SigningKeys(&key.id)),
+        Command::AcceptUser { user, .. } => told("accept_user", What::ExternalUser(user)),
         Command::NoteAction { action, subject, detail, .. } => told(action, What::Noted { subject, detail }),
         Command::RegisterNode { .. }
         | Command::CommitPlan { .. }
@@ -147,6 +159,13 @@ fn subject(connection: &Connection, what: &What<'_>) -> rusqlite::Result<String>
         What::User(name) => format!("user/{name}"),
         What::Session(id) => format!("session/{id}"),
         What::ApiToken(id) => format!("api-token/{id}"),
+        What::SecondFactor(name) => format!("user/{name}"),
+        What::Access => "cluster/access".to_owned(),
+        What::SigningKeys(id) => format!("signing-key/{id}"),
+        What::ExternalUser(user) => {
+            let known = ExternalUserRow::user_of(connection, &user.issuer, &user.subject)?.or(user.name.clone());
+            format!("user/{}", known.as_ref().map_or("", UserName::as_str))
+        }
         What::Noted { subject, .. } => (*subject).to_owned(),
     })
 }
@@ -206,6 +225,20 @@ fn picture(connection: &Connection, what: &What<'_>) -> rusqlite::Result<Option<
             json!({"user": row.token.user, "label": row.token.label, "role": row.token.rights.role,
                    "grants": row.token.rights.grants, "expires_at_ms": row.token.expires_at_ms})
         }),
+        What::SecondFactor(name) => Some(json!({"second_factor": SecondFactorRow::is_there(connection, name)?})),
+        What::Access => {
+            let settings = access_settings(connection)?;
+            Some(json!({"second_factor_for_admins": settings.second_factor_for_admins}))
+        }
+        What::SigningKeys(_) => {
+            let keys = SigningKeyRow::all(connection)?.into_iter().map(|row| row.key.id.to_string());
+            Some(json!({"keys": keys.collect::<Vec<_>>()}))
+        }
+        What::ExternalUser(user) => match ExternalUserRow::user_of(connection, &user.issuer, &user.subject)? {
+            Some(name) => UserRow::named(connection, &name)?
+                .map(|row| json!({"role": row.rights.role, "issuer": user.issuer, "subject": user.subject})),
+            None => None,
+        },
         What::Noted { detail, .. } => (!detail.is_empty()).then(|| json!({ "detail": detail })),
     })
 }

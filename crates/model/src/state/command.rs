@@ -4,21 +4,28 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use super::reply::{Refusal, RefusalKind, Reply};
+pub use super::{
+    changes::{
+        InstanceChange, InstanceMove, MoveTurn, Placement, PowerAction, Preemption, PutMode, RolloutChange, Unmoved,
+    },
+    reply::{Refusal, RefusalKind, Reply},
+};
 use crate::{
     gpu::{GpuId, GpuPolicy},
-    identity::{NewApiToken, NewSession, NewUser, UserChanges, UserName},
-    ids::{InstanceId, NodeId, WorkloadId},
-    instance::{ContainerOrder, Desired, InstanceReport},
+    identity::{ExternalUser, NewApiToken, NewSession, NewUser, UserChanges, UserName},
+    ids::{NodeId, WorkloadId},
+    instance::InstanceReport,
     mesh::MeshNode,
     name::Name,
     node::{Inventory, NodeChanges, NodeHealth, Subnet},
     registry::RegistryName,
     schedule::PlacementChanges,
+    second_factor::{AccessChanges, FactorProof, NewSecondFactor},
     secret::SealedSecret,
+    signing::NewSigningKey,
     token::{Digest, NewToken, TokenId},
     volume::VolumeOptions,
-    workload::{Rollout, WorkloadSpec},
+    workload::WorkloadSpec,
 };
 
 /// A change of the state. Times are milliseconds since 1970, taken by the proposer.
@@ -354,6 +361,9 @@ pub enum Command {
     OpenSession {
         /// The session.
         session: Box<NewSession>,
+        /// What their second factor showed; needed by who has one, and spent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<FactorProof>,
         /// When.
         at_ms: i64,
     },
@@ -386,6 +396,47 @@ pub enum Command {
         /// API tokens.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         tokens: Vec<(TokenId, i64)>,
+    },
+    /// A user turns their second factor on.
+    PutSecondFactor {
+        /// The second factor.
+        factor: Box<NewSecondFactor>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user turns their second factor off, or an admin does it for them.
+    RemoveSecondFactor {
+        /// The user.
+        name: UserName,
+        /// What it showed, which is spent; absent when an admin takes it away.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        proof: Option<FactorProof>,
+        /// When.
+        at_ms: i64,
+    },
+    /// An admin says something about who comes in.
+    ConfigureAccess {
+        /// What is new.
+        changes: AccessChanges,
+        /// When.
+        at_ms: i64,
+    },
+    /// The leader makes another key for short-lived tokens, or an admin does.
+    PutSigningKey {
+        /// The key.
+        key: Box<NewSigningKey>,
+        /// Whether all others go at once, and what they signed with them.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        alone: bool,
+        /// When.
+        at_ms: i64,
+    },
+    /// A provider has signed somebody in: they become a user, or have by now what their groups give.
+    AcceptUser {
+        /// Who.
+        user: Box<ExternalUser>,
+        /// When.
+        at_ms: i64,
     },
     /// Somebody did something that the state does not show, for the audit trail.
     NoteAction {
@@ -420,6 +471,11 @@ impl Command {
             | Self::CreateApiToken { .. }
             | Self::RevokeApiToken { .. }
             | Self::NoteUses { .. }
+            | Self::PutSecondFactor { .. }
+            | Self::RemoveSecondFactor { .. }
+            | Self::ConfigureAccess { .. }
+            | Self::PutSigningKey { .. }
+            | Self::AcceptUser { .. }
             | Self::NoteAction { .. } => false,
             Self::RegisterNode { .. }
             | Self::PutWorkload { .. }
@@ -443,118 +499,4 @@ impl Command {
             | Self::RemoveNode { .. } => true,
         }
     }
-}
-
-/// A turn of the move of a volume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum MoveTurn {
-    /// A copy is there: who uses the volume stops, so that the rest can follow.
-    Hold,
-    /// All of it is there and was compared: the volume lies there now.
-    Settle,
-    /// It cannot be carried out: the volume stays.
-    Fail {
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What may exist before a specification is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "mode")]
-pub enum PutMode {
-    /// The name must be free.
-    Create,
-    /// Whatever is there is replaced; with a number, only if it still has that generation.
-    Replace {
-        /// Generation the user saw.
-        if_generation: Option<u64>,
-    },
-}
-
-/// What a user can do to a workload that exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PowerAction {
-    /// Run it; what finished runs again.
-    Start,
-    /// Bring its processes down and keep its containers.
-    Stop,
-    /// End and start its processes.
-    Restart,
-}
-
-/// A new instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Placement {
-    /// Its id.
-    pub instance_id: InstanceId,
-    /// The workload.
-    pub workload_id: WorkloadId,
-    /// Generation of the specification it was made from.
-    pub generation: u64,
-    /// Which copy, from 0.
-    pub ordinal: u32,
-    /// Where.
-    pub node_id: NodeId,
-    /// What it is made of.
-    pub container: ContainerOrder,
-}
-
-/// A changed order for an instance that exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceChange {
-    /// The instance.
-    pub instance_id: InstanceId,
-    /// What shall become of it.
-    pub desired: Desired,
-    /// Epoch of the order.
-    pub epoch: u64,
-}
-
-/// A rollout that ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RolloutChange {
-    /// The workload.
-    pub workload_id: WorkloadId,
-    /// Generation of the specification that was rolled out.
-    pub generation: u64,
-    /// How it ended.
-    pub rollout: Rollout,
-}
-
-/// An instance that makes room for one of a workload with a higher priority.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Preemption {
-    /// Who goes.
-    pub instance_id: InstanceId,
-    /// For which workload.
-    pub by: WorkloadId,
-    /// Generation of the specification that it was decided for.
-    pub generation: u64,
-}
-
-/// An instance that a user wants on another node. It is refused when the instance is not as the user saw it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceMove {
-    /// The instance.
-    pub instance_id: InstanceId,
-    /// Generation of its workload's specification.
-    pub generation: u64,
-    /// Where it is.
-    pub from: NodeId,
-    /// Where it is to be.
-    pub to: NodeId,
-}
-
-/// An instance that stays where it is, although a user wanted it moved.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unmoved {
-    /// The instance.
-    pub instance_id: InstanceId,
-    /// Where it was to be moved.
-    pub to: NodeId,
-    /// Why it is not.
-    pub reason: String,
 }

@@ -23,6 +23,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0015_tokens.sql"),
     include_str!("migrations/0017_volume_moves.sql"),
     include_str!("migrations/0018_users.sql"),
+    include_str!("migrations/0019_second_factors.sql"),
+    include_str!("migrations/0020_signers_and_providers.sql"),
 ];
 
 /// The version this program writes.

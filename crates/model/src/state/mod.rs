@@ -4,6 +4,7 @@
 
 mod apply;
 mod audit;
+mod changes;
 mod command;
 mod commit_plan;
 mod follow;
@@ -21,7 +22,9 @@ mod registries;
 mod reply;
 mod request;
 mod rollouts;
+mod second_factors;
 mod secrets;
+mod signing_keys;
 mod subnets;
 mod tables;
 #[cfg(test)]
@@ -48,11 +51,13 @@ pub use query::{
     query_instances, query_snapshot, query_versions, query_workload, query_workload_page, query_workloads,
 };
 pub use request::{Request, apply_request, was_applied};
+pub use second_factors::{UserStanding, query_standing};
 pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
 pub use tables::{
-    AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, GpuRow, InstanceRow, MeshRow,
-    MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecretRow, SessionRow, SubnetRow, TokenRow, TokenState,
-    UserRow, VersionRow, VolumeMove, VolumeRow, WorkloadRow, applied_index, placement_settings,
+    AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, ExternalUserRow, GpuRow,
+    InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow, SecretRow,
+    SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState, UserRow, VersionRow, VolumeMove, VolumeRow,
+    WorkloadRow, access_settings, applied_index, placement_settings,
 };
 pub use views::Views;
 pub use volume_moves::{cannot_go, volume_is_mounted};

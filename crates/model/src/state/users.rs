@@ -5,29 +5,35 @@ use rusqlite::Connection;
 use super::{
     apply::Applied,
     command::{Refusal, RefusalKind, Reply},
-    tables::{ApiTokenRow, SessionRow, UserRow},
+    second_factors,
+    tables::{ApiTokenRow, ExternalUserRow, SessionRow, UserRow},
 };
 use crate::{
     identity::{
-        FIRST_USER, MAX_API_TOKENS, MAX_SESSIONS, MAX_USERS, NewApiToken, NewSession, NewUser, Role, UserChanges,
-        UserName,
+        ExternalUser, FIRST_USER, MAX_API_TOKENS, MAX_SESSIONS, MAX_USERS, NewApiToken, NewSession, NewUser, Rights,
+        Role, UserChanges, UserName,
     },
     invalid::Invalid,
+    second_factor::FactorProof,
     token::TokenId,
 };
 
 /// How long an API token that expired is shown: a week.
 const SHOWN_MS: i64 = 7 * 24 * 60 * 60 * 1_000;
 
-fn refuse(kind: RefusalKind, message: impl Into<String>, hint: impl Into<String>) -> rusqlite::Result<Applied> {
+pub(super) fn refuse(
+    kind: RefusalKind,
+    message: impl Into<String>,
+    hint: impl Into<String>,
+) -> rusqlite::Result<Applied> {
     Ok(Err(Refusal { kind, message: message.into(), hint: hint.into() }))
 }
 
-fn invalid(Invalid { message, hint, .. }: Invalid) -> rusqlite::Result<Applied> {
+pub(super) fn invalid(Invalid { message, hint, .. }: Invalid) -> rusqlite::Result<Applied> {
     refuse(RefusalKind::Invalid, message, hint)
 }
 
-fn no_user(name: &UserName) -> rusqlite::Result<Applied> {
+pub(super) fn no_user(name: &UserName) -> rusqlite::Result<Applied> {
     let hint = if name.is_first() {
         "choose its password first: sign in with the first password, or use `toft user passwd admin` on a node"
     } else {
@@ -98,6 +104,54 @@ fn is_last_admin(connection: &Connection, name: &UserName) -> rusqlite::Result<b
     Ok(closed && leads.next().is_none())
 }
 
+/// A provider has signed somebody in: they become a user, or have by now what their groups give. Whom they give nothing any more is
+/// signed out and only looks.
+pub(super) fn accept(connection: &Connection, user: &ExternalUser, at_ms: i64) -> rusqlite::Result<Applied> {
+    if let Err(breach) = user.check() {
+        return invalid(breach);
+    }
+    let known = ExternalUserRow::user_of(connection, &user.issuer, &user.subject)?;
+    let Some(name) = known else { return accept_new(connection, user, at_ms) };
+    let Some(mut row) = UserRow::named(connection, &name)? else { return no_user(&name) };
+    if row.disabled {
+        return refuse(RefusalKind::Stale, format!("the user `{name}` is disabled"), "ask an admin");
+    }
+    let role = user.role.unwrap_or_default();
+    let leads = row.rights.role == Role::Admin && row.password.is_some();
+    if leads && role != Role::Admin && is_last_admin(connection, &name)? {
+        let hint = "make another user an admin with a password first";
+        return refuse(RefusalKind::InUse, format!("`{name}` is the last admin"), hint);
+    }
+    if row.rights.role != role {
+        row.rights.role = role;
+        row.changed_at_ms = at_ms;
+        row.save(connection)?;
+    }
+    if user.role.is_none() {
+        SessionRow::delete_of(connection, &name, None)?;
+    }
+    Ok(Ok(Reply::Done))
+}
+
+fn accept_new(connection: &Connection, user: &ExternalUser, at_ms: i64) -> rusqlite::Result<Applied> {
+    let ExternalUser { issuer, subject, name, role } = user.clone();
+    let (Some(name), Some(role)) = (name, role) else {
+        let hint = "the provider must give a name, and a group that has a role here";
+        return refuse(RefusalKind::Invalid, "nobody is known of that name, and none can be made", hint);
+    };
+    // Whoever is here already is not taken over by somebody of the same name elsewhere.
+    if name.is_first() || UserRow::named(connection, &name)?.is_some() {
+        let hint = "ask an admin: that user is removed first, or the provider calls one of the two otherwise";
+        return refuse(RefusalKind::Exists, format!("there is another user `{name}` already"), hint);
+    }
+    let rights = Rights { role, ..Rights::default() };
+    let created = create(connection, &NewUser { name: name.clone(), rights, password: None }, at_ms)?;
+    if created.is_ok() {
+        ExternalUserRow { issuer, subject, user: name }.add(connection)?;
+    }
+    Ok(created)
+}
+
 pub(super) fn remove(connection: &Connection, name: &UserName) -> rusqlite::Result<Applied> {
     if name.is_first() {
         let hint = "disable it, when another user is an admin";
@@ -112,7 +166,13 @@ pub(super) fn remove(connection: &Connection, name: &UserName) -> rusqlite::Resu
     Ok(Ok(Reply::Done))
 }
 
-pub(super) fn open_session(connection: &Connection, session: &NewSession, at_ms: i64) -> rusqlite::Result<Applied> {
+/// Opens a session. Who has a second factor proves it with this very command: whoever was asked may not know of it yet.
+pub(super) fn open_session(
+    connection: &Connection,
+    session: &NewSession,
+    proof: Option<&FactorProof>,
+    at_ms: i64,
+) -> rusqlite::Result<Applied> {
     if let Err(breach) = session.check(at_ms) {
         return invalid(breach);
     }
@@ -127,6 +187,9 @@ pub(super) fn open_session(connection: &Connection, session: &NewSession, at_ms:
     }
     if SessionRow::by_id(connection, &session.id)?.is_some() {
         return refuse(RefusalKind::Exists, "there is a session of that id already", "sign in again");
+    }
+    if let Err(refusal) = second_factors::spend(connection, &session.user, proof)? {
+        return Ok(Err(refusal));
     }
     SessionRow::forget_ended(connection, at_ms)?;
     let known = SessionRow::of(connection, &session.user)?;

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::{from_json, text, to_json};
+use super::{ExternalUserRow, SecondFactorRow, from_json, text, to_json};
 use crate::{
     identity::{NewApiToken, NewSession, PasswordHash, Rights, UserName},
     token::TokenId,
@@ -78,6 +78,8 @@ impl UserRow {
     /// Deletes a user with all tokens and sessions.
     pub fn delete(connection: &Connection, name: &UserName) -> rusqlite::Result<()> {
         SessionRow::delete_of(connection, name, None)?;
+        SecondFactorRow::delete(connection, name)?;
+        ExternalUserRow::delete(connection, name)?;
         connection.prepare_cached("DELETE FROM api_tokens WHERE user = ?1")?.execute([name.as_str()])?;
         connection.prepare_cached("DELETE FROM users WHERE name = ?1")?.execute([name.as_str()])?;
         Ok(())

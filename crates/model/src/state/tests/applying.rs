@@ -64,6 +64,11 @@ fn every_command_of_the_fixtures_is_answered() {
                 | Command::EndSession { .. }
                 | Command::CreateApiToken { .. }
                 | Command::RevokeApiToken { .. }
+                | Command::PutSecondFactor { .. }
+                | Command::RemoveSecondFactor { .. }
+                | Command::ConfigureAccess { .. }
+                | Command::PutSigningKey { .. }
+                | Command::AcceptUser { .. }
                 | Command::NoteUses { .. }
                 | Command::NoteAction { .. },
                 Reply::Done,

@@ -9,12 +9,16 @@ use crate::{
 };
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 38] = [
+const STORY: [&str; 43] = [
     "create_user",
     "open_session",
     "create_api_token",
     "note_uses",
     "change_user",
+    "put_second_factor",
+    "configure_access",
+    "put_signing_key",
+    "accept_user",
     "create_token",
     "admit_node",
     "claim_subnet",
@@ -46,6 +50,7 @@ const STORY: [&str; 38] = [
     "remove_node",
     "revoke_api_token",
     "end_session",
+    "remove_second_factor",
     "remove_user",
     "note_action",
 ];

@@ -2,6 +2,7 @@
 
 mod applying;
 pub(crate) mod cluster;
+mod external_users;
 mod fixtures;
 mod following;
 mod gpus;
@@ -11,7 +12,9 @@ mod registries;
 mod replay;
 mod reports;
 mod rollouts;
+mod second_factors;
 mod secrets;
+mod signing_keys;
 mod subnets;
 mod users;
 mod volume_moves;
