@@ -78,7 +78,7 @@ fn first_run(scripts: bool) {
             browser.text("//*[@id='log']").filter(|text| text.contains("listening on"))
         });
         browser.follow(&link("Overview"));
-        browser.wait_for_text("//ul[contains(@class,'tiles')]", "1 running");
+        browser.wait_for_text("//ul[contains(@class,'tiles')]/li[contains(@class,'ok')]/strong", "1");
         // The first password is of no use any more, and the new one is.
         browser.follow("//a[normalize-space()='admin']");
         let sign_out = "//form[@action='/logout']//button";

@@ -8,20 +8,37 @@ use utoipa::openapi::{
 
 /// Where operations are that answer errors as envelopes.
 const API: &str = "/api/";
+/// The errors that all of them may answer: status, name, description.
+const ERRORS: [(&str, &str, &str); 4] = [
+    ("4XX", "Refused", "The request is refused."),
+    ("503", "Away", "A part that is needed is away; try again."),
+    ("504", "Late", "No answer came in time; a change may have happened."),
+    ("507", "Full", "The disk is full."),
+];
 
 /// The document with what is true of all operations: where their parameters are, what errors they answer, and a name
 /// for each that is its own.
 pub(super) fn completed(mut document: OpenApi) -> OpenApi {
     for (path, item) in &mut document.paths.paths {
-        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            complete(path, operation);
+        let operations = [
+            ("get", &mut item.get),
+            ("put", &mut item.put),
+            ("post", &mut item.post),
+            ("patch", &mut item.patch),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            if let Some(operation) = operation {
+                complete(method, path, operation);
+            }
         }
     }
+    let responses = &mut document.components.get_or_insert_default().responses;
+    responses.extend(ERRORS.map(|(_, name, description)| (name.to_owned(), RefOr::T(envelope(description)))));
     document
 }
 
-fn complete(path: &str, operation: &mut Operation) {
+fn complete(method: &str, path: &str, operation: &mut Operation) {
     for parameter in operation.parameters.iter_mut().flatten() {
         if let RefOr::T(parameter) = parameter
             && parameter.parameter_in == ParameterIn::Path
@@ -33,19 +50,12 @@ fn complete(path: &str, operation: &mut Operation) {
             }
         }
     }
-    let tag = operation.tags.iter().flatten().next();
-    if let (Some(tag), Some(id)) = (tag, &operation.operation_id) {
-        operation.operation_id = Some(format!("{tag}_{id}"));
-    }
+    let words = path.trim_start_matches("/api/v1").split(['/', '{', '}', '-']).filter(|word| !word.is_empty());
+    operation.operation_id = Some([method].into_iter().chain(words).collect::<Vec<_>>().join("_"));
     if path.starts_with(API) {
         let responses = &mut operation.responses.responses;
-        for (status, description) in [
-            ("4XX", "The request is refused."),
-            ("503", "A part that is needed is away; try again."),
-            ("504", "No answer came in time; a change may have happened."),
-            ("507", "The disk is full."),
-        ] {
-            responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(envelope(description)));
+        for (status, name, _) in ERRORS {
+            responses.entry(status.to_owned()).or_insert_with(|| RefOr::Ref(Ref::from_response_name(name)));
         }
     }
 }
@@ -93,9 +103,9 @@ mod tests {
             (&list["parameters"][0]["in"], &list["parameters"][0]["required"]),
             (&"query".into(), &false.into())
         );
-        assert_eq!(
-            list["responses"]["4XX"]["content"]["application/json"]["schema"]["$ref"],
-            "#/components/schemas/ErrorEnvelope"
-        );
+        assert_eq!(list["responses"]["4XX"]["$ref"], "#/components/responses/Refused");
+        let refused = &document["components"]["responses"]["Refused"]["content"]["application/json"]["schema"]["$ref"];
+        assert_eq!(refused, "#/components/schemas/ErrorEnvelope");
+        assert!(names.contains("get_workloads_name_versions"), "{names:?}");
     }
 }

@@ -41,7 +41,8 @@ use places::{Place, Places};
 
 pub use places::Limits;
 
-/// Longest time the header of a request on HTTP/1.1 may take to arrive, the wait for its first byte included.
+/// Longest time the header of a request on HTTP/1.1 may take to arrive, and that of the first one on any connection; the wait for its
+/// first byte is included.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection may rest on which nothing is being answered.
 const REST: Duration = Duration::from_secs(120);
@@ -223,7 +224,7 @@ impl Answering {
                 tracing::debug!(error, "a connection ended with an error");
             },
             () = self.place.given_away() => tracing::debug!("a connection that rested gives way to another"),
-            () = self.place.rested(REST) => {}
+            () = self.place.rested(HEADER_TIMEOUT, REST) => {}
         }
     }
 }

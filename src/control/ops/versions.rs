@@ -27,6 +27,13 @@ impl Ops {
         to: Option<u64>,
         if_generation: Option<u64>,
     ) -> Result<WorkloadView, ControlError> {
+        // The state counts no further.
+        if let Some(to) = to.filter(|to| i64::try_from(*to).is_err()) {
+            let message = format!("the workload `{name}` has no version {to}");
+            return Err(ControlError::new(ErrorKind::NotFound, message)
+                .field("to")
+                .hint("`toft history` lists the versions that are kept"));
+        }
         self.granted_versions(&name, to).await?;
         let asked = self.asked(&("roll back", &name, to, if_generation))?;
         let command = Command::RollBackWorkload { name: name.clone(), to, if_generation, at_ms: now_ms() };

@@ -35,6 +35,8 @@ struct Taken {
     from: Option<IpAddr>,
     /// Requests that are being answered.
     asked: usize,
+    /// Whether nothing was ever asked.
+    is_new: bool,
     /// Since when none is.
     rests_since: Instant,
     leave: CancellationToken,
@@ -65,7 +67,7 @@ impl Places {
         let id = inner.next;
         inner.next += 1;
         let leave = CancellationToken::new();
-        let taken = Taken { from, asked: 0, rests_since: Instant::now(), leave: leave.clone() };
+        let taken = Taken { from, asked: 0, is_new: true, rests_since: Instant::now(), leave: leave.clone() };
         inner.taken.insert(id, taken);
         if let Some(from) = from {
             *inner.of_address.entry(from).or_default() += 1;
@@ -111,15 +113,18 @@ impl Place {
         self.leave.cancelled()
     }
 
-    /// Ends when nothing has been asked for so long.
-    pub(super) async fn rested(&self, most: Duration) {
+    /// Ends when nothing has been asked for so long: the first time, and since the last.
+    pub(super) async fn rested(&self, first: Duration, later: Duration) {
         loop {
-            let since = self.places.inner().taken.get(&self.id).map(|taken| (taken.asked, taken.rests_since));
-            let due = match since {
-                Some((0, since)) if since + most <= Instant::now() => return,
-                Some((0, since)) => since + most,
-                Some(_) | None => Instant::now() + most,
+            let now = Instant::now();
+            let due = match self.places.inner().taken.get(&self.id) {
+                Some(Taken { asked: 0, is_new: true, rests_since, .. }) => *rests_since + first,
+                Some(Taken { asked: 0, rests_since, .. }) => *rests_since + later,
+                Some(_) | None => now + first.min(later),
             };
+            if due <= now {
+                return;
+            }
             sleep_until(due).await;
         }
     }
@@ -128,6 +133,7 @@ impl Place {
     pub(super) fn asked(self: &Arc<Self>) -> Asked {
         if let Some(taken) = self.places.inner().taken.get_mut(&self.id) {
             taken.asked += 1;
+            taken.is_new = false;
         }
         Asked(Arc::clone(self))
     }
@@ -219,8 +225,12 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(100)).await;
             drop(asked);
         });
-        place.rested(Duration::from_secs(60)).await;
+        place.rested(Duration::from_secs(15), Duration::from_secs(60)).await;
         later.await.unwrap();
         assert_eq!(begun.elapsed().as_secs(), 160);
+        let silent = places.take(None).unwrap();
+        let begun = Instant::now();
+        silent.rested(Duration::from_secs(15), Duration::from_secs(60)).await;
+        assert_eq!(begun.elapsed().as_secs(), 15, "who asks nothing at all is waited for less long");
     }
 }
