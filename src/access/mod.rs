@@ -204,8 +204,7 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
             let (request, named) = name_in_path(request).await;
             match door.allow(rule, &actor, named.as_deref()).await {
                 Ok(()) => act(&door, request, next, actor).await,
-                // The page that says so shows what they may.
-                Err(error) => actor::act(Arc::new(actor), async { door.refuse(&request, error) }).await,
+                Err(error) => door.refuse(&request, error),
             }
         }
         Found::OtherMethod => {

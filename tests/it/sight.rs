@@ -72,7 +72,10 @@ fn nobody_is_shown_a_button_that_is_refused() {
         let mut offered = BTreeSet::new();
         for path in PAGES {
             let page = get(path);
-            assert!(matches!(page.status, 200 | 403), "{name}: {path}: {}", page.status);
+            if page.status == 403 {
+                continue;
+            }
+            assert_eq!(page.status, 200, "{name}: {path}");
             offered.extend(offers(&page.text()));
         }
         // What is live shows the same.
