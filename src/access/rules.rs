@@ -209,7 +209,7 @@ pub const PAGES: &[Rule] = &[
     rule("GET", "/", VIEWER),
     rule("GET", "/find", VIEWER),
     rule("GET", "/events", VIEWER),
-    rule("GET", "/run", VIEWER),
+    rule("GET", "/run", Need::Specification),
     rule("POST", "/run", Need::Specification),
     rule("GET", "/workloads", VIEWER),
     rule("GET", "/workloads/{name}", VIEWER),

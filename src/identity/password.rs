@@ -78,8 +78,11 @@ pub struct Passwords {
     known: Arc<Mutex<HashMap<[u8; 32], Instant>>>,
     key: Arc<Zeroizing<[u8; 32]>>,
     /// Comparisons under way, by the same digests: whoever shows the same at the same time waits for the one that was first.
-    under_way: Arc<Mutex<HashMap<[u8; 32], watch::Receiver<Option<bool>>>>>,
+    under_way: UnderWay,
 }
+
+/// Comparisons under way, and what became of them.
+type UnderWay = Arc<Mutex<HashMap<[u8; 32], watch::Receiver<Option<bool>>>>>;
 
 /// What somebody shows, next to whoever shows the same at the same time.
 pub enum Company {
@@ -93,7 +96,7 @@ pub enum Company {
 pub struct First {
     mark: [u8; 32],
     told: watch::Sender<Option<bool>>,
-    under_way: Arc<Mutex<HashMap<[u8; 32], watch::Receiver<Option<bool>>>>>,
+    under_way: UnderWay,
 }
 
 impl First {

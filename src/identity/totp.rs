@@ -111,7 +111,7 @@ pub fn recovery_codes(count: usize) -> Result<Vec<Zeroizing<String>>, NoRandom> 
         let letters = Zeroizing::new(BASE32_NOPAD.encode(&random::<RECOVERY>()?).to_ascii_lowercase());
         let mut code = Zeroizing::new(String::with_capacity(letters.len() + letters.len() / GROUP));
         for (at, letter) in letters.chars().enumerate() {
-            if at > 0 && at % GROUP == 0 {
+            if at > 0 && at.is_multiple_of(GROUP) {
                 code.push('-');
             }
             code.push(letter);

@@ -544,6 +544,12 @@ fn what_one_node_lets_in_every_node_does_and_what_ends_at_one_ends_at_all() {
     wait_until("the other node knows the token", || (as_at(&a, "authorization", &token) == 200).then_some(()));
     a.good(&format!("user token revoke {}", &token["Bearer toft_".len()..][..10]));
     wait_until("it is refused there too", || (as_at(&b, "authorization", &token) == 401).then_some(()));
+
+    let signed = bearer(b.good("user token sign --user admin").trim());
+    wait_until("the other node knows who signed it", || (as_at(&a, "authorization", &signed) == 200).then_some(()));
+    a.good("user token rotate-keys");
+    wait_until("no node lets it in", || (as_at(&b, "authorization", &signed) == 401).then_some(()));
+    assert_eq!(as_at(&a, "authorization", &signed), 401);
 }
 
 #[test]

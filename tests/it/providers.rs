@@ -1,25 +1,49 @@
 //! Signing in by way of a provider, and what a hostile one, or somebody on the way, gains by lying.
 
-use std::time::SystemTime;
+use std::{fs, time::SystemTime};
 
 use serde_json::{Value, json};
 
 use crate::harness::{
+    appliance::Appliance,
     http::Answer,
     id_provider::{CLIENT, IdProvider, SECRET, Signer, Wish},
-    made_up::{MadeUp, cookie_of},
+    machine::Machine,
+    made_up::cookie_of,
 };
 
-fn configured(provider: &IdProvider) -> MadeUp {
-    let secret = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(secret.path(), format!("{SECRET}\n")).unwrap();
+/// An appliance whose people sign in at a provider on the same machine.
+struct Site {
+    toft: Appliance,
+    port: u16,
+}
+
+impl Site {
+    fn ask(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let host = format!("127.0.0.1:{}", self.port);
+        let mut all = vec![("host", host.as_str())];
+        all.extend(headers.iter().filter(|(_, value)| !value.is_empty()));
+        self.toft.machine.http(self.port, "GET", path, &all).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+}
+
+fn site() -> (Site, IdProvider) {
+    let machine = Machine::new();
+    let provider = machine.spawn(IdProvider::start).join().unwrap();
+    let mut toft = Appliance::prepare(&machine, "d");
+    let secret = toft.data.join("oidc-secret");
+    fs::write(&secret, format!("{SECRET}\n")).unwrap();
     let config = format!(
         "[access.oidc]\nname = 'Home <b>'\nissuer = '{}'\nclient_id = '{CLIENT}'\nclient_secret_file = '{}'\n\
          roles = {{ admins = 'admin', family = 'viewer', staff = 'operator' }}\n",
         provider.issuer,
-        secret.path().display()
+        secret.display()
     );
-    MadeUp::start_with(1, &config)
+    fs::write(toft.data.join("toft.toml"), config).unwrap();
+    toft.up();
+    let url = fs::read_to_string(toft.data.join("toft.url")).unwrap();
+    let port = url.trim().trim_end_matches('/').rsplit_once(':').unwrap().1.parse().unwrap();
+    (Site { toft, port }, provider)
 }
 
 fn now() -> u64 {
@@ -32,8 +56,8 @@ struct Begun {
     cookie: String,
 }
 
-fn begin(toft: &MadeUp, next: &str) -> Begun {
-    let answer = toft.ask("GET", &format!("/login/oidc?next={next}"), &[], b"");
+fn begin(site: &Site, next: &str) -> Begun {
+    let answer = site.ask(&format!("/login/oidc?next={next}"), &[]);
     assert_eq!(answer.status, 303, "{}", answer.text());
     let set = answer.header("set-cookie").unwrap();
     assert!(set.contains("HttpOnly") && set.contains("SameSite=Lax"), "{set}");
@@ -45,9 +69,9 @@ fn claims(provider: &IdProvider, begun: &Begun, who: &str, groups: &[&str]) -> V
            "nonce": begun.wish.fields["nonce"], "preferred_username": who, "groups": groups})
 }
 
-fn come_back(toft: &MadeUp, begun: &Begun, code: &str) -> Answer {
+fn come_back(site: &Site, begun: &Begun, code: &str) -> Answer {
     let path = format!("/login/oidc/callback?code={code}&state={}", begun.wish.fields["state"]);
-    toft.ask("GET", &path, &[("cookie", &begun.cookie), ("sec-fetch-site", "cross-site")], b"")
+    site.ask(&path, &[("cookie", &begun.cookie), ("sec-fetch-site", "cross-site")])
 }
 
 /// The cookie of a session, if the answer gives one.
@@ -58,9 +82,9 @@ fn session(answer: &Answer) -> Option<String> {
 
 #[test]
 fn whom_the_provider_knows_comes_in_with_the_role_of_their_groups() {
-    let provider = IdProvider::start();
-    let toft = configured(&provider);
-    let page = toft.ask("GET", "/login?next=/nodes", &[], b"").text();
+    let (site, provider) = site();
+    let toft = &site.toft;
+    let page = site.ask("/login?next=/nodes", &[]).text();
     assert!(page.contains("Sign in with Home &#60;b&#62;") && page.contains("/login/oidc?next=%2Fnodes"), "{page}");
     let signers = [("ed", Signer::ed25519(7)), ("p", Signer::p256()), ("r", Signer::rsa())];
     provider.publish(signers.iter().map(|(kid, signer)| signer.jwk(kid)).collect());
@@ -70,7 +94,7 @@ fn whom_the_provider_knows_comes_in_with_the_role_of_their_groups() {
         ("Carl@example.org", &["family", "staff"], "operator"),
         ("ida", &["x", "admins"], "admin"),
     ]) {
-        let begun = begin(&toft, "/nodes");
+        let begun = begin(&site, "/nodes");
         assert_eq!(begun.wish.address, format!("{}/authorize", provider.issuer));
         for (field, value) in [
             ("response_type", "code"),
@@ -80,26 +104,26 @@ fn whom_the_provider_knows_comes_in_with_the_role_of_their_groups() {
         ] {
             assert_eq!(begun.wish.fields[field], value);
         }
-        assert_eq!(begun.wish.fields["redirect_uri"], format!("http://127.0.0.1:{}/login/oidc/callback", toft.port));
+        assert_eq!(begun.wish.fields["redirect_uri"], format!("http://127.0.0.1:{}/login/oidc/callback", site.port));
         let code = provider.grant(&begun.wish, signer.token(kid, &claims(&provider, &begun, who, groups), None));
-        let answer = come_back(&toft, &begun, &code);
+        let answer = come_back(&site, &begun, &code);
         assert_eq!((answer.status, answer.header("location")), (303, Some("/nodes")), "{}", answer.text());
         let cookie = session(&answer).unwrap();
-        let me = toft.ask("GET", "/api/v1/me", &[("cookie", &cookie)], b"").good();
+        let me = site.ask("/api/v1/me", &[("cookie", &cookie)]).good();
         assert_eq!((me["name"].as_str().unwrap(), me["role"].as_str().unwrap()), (who.to_lowercase().as_str(), role));
         // It came back once.
-        let again = come_back(&toft, &begun, &code);
+        let again = come_back(&site, &begun, &code);
         assert!(again.status == 401 && session(&again).is_none(), "{}", again.status);
         cookies.push(cookie);
     }
     // The role follows the groups, and who is in none any more is out.
     let signer = &signers[0].1;
     let sign_in = |who: &str, groups: &[&str]| {
-        let begun = begin(&toft, "/");
+        let begun = begin(&site, "/");
         let code = provider.grant(&begun.wish, signer.token("ed", &claims(&provider, &begun, who, groups), None));
-        come_back(&toft, &begun, &code)
+        come_back(&site, &begun, &code)
     };
-    let ida = |cookie: &str| toft.ask("GET", "/users", &[("cookie", cookie)], b"").status;
+    let ida = |cookie: &str| site.ask("/users", &[("cookie", cookie)]).status;
     assert_eq!(ida(&cookies[2]), 200);
     assert_eq!(sign_in("ida", &["family"]).status, 303);
     assert_eq!(ida(&cookies[2]), 403, "also where they were signed in before");
@@ -107,18 +131,18 @@ fn whom_the_provider_knows_comes_in_with_the_role_of_their_groups() {
     assert!(refused.status == 403 && refused.text().contains("groups"), "{}", refused.text());
     assert_eq!(ida(&cookies[2]), 303, "they are signed out");
     assert_eq!(sign_in("mallory", &[]).status, 403);
-    toft.root(&["user", "set", "eve", "--disable"]).good();
+    toft.good("user set eve --disable");
     assert!(session(&sign_in("eve", &["admins"])).is_none());
     // Nobody becomes a user who is here already, and nobody signs in with a password that is none.
-    toft.user("ann", &["--role", "admin"], "correct horse battery");
+    toft.reading(&["user", "create", "ann", "--role", "admin", "--password-stdin"], "correct horse battery").good();
     for name in ["ann", "admin"] {
         let refused = sign_in(name, &["admins"]);
         assert!(refused.status == 409 && refused.text().contains("another user"), "{}", refused.text());
     }
     assert!(sign_in("no name <b>", &["admins"]).status >= 400);
-    let users = toft.root(&["user", "ls", "--json"]).good();
+    let users = toft.good("user ls --json");
     assert!(!users.contains("mallory") && !users.contains("no name"), "{users}");
-    let trail = toft.root(&["audit", "--json"]).good();
+    let trail = toft.good("audit --json");
     assert!(trail.contains("\"action\":\"accept_user\"") && trail.contains("\"way\":\"provider\""), "{trail}");
     let told = [trail, toft.log()].concat();
     for hidden in [SECRET, "code-0", &cookies[0]] {
@@ -135,11 +159,11 @@ fn lie<'a>(what: &'a str, token: impl Fn(&Begun) -> String + 'a) -> Lie<'a> {
 
 #[test]
 fn nobody_comes_in_by_a_lie() {
-    let provider = IdProvider::start();
-    let toft = configured(&provider);
+    let (site, provider) = site();
+    let toft = &site.toft;
     // It calls itself otherwise than it is known.
     provider.lie(Some("https://evil.example"));
-    let answer = toft.ask("GET", "/login/oidc", &[], b"");
+    let answer = site.ask("/login/oidc", &[]);
     assert!(answer.status == 401 && answer.header("location").is_none(), "{}", answer.status);
     provider.lie(None);
     let (signer, other) = (Signer::ed25519(7), Signer::ed25519(8));
@@ -174,23 +198,23 @@ fn nobody_comes_in_by_a_lie() {
         lie("no token", |_| String::new()),
     ];
     for (lie, token) in lies {
-        let begun = begin(&toft, "/");
+        let begun = begin(&site, "/");
         let code = provider.grant(&begun.wish, token(&begun));
-        let answer = come_back(&toft, &begun, &code);
+        let answer = come_back(&site, &begun, &code);
         assert!(answer.status == 401 && session(&answer).is_none(), "{lie}: {}", answer.status);
     }
     // What another browser began, what nobody began, and what the provider refuses.
-    let (mine, theirs) = (begin(&toft, "/"), begin(&toft, "/"));
+    let (mine, theirs) = (begin(&site, "/"), begin(&site, "/"));
     let code = provider.grant(&mine.wish, signer.token("ed", &honest(&mine), None));
     let mixed = Begun {
         wish: Wish { address: String::new(), fields: theirs.wish.fields.clone() },
         cookie: mine.cookie.clone(),
     };
-    assert_eq!(come_back(&toft, &mixed, &code).status, 401, "the state of another browser");
-    assert_eq!(come_back(&toft, &mine, &code).status, 401, "that was its turn");
-    assert_eq!(come_back(&toft, &theirs, "code-none").status, 401, "a code that the provider does not know");
-    let without = Begun { cookie: String::new(), ..begin(&toft, "/") };
-    assert_eq!(come_back(&toft, &without, &code).status, 401, "a browser that began nothing");
+    assert_eq!(come_back(&site, &mixed, &code).status, 401, "the state of another browser");
+    assert_eq!(come_back(&site, &mine, &code).status, 401, "that was its turn");
+    assert_eq!(come_back(&site, &theirs, "code-none").status, 401, "a code that the provider does not know");
+    let without = Begun { cookie: String::new(), ..begin(&site, "/") };
+    assert_eq!(come_back(&site, &without, &code).status, 401, "a browser that began nothing");
     for query in [
         "",
         "?code=x",
@@ -199,18 +223,17 @@ fn nobody_comes_in_by_a_lie() {
         "?error=%3Cscript%3E",
         &format!("?code={}&state=x", "x".repeat(5_000)),
     ] {
-        let answer =
-            toft.ask("GET", &format!("/login/oidc/callback{query}"), &[("cookie", &begin(&toft, "/").cookie)], b"");
+        let answer = site.ask(&format!("/login/oidc/callback{query}"), &[("cookie", &begin(&site, "/").cookie)]);
         assert!(answer.status == 401 && !answer.text().contains("<script>"), "{query}: {}", answer.status);
     }
     // Nobody is sent elsewhere after all.
     for next in ["//evil.example", "https://evil.example", "/login/oidc", "%2F%5Cevil.example"] {
-        let begun = begin(&toft, next);
+        let begun = begin(&site, next);
         let code =
             provider.grant(&begun.wish, signer.token("ed", &claims(&provider, &begun, "eve", &["family"]), None));
-        assert_eq!(come_back(&toft, &begun, &code).header("location"), Some("/"), "{next}");
+        assert_eq!(come_back(&site, &begun, &code).header("location"), Some("/"), "{next}");
     }
     // Keys that the provider changes are read anew, and not for each lie.
-    let users = toft.root(&["user", "ls", "-q"]).good();
+    let users = toft.good("user ls -q");
     assert_eq!(users.lines().collect::<Vec<_>>(), ["admin", "eve"]);
 }

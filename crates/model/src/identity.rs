@@ -381,7 +381,7 @@ impl NewApiToken {
 pub struct Author {
     /// The user, or `root`.
     pub name: String,
-    /// How they came: `socket`, `session ID`, `token ID`, `password`.
+    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider`, `password`.
     pub way: String,
     /// The address they came from; none for the socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -48,17 +48,8 @@ impl Said {
 
 impl MadeUp {
     pub fn start(nodes: u16) -> Self {
-        Self::start_with(nodes, "")
-    }
-
-    /// One whose first node has this configuration.
-    pub fn start_with(nodes: u16, config: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (data, log) = (folder.path().join("dev"), folder.path().join("log"));
-        if !config.is_empty() {
-            fs::create_dir_all(data.join("node-1")).unwrap();
-            fs::write(data.join("node-1/toft.toml"), config).unwrap();
-        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
         command.args(["dev", "--bind", "127.0.0.1:0", "--nodes", &nodes.to_string(), "--data-dir"]).arg(&data);
         command.env_remove("RUST_LOG").stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
