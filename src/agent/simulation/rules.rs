@@ -106,7 +106,8 @@ fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
         outdated |= !same;
         // What works stays until its successor has a place, and when others failed.
         if !same && workload.pending.is_none() && !matches!(workload.rollout, Rollout::Failed { .. }) {
-            return Err(format!("{name}-{} is not made of the newest specification", row.ordinal));
+            let (ordinal, rollout) = (row.ordinal, &workload.rollout);
+            return Err(format!("{name}-{ordinal} is not made of the newest specification: {rollout:?}"));
         }
     }
     for row in own.iter().filter(|row| leaves(row, snapshot)) {
