@@ -104,8 +104,11 @@ fn copies(workload: &WorkloadRow, snapshot: &Snapshot) -> Result<(), String> {
             && order.restart == workload.spec.restart_policy()
             && order.stop_grace_ms == workload.spec.stop_grace_ms;
         outdated |= !same;
+        // Who was to go from a lost node and is waited for may still run there: no other comes beside it, nor after.
+        let held = |other: &&InstanceRow| other.ordinal == row.ordinal && other.desired == Desired::Removed;
+        let held = own.iter().any(|other| held(other) && is_lost(other.node_id, snapshot));
         // What works stays until its successor has a place, and when others failed.
-        if !same && workload.pending.is_none() && !matches!(workload.rollout, Rollout::Failed { .. }) {
+        if !same && !held && workload.pending.is_none() && !matches!(workload.rollout, Rollout::Failed { .. }) {
             let (ordinal, rollout) = (row.ordinal, &workload.rollout);
             return Err(format!("{name}-{ordinal} is not made of the newest specification: {rollout:?}"));
         }
