@@ -60,7 +60,7 @@ fn pages_are_there_at_once_and_keep_still() {
                 && text("mode") == "CSS1Compat"
                 && text("viewport").contains("width=device-width")
                 && !text("description").is_empty()
-                && told["small"] == Value::from(0);
+                && told["small"] == 0;
             if !practice {
                 wrong.push(format!("{path}: {told}"));
             }

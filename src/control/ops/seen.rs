@@ -28,9 +28,12 @@ impl Seen {
     }
 }
 
+/// What was seen last, and what it was made of.
+type Last = (Views, Arc<Seen>);
+
 /// What was seen last. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Kept(Arc<Mutex<Option<(Views, Arc<Seen>)>>>);
+pub(super) struct Kept(Arc<Mutex<Option<Last>>>);
 
 impl Ops {
     /// All nodes and workloads as they are now.
