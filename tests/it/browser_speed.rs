@@ -1,7 +1,6 @@
 //! How pages load, by what Lighthouse looks at: when the largest thing is there, how much moves afterwards, how long the script keeps
 //! the page from answering, and how much came on the way. And what it holds for good practice that needs no measuring.
 
-
 use crate::{
     browser_pages::{browser, furnished, pages},
     harness::slowness,
