@@ -50,7 +50,10 @@ fn complete(method: &str, path: &str, operation: &mut Operation) {
             }
         }
     }
-    let words = path.trim_start_matches("/api/v1").split(['/', '{', '}', '-']).filter(|word| !word.is_empty());
+    let words = path
+        .trim_start_matches("/api/v1")
+        .split(|letter: char| !letter.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty());
     operation.operation_id = Some([method].into_iter().chain(words).collect::<Vec<_>>().join("_"));
     if path.starts_with(API) {
         let responses = &mut operation.responses.responses;
