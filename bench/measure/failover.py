@@ -260,7 +260,7 @@ class Toft(Cluster):
             status, _ = ask(machine.socket, "PATCH", "/api/v1/workloads/web/labels", {"write": str(next(self.writes))}, seconds=5)
         except OSError:
             return False
-        return status == 200
+        return status == 204
 
     def knows_down(self, machine, victim):
         states = {node["name"]: node["state"] for node in self.get(machine, "/api/v1/nodes")}
