@@ -109,13 +109,15 @@ def lose_leader(cluster):
     """Takes the power from the machine that leads; gives the seconds until one of the others has answered a write that was
     asked of it after that. Each of them is asked one write after the other."""
     victim = wait_until(cluster.leader, "a leader", LONGEST, LOOK)
-    written = []
+    written, refused = [], {}
     begun = time.monotonic()
 
     def write(machine):
         while not written and time.monotonic() - begun < LONGEST:
-            if cluster.write(machine):
+            refusal = cluster.write(machine)
+            if refusal is None:
                 written.append(time.monotonic() - begun)
+            refused[machine.name] = refusal
             time.sleep(LOOK)
 
     victim.lose_power()
@@ -125,7 +127,8 @@ def lose_leader(cluster):
     for thread in writers:
         thread.join()
     if not written:
-        raise BenchError(f"{cluster.name}: no write was answered within {LONGEST} s of the loss of {victim.name}")
+        raise BenchError(f"{cluster.name}: no write was answered within {LONGEST} s of the loss of {victim.name}; "
+                         f"the last answers: {refused}")
     recover(cluster, victim)
     return min(written)
 
@@ -252,15 +255,22 @@ class Toft(Cluster):
 
     def whole(self):
         return all(sum(node["state"] == "ready" for node in self.get(machine, "/api/v1/nodes")) == MACHINES
-                   for machine in self.machines)
+                   and self.voters(machine) == MACHINES for machine in self.machines)
+
+    def voters(self, machine):
+        try:
+            status, answer = ask(machine.socket, "GET", "/api/v1/cluster", seconds=2)
+        except OSError:
+            return 0
+        return sum(member["votes"] for member in json.loads(answer)["members"]) if status == 200 else 0
 
     def write(self, machine):
-        """Whether it has answered a small durable write."""
+        """Asks for a small durable write; gives why it was not answered, or None."""
         try:
-            status, _ = ask(machine.socket, "PATCH", "/api/v1/workloads/web/labels", {"write": str(next(self.writes))}, seconds=5)
-        except OSError:
-            return False
-        return status == 204
+            status, answer = ask(machine.socket, "PATCH", "/api/v1/workloads/web/labels", {"write": str(next(self.writes))}, seconds=5)
+        except OSError as error:
+            return str(error)
+        return None if status == 204 else f"{status} {answer.decode(errors='replace')}"
 
     def knows_down(self, machine, victim):
         states = {node["name"]: node["state"] for node in self.get(machine, "/api/v1/nodes")}
@@ -332,10 +342,10 @@ class Swarm(Cluster):
     def write(self, machine):
         body = {"Name": f"write-{next(self.writes)}", "Data": "eA=="}
         try:
-            status, _ = ask(machine.socket, "POST", "/configs/create", body, seconds=5)
-        except OSError:
-            return False
-        return status in (200, 201)
+            status, answer = ask(machine.socket, "POST", "/configs/create", body, seconds=5)
+        except OSError as error:
+            return str(error)
+        return None if status in (200, 201) else f"{status} {answer.decode(errors='replace')}"
 
     def knows_down(self, machine, victim):
         return any(node["Status"]["State"] == "down" and node["Status"]["Addr"] == victim.address

@@ -173,7 +173,7 @@ pub(super) async fn start(
     let peers = Arc::new(Peers::new(&identity, &transport));
     let network = Network { peers: Arc::clone(&peers), log: Arc::clone(log.ahead()) };
     lead_no_longer(&log, &state, identity.member_id).await.map_err(|e| OpenError::Consensus(e.to_string()))?;
-    let config = Arc::new(config(&limits));
+    let config = Arc::new(config(&limits, log.ahead().needs_others()));
     let executor = Executor::start().map_err(|error| OpenError::Consensus(error.to_string()))?;
     let raft = executor.run(Raft::new(identity.member_id, config, network, log.clone(), state.clone()));
     // What takes long here is a snapshot that finds no room.
@@ -287,8 +287,10 @@ async fn run(
     }
 }
 
-fn config(limits: &Limits) -> openraft::Config {
+fn config(limits: &Limits, needs_others: bool) -> openraft::Config {
     openraft::Config {
+        // See `short`, which allows it.
+        enable_elect: !needs_others,
         cluster_name: "toft".into(),
         heartbeat_interval: 200,
         // A member stands for election after the longer time and a random one between the two: 0.9 to 1.2 s after it heard

@@ -5,6 +5,10 @@
 //! taking part --a write has waited for a while--> short --the write found room--> taking part
 //! ```
 //!
+//! A member that has just begun takes no part either, until a leader spoke to it or has had the time to: standing at once would end
+//! the term of a leader that is well, and openraft makes a member that lost an election wait longer in the next one, which
+//! would be the one that counts.
+//!
 //! Handing the lead over in order would not do: the others stay true to a leader for as long as anything of it reaches them, and
 //! what is proposed meanwhile goes to them. So nothing goes out (`network::Way`), and they elect one of them after the time in
 //! which they elect anyway. What was acknowledged is on the disks of a majority, and whoever is elected has it.
@@ -21,8 +25,13 @@ use super::{
 /// How long a write may wait for room before this member takes no part. A shorter want of room is a disk that is slow.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long a member that has just begun waits to hear of a leader before it may stand for election.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+
 /// Follows whether the writer of the log, or that of the state, waits for room.
 pub(super) async fn keep(raft: Raft, peers: Arc<Peers>, mut waits: [watch::Receiver<bool>; 2]) {
+    drop(tokio::time::timeout(FIRST_WORD, peers.until_led()).await);
+    raft.runtime_config().elect(true);
     loop {
         until_one_waits(&mut waits).await;
         if tokio::time::timeout(PATIENCE, until_none_waits(&mut waits)).await.is_ok() {

@@ -34,7 +34,7 @@ pub struct PingQuery {
 /// The mesh as a node sees it: how it reaches every other.
 #[utoipa::path(get, path = "/mesh", tag = "mesh", params(MeshQuery), responses((status = 200, body = Mesh), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn show(State(api): State<ApiState>, Asked(query): Asked<MeshQuery>) -> Result<Json<Mesh>, ApiError> {
-    Ok(Json(api.ops.mesh(query.node.as_ref()).await?.into()))
+    Ok(Json(api.ops.mesh_with_sizes(query.node.as_ref()).await?.into()))
 }
 
 /// Every node asks every other through the mesh whether it is there, and tells how long that took.

@@ -97,7 +97,7 @@ impl From<MeshView> for Mesh {
 
 impl MeshPeer {
     fn of(view: PeerView, named: impl Fn(&NodeId) -> String) -> Self {
-        let PeerView { node, seen, mtu } = view;
+        let PeerView { id: _, node, seen, mtu } = view;
         let path = match seen.as_ref().and_then(|seen| seen.path) {
             Some(MeshPath::Direct) => "direct",
             Some(MeshPath::Relayed) => "relayed",

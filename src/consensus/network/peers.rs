@@ -157,7 +157,7 @@ pub(in super::super) struct Peers {
     /// Whether this member's disk has had no room for a while.
     short: watch::Sender<bool>,
     /// The newest vote by which another called this member as its leader, and when it called last.
-    led: Mutex<Option<(Vote, Instant)>>,
+    led: watch::Sender<Option<(Vote, Instant)>>,
     /// Members whose refusal was told already.
     told: Mutex<BTreeSet<MemberId>>,
 }
@@ -187,7 +187,7 @@ impl Peers {
             removed: AtomicBool::new(false),
             going: AtomicBool::new(false),
             short: watch::Sender::new(false),
-            led: Mutex::default(),
+            led: watch::Sender::new(None),
             told: Mutex::default(),
         }
     }
@@ -230,15 +230,24 @@ impl Peers {
 
     /// Notes that another member calls as the leader. Unlike consensus itself this needs no disk.
     pub(super) fn led(&self, vote: &Vote) {
-        let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
-        if vote.committed && led.as_ref().is_none_or(|(known, _)| vote >= known) {
-            *led = Some((*vote, Instant::now()));
-        }
+        self.led.send_if_modified(|led| {
+            let counts = vote.committed && led.as_ref().is_none_or(|(known, _)| vote >= known);
+            if counts {
+                *led = Some((*vote, Instant::now()));
+            }
+            counts
+        });
+    }
+
+    /// Waits until another member has called as the leader.
+    pub(in super::super) async fn until_led(&self) {
+        // The sender is this one's own and does not end meanwhile.
+        drop(self.led.subscribe().wait_for(Option::is_some).await);
     }
 
     /// Who called this member as its leader last, if that was within the time before now.
     pub(in super::super) fn leader_heard(&self, within: Duration) -> Option<MemberId> {
-        let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        let led = self.led.borrow();
         led.as_ref().filter(|(_, at)| at.elapsed() < within)?.0.leader_id().voted_for()
     }
 

@@ -44,12 +44,21 @@ fn member(number: u128, address: &str, role: Role) -> Member {
 }
 
 async fn start(folder: TempDir, listener: TcpListener, member: Member) -> Node {
+    start_deaf(folder, listener, member, Duration::ZERO).await
+}
+
+/// Starts one that others reach only after a while, though it reaches them at once.
+async fn start_deaf(folder: TempDir, listener: TcpListener, member: Member, deaf: Duration) -> Node {
     let keys = Keys::load_or_make(&folder.path().join("cluster"), FOUNDER).unwrap();
     let authority = keys.authority_hash().unwrap();
     let opened = open(&Files::under(folder.path()), member.clone(), keys.transport().clone()).await.unwrap();
     let Opened { handle, task, door } = opened;
     let cancel = CancellationToken::new();
-    let door = door.serve(listener, keys.admissions(handle.clone(), Arc::default()), vec![FOUNDER], cancel.clone());
+    let serving = door.serve(listener, keys.admissions(handle.clone(), Arc::default()), vec![FOUNDER], cancel.clone());
+    let door = async move {
+        tokio::time::sleep(deaf).await;
+        serving.await
+    };
     Node { folder, member, handle, authority, tasks: vec![tokio::spawn(task), tokio::spawn(door)], cancel }
 }
 
@@ -163,6 +172,33 @@ async fn one_becomes_three_and_any_of_them_may_go() {
     assert_eq!(one.names().await.len(), 5);
     let three = Node::again(three).await;
     assert_eq!(three.names().await.len(), 5);
+    for node in [one, two, three] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_and_is_reached_late_leaves_the_leader_alone() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    let three = Node::joining(3, Role::Server, &one).await;
+    one.until("three voters", |status| voters(status) == 3).await;
+    let term = one.handle.status().term;
+    let (folder, member) = three.stop().await;
+    one.put("meanwhile").await.unwrap();
+    let listener = TcpListener::bind(&member.address).await.unwrap();
+    let three = start_deaf(folder, listener, member, Duration::from_millis(1_700)).await;
+    three
+        .until("it has what was written without it", |status| status.applied_index >= one.handle.status().applied_index)
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for node in [&one, &two, &three] {
+        assert_eq!(
+            (node.handle.status().leader, node.handle.status().term),
+            (Some(FOUNDER), term),
+            "the same leader all the time"
+        );
+    }
     for node in [one, two, three] {
         node.stop().await;
     }

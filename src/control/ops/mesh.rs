@@ -34,6 +34,8 @@ pub struct MeshView {
 /// Another node, as one sees it.
 #[derive(Debug, Clone)]
 pub struct PeerView {
+    /// Which node.
+    pub id: NodeId,
     /// Its name.
     pub node: Name,
     /// What is seen of it; absent when it has no end of the mesh.
@@ -84,16 +86,23 @@ impl Ops {
         };
         let seen = self.mesh_of(id, &name).await?;
         let mut of: BTreeMap<NodeId, PeerSeen> = seen.peers.iter().map(|peer| (peer.node_id, peer.clone())).collect();
-        let others =
-            names.into_iter().filter(|(other, _)| *other != id).map(|(other, node)| (other, node, of.remove(&other)));
-        let told = others.collect::<Vec<_>>().into_iter().map(async |(id, node, seen)| {
-            let answers = seen.as_ref().is_some_and(|seen| seen.path.is_some());
-            let own = if answers { self.mesh_of(id, &node).await.ok() } else { None };
-            PeerView { node, seen, mtu: own.and_then(|own| own.mtu) }
-        });
-        let mut peers = join_all(told).await;
+        let others = names.into_iter().filter(|(other, _)| *other != id);
+        let mut peers: Vec<_> =
+            others.map(|(id, node)| PeerView { id, node, seen: of.remove(&id), mtu: None }).collect();
         peers.sort_by(|a, b| a.node.cmp(&b.node));
         Ok(MeshView { from: name, seen, peers })
+    }
+
+    /// The same with what each of the others tells of its own tunnels: a question to every node.
+    pub async fn mesh_with_sizes(&self, from: Option<&Name>) -> Result<MeshView, ControlError> {
+        let mut view = self.mesh(from).await?;
+        let told = view.peers.iter_mut().map(async |peer| {
+            if peer.seen.as_ref().is_some_and(|seen| seen.path.is_some()) {
+                peer.mtu = self.mesh_of(peer.id, &peer.node).await.ok().and_then(|own| own.mtu);
+            }
+        });
+        join_all(told.collect::<Vec<_>>()).await;
+        Ok(view)
     }
 
     async fn mesh_of(&self, id: NodeId, name: &Name) -> Result<MeshSeen, ControlError> {

@@ -3,7 +3,7 @@
 use toft_model::{
     name::Name,
     secret::{MAX_VALUE_BYTES, SealedSecret},
-    state::{Command, PutMode, Reply, SecretRow, SecretView, query_secret, query_secrets},
+    state::{Command, PutMode, Reply, SecretRow, SecretView, query_secret, secret_views},
 };
 
 use super::{Ops, now_ms};
@@ -70,7 +70,10 @@ impl Ops {
 
     /// Every secret, by name; without values.
     pub async fn secrets(&self) -> Result<Vec<SecretView>, ControlError> {
-        Ok(self.state.read(query_secrets).await?)
+        let rows = self.state.read(SecretRow::all).await?;
+        let seen = self.seen().await?;
+        let instances: Vec<_> = seen.instances().map(|one| &one.row).collect();
+        Ok(secret_views(rows, &seen.workload_rows(), &instances))
     }
 
     /// The secret of that name; without its value.

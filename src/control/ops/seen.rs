@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use toft_model::state::{InstanceView, NodeRow, Views, WorkloadView};
+use toft_model::state::{InstanceView, NodeRow, Views, WorkloadRow, WorkloadView};
 use tokio::sync::Mutex;
 
 use super::Ops;
@@ -25,6 +25,11 @@ impl Seen {
     /// Every instance, by workload name and ordinal.
     pub fn instances(&self) -> impl Iterator<Item = &InstanceView> {
         self.workloads.iter().flat_map(|workload| &workload.instances)
+    }
+
+    /// The row of every workload, by name.
+    pub(super) fn workload_rows(&self) -> Vec<&WorkloadRow> {
+        self.workloads.iter().map(|workload| &workload.row).collect()
     }
 }
 

@@ -8,7 +8,7 @@ use toft_model::{
     name::Name,
     state::{
         Command, NodeRow, NodeVolumes, Reply, SecretRow, VolumeMove, VolumeRow, VolumeView, query_node_volumes,
-        query_volume, query_volumes,
+        query_volume, volume_views,
     },
     volume::{VolumeOptions, VolumeOrder, validate_labels},
 };
@@ -62,8 +62,11 @@ impl Ops {
 
     /// Every volume, by name.
     pub async fn volumes(&self) -> Result<Vec<VolumeInfo>, ControlError> {
-        let volumes = self.state.read(query_volumes).await?;
-        Ok(self.informed(volumes).await)
+        let rows = self.state.read(VolumeRow::all).await?;
+        let seen = self.seen().await?;
+        let nodes: Vec<_> = seen.nodes.iter().map(AsRef::as_ref).collect();
+        let instances: Vec<_> = seen.instances().map(|one| &one.row).collect();
+        Ok(self.informed(volume_views(rows, &nodes, &seen.workload_rows(), &instances)).await)
     }
 
     /// The volume of that name.

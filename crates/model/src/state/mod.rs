@@ -52,7 +52,7 @@ pub use query::{
 };
 pub use request::{Request, apply_request, was_applied};
 pub use second_factors::{UserStanding, query_standing};
-pub use secrets::{SecretUser, SecretView, query_secret, query_secrets};
+pub use secrets::{SecretUser, SecretView, query_secret, secret_views};
 pub use tables::{
     AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, ExternalUserRow, GpuRow,
     InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow, SecretRow,
@@ -61,4 +61,4 @@ pub use tables::{
 };
 pub use views::Views;
 pub use volume_moves::{cannot_go, volume_is_mounted};
-pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, query_volumes};
+pub use volumes::{NodeVolumes, VolumeView, query_node_volumes, query_volume, volume_views};

@@ -170,19 +170,21 @@ pub struct SecretUser {
     pub outdated: bool,
 }
 
-/// Every secret, by name.
-pub fn query_secrets(connection: &Connection) -> rusqlite::Result<Vec<SecretView>> {
-    let (workloads, instances) = (WorkloadRow::all(connection)?, InstanceRow::all(connection)?);
-    Ok(SecretRow::all(connection)?.into_iter().map(|row| view(row, &workloads, &instances)).collect())
+/// The secrets of these rows, with all workloads and instances there are.
+pub fn secret_views(rows: Vec<SecretRow>, workloads: &[&WorkloadRow], instances: &[&InstanceRow]) -> Vec<SecretView> {
+    let workloads: Vec<_> = workloads.iter().copied().filter(|workload| !workload.spec.secrets.is_empty()).collect();
+    let instances: Vec<_> = instances.iter().copied().filter(|one| !one.container.secrets.is_empty()).collect();
+    rows.into_iter().map(|row| view(row, &workloads, &instances)).collect()
 }
 
 /// The secret of that name.
 pub fn query_secret(connection: &Connection, name: &Name) -> rusqlite::Result<Option<SecretView>> {
     let Some(row) = SecretRow::named(connection, name)? else { return Ok(None) };
-    Ok(Some(view(row, &WorkloadRow::all(connection)?, &InstanceRow::all(connection)?)))
+    let (workloads, instances) = (WorkloadRow::all(connection)?, InstanceRow::all(connection)?);
+    Ok(secret_views(vec![row], &workloads.iter().collect::<Vec<_>>(), &instances.iter().collect::<Vec<_>>()).pop())
 }
 
-fn view(row: SecretRow, workloads: &[WorkloadRow], instances: &[InstanceRow]) -> SecretView {
+fn view(row: SecretRow, workloads: &[&WorkloadRow], instances: &[&InstanceRow]) -> SecretView {
     let older = |instance: &InstanceRow| {
         let state = instance.report.as_ref().and_then(|report| report.state.as_ref());
         matches!(state, Some(InstanceState::Running { since_ms, .. }) if *since_ms < row.updated_at_ms)

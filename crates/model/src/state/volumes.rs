@@ -1,6 +1,6 @@
 //! Commands on volumes, who uses which, and what a node has of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use rusqlite::Connection;
 
@@ -238,18 +238,28 @@ pub struct VolumeView {
     pub moves_to: Option<Name>,
 }
 
-/// Every volume, by name.
-pub fn query_volumes(connection: &Connection) -> rusqlite::Result<Vec<VolumeView>> {
-    let (workloads, instances) = (WorkloadRow::all(connection)?, InstanceRow::all(connection)?);
-    let nodes = NodeRow::all(connection)?;
-    Ok(VolumeRow::all(connection)?.into_iter().map(|row| view(row, &nodes, &workloads, &instances)).collect())
+/// The volumes of these rows, with all nodes, workloads and instances there are.
+pub fn volume_views(
+    rows: Vec<VolumeRow>,
+    nodes: &[&NodeRow],
+    workloads: &[&WorkloadRow],
+    instances: &[&InstanceRow],
+) -> Vec<VolumeView> {
+    let has_volumes = |mounts: &[Mount]| mounts.iter().any(|mount| mount.volume().is_some());
+    let instances: Vec<_> = instances.iter().copied().filter(|one| has_volumes(&one.container.mounts)).collect();
+    let held: HashSet<_> = instances.iter().map(|one| one.workload_id).collect();
+    let uses = |workload: &&WorkloadRow| has_volumes(&workload.spec.mounts) || held.contains(&workload.id);
+    let workloads: Vec<_> = workloads.iter().copied().filter(uses).collect();
+    rows.into_iter().map(|row| view(row, nodes, &workloads, &instances)).collect()
 }
 
 /// The volume of that name.
 pub fn query_volume(connection: &Connection, name: &Name) -> rusqlite::Result<Option<VolumeView>> {
     let Some(row) = VolumeRow::named(connection, name)? else { return Ok(None) };
-    let (workloads, instances) = (WorkloadRow::all(connection)?, InstanceRow::all(connection)?);
-    Ok(Some(view(row, &NodeRow::all(connection)?, &workloads, &instances)))
+    let (nodes, workloads) = (NodeRow::all(connection)?, WorkloadRow::all(connection)?);
+    let instances = InstanceRow::all(connection)?;
+    let (nodes, workloads) = (nodes.iter().collect::<Vec<_>>(), workloads.iter().collect::<Vec<_>>());
+    Ok(volume_views(vec![row], &nodes, &workloads, &instances.iter().collect::<Vec<_>>()).pop())
 }
 
 /// The volumes of a node: those that are there, and those that it is to delete, each with its `born`.
@@ -271,12 +281,11 @@ pub fn query_node_volumes(connection: &Connection, node_id: NodeId) -> rusqlite:
     Ok(NodeVolumes { kept: here.chain(comes).collect(), removed: VolumeRow::removed_on(connection, node_id)? })
 }
 
-fn view(row: VolumeRow, nodes: &[NodeRow], workloads: &[WorkloadRow], instances: &[InstanceRow]) -> VolumeView {
+fn view(row: VolumeRow, nodes: &[&NodeRow], workloads: &[&WorkloadRow], instances: &[&InstanceRow]) -> VolumeView {
     let node = row.node_id.and_then(|id| nodes.iter().find(|node| node.id == id)).map(|node| node.name.clone());
-    let users = users_of(&row.name, workloads, instances);
-    let may_run = |workload: &&WorkloadRow| {
-        let of =
-            |instance: &&InstanceRow| instance.workload_id == workload.id && mounts(&instance.container, &row.name);
+    let users = users_of(&row.name, workloads.iter().copied(), instances.iter().copied());
+    let may_run = |workload: &&&WorkloadRow| {
+        let of = |one: &&&InstanceRow| one.workload_id == workload.id && mounts(&one.container, &row.name);
         workload.desired == Desired::Running || instances.iter().filter(of).any(|instance| !is_down(instance))
     };
     let named = |name: &&Name| workloads.iter().find(|workload| workload.spec.name == **name);
@@ -294,13 +303,19 @@ fn is_down(instance: &InstanceRow) -> bool {
 }
 
 /// The workloads that name a volume, or have instances that mount it still.
-pub(super) fn users_of(name: &Name, workloads: &[WorkloadRow], instances: &[InstanceRow]) -> Vec<Name> {
+pub(super) fn users_of<'a>(
+    name: &Name,
+    workloads: impl IntoIterator<Item = &'a WorkloadRow>,
+    instances: impl IntoIterator<Item = &'a InstanceRow> + Clone,
+) -> Vec<Name> {
     let names = |spec: &WorkloadSpec| spec.mounts.iter().filter_map(Mount::volume).any(|volume| volume.name == *name);
-    let uses = |workload: &&WorkloadRow| {
-        (workload.desired != Desired::Removed && names(&workload.spec))
-            || instances.iter().any(|one| one.workload_id == workload.id && mounts(&one.container, name))
+    let holds = |workload: &WorkloadRow| {
+        let mut instances = instances.clone().into_iter();
+        instances.any(|one| one.workload_id == workload.id && mounts(&one.container, name))
     };
-    workloads.iter().filter(uses).map(|workload| workload.spec.name.clone()).collect()
+    let uses =
+        |workload: &&WorkloadRow| (workload.desired != Desired::Removed && names(&workload.spec)) || holds(workload);
+    workloads.into_iter().filter(uses).map(|workload| workload.spec.name.clone()).collect()
 }
 
 pub(super) fn mounts(order: &ContainerOrder, name: &Name) -> bool {

@@ -5,7 +5,7 @@ use crate::{
     ids::NodeId,
     instance::{AssignmentSet, InstanceState},
     secret::{MAX_SECRETS, MAX_TOTAL_BYTES, MAX_VALUE_BYTES, SealedSecret},
-    state::{Command, PutMode, RefusalKind, Reply, SecretRow, query_assignments, query_secret, query_secrets},
+    state::{Command, PutMode, RefusalKind, Reply, SecretRow, query_assignments, query_secret},
     workload::WorkloadSpec,
 };
 
@@ -60,7 +60,7 @@ fn versions_count_and_lost_updates_are_refused() {
     assert_eq!((sealed.version, sealed.sealed.as_bytes()), (3, &b"sealed db 3"[..]));
     cluster.apply(remove("db"));
     assert_eq!(cluster.refused(remove("db")), RefusalKind::NotFound);
-    assert_eq!(query_secrets(&cluster.connection).unwrap(), []);
+    assert_eq!(SecretRow::all(&cluster.connection).unwrap(), []);
     assert_eq!(
         cluster.story(),
         [

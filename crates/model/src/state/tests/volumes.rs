@@ -8,7 +8,7 @@ use crate::{
     instance::InstanceState,
     state::{
         Command, PowerAction, PutMode, RefusalKind, Reply, VolumeRow, VolumeView, query_assignments,
-        query_node_volumes, query_volume, query_volumes, tests::secrets::put,
+        query_node_volumes, query_volume, tests::secrets::put,
     },
     volume::{MAX_VOLUMES, VolumeOptions},
     workload::WorkloadSpec,
@@ -47,7 +47,7 @@ fn names(volumes: &[(crate::name::Name, u64)]) -> Vec<&str> {
 fn the_first_use_makes_a_volume_where_the_instance_is_placed() {
     let (mut cluster, node) = Cluster::of_one();
     cluster.put(mounting("web", &["data:/data", "/srv:/srv", "data:/again:ro"]));
-    assert_eq!(query_volumes(&cluster.connection).unwrap(), [], "nothing was placed yet");
+    assert_eq!(VolumeRow::all(&cluster.connection).unwrap(), [], "nothing was placed yet");
     cluster.settle();
     let data = volume(&cluster, "data");
     assert_eq!((data.row.node_id, data.node.as_ref().unwrap().as_str()), (Some(node), "box"));
