@@ -11,9 +11,9 @@ usage: tests/run.sh [--full]
 Installs what tests/packages.txt names, then: format, lint, cargo tests, Debian package, and the package and
 the bootstrap in whole machines.
 
-  --full   also run the tests' core on a kernel of its own with cgroup v2, check licences and dependencies, prove
-           the bootstrap from a checkout with a release build in a bare machine, and run the proofs ten times
-           longer (TOFT_TEST_FULL=1)
+  --full   also run the tests' core on a kernel of its own with cgroup v2, join two such machines over the kernel's
+           WireGuard, check licences and dependencies, prove the bootstrap from a checkout with a release build in
+           a bare machine, and run the proofs ten times longer (TOFT_TEST_FULL=1)
 EOF
 }
 
@@ -69,6 +69,7 @@ build_package() {
 prove_package() { tests/lab/package.sh "$(tail -n 1 "$deb_path")"; }
 prove_bootstrap() { tests/lab/bootstrap.sh "$(tail -n 1 "$deb_path")"; }
 prove_vm() { tests/lab/vm.sh "$(tail -n 1 "$deb_path")"; }
+prove_two_vms() { tests/lab/two_vms.sh "$(tail -n 1 "$deb_path")"; }
 prove_build() { tests/lab/bootstrap.sh --build; }
 
 check_dependencies() {
@@ -118,7 +119,10 @@ main() {
     if phase deb build_package; then
       phase package prove_package || true
       phase bootstrap prove_bootstrap || true
-      [[ $full == no ]] || phase vm prove_vm || true
+      if [[ $full == yes ]]; then
+        phase vm prove_vm || true
+        phase two-vms prove_two_vms || true
+      fi
     fi
     if [[ $full == yes ]]; then
       phase checkout prove_build || true

@@ -6,38 +6,12 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=tests/lab/machine.sh
 source "$here/machine.sh"
+# shellcheck source=tests/lab/vm_machine.sh
+source "$here/vm_machine.sh"
 # shellcheck source=tests/lab/checks.sh
 source "$here/checks.sh"
 
-LAB_PACKAGES=systemd,systemd-sysv,dbus,iproute2,kmod,containerd,runc,nftables,busybox-static,procps,initramfs-tools
-LAB_PACKAGES+=,linux-image-cloud-$(dpkg --print-architecture),nfs-kernel-server,samba
 VM_SECONDS=2400
-VM_DISK=8G
-# Without what an outer hypervisor may forbid to be set.
-VM_PROCESSOR=max,-arch-capabilities
-
-# Whether qemu can make a machine with KVM here: the device may be there and of no use.
-kvm_works() {
-  # Without these the kernel offers KVM and runs other kernels in it slower than qemu does.
-  grep --quiet --extended-regexp --word-regexp 'vmx|svm' /proc/cpuinfo && [[ -w /dev/kvm ]] || return 1
-  timeout 10 qemu-system-x86_64 -M q35 -accel kvm -cpu "$VM_PROCESSOR" -m 64 -nodefaults -display none -S -qmp stdio >/dev/null 2>&1 <<'EOF'
-{"execute": "qmp_capabilities"}
-{"execute": "quit"}
-EOF
-}
-
-# An emulated processor is slower than a real one, and two more so on a busy machine.
-choose_accelerator() {
-  if [[ -n ${TOFT_LAB_ACCELERATOR-} ]]; then
-    VM_ACCELERATOR=$TOFT_LAB_ACCELERATOR
-  elif kvm_works; then
-    VM_ACCELERATOR=kvm
-  else
-    VM_ACCELERATOR=tcg,thread=multi,tb-size=1024
-  fi
-  VM_SLOWNESS=5
-  [[ $VM_ACCELERATOR != kvm* ]] || VM_SLOWNESS=2
-}
 
 # What the machine is asked to prove: limits, kills for want of memory, usage, processes in containers, volumes, also
 # those on servers, which the kernel here has clients for, networking with published ports, names, health, and that nothing is left behind.
@@ -76,51 +50,6 @@ package is built with profile ci. The test program itself is built with profile 
 
 TOFT_LAB_ACCELERATOR is qemu's -accel: kvm where it works, else an emulated processor, which takes 40 minutes.
 EOF
-}
-
-# What the machine needs beyond its packages: it runs what lies on its second disk and ends.
-prepare_root() {
-  local root=$1 service
-  cat >"$root/etc/systemd/system/lab-payload.service" <<'EOF'
-[Unit]
-Description=What the machine is started for
-After=multi-user.target
-
-[Service]
-Type=oneshot
-StandardOutput=tty
-StandardError=tty
-TTYPath=/dev/ttyS0
-LimitNOFILE=65536
-ExecStart=/bin/sh -c 'mount -o ro /dev/vdb /srv; /srv/run; echo "lab: the payload ended with $?"; systemctl poweroff --no-block'
-
-[Install]
-WantedBy=graphical.target
-EOF
-  mkdir -p "$root/etc/systemd/system/graphical.target.wants"
-  ln -s ../lab-payload.service "$root/etc/systemd/system/graphical.target.wants/"
-  ln -s /dev/null "$root/etc/systemd/system/serial-getty@ttyS0.service"
-  # Tests start a containerd of their own, as where none runs, and their own servers of volumes.
-  rm -f "$root/etc/systemd/system/multi-user.target.wants/containerd.service"
-  for service in nfs-server.service rpcbind.service rpcbind.socket smbd.service nmbd.service samba-ad-dc.service; do
-    ln -sf /dev/null "$root/etc/systemd/system/$service"
-  done
-  echo vm >"$root/etc/hostname"
-  printf '127.0.0.1 localhost vm\n::1 localhost\n' >"$root/etc/hosts"
-}
-
-# Prints the path of a disk with the root file system ROOT, making it first if it is missing.
-vm_disk() {
-  local root=$1
-  (
-    flock 9
-    [[ ! -e $root.img ]] || exit 0
-    lab_say "making the disk $root.img"
-    rm -f "$root.img.partial"
-    truncate --size "$VM_DISK" "$root.img.partial"
-    mke2fs -q -t ext4 -d "$root" "$root.img.partial" && mv "$root.img.partial" "$root.img"
-  ) 9>"$LAB_CACHE/lock" || return 1
-  echo "$root.img"
 }
 
 # Builds integration tests as all are built, so that nothing is built twice, and prints where they are: test_program NAME
@@ -167,13 +96,9 @@ EOF
 
 # Boots the machine and waits for its end; what it says goes to standard output: run_vm ROOT DISK PAYLOAD
 run_vm() {
-  local root=$1 kernel initrd
-  kernel=$(find "$root/boot" -name 'vmlinuz-*' | sort | tail -n 1)
-  initrd=$(find "$root/boot" -name 'initrd.img-*' | sort | tail -n 1)
-  timeout --kill-after=10 "$VM_SECONDS" qemu-system-x86_64 -M q35 -accel "$VM_ACCELERATOR" -cpu "$VM_PROCESSOR" -smp 2 -m 3072 \
-    -kernel "$kernel" -initrd "$initrd" -append "root=/dev/vda rw console=ttyS0 quiet panic=-1" \
-    -drive "file=$2,format=raw,if=virtio,snapshot=on" -drive "file=$3,format=raw,if=virtio,readonly=on" \
-    -nodefaults -nographic -serial stdio -no-reboot </dev/null |
+  vm_command "$1"
+  timeout --kill-after=10 "$VM_SECONDS" "${VM_COMMAND[@]}" -m 3072 -drive "file=$2,format=raw,if=virtio,snapshot=on" \
+    -drive "file=$3,format=raw,if=virtio,readonly=on" </dev/null |
     stdbuf -oL tr -d '\r'
 }
 

@@ -148,10 +148,11 @@ impl Ahead {
         self.place().members.as_ref().is_none_or(|members| members.voters.contains(&id))
     }
 
-    /// Whether a member that does not vote is one of so many that the voters go before it.
-    pub(in super::super) fn goes_after_voters(&self, id: MemberId) -> bool {
+    /// How many members there are, when they are so many that voters go before a member like this one, which does not vote.
+    pub(in super::super) fn among_many(&self, id: MemberId) -> Option<usize> {
         let place = self.place();
-        place.members.as_ref().is_some_and(|members| members.count > FEW && !members.voters.contains(&id))
+        let members = place.members.as_ref()?;
+        (members.count > FEW && !members.voters.contains(&id)).then_some(members.count)
     }
 
     /// How many of so many bytes one member is sent at a time. Each lies in memory several times until it is sent, and

@@ -33,6 +33,8 @@ pub(super) use server::{Doorway, members_now, serve};
 pub(super) use services::Services;
 pub use services::{Caller, MemberChannel, Offered, Speaking};
 
+use tokio_util::task::AbortOnDropHandle;
+
 use super::{
     log_store::{Ahead, Stalled},
     types::{Fatal, LogId, Member, MemberId, Snapshot, Types, Vote},
@@ -57,6 +59,10 @@ const FRESH: Duration = Duration::from_millis(50);
 /// How much later than the voters those learn of entries that do not vote, where there are many: the work of telling hundreds
 /// would hold up the few on whom each change waits.
 const AFTER_VOTERS: Duration = Duration::from_millis(10);
+/// Least time between two calls that tell one of them of entries, for each member there is, and at most: what comes meanwhile
+/// goes in one call. So a cluster in which something happens all the time costs a thousand calls a second, however large it is.
+const PACE: Duration = Duration::from_millis(1);
+const SLOWEST_PACE: Duration = Duration::from_millis(150);
 /// How often a member hears of the leader that does not vote and has nothing to learn: it has no lease to keep. One that is
 /// known to be there by its beats hears less often.
 const REMINDER: Duration = Duration::from_millis(600);
@@ -71,6 +77,26 @@ struct Acknowledged {
     at: Instant,
 }
 
+/// A call under way. openraft waits for an answer for no longer than a heartbeat takes, and then sends the same again: a member
+/// that is slow, or one of many, would be sent everything several times, which makes it slower still. Who does not vote keeps
+/// no leader in office by its answer, so that may come late.
+struct Telling {
+    request: Arc<AppendEntriesRequest<Types>>,
+    answer: AbortOnDropHandle<Result<Answer, CallError>>,
+}
+
+impl Telling {
+    /// Whether it tells what `request` is to tell, or the beginning of it.
+    fn is_of(&self, request: &AppendEntriesRequest<Types>) -> bool {
+        self.request.vote == request.vote
+            && self.request.prev_log_id == request.prev_log_id
+            && self.request.entries.len() <= request.entries.len()
+    }
+}
+
+/// What a member answers to entries.
+type Answer = Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>;
+
 /// The way to one member.
 pub(super) struct Way {
     peers: Arc<Peers>,
@@ -78,6 +104,10 @@ pub(super) struct Way {
     id: MemberId,
     member: Member,
     acknowledged: Option<Acknowledged>,
+    /// The call that tells a member of entries which does not vote.
+    telling: Option<Telling>,
+    /// When it was told of entries last.
+    told_at: Option<Instant>,
     /// News that waits to be told.
     news: Arc<Mutex<Option<AppendEntriesRequest<Types>>>>,
 }
@@ -87,7 +117,16 @@ impl RaftNetworkFactory<Types> for Network {
 
     async fn new_client(&mut self, id: MemberId, member: &Member) -> Way {
         let (peers, log) = (Arc::clone(&self.peers), Arc::clone(&self.log));
-        Way { peers, log, id, member: member.clone(), acknowledged: None, news: Arc::default() }
+        Way {
+            peers,
+            log,
+            id,
+            member: member.clone(),
+            acknowledged: None,
+            telling: None,
+            told_at: None,
+            news: Arc::default(),
+        }
     }
 }
 
@@ -97,7 +136,8 @@ impl Way {
     fn is_only_news(&self, request: &AppendEntriesRequest<Types>) -> bool {
         request.entries.is_empty()
             && self.acknowledged.as_ref().is_some_and(|known| {
-                known.vote == request.vote && Some(known.last) == request.prev_log_id && known.at.elapsed() < FRESH
+                let fresh = if self.log.among_many(self.id).is_some() { REMINDER } else { FRESH };
+                known.vote == request.vote && Some(known.last) == request.prev_log_id && known.at.elapsed() < fresh
             })
     }
 
@@ -124,8 +164,9 @@ impl Way {
         }
         let (news, peers) = (Arc::clone(&self.news), Arc::clone(&self.peers));
         let (id, member) = (self.id, self.member.clone());
+        let pause = self.log.among_many(id).map_or(NEWS, |members| (PACE * members as u32).min(SLOWEST_PACE));
         tokio::spawn(async move {
-            tokio::time::sleep(NEWS).await;
+            tokio::time::sleep(pause).await;
             let request = news.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(request) = request
                 && let Err(error) = peers.append(id, &member, &request).await
@@ -155,6 +196,62 @@ impl Way {
         if self.peers.is_short() && self.log.needs_others() { Err(Silent::NoRoom) } else { Ok(()) }
     }
 
+    /// Tells entries to a member that does not vote; gives the answer to the call that is under way already if there is one.
+    async fn tell(&mut self, request: AppendEntriesRequest<Types>) -> Result<AppendEntriesResponse<MemberId>, Failure> {
+        let asked = request.entries.len();
+        let telling = match self.telling.take() {
+            Some(telling) if telling.is_of(&request) => telling,
+            _ => self.begin_to_tell(request),
+        };
+        // Whoever waits here no longer finds it again.
+        let telling = self.telling.insert(telling);
+        let answer = (&mut telling.answer).await;
+        let told = self.telling.take().map(|telling| telling.request);
+        let Some(request) = told else { unreachable!("it was put there above") };
+        let answer = answer.unwrap_or_else(|e| Err(CallError::Failed(e.to_string()))).map_err(|e| self.failure(e))?;
+        let last = request.entries.last().map(|entry| entry.log_id);
+        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| self.silent(error.into()))?;
+        match self.heed(&request, answer)? {
+            AppendEntriesResponse::Success if request.entries.len() < asked => {
+                Ok(AppendEntriesResponse::PartialSuccess(last))
+            }
+            answer => Ok(answer),
+        }
+    }
+
+    fn begin_to_tell(&mut self, request: AppendEntriesRequest<Types>) -> Telling {
+        let pause = self.log.among_many(self.id).map_or(Duration::ZERO, |members| {
+            let since = self.told_at.map_or(SLOWEST_PACE, |at| at.elapsed());
+            AFTER_VOTERS.max((PACE * members as u32).min(SLOWEST_PACE).saturating_sub(since))
+        });
+        self.told_at = Some(Instant::now() + pause);
+        let request = Arc::new(request);
+        let (peers, id, member, told) = (Arc::clone(&self.peers), self.id, self.member.clone(), Arc::clone(&request));
+        let call = async move {
+            tokio::time::sleep(pause).await;
+            peers.append(id, &member, &told).await
+        };
+        Telling { request, answer: AbortOnDropHandle::new(tokio::spawn(call)) }
+    }
+
+    /// Takes note of what a member answered to a request.
+    fn heed(
+        &mut self,
+        request: &AppendEntriesRequest<Types>,
+        answer: Answer,
+    ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
+        let (vote, committed) = (request.vote, request.leader_commit);
+        self.acknowledged =
+            last.filter(|_| whole).map(|last| Acknowledged { vote, last, committed, at: Instant::now() });
+        answer.map_err(|error| RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error)))
+    }
+
+    fn silent(&self, error: Silent) -> Failure {
+        RPCError::Unreachable(Unreachable::new(&error))
+    }
+
     fn failure(&self, error: CallError) -> Failure {
         match error {
             // Asked again only after a pause.
@@ -172,8 +269,7 @@ impl RaftNetwork<Types> for Way {
         request: AppendEntriesRequest<Types>,
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
-        let silent = |error: Silent| RPCError::Unreachable(Unreachable::new(&error));
-        self.check().map_err(silent)?;
+        self.check().map_err(|error| self.silent(error))?;
         if self.is_no_news(&request) {
             return Ok(AppendEntriesResponse::Success);
         }
@@ -185,21 +281,15 @@ impl RaftNetwork<Types> for Way {
             // They carry the news.
             self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
-        if !request.entries.is_empty() && self.log.goes_after_voters(self.id) {
-            // Nobody waits for what it answers, and what comes meanwhile goes in one call.
-            tokio::time::sleep(AFTER_VOTERS).await;
+        if !request.entries.is_empty() && !self.log.votes(self.id) {
+            return self.tell(request).await;
         }
         // An answer may count as one member's consent to all that the request speaks of, and this member consents with
         // it: both must have it on their disks.
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        self.check().map_err(silent)?;
         let answer = self.peers.append(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
-        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| silent(error.into()))?;
-        let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
-        let (vote, committed) = (request.vote, request.leader_commit);
-        self.acknowledged =
-            last.filter(|_| whole).map(|last| Acknowledged { vote, last, committed, at: Instant::now() });
-        answer.map_err(|error| RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error)))
+        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| self.silent(error.into()))?;
+        self.heed(&request, answer)
     }
 
     async fn vote(&mut self, request: VoteRequest<MemberId>, _: RPCOption) -> Result<VoteResponse<MemberId>, Failure> {

@@ -205,6 +205,28 @@ async fn who_comes_back_and_is_reached_late_leaves_the_leader_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_vote_and_answers_late_is_told_everything() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    one.until("two members, one voter", |status| status.members.len() == 2 && voters(status) == 1).await;
+    let (folder, member) = two.stop().await;
+    let listener = TcpListener::bind(&member.address).await.unwrap();
+    // Its socket takes calls at once, and they are answered after several heartbeats.
+    let two = start_deaf(folder, listener, member, Duration::from_millis(900)).await;
+    for number in 0..12 {
+        one.put(&format!("meanwhile-{number}")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    let end = one.handle.status().applied_index;
+    two.until("it has everything", |status| status.applied_index >= end).await;
+    let rows = two.handle.read(WorkloadRow::all).await.unwrap();
+    assert_eq!(rows.len(), 12);
+    for node in [one, two] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_joins_before_anything_was_written_is_not_taken_for_the_founder() {
     let one = Node::found(1).await;
     let two = Node::joining(2, Role::Server, &one).await;
