@@ -161,6 +161,13 @@ def show(result):
     for stream, size in result["update_bytes"].items():
         print(f"one change on {stream}: {size} bytes")
     print(f"CPU with none open: {result['idle_cpu_percent']} % of a core, with {result['open']} open: {result['open_cpu_percent']} %")
+    slowest = max(result["pages"].items(), key=lambda page: page[1]["p99_ms"])
+    goals = [(f"slowest page ({slowest[0]}), server time p99 in ms", slowest[1]["p99_ms"], 15),
+             ("first look in KB", result["first_look_bytes"] / 1000, 100),
+             ("largest change in KB", max(result["update_bytes"].values()) / 1000, 5),
+             (f"what {result['open']} open dashboards add, in % of a core", result["open_cpu_percent"] - result["idle_cpu_percent"], 10)]
+    report.print_goals(goals)
+    result["goals"] = [{"goal": text, "value": value, "at_most": limit} for text, value, limit in goals]
 
 
 made_up.main(run, nodes=72, workloads=1_000, open=500)

@@ -1,6 +1,12 @@
 //! What this machine is and has now. Read when somebody asks, and never else.
 
-use std::{fs, io, path::Path};
+use std::{
+    collections::HashMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use rustix::fs::statvfs;
 use sysinfo::{Components, CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
@@ -17,6 +23,10 @@ use super::{
 /// Sensors told.
 const MOST_SENSORS: usize = 64;
 
+/// What programs said of their version, and when the file that said so was changed: asking takes a process of some
+/// milliseconds, and pages ask again and again. There are as many as there are container runtimes.
+static VERSIONS: Mutex<Option<HashMap<PathBuf, (SystemTime, String)>>> = Mutex::new(None);
+
 /// Looks at the machine. `runtime` is the container runtime's name and version, empty while it is away; `data` is the data
 /// directory, `gpus` what was seen of the GPUs last.
 pub async fn look(runtime: String, data: &Path, gpus: Vec<GpuFacts>) -> io::Result<NodeFacts> {
@@ -24,12 +34,25 @@ pub async fn look(runtime: String, data: &Path, gpus: Vec<GpuFacts>) -> io::Resu
     let mut facts = tokio::task::spawn_blocking(move || read(runtime, &data, gpus)).await.map_err(io::Error::other)?;
     for (name, program) in isolation::programs() {
         let version = match program {
-            Some(program) => version_of(&program).await,
+            Some(program) => known_version(program).await,
             None => None,
         };
         facts.isolation.push(version.map_or_else(|| name.clone(), |version| format!("{name} {version}")));
     }
     Ok(facts)
+}
+
+/// What a program says of its version; asked once for as long as its file is the same.
+async fn known_version(program: PathBuf) -> Option<String> {
+    let changed = fs::metadata(&program).and_then(|file| file.modified()).ok()?;
+    let versions = || VERSIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = versions().get_or_insert_default().get(&program).filter(|(at, _)| *at == changed).cloned();
+    if let Some((_, version)) = known {
+        return Some(version);
+    }
+    let version = version_of(&program).await?;
+    versions().get_or_insert_default().insert(program, (changed, version.clone()));
+    Some(version)
 }
 
 /// What needs no program; blocks for some milliseconds.
@@ -120,6 +143,38 @@ mod tests {
         assert_eq!(at("/var/lib/toft"), ("/dev/sdb".into(), "xfs".into()));
         assert_eq!(at("/var/lib/a b/c"), ("none".into(), "tmpfs".into()));
         assert_eq!(mounted_at("nonsense\n - \n", Path::new("/")), None);
+    }
+
+    #[tokio::test]
+    async fn a_program_is_asked_for_its_version_again_when_it_was_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (program, asked) = (folder.path().join("runner"), folder.path().join("asked"));
+        let put = |version: &str, at: u64| {
+            let script = format!("#!/bin/sh\necho asked >>{}\necho runner version {version}\n", asked.display());
+            fs::write(&program, script).unwrap();
+            fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+            let changed = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(at);
+            fs::File::options().append(true).open(&program).unwrap().set_modified(changed).unwrap();
+        };
+        let times = || fs::read_to_string(&asked).unwrap().lines().count();
+        // What another thread has just begun may hold the file open for writing for a moment.
+        let told = async || {
+            for _ in 0..100 {
+                if let Some(version) = known_version(program.clone()).await {
+                    return version;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            panic!("the program does not run")
+        };
+        put("1.2.3", 1_000);
+        let first = told().await;
+        assert_eq!((known_version(program.clone()).await, times()), (Some(first.clone()), 1));
+        put("1.2.4", 2_000);
+        let second = told().await;
+        assert_eq!((second != first, times()), (true, 2));
+        fs::remove_file(&program).unwrap();
+        assert_eq!(known_version(program).await, None);
     }
 
     #[tokio::test]
