@@ -34,8 +34,8 @@ use toft_model::{
 use utoipa::ToSchema;
 
 pub use access::{
-    Access, Key, Keys, RecoveryCodes, SecondFactor, SecondFactorOffer, SecondFactorRemoval, SecondFactorRequest,
-    SignedToken, SignedTokenRequest,
+    Access, Key, Keys, Passkey, RecoveryCodes, SecondFactor, SecondFactorOffer, SecondFactorRemoval,
+    SecondFactorRequest, SignedToken, SignedTokenRequest,
 };
 pub use backups::{Backup, BackupStatus};
 pub use exec::{ExecCommand, ExecNews};

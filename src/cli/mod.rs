@@ -36,6 +36,7 @@ mod network_args;
 mod node_args;
 mod nodes;
 mod output;
+mod passkeys;
 mod placement;
 mod placement_args;
 mod process_args;

@@ -52,6 +52,12 @@ pub(super) enum UserCommand {
         #[command(subcommand)]
         command: FactorCommand,
     },
+    /// Passkeys: what a phone, a computer or a security key keeps, in place of password and code
+    #[command(after_help = PASSKEY_HELP)]
+    Passkey {
+        #[command(subcommand)]
+        command: PasskeyCommand,
+    },
     /// API tokens, which programs show instead of a password
     Token {
         #[command(subcommand)]
@@ -133,6 +139,42 @@ pub(super) enum FactorCommand {
         /// Of whom
         #[arg(value_enum)]
         of: Option<RequiredOf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+const PASSKEY_HELP: &str = "Everybody adds their own at the dashboard, on the account page, opened by a name of a node. Browsers show a passkey at that name alone, or, with a
+domain, at all names in it. Without a domain, those made at a.home.lan are not asked for at b.home.lan:
+  toft user passkey domain home.lan";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PasskeyCommand {
+    /// List the passkeys of a user: at which names they work, when they were used, whether they are backed up
+    Ls {
+        /// User
+        #[arg(value_parser = parsed::<UserName>)]
+        name: UserName,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Remove passkeys of a user who has lost them; the sessions that they opened end
+    Rm {
+        /// User
+        #[arg(value_parser = parsed::<UserName>)]
+        name: UserName,
+        /// Ids, or what the user calls them
+        #[arg(required = true, value_name = "PASSKEY")]
+        passkeys: Vec<String>,
+    },
+    /// Say to which domain new passkeys belong, or show it
+    Domain {
+        /// Domain in which the nodes have their names
+        domain: Option<String>,
+        /// Of no domain: each name of a node has its own
+        #[arg(long, conflicts_with = "domain")]
+        none: bool,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -37,6 +37,7 @@ pub(super) async fn user(client: &Client, command: UserCommand) -> Result<i32, F
             delete_each(client, "/api/v1/sessions", ids).await
         }
         UserCommand::SecondFactor { command } => second_factor(client, command).await,
+        UserCommand::Passkey { command } => super::passkeys::passkey(client, command).await,
         UserCommand::Token { command } => match command {
             ApiTokenCommand::Create(args) => create_token(client, args).await,
             ApiTokenCommand::Sign(args) => sign(client, args).await,
@@ -83,9 +84,11 @@ async fn ls(client: &Client, args: ListArgs) -> Result<i32, Failure> {
             };
             let age = user.created_at.as_deref().map(output::age).unwrap_or_default();
             let factor = if user.second_factor { "yes" } else { "no" };
-            vec![user.name.clone(), user.role.clone(), user.grants.join(","), state.to_owned(), factor.to_owned(), age]
+            let passkeys = user.passkeys.to_string();
+            let (name, role) = (user.name.clone(), user.role.clone());
+            vec![name, role, user.grants.join(","), state.to_owned(), factor.to_owned(), passkeys, age]
         });
-        output::table(&["USER", "ROLE", "GRANTS", "STATE", "SECOND FACTOR", "AGE"], rows);
+        output::table(&["USER", "ROLE", "GRANTS", "STATE", "SECOND FACTOR", "PASSKEYS", "AGE"], rows);
     }
     Ok(0)
 }
@@ -177,7 +180,8 @@ async fn second_factor(client: &Client, command: FactorCommand) -> Result<i32, F
         FactorCommand::Require { of, json } => (of, json),
     };
     if let Some(of) = of {
-        let changes = AccessChanges { second_factor_for_admins: Some(of == RequiredOf::Admins) };
+        let changes =
+            AccessChanges { second_factor_for_admins: Some(of == RequiredOf::Admins), ..AccessChanges::default() };
         client.patch("/api/v1/access", &changes).await?;
     }
     let access: Access = client.get("/api/v1/access").await?;

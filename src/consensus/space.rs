@@ -87,6 +87,7 @@ fn grows(command: &Command) -> bool {
         | Command::CreateUser { .. }
         | Command::CreateApiToken { .. }
         | Command::PutSecondFactor { .. }
+        | Command::PutPasskey { .. }
         | Command::AdmitNode { .. } => true,
         Command::RegisterNode { .. }
         | Command::PowerWorkload { .. }
@@ -113,6 +114,7 @@ fn grows(command: &Command) -> bool {
         | Command::EndSession { .. }
         | Command::RevokeApiToken { .. }
         | Command::RemoveSecondFactor { .. }
+        | Command::RemovePasskey { .. }
         | Command::ConfigureAccess { .. }
         | Command::PutSigningKey { .. }
         | Command::AcceptUser { .. }

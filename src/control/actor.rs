@@ -35,6 +35,8 @@ pub enum Way {
     },
     /// By way of a provider, a moment before there is a session.
     Provider,
+    /// With a passkey, a moment before there is a session.
+    Passkey,
     /// With a password in the request itself.
     Password,
 }
@@ -130,7 +132,8 @@ impl Actor {
 
     fn refused(&self, message: impl Into<String>) -> ControlError {
         let hint = if self.lacks_factor {
-            "admins may no more than look until they have a second factor: turn it on at /account/second-factor"
+            "admins may no more than look until they have a second factor: turn it on at /account/second-factor, or sign in with a \
+             passkey"
         } else {
             "ask an admin for the role, or for a grant"
         };
@@ -145,6 +148,7 @@ impl Actor {
             Way::Token(id) => format!("token {id}"),
             Way::Signed { id, .. } => format!("signed token {id}"),
             Way::Provider => "provider".to_owned(),
+            Way::Passkey => "passkey".to_owned(),
             Way::Password => "password".to_owned(),
         };
         let came_from = self.from.map(|from| from.to_canonical().to_string());

@@ -8,7 +8,7 @@ use std::{
 
 use toft_model::token::TokenId;
 
-use super::{Brake, FirstPassword, Halves, NoRandom, Passwords};
+use super::{Brake, FirstPassword, Halves, NoRandom, Passkeys, Passwords};
 
 /// Uses that were not told yet, at most.
 const MOST_USES: usize = 4_096;
@@ -46,6 +46,8 @@ pub struct Gate {
     pub brake: Brake,
     /// Sign-ins that wait for a code.
     pub halves: Halves,
+    /// Passkeys that were asked for.
+    pub passkeys: Passkeys,
     first: OnceLock<FirstPassword>,
     lengths: OnceLock<Lengths>,
     sessions: Mutex<HashMap<TokenId, i64>>,
@@ -59,6 +61,7 @@ impl Gate {
             passwords: Passwords::new()?,
             brake: Brake::default(),
             halves: Halves::default(),
+            passkeys: Passkeys::default(),
             first: OnceLock::new(),
             lengths: OnceLock::new(),
             sessions: Mutex::default(),

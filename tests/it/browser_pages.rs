@@ -42,6 +42,7 @@ pub fn pages() -> Vec<(&'static str, &'static str)> {
         ("settings", "/settings"),
         ("account", "/account"),
         ("second-factor", "/account/second-factor"),
+        ("passkeys", "/account/passkeys"),
         ("users", "/users"),
         ("user", "/users/admin"),
         ("audit", "/audit"),

@@ -58,6 +58,7 @@ mod network;
 mod node_loss;
 mod openapi;
 mod partitions;
+mod passkeys;
 mod placement;
 mod process;
 mod providers;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::harness::{machine::wait_until, made_up::MadeUp};
 
-const PAGES: [&str; 22] = [
+const PAGES: [&str; 23] = [
     "/",
     "/workloads",
     "/workloads/granted",
@@ -25,6 +25,7 @@ const PAGES: [&str; 22] = [
     "/find",
     "/account",
     "/account/second-factor",
+    "/account/passkeys",
     "/run",
     "/settings",
 ];

@@ -16,6 +16,7 @@ pub mod log;
 pub mod mesh;
 pub mod name;
 pub mod node;
+pub mod passkey;
 pub mod pull;
 pub mod registry;
 pub mod schedule;

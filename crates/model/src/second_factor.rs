@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{identity::UserName, invalid::Invalid, secret::Sealed, token::Digest};
+use crate::{identity::UserName, invalid::Invalid, passkey::Domain, secret::Sealed, token::Digest};
 
 /// Recovery codes that come with a second factor. Each opens once.
 pub const RECOVERY_CODES: usize = 10;
@@ -68,26 +68,38 @@ pub enum ShownCode {
 }
 
 /// What the whole cluster says about who comes in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccessSettings {
     /// Whether admins who sign in may no more than look until they have a second factor.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub second_factor_for_admins: bool,
+    /// The domain that passkeys made at a name in it belong to; at other names, and when absent, they belong to that name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passkey_domain: Option<Domain>,
 }
 
 /// What is new about it; what is absent stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessChanges {
     /// Whether admins who sign in may no more than look until they have a second factor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub second_factor_for_admins: Option<bool>,
+    /// The domain that passkeys made at a name in it belong to; empty when each name has its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passkey_domain: Option<String>,
 }
 
 impl AccessSettings {
     /// The same with the changes.
-    pub fn with(self, changes: AccessChanges) -> Self {
-        Self { second_factor_for_admins: changes.second_factor_for_admins.unwrap_or(self.second_factor_for_admins) }
+    pub fn with(&self, changes: &AccessChanges) -> Result<Self, Invalid> {
+        let passkey_domain = match changes.passkey_domain.as_deref() {
+            None => self.passkey_domain.clone(),
+            Some("") => None,
+            Some(text) => Some(text.parse::<Domain>().map_err(|invalid| invalid.at("passkey_domain"))?),
+        };
+        let second_factor_for_admins = changes.second_factor_for_admins.unwrap_or(self.second_factor_for_admins);
+        Ok(Self { second_factor_for_admins, passkey_domain })
     }
 }

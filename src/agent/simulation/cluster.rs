@@ -174,6 +174,8 @@ impl Cluster {
             | Command::RevokeApiToken { .. }
             | Command::PutSecondFactor { .. }
             | Command::RemoveSecondFactor { .. }
+            | Command::PutPasskey { .. }
+            | Command::RemovePasskey { .. }
             | Command::ConfigureAccess { .. }
             | Command::PutSigningKey { .. }
             | Command::AcceptUser { .. }

@@ -21,6 +21,7 @@ mod kept;
 pub mod members;
 mod mesh;
 mod nodes;
+mod passkeys;
 mod placement;
 mod query;
 mod rebalance;
@@ -129,6 +130,10 @@ fn node_resources() -> OpenApiRouter<ApiState> {
         .routes(routes!(signed_tokens::rotate))
         .routes(routes!(second_factors::turn_off))
         .routes(routes!(second_factors::reset))
+        .routes(routes!(passkeys::own))
+        .routes(routes!(passkeys::remove_own))
+        .routes(routes!(passkeys::list))
+        .routes(routes!(passkeys::remove))
         .routes(routes!(second_factors::access, second_factors::configure_access))
         .routes(routes!(members::list, members::create))
         .routes(routes!(members::revoke))

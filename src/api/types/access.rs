@@ -7,6 +7,7 @@ use toft_model::{
     identity::{Role, UserName},
     name::Name,
     second_factor::AccessSettings,
+    state::PasskeyRow,
 };
 use utoipa::ToSchema;
 
@@ -81,11 +82,48 @@ pub struct SecondFactorRemoval {
 pub struct Access {
     /// Whether admins who sign in may no more than look until they have a second factor.
     pub second_factor_for_admins: bool,
+    /// The domain that passkeys made at a name in it belong to; absent when each name has its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passkey_domain: Option<String>,
 }
 
 impl From<AccessSettings> for Access {
     fn from(settings: AccessSettings) -> Self {
-        Self { second_factor_for_admins: settings.second_factor_for_admins }
+        Self {
+            second_factor_for_admins: settings.second_factor_for_admins,
+            passkey_domain: settings.passkey_domain.map(String::from),
+        }
+    }
+}
+
+/// A passkey, which somebody shows instead of password and second factor.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Passkey {
+    /// Its id.
+    pub id: String,
+    /// What its owner calls it.
+    pub label: String,
+    /// The name at which it works, and in which others lie.
+    pub domain: String,
+    /// Whether it is kept elsewhere too: `never`, `possible` or `done`.
+    pub backup: String,
+    /// When it was added.
+    pub created_at: String,
+    /// When it opened a session last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used_at: Option<String>,
+}
+
+impl From<PasskeyRow> for Passkey {
+    fn from(row: PasskeyRow) -> Self {
+        Self {
+            id: row.passkey.id.to_string(),
+            label: row.passkey.label,
+            domain: row.passkey.domain.into(),
+            backup: row.passkey.backup.as_str().to_owned(),
+            created_at: time(row.created_at_ms),
+            used_at: row.used_at_ms.map(time),
+        }
     }
 }
 

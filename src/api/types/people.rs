@@ -29,6 +29,9 @@ pub struct User {
     /// Whether they have a second factor.
     #[serde(default)]
     pub second_factor: bool,
+    /// How many passkeys they have.
+    #[serde(default)]
+    pub passkeys: usize,
     /// Whether they are kept out.
     pub disabled: bool,
     /// When they were made known; absent for the first user before it has a password of its own.
@@ -52,6 +55,7 @@ impl From<UserView> for User {
             grants,
             has_password: user.has_password,
             second_factor: user.has_factor,
+            passkeys: user.passkeys,
             disabled: user.disabled,
             created_at: user.created_at_ms.map(time),
             changed_at: user.changed_at_ms.map(time),
@@ -116,7 +120,7 @@ pub struct Me {
     /// Deployments in which they are operators.
     #[serde(default)]
     pub grants: Vec<String>,
-    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider` or `password`.
+    /// How they came: `socket`, `session ID`, `token ID`, `signed token ID`, `provider`, `passkey` or `password`.
     pub way: String,
 }
 

@@ -7,6 +7,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use toft_model::{
     identity::{NewSession, PasswordHash, Rights, UserName},
     name::Name,
+    passkey::PasskeyUse,
     second_factor::FactorProof,
     state::{ApiTokenRow, Command, SessionRow, SigningKeyRow, UserRow, UserStanding, query_standing, query_workload},
 };
@@ -67,6 +68,12 @@ pub(super) fn rights_of(name: &UserName, standing: Option<&UserStanding>) -> Opt
     }
 }
 
+/// How whoever has a session stands in it.
+fn standing_of(connection: &rusqlite::Connection, session: &SessionRow) -> rusqlite::Result<Option<UserStanding>> {
+    let standing = query_standing(connection, &session.session.user)?;
+    Ok(if session.passkey.is_some() { standing.map(UserStanding::with_passkey) } else { standing })
+}
+
 /// Who has shown a right password.
 pub(super) struct Proved {
     /// Who it is.
@@ -87,7 +94,7 @@ impl Ops {
         let id = shown.id.clone();
         let read = self.state.read(move |connection| {
             let Some(session) = SessionRow::by_id(connection, &id)? else { return Ok(None) };
-            let standing = query_standing(connection, &session.session.user)?;
+            let standing = standing_of(connection, &session)?;
             Ok(Some((session, standing)))
         });
         let Some((mut row, standing)) = read.await? else { return Ok(None) };
@@ -290,11 +297,35 @@ impl Ops {
         self.gate()?.brake.begin(&format!("{user}\0{:64}", "code"), from).map_err(throttled)
     }
 
+    /// The same of passkeys, under a name that nobody can type.
+    pub(super) fn begin_passkey(&self, name: &str, from: Option<IpAddr>) -> Result<Attempt, ControlError> {
+        self.gate()?.brake.begin(name, from).map_err(throttled)
+    }
+
     /// Opens a session for somebody who has proved who they are.
     pub(super) async fn open_session(
         &self,
-        mut actor: Actor,
+        actor: Actor,
         proof: Option<FactorProof>,
+        agent: String,
+    ) -> Result<SignedIn, ControlError> {
+        self.open_session_with(actor, (proof, None), agent).await
+    }
+
+    /// Opens a session for somebody whose passkey has signed.
+    pub(super) async fn open_session_by(
+        &self,
+        actor: Actor,
+        used: PasskeyUse,
+        agent: String,
+    ) -> Result<SignedIn, ControlError> {
+        self.open_session_with(actor, (None, Some(used)), agent).await
+    }
+
+    async fn open_session_with(
+        &self,
+        mut actor: Actor,
+        (proof, passkey): (Option<FactorProof>, Option<PasskeyUse>),
         agent: String,
     ) -> Result<SignedIn, ControlError> {
         let Some(user) = actor.user.clone() else { return Err(unknown()) };
@@ -312,7 +343,7 @@ impl Ops {
             agent,
         };
         actor.way = Way::Session(bearer.id.clone());
-        let command = Command::OpenSession { session: Box::new(session), proof, at_ms };
+        let command = Command::OpenSession { session: Box::new(session), proof, passkey, at_ms };
         actor::act(Arc::new(actor.clone()), self.submit(command)).await?;
         Ok(SignedIn { cookie: bearer.cookie(), actor })
     }
@@ -343,12 +374,13 @@ impl Ops {
             let standing = query_standing(connection, &name)?;
             let Some(rights) = rights_of(&name, standing.as_ref()) else { return Ok(None) };
             Ok(match way {
-                Way::Socket | Way::Provider | Way::Password => Some(rights),
-                Way::Session(id) => {
-                    let lives =
-                        SessionRow::by_id(connection, &id)?.is_some_and(|row| now_ms < row.session.expires_at_ms);
-                    lives.then_some(rights)
-                }
+                Way::Socket | Way::Provider | Way::Passkey | Way::Password => Some(rights),
+                Way::Session(id) => match SessionRow::by_id(connection, &id)? {
+                    Some(row) if now_ms < row.session.expires_at_ms => {
+                        rights_of(&name, standing_of(connection, &row)?.as_ref())
+                    }
+                    _ => None,
+                },
                 Way::Signed { key, until_ms, .. } => {
                     let lives = now_ms < until_ms && SigningKeyRow::by_id(connection, &key)?.is_some();
                     lives.then(|| asked_rights.and(&standing.map_or(rights, |standing| standing.row.rights)))

@@ -19,6 +19,7 @@ pub mod logs;
 pub mod members;
 pub mod mesh;
 mod nodes;
+mod passkeys;
 mod placement;
 mod providers;
 mod rebalance;

@@ -77,8 +77,8 @@ impl Ops {
         self.cluster_key.as_deref().ok_or_else(absent)
     }
 
-    /// The user who asks, signed in, with a password of their own.
-    async fn who_has_password(&self) -> Result<UserName, ControlError> {
+    /// The user who asks, signed in, with a password of their own, beside which `what` stands.
+    pub(super) async fn who_has_password(&self, what: &str) -> Result<UserName, ControlError> {
         // Not forbidden: nobody gives a token that.
         let asks = self.who_signed_in().map_err(|error| ControlError { kind: ErrorKind::Conflict, ..error })?;
         let user = asks.user.clone().ok_or_else(no_user)?;
@@ -87,15 +87,17 @@ impl Ops {
         if standing.is_some_and(|standing| standing.row.password.is_some()) {
             return Ok(user);
         }
-        Err(ControlError::new(ErrorKind::Conflict, "a second factor stands beside a password of one's own")
+        Err(ControlError::new(ErrorKind::Conflict, format!("{what} stands beside a password of one's own"))
             .hint("choose a password first"))
     }
 
     /// How whoever asks stands.
     pub async fn second_factor(&self) -> Result<FactorView, ControlError> {
         let nothing = FactorView { on: false, recovery_codes: 0, missing: false, possible: false };
-        let Some(user) = actor::current().and_then(|asks| asks.user.clone()) else { return Ok(nothing) };
+        let Some(asks) = actor::current() else { return Ok(nothing) };
+        let Some(user) = asks.user.clone() else { return Ok(nothing) };
         let signed_in = self.who_signed_in().is_ok();
+        let by_passkey = self.opened_by().await?.is_some();
         let read = self
             .state
             .read(move |connection| Ok((query_standing(connection, &user)?, SecondFactorRow::of(connection, &user)?)));
@@ -103,14 +105,15 @@ impl Ops {
         Ok(FactorView {
             on: row.is_some(),
             recovery_codes: row.map_or(0, |row| row.0.recovery.len()),
-            missing: standing.as_ref().is_some_and(|standing| standing.lacks_factor),
+            // Who came in with a passkey misses nothing.
+            missing: standing.as_ref().is_some_and(|standing| standing.lacks_factor) && !by_passkey,
             possible: signed_in && standing.is_some_and(|standing| standing.row.password.is_some()),
         })
     }
 
     /// A new secret for whoever asks. It counts once [`Self::turn_on_second_factor`] brings a code of it.
     pub async fn offer_second_factor(&self) -> Result<FactorOffer, ControlError> {
-        let user = self.who_has_password().await?;
+        let user = self.who_has_password("a second factor").await?;
         let secret = TotpSecret::make().map_err(internal)?;
         let until = now_ms().saturating_add(OFFERED_MS);
         let place = Place { kind: OFFER, name: user.as_str(), version: until.unsigned_abs() };
@@ -121,7 +124,7 @@ impl Ops {
 
     /// The same offer again, for whoever mistyped the code.
     pub async fn offered_second_factor(&self, offer: &str) -> Result<FactorOffer, ControlError> {
-        let user = self.who_has_password().await?;
+        let user = self.who_has_password("a second factor").await?;
         let secret = self.opened(&user, offer)?;
         Ok(FactorOffer { secret: secret.base32(), address: secret.address(ISSUER, &user), offer: offer.to_owned() })
     }
@@ -147,7 +150,7 @@ impl Ops {
         offer: &str,
         code: &str,
     ) -> Result<Vec<Zeroizing<String>>, ControlError> {
-        let user = self.who_has_password().await?;
+        let user = self.who_has_password("a second factor").await?;
         let from = actor::current().and_then(|asks| asks.from);
         let secret = self.opened(&user, offer)?;
         self.prove_present_password(&user, password, from).await?;
@@ -165,7 +168,7 @@ impl Ops {
 
     /// Turns the second factor of whoever asks off, who tells their password and a code again.
     pub async fn turn_off_second_factor(&self, password: Zeroizing<String>, code: &str) -> Result<(), ControlError> {
-        let user = self.who_has_password().await?;
+        let user = self.who_has_password("a second factor").await?;
         let from = actor::current().and_then(|asks| asks.from);
         self.prove_present_password(&user, password, from).await?;
         let attempt = self.begin_code(&user, from)?;
@@ -219,10 +222,10 @@ impl Ops {
             let standing = self.state.read(move |connection| query_standing(connection, &asked)).await?;
             let has_one = standing.is_some_and(|standing| {
                 standing.has_factor || standing.row.password.is_none() && standing.row.rights.role == Role::Admin
-            });
+            }) || self.opened_by().await?.is_some();
             if !has_one {
                 return Err(ControlError::new(ErrorKind::Conflict, "this would ask you for a second factor too")
-                    .hint("turn your own on first: /account/second-factor")
+                    .hint("turn your own on first: /account/second-factor; or sign in with a passkey")
                     .field("second_factor_for_admins"));
             }
         }

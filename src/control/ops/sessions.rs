@@ -45,7 +45,7 @@ impl Ops {
         let (now_ms, gate) = (now_ms(), self.gate.clone());
         let this = asks.as_ref().and_then(|asks| match &asks.way {
             Way::Session(id) => Some(id),
-            Way::Socket | Way::Token(_) | Way::Signed { .. } | Way::Provider | Way::Password => None,
+            Way::Socket | Way::Token(_) | Way::Signed { .. } | Way::Provider | Way::Passkey | Way::Password => None,
         });
         let rows = read.await?.into_iter().map(|mut row| {
             let used = gate.as_ref().and_then(|gate| gate.session_used(&row.session.id));
@@ -79,7 +79,8 @@ impl Ops {
     pub async fn sign_out(&self) -> Result<(), ControlError> {
         match actor::current().map(|asks| asks.way.clone()) {
             Some(Way::Session(id)) => self.end_session(id).await,
-            Some(Way::Socket | Way::Token(_) | Way::Signed { .. } | Way::Provider | Way::Password) | None => Ok(()),
+            Some(Way::Socket | Way::Token(_) | Way::Signed { .. } | Way::Provider | Way::Passkey | Way::Password)
+            | None => Ok(()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use toft_model::{
     identity::{NewUser, PasswordHash, Rights, Role, UserChanges, UserName},
     name::Name,
-    state::{Command, SecondFactorRow, UserRow},
+    state::{Command, PasskeyRow, SecondFactorRow, UserRow},
 };
 use zeroize::Zeroizing;
 
@@ -44,6 +44,8 @@ pub struct UserView {
     pub has_password: bool,
     /// Whether they have a second factor.
     pub has_factor: bool,
+    /// How many passkeys they have.
+    pub passkeys: usize,
     /// Whether they are kept out.
     pub disabled: bool,
     /// When they were made known; `None` for the first user before it has a password of its own.
@@ -53,12 +55,13 @@ pub struct UserView {
 }
 
 impl UserView {
-    fn of(row: UserRow, has_factor: bool) -> Self {
+    fn of(row: UserRow, has_factor: bool, passkeys: usize) -> Self {
         Self {
             name: row.name,
             rights: row.rights,
             has_password: row.password.is_some(),
             has_factor,
+            passkeys,
             disabled: row.disabled,
             created_at_ms: Some(row.created_at_ms),
             changed_at_ms: Some(row.changed_at_ms),
@@ -108,11 +111,14 @@ impl Ops {
 
     /// Every user, by name, the first one also before it has a password of its own.
     pub async fn users(&self) -> Result<Vec<UserView>, ControlError> {
-        let read = |connection: &_| Ok((UserRow::all(connection)?, SecondFactorRow::owners(connection)?));
-        let (rows, owners) = self.state.read(read).await?;
+        let read = |connection: &_| {
+            Ok((UserRow::all(connection)?, SecondFactorRow::owners(connection)?, PasskeyRow::owners(connection)?))
+        };
+        let (rows, owners, with_passkeys) = self.state.read(read).await?;
         let of = |row: UserRow| {
             let has_factor = owners.contains(&row.name);
-            UserView::of(row, has_factor)
+            let passkeys = with_passkeys.iter().filter(|user| **user == row.name).count();
+            UserView::of(row, has_factor, passkeys)
         };
         let mut users: Vec<UserView> = rows.into_iter().map(of).collect();
         if !users.iter().any(|user| user.name.is_first()) {
@@ -121,6 +127,7 @@ impl Ops {
                 rights: Rights::all(),
                 has_password: false,
                 has_factor: false,
+                passkeys: 0,
                 disabled: false,
                 created_at_ms: None,
                 changed_at_ms: None,
@@ -218,7 +225,7 @@ impl Ops {
                 Err(ControlError::new(ErrorKind::Forbidden, "a token cannot change how its owner signs in")
                     .hint("sign in, or ask an admin"))
             }
-            Way::Socket | Way::Session(_) | Way::Provider | Way::Password => Ok(asks),
+            Way::Socket | Way::Session(_) | Way::Provider | Way::Passkey | Way::Password => Ok(asks),
         }
     }
 

@@ -37,6 +37,7 @@ struct AccountPage {
     /// Whether the password can be changed here.
     has_password: bool,
     has_factor: bool,
+    passkeys: usize,
     is_admin: bool,
     is_user: bool,
     wrong_password: Option<Mistake>,
@@ -145,6 +146,7 @@ async fn show_with(dashboard: &Dashboard, news: News) -> Result<Response, PageEr
     let sessions = dashboard.ops.sessions(None).await?;
     let tokens = dashboard.ops.api_tokens().await?;
     let has_factor = dashboard.ops.second_factor().await?.on;
+    let passkeys = dashboard.ops.own_passkeys().await?.len();
     let bad = news.wrong_password.is_some() || news.wrong_token.is_some();
     let mut page = show(&AccountPage {
         frame: Frame::at("account"),
@@ -153,6 +155,7 @@ async fn show_with(dashboard: &Dashboard, news: News) -> Result<Response, PageEr
         grants,
         has_password: asks.user.is_some() && !matches!(asks.way, Way::Token(_) | Way::Signed { .. }),
         has_factor,
+        passkeys,
         is_admin: asks.is_admin(),
         is_user: asks.user.is_some(),
         wrong_password: news.wrong_password,

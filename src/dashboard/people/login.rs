@@ -11,9 +11,10 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::{
-    super::{Dashboard, Frame, error::PageError, forms::Mistake, guard, show},
+    super::{Dashboard, Frame, error::PageError, forms::Mistake, guard, request::ReachedAs, show},
     kept::{Field, Kept},
     mistake, onwards,
+    passkeys::domain_at,
 };
 use crate::{
     control::{
@@ -37,6 +38,18 @@ struct LoginPage {
     wrong: Option<Mistake>,
     /// A provider at which people can sign in too.
     provider: Option<Provider>,
+    passkeys: Passkeys,
+}
+
+/// Whether passkeys can be shown here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passkeys {
+    /// Nobody has one.
+    Nobodys,
+    /// There are some, and the page was opened by a name.
+    Asked,
+    /// There are some, and the page was opened by an address, to which none belongs.
+    AtAnAddress,
 }
 
 /// A provider, and the address that leads there.
@@ -46,19 +59,31 @@ struct Provider {
 }
 
 impl LoginPage {
-    fn of(dashboard: &Dashboard, next: String) -> Self {
+    async fn of(dashboard: &Dashboard, reached: &ReachedAs, next: String) -> Self {
         let provider = dashboard.ops.provider_name().map(|name| {
             let query = serde_urlencoded::to_string([("next", next.as_str())]).unwrap_or_default();
             Provider { name: name.to_owned(), address: format!("/login/oidc?{query}") }
         });
-        Self { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None, provider }
+        // Who cannot read the state now signs in otherwise, or not at all.
+        let passkeys = match dashboard.ops.passkeys_are_there().await {
+            Ok(true) if domain_at(dashboard, reached).await.is_some() => Passkeys::Asked,
+            Ok(true) => Passkeys::AtAnAddress,
+            Ok(false) | Err(_) => Passkeys::Nobodys,
+        };
+        Self { frame: Frame::at(""), name: String::new(), next, kept: None, wrong: None, provider, passkeys }
     }
 }
 
 /// The sign-in page with why it is shown again.
-pub(super) fn refused(dashboard: &Dashboard, error: ControlError, next: String) -> Result<Response, PageError> {
+pub(super) async fn refused_with(
+    dashboard: &Dashboard,
+    reached: &ReachedAs,
+    error: ControlError,
+    (next, kept): (String, Option<Kept>),
+) -> Result<Response, PageError> {
     let status = status_of(error.kind);
-    let mut page = show(&LoginPage { wrong: Some(mistake(error)), ..LoginPage::of(dashboard, next) })?;
+    let (wrong, kept) = (Some(mistake(error)), kept.map(|kept| kept.packed()));
+    let mut page = show(&LoginPage { wrong, kept, ..LoginPage::of(dashboard, reached, next).await })?;
     *page.status_mut() = status;
     Ok(page)
 }
@@ -68,6 +93,7 @@ fn status_of(kind: ErrorKind) -> StatusCode {
         ErrorKind::Unauthenticated | ErrorKind::Stale => StatusCode::UNAUTHORIZED,
         ErrorKind::Forbidden => StatusCode::FORBIDDEN,
         ErrorKind::Conflict => StatusCode::CONFLICT,
+        ErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
         ErrorKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
@@ -129,8 +155,9 @@ pub(in crate::dashboard) struct CodeForm {
 pub(in crate::dashboard) async fn page(
     State(dashboard): State<Dashboard>,
     Query(query): Query<NextQuery>,
+    reached: ReachedAs,
 ) -> Result<Response, PageError> {
-    show(&LoginPage::of(&dashboard, onwards(&query.next).to_owned()))
+    show(&LoginPage::of(&dashboard, &reached, onwards(&query.next).to_owned()).await)
 }
 
 /// Asks for a code after the first half.
@@ -141,6 +168,7 @@ pub(super) fn ask_code(half: Zeroizing<String>, next: &str) -> Result<Response, 
 pub(in crate::dashboard) async fn submit(
     State(dashboard): State<Dashboard>,
     visitor: Option<Extension<Visitor>>,
+    reached: ReachedAs,
     headers: HeaderMap,
     Form(form): Form<LoginForm>,
 ) -> Result<Response, PageError> {
@@ -159,7 +187,7 @@ pub(in crate::dashboard) async fn submit(
             let status = status_of(error.kind);
             let kept = kept.map(|kept| kept.packed());
             let wrong = Some(mistake(error));
-            let mut page = show(&LoginPage { name, kept, wrong, ..LoginPage::of(&dashboard, next) })?;
+            let mut page = show(&LoginPage { name, kept, wrong, ..LoginPage::of(&dashboard, &reached, next).await })?;
             *page.status_mut() = status;
             return Ok(page);
         }
@@ -171,6 +199,7 @@ pub(in crate::dashboard) async fn submit(
 pub(in crate::dashboard) async fn submit_code(
     State(dashboard): State<Dashboard>,
     visitor: Option<Extension<Visitor>>,
+    reached: ReachedAs,
     headers: HeaderMap,
     Form(form): Form<CodeForm>,
 ) -> Result<Response, PageError> {
@@ -189,7 +218,7 @@ pub(in crate::dashboard) async fn submit_code(
     let mut page = if again {
         show(&CodePage { frame: Frame::at(""), half, next, kept, wrong })?
     } else {
-        show(&LoginPage { kept, wrong, ..LoginPage::of(&dashboard, next) })?
+        show(&LoginPage { kept, wrong, ..LoginPage::of(&dashboard, &reached, next).await })?
     };
     *page.status_mut() = status;
     Ok(page)
@@ -290,7 +319,8 @@ pub(in crate::dashboard) async fn sign_in_first(request: Request) -> Response {
         }),
     });
     let (frame, next) = (Frame::at(""), "/".to_owned());
-    let page = LoginPage { frame, name: String::new(), next, kept, wrong, provider: None };
+    let (provider, passkeys) = (None, Passkeys::Nobodys);
+    let page = LoginPage { frame, name: String::new(), next, kept, wrong, provider, passkeys };
     let mut response = show(&page).unwrap_or_else(|error| error.page());
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     guard::dressed(response)

@@ -6,6 +6,7 @@ pub(super) mod authority;
 pub(super) mod factor;
 pub(super) mod kept;
 pub(super) mod login;
+pub(super) mod passkeys;
 pub(super) mod provider;
 pub(super) mod setup;
 pub(super) mod users;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{
     super::{Dashboard, error::PageError, request::ReachedAs},
-    login::{NextQuery, agent, ask_code, come_in, refused},
+    login::{NextQuery, agent, ask_code, come_in, refused_with},
     onwards,
 };
 use crate::{
@@ -93,7 +93,7 @@ pub(in crate::dashboard) async fn begin(
     let back = back(&visitor, &headers, &uri, &reached)?;
     match dashboard.ops.begin_at_provider(next.clone(), &back, visitor.from).await {
         Ok(to) => with_cookie(Redirect::to(&to.address).into_response(), meanwhile(&visitor).set_cookie(&to.cookie)),
-        Err(error) => refused(&dashboard, error, next),
+        Err(error) => refused_with(&dashboard, &reached, error, (next, None)).await,
     }
 }
 
@@ -128,7 +128,7 @@ pub(in crate::dashboard) async fn end(
             SignIn::In(signed_in) => come_in(*signed_in, Some(visitor), (onwards(&from.next), None))?,
             SignIn::Half(half) => ask_code(half, onwards(&from.next))?,
         },
-        Err(error) => refused(&dashboard, error, "/".to_owned())?,
+        Err(error) => refused_with(&dashboard, &reached, error, ("/".to_owned(), None)).await?,
     };
     with_cookie(response, forget)
 }

@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 use super::{
     super::{Dashboard, Frame, error::PageError, forms::Mistake, present::Moment, request::encode, show},
     grants, in_words, mistake,
+    passkeys::PasskeyLine,
 };
 use crate::control::{
     ControlError, ErrorKind,
@@ -30,6 +31,9 @@ struct UsersPage {
     /// Whether admins are asked for a second factor.
     asks_admins: bool,
     wrong_access: Option<Mistake>,
+    /// The domain that passkeys belong to, as typed.
+    passkey_domain: String,
+    wrong_domain: Option<Mistake>,
 }
 
 #[derive(Template)]
@@ -40,6 +44,7 @@ struct UserPage {
     form: UserForm,
     wrong: Option<Mistake>,
     wrong_password: Option<Mistake>,
+    passkeys: Vec<PasskeyLine>,
 }
 
 #[derive(Template)]
@@ -56,6 +61,8 @@ struct Line {
     disabled: bool,
     has_password: bool,
     has_factor: bool,
+    /// How many there are, in words; empty when there is none.
+    passkeys: String,
     /// Whether it is the first user, who cannot be removed.
     is_first: bool,
     /// Whether it has a row: before the set-up the first user has none.
@@ -73,6 +80,11 @@ impl Line {
             disabled: user.disabled,
             has_password: user.has_password,
             has_factor: user.has_factor,
+            passkeys: match user.passkeys {
+                0 => String::new(),
+                1 => "1 passkey".to_owned(),
+                some => format!("{some} passkeys"),
+            },
             is_first: user.name.is_first(),
             is_kept: user.created_at_ms.is_some(),
             created: user.created_at_ms.map(|at_ms| Moment::age(at_ms, now_ms)),
@@ -105,11 +117,26 @@ pub(in crate::dashboard) struct AccessForm {
     second_factor_for_admins: Option<String>,
 }
 
+/// The domain of passkeys as typed.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(in crate::dashboard) struct DomainForm {
+    passkey_domain: String,
+}
+
+/// What was wrong with a form of the list.
+#[derive(Default)]
+struct Wrong {
+    user: Option<Mistake>,
+    access: Option<Mistake>,
+    domain: Option<(Mistake, String)>,
+}
+
 fn frame() -> Frame {
     Frame::at("users")
 }
 
-fn named(text: &str) -> Result<UserName, PageError> {
+pub(super) fn named(text: &str) -> Result<UserName, PageError> {
     text.parse().map_err(|_| {
         let shown: String = text.chars().take(80).collect();
         ControlError::new(ErrorKind::NotFound, format!("there is no user `{shown}`"))
@@ -135,18 +162,26 @@ impl UserForm {
 }
 
 pub(in crate::dashboard) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
-    list(&dashboard, UserForm::default(), (None, None)).await
+    list(&dashboard, UserForm::default(), Wrong::default()).await
 }
 
-async fn list(
-    dashboard: &Dashboard,
-    form: UserForm,
-    (wrong, wrong_access): (Option<Mistake>, Option<Mistake>),
-) -> Result<Response, PageError> {
-    let (now_ms, bad) = (now_ms(), wrong.is_some() || wrong_access.is_some());
-    let asks_admins = dashboard.ops.access_settings().await?.second_factor_for_admins;
+async fn list(dashboard: &Dashboard, form: UserForm, wrong: Wrong) -> Result<Response, PageError> {
+    let now_ms = now_ms();
+    let bad = wrong.user.is_some() || wrong.access.is_some() || wrong.domain.is_some();
+    let settings = dashboard.ops.access_settings().await?;
     let users = dashboard.ops.users().await?.iter().map(|user| Line::of(user, now_ms)).collect();
-    let mut page = show(&UsersPage { frame: frame(), users, form, wrong, asks_admins, wrong_access })?;
+    let (wrong_domain, typed) = wrong.domain.unzip();
+    let said = settings.passkey_domain.map(|domain| domain.to_string());
+    let mut page = show(&UsersPage {
+        frame: frame(),
+        users,
+        form,
+        wrong: wrong.user,
+        asks_admins: settings.second_factor_for_admins,
+        wrong_access: wrong.access,
+        passkey_domain: typed.or(said).unwrap_or_default(),
+        wrong_domain,
+    })?;
     if bad {
         *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
     }
@@ -164,7 +199,7 @@ pub(in crate::dashboard) async fn create(
     };
     match created {
         Ok(_) => Ok(Redirect::to("/users").into_response()),
-        Err(error) => list(&dashboard, form, (Some(mistake(error)), None)).await,
+        Err(error) => list(&dashboard, form, Wrong { user: Some(mistake(error)), ..Wrong::default() }).await,
     }
 }
 
@@ -177,8 +212,11 @@ async fn one_page(
     let user = dashboard.ops.user(name).await?;
     let bad = wrong.is_some() || wrong_password.is_some();
     let form = form.unwrap_or_else(|| UserForm::of(&user));
-    let user = Line::of(&user, now_ms());
-    let mut page = show(&UserPage { frame: frame(), user, form, wrong, wrong_password })?;
+    let now_ms = now_ms();
+    let passkeys = dashboard.ops.passkeys(name.clone()).await?;
+    let passkeys = passkeys.into_iter().map(|row| PasskeyLine::of(row, now_ms)).collect();
+    let user = Line::of(&user, now_ms);
+    let mut page = show(&UserPage { frame: frame(), user, form, wrong, wrong_password, passkeys })?;
     if bad {
         *page.status_mut() = StatusCode::UNPROCESSABLE_ENTITY;
     }
@@ -237,10 +275,28 @@ pub(in crate::dashboard) async fn configure_access(
     State(dashboard): State<Dashboard>,
     Form(form): Form<AccessForm>,
 ) -> Result<Response, PageError> {
-    let changes = AccessChanges { second_factor_for_admins: Some(form.second_factor_for_admins.is_some()) };
+    let second_factor_for_admins = Some(form.second_factor_for_admins.is_some());
+    let changes = AccessChanges { second_factor_for_admins, ..AccessChanges::default() };
     match dashboard.ops.configure_access(changes).await {
         Ok(_) => Ok(Redirect::to("/users").into_response()),
-        Err(error) => list(&dashboard, UserForm::default(), (None, Some(mistake(error)))).await,
+        Err(error) => {
+            list(&dashboard, UserForm::default(), Wrong { access: Some(mistake(error)), ..Wrong::default() }).await
+        }
+    }
+}
+
+pub(in crate::dashboard) async fn set_passkey_domain(
+    State(dashboard): State<Dashboard>,
+    Form(form): Form<DomainForm>,
+) -> Result<Response, PageError> {
+    let typed = form.passkey_domain.trim().to_owned();
+    let changes = AccessChanges { passkey_domain: Some(typed.clone()), ..AccessChanges::default() };
+    match dashboard.ops.configure_access(changes).await {
+        Ok(_) => Ok(Redirect::to("/users").into_response()),
+        Err(error) => {
+            let wrong = Wrong { domain: Some((mistake(error), typed)), ..Wrong::default() };
+            list(&dashboard, UserForm::default(), wrong).await
+        }
     }
 }
 

@@ -195,6 +195,21 @@ impl Browser {
         self.devtools("Network.clearBrowserCache", &json!({}));
     }
 
+    /// Gives it what keeps passkeys and verifies its user each time; gives what it is called.
+    pub fn add_authenticator(&self) -> String {
+        self.devtools("WebAuthn.enable", &json!({}));
+        let options = json!({ "protocol": "ctap2", "transport": "internal", "hasResidentKey": true,
+            "hasUserVerification": true, "isUserVerified": true, "automaticPresenceSimulation": true });
+        let made = self.devtools("WebAuthn.addVirtualAuthenticator", &json!({ "options": options }));
+        made["authenticatorId"].as_str().unwrap().to_owned()
+    }
+
+    /// How many passkeys an authenticator keeps.
+    pub fn credentials(&self, id: &str) -> usize {
+        let kept = self.devtools("WebAuthn.getCredentials", &json!({ "authenticatorId": id }));
+        kept["credentials"].as_array().unwrap().len()
+    }
+
     fn devtools(&self, command: &str, params: &Value) -> Value {
         self.ask("POST", "/goog/cdp/execute", &json!({ "cmd": command, "params": params })).unwrap()
     }

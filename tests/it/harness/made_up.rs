@@ -185,7 +185,8 @@ pub fn cookie_of(answer: &Answer) -> String {
     set.split(';').next().unwrap().to_owned()
 }
 
-fn encoded(fields: &[(&str, &str)]) -> String {
+/// The body of a form.
+pub fn encoded(fields: &[(&str, &str)]) -> String {
     let encode = |text: &str| -> String {
         text.bytes()
             .map(|byte| match byte {

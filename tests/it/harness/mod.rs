@@ -24,6 +24,7 @@ pub mod prober;
 pub mod proxy;
 pub mod registry;
 pub mod socket;
+pub mod soft_key;
 pub mod terminal;
 pub mod trio;
 

@@ -9,7 +9,7 @@ use super::{
     commit_plan::PlanCommit,
     gpus::{self, Configure},
     members::{self, Admit, Remove},
-    mesh, move_orders, node_health, nodes, registries, rollouts, second_factors,
+    mesh, move_orders, node_health, nodes, passkeys, registries, rollouts, second_factors,
     secrets::{self, NewSecret},
     signing_keys,
     subnets::{self, Claim},
@@ -158,8 +158,9 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
             users::change(connection, name, changes, keep.as_ref(), *at_ms)?
         }
         Command::RemoveUser { name, .. } => users::remove(connection, name)?,
-        Command::OpenSession { session, proof, at_ms } => {
-            users::open_session(connection, session, proof.as_ref(), *at_ms)?
+        Command::OpenSession { session, proof, passkey, at_ms } => {
+            let shown = users::Shown { proof: proof.as_ref(), passkey: passkey.as_ref() };
+            users::open_session(connection, session, shown, *at_ms)?
         }
         Command::EndSession { session_id, .. } => {
             SessionRow::delete(connection, session_id)?;
@@ -178,7 +179,9 @@ pub fn apply(connection: &Connection, index: u64, command: &Command) -> rusqlite
         }
         Command::PutSecondFactor { factor, .. } => second_factors::put(connection, factor)?,
         Command::RemoveSecondFactor { name, proof, .. } => second_factors::remove(connection, name, proof.as_ref())?,
-        Command::ConfigureAccess { changes, .. } => second_factors::configure(connection, *changes)?,
+        Command::PutPasskey { passkey, at_ms } => passkeys::put(connection, passkey, *at_ms)?,
+        Command::RemovePasskey { name, passkey_id, .. } => passkeys::remove(connection, name, passkey_id)?,
+        Command::ConfigureAccess { changes, .. } => second_factors::configure(connection, changes)?,
         Command::PutSigningKey { key, alone, at_ms } => signing_keys::put(connection, key, *alone, *at_ms)?,
         Command::AcceptUser { user, at_ms } => users::accept(connection, user, *at_ms)?,
         // The trail tells of it.

@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 use super::{
     command::Command,
     tables::{
-        ApiTokenRow, AuditRow, ExternalUserRow, InstanceRow, NodeRow, RegistryRow, SecondFactorRow, SecretRow,
-        SessionRow, SigningKeyRow, TokenRow, UserRow, VolumeRow, WorkloadRow, access_settings, placement_settings,
+        ApiTokenRow, AuditRow, ExternalUserRow, InstanceRow, NodeRow, PasskeyRow, RegistryRow, SecondFactorRow,
+        SecretRow, SessionRow, SigningKeyRow, TokenRow, UserRow, VolumeRow, WorkloadRow, access_settings,
+        placement_settings,
     },
 };
 use crate::{
@@ -40,6 +41,7 @@ enum What<'a> {
     Session(&'a TokenId),
     ApiToken(&'a TokenId),
     SecondFactor(&'a UserName),
+    Passkey(&'a UserName, &'a TokenId),
     Access,
     SigningKeys(&'a TokenId),
     ExternalUser(&'a ExternalUser),
@@ -124,6 +126,8 @@ fn what(command: &Command) -> Option<(String, What<'_>)> {
             let action = if proof.is_some() { "turn_off_second_factor" } else { "reset_second_factor" };
             told(action, What::SecondFactor(name))
         }
+        Command::PutPasskey { passkey, .. } => told("add_passkey", What::Passkey(&passkey.user, &passkey.id)),
+        Command::RemovePasskey { name, passkey_id, .. } => told("remove_passkey", What::Passkey(name, passkey_id)),
         Command::ConfigureAccess { .. } => told("configure_access", What::Access),
         Command::PutSigningKey { key, .. } => told("rotate_signing_keys", What::SigningKeys(&key.id)),
         Command::AcceptUser { user, .. } => told("accept_user", What::ExternalUser(user)),
@@ -159,7 +163,7 @@ fn subject(connection: &Connection, what: &What<'_>) -> rusqlite::Result<String>
         What::User(name) => format!("user/{name}"),
         What::Session(id) => format!("session/{id}"),
         What::ApiToken(id) => format!("api-token/{id}"),
-        What::SecondFactor(name) => format!("user/{name}"),
+        What::SecondFactor(name) | What::Passkey(name, _) => format!("user/{name}"),
         What::Access => "cluster/access".to_owned(),
         What::SigningKeys(id) => format!("signing-key/{id}"),
         What::ExternalUser(user) => {
@@ -220,15 +224,28 @@ fn picture(connection: &Connection, what: &What<'_>) -> rusqlite::Result<Option<
                    "has_password": row.password.is_some()})
         }),
         What::Session(id) => SessionRow::by_id(connection, id)?
-            .map(|row| json!({"user": row.session.user, "came_from": row.session.came_from, "agent": row.session.agent})),
+            .map(|row| -> rusqlite::Result<Value> {
+                let label = match &row.passkey {
+                    Some(id) => PasskeyRow::by_id(connection, id)?.map(|row| row.passkey.label),
+                    None => None,
+                };
+                let mut told = json!({"user": row.session.user, "came_from": row.session.came_from, "agent": row.session.agent});
+                if let (Some(label), Value::Object(told)) = (label, &mut told) {
+                    told.insert("passkey".into(), json!(label));
+                }
+                Ok(told)
+            })
+            .transpose()?,
         What::ApiToken(id) => ApiTokenRow::by_id(connection, id)?.map(|row| {
             json!({"user": row.token.user, "label": row.token.label, "role": row.token.rights.role,
                    "grants": row.token.rights.grants, "expires_at_ms": row.token.expires_at_ms})
         }),
         What::SecondFactor(name) => Some(json!({"second_factor": SecondFactorRow::is_there(connection, name)?})),
+        What::Passkey(_, id) => PasskeyRow::by_id(connection, id)?
+            .map(|row| json!({"passkey": row.passkey.label, "domain": row.passkey.domain, "backup": row.passkey.backup})),
         What::Access => {
             let settings = access_settings(connection)?;
-            Some(json!({"second_factor_for_admins": settings.second_factor_for_admins}))
+            Some(json!({"second_factor_for_admins": settings.second_factor_for_admins, "passkey_domain": settings.passkey_domain}))
         }
         What::SigningKeys(_) => {
             let keys = SigningKeyRow::all(connection)?.into_iter().map(|row| row.key.id.to_string());

@@ -18,6 +18,7 @@ use crate::{
     mesh::MeshNode,
     name::Name,
     node::{Inventory, NodeChanges, NodeHealth, Subnet},
+    passkey::{NewPasskey, PasskeyUse},
     registry::RegistryName,
     schedule::PlacementChanges,
     second_factor::{AccessChanges, FactorProof, NewSecondFactor},
@@ -364,6 +365,9 @@ pub enum Command {
         /// What their second factor showed; needed by who has one, and spent.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<FactorProof>,
+        /// The passkey that was shown in place of password and second factor.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        passkey: Option<PasskeyUse>,
         /// When.
         at_ms: i64,
     },
@@ -411,6 +415,22 @@ pub enum Command {
         /// What it showed, which is spent; absent when an admin takes it away.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         proof: Option<FactorProof>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user adds a passkey.
+    PutPasskey {
+        /// The passkey.
+        passkey: Box<NewPasskey>,
+        /// When.
+        at_ms: i64,
+    },
+    /// A user removes a passkey, or an admin does it for them. The sessions that it opened end.
+    RemovePasskey {
+        /// The user.
+        name: UserName,
+        /// The passkey.
+        passkey_id: TokenId,
         /// When.
         at_ms: i64,
     },
@@ -473,6 +493,8 @@ impl Command {
             | Self::NoteUses { .. }
             | Self::PutSecondFactor { .. }
             | Self::RemoveSecondFactor { .. }
+            | Self::PutPasskey { .. }
+            | Self::RemovePasskey { .. }
             | Self::ConfigureAccess { .. }
             | Self::PutSigningKey { .. }
             | Self::AcceptUser { .. }

@@ -25,6 +25,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0018_users.sql"),
     include_str!("migrations/0019_second_factors.sql"),
     include_str!("migrations/0020_signers_and_providers.sql"),
+    include_str!("migrations/0021_passkeys.sql"),
 ];
 
 /// The version this program writes.

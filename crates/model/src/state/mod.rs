@@ -17,6 +17,7 @@ mod move_orders;
 mod names;
 mod node_health;
 mod nodes;
+mod passkeys;
 mod query;
 mod registries;
 mod reply;
@@ -55,8 +56,8 @@ pub use second_factors::{UserStanding, query_standing};
 pub use secrets::{SecretUser, SecretView, query_secret, secret_views};
 pub use tables::{
     AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, ExternalUserRow, GpuRow,
-    InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, RegistryRow, RemovedNodeRow, SecondFactorRow, SecretRow,
-    SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState, UserRow, VersionRow, VolumeMove, VolumeRow,
+    InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, PasskeyRow, RegistryRow, RemovedNodeRow, SecondFactorRow,
+    SecretRow, SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState, UserRow, VersionRow, VolumeMove, VolumeRow,
     WorkloadRow, access_settings, applied_index, placement_settings,
 };
 pub use views::Views;

@@ -24,6 +24,13 @@ pub struct UserStanding {
     pub lacks_factor: bool,
 }
 
+impl UserStanding {
+    /// The same for who has shown a passkey, which stands for password and second factor.
+    pub fn with_passkey(self) -> Self {
+        Self { lacks_factor: false, ..self }
+    }
+}
+
 /// How the user of that name stands; `None` when there is none.
 pub fn query_standing(connection: &Connection, name: &UserName) -> rusqlite::Result<Option<UserStanding>> {
     let Some(row) = UserRow::named(connection, name)? else { return Ok(None) };
@@ -93,9 +100,12 @@ pub(super) fn remove(
     Ok(Ok(Reply::Done))
 }
 
-pub(super) fn configure(connection: &Connection, changes: AccessChanges) -> rusqlite::Result<Applied> {
+pub(super) fn configure(connection: &Connection, changes: &AccessChanges) -> rusqlite::Result<Applied> {
     let before = access_settings(connection)?;
-    let settings = before.with(changes);
+    let settings = match before.with(changes) {
+        Ok(settings) => settings,
+        Err(breach) => return invalid(breach),
+    };
     if settings != before {
         save_access_settings(connection, &settings)?;
     }

@@ -5,7 +5,7 @@ use rusqlite::Connection;
 use super::{
     apply::Applied,
     command::{Refusal, RefusalKind, Reply},
-    second_factors,
+    passkeys, second_factors,
     tables::{ApiTokenRow, ExternalUserRow, SessionRow, UserRow},
 };
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
         Role, UserChanges, UserName,
     },
     invalid::Invalid,
+    passkey::PasskeyUse,
     second_factor::FactorProof,
     token::TokenId,
 };
@@ -166,11 +167,19 @@ pub(super) fn remove(connection: &Connection, name: &UserName) -> rusqlite::Resu
     Ok(Ok(Reply::Done))
 }
 
-/// Opens a session. Who has a second factor proves it with this very command: whoever was asked may not know of it yet.
+/// What was shown for a session beside a password, or in its place.
+#[derive(Clone, Copy)]
+pub(super) struct Shown<'a> {
+    pub(super) proof: Option<&'a FactorProof>,
+    pub(super) passkey: Option<&'a PasskeyUse>,
+}
+
+/// Opens a session. Who has a second factor proves it with this very command: whoever was asked may not know of it yet. A passkey is
+/// more than a second factor, and stands in its place.
 pub(super) fn open_session(
     connection: &Connection,
     session: &NewSession,
-    proof: Option<&FactorProof>,
+    shown: Shown<'_>,
     at_ms: i64,
 ) -> rusqlite::Result<Applied> {
     if let Err(breach) = session.check(at_ms) {
@@ -188,7 +197,11 @@ pub(super) fn open_session(
     if SessionRow::by_id(connection, &session.id)?.is_some() {
         return refuse(RefusalKind::Exists, "there is a session of that id already", "sign in again");
     }
-    if let Err(refusal) = second_factors::spend(connection, &session.user, proof)? {
+    let spent = match shown.passkey {
+        Some(used) => passkeys::spend(connection, &session.user, used, at_ms)?,
+        None => second_factors::spend(connection, &session.user, shown.proof)?,
+    };
+    if let Err(refusal) = spent {
         return Ok(Err(refusal));
     }
     SessionRow::forget_ended(connection, at_ms)?;
@@ -196,7 +209,8 @@ pub(super) fn open_session(
     for unused in known.iter().skip(MAX_SESSIONS - 1) {
         SessionRow::delete(connection, &unused.session.id)?;
     }
-    SessionRow { session: session.clone(), opened_at_ms: at_ms, seen_at_ms: at_ms }.add(connection)?;
+    let passkey = shown.passkey.map(|used| used.passkey_id.clone());
+    SessionRow { session: session.clone(), opened_at_ms: at_ms, seen_at_ms: at_ms, passkey }.add(connection)?;
     Ok(Ok(Reply::Done))
 }
 

@@ -1,6 +1,6 @@
 //! `users`, `sessions` and `api_tokens`: who may come in, who is signed in, and what programs show.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
 use serde::{Deserialize, Serialize};
 
 use super::{ExternalUserRow, SecondFactorRow, from_json, text, to_json};
@@ -80,6 +80,7 @@ impl UserRow {
         SessionRow::delete_of(connection, name, None)?;
         SecondFactorRow::delete(connection, name)?;
         ExternalUserRow::delete(connection, name)?;
+        connection.prepare_cached("DELETE FROM passkeys WHERE user = ?1")?.execute([name.as_str()])?;
         connection.prepare_cached("DELETE FROM api_tokens WHERE user = ?1")?.execute([name.as_str()])?;
         connection.prepare_cached("DELETE FROM users WHERE name = ?1")?.execute([name.as_str()])?;
         Ok(())
@@ -96,10 +97,12 @@ pub struct SessionRow {
     pub opened_at_ms: i64,
     /// When it was used last, as far as that was told.
     pub seen_at_ms: i64,
+    /// The passkey that opened it; none where a password did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passkey: Option<TokenId>,
 }
 
-const SESSION: &str =
-    "SELECT id, secret, user, opened_at_ms, seen_at_ms, expires_at_ms, idle_ms, came_from, agent FROM sessions";
+const SESSION: &str = "SELECT id, secret, user, opened_at_ms, seen_at_ms, expires_at_ms, idle_ms, came_from, agent, passkey FROM sessions";
 
 impl SessionRow {
     /// Whether it has ended at that time.
@@ -120,6 +123,10 @@ impl SessionRow {
             },
             opened_at_ms: row.get(3)?,
             seen_at_ms: row.get(4)?,
+            passkey: match row.get_ref(9)? {
+                ValueRef::Null => None,
+                _ => Some(text(row, 9)?),
+            },
         })
     }
 
@@ -145,8 +152,8 @@ impl SessionRow {
         let NewSession { id, secret, user, expires_at_ms, idle_ms, came_from, agent } = &self.session;
         connection
             .prepare_cached(
-                "INSERT INTO sessions (id, secret, user, opened_at_ms, seen_at_ms, expires_at_ms, idle_ms, came_from, agent)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO sessions (id, secret, user, opened_at_ms, seen_at_ms, expires_at_ms, idle_ms, came_from, agent, passkey)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?
             .execute(params![
                 id.as_str(),
@@ -157,7 +164,8 @@ impl SessionRow {
                 expires_at_ms,
                 idle_ms,
                 came_from,
-                agent
+                agent,
+                self.passkey.as_ref().map(TokenId::as_str)
             ])?;
         Ok(())
     }
@@ -181,6 +189,12 @@ impl SessionRow {
         connection
             .prepare_cached("DELETE FROM sessions WHERE user = ?1 AND (?2 IS NULL OR id <> ?2)")?
             .execute(params![user.as_str(), but.map(TokenId::as_str)])?;
+        Ok(())
+    }
+
+    /// Deletes those that a passkey opened.
+    pub fn delete_by_passkey(connection: &Connection, passkey: &TokenId) -> rusqlite::Result<()> {
+        connection.prepare_cached("DELETE FROM sessions WHERE passkey = ?1")?.execute([passkey.as_str()])?;
         Ok(())
     }
 

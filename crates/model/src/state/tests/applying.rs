@@ -66,6 +66,8 @@ fn every_command_of_the_fixtures_is_answered() {
                 | Command::RevokeApiToken { .. }
                 | Command::PutSecondFactor { .. }
                 | Command::RemoveSecondFactor { .. }
+                | Command::PutPasskey { .. }
+                | Command::RemovePasskey { .. }
                 | Command::ConfigureAccess { .. }
                 | Command::PutSigningKey { .. }
                 | Command::AcceptUser { .. }

@@ -27,7 +27,7 @@ fn open(cluster: &mut Cluster, user: &str) {
         came_from: None,
         agent: String::new(),
     };
-    cluster.apply(Command::OpenSession { session: Box::new(session), proof: None, at_ms: 6 });
+    cluster.apply(Command::OpenSession { session: Box::new(session), proof: None, passkey: None, at_ms: 6 });
 }
 
 #[test]

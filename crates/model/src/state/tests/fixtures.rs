@@ -9,13 +9,14 @@ use crate::{
 };
 
 /// The order in which the fixtures tell one story, from the node's first word to the last container's end.
-const STORY: [&str; 43] = [
+const STORY: [&str; 45] = [
     "create_user",
     "open_session",
     "create_api_token",
     "note_uses",
     "change_user",
     "put_second_factor",
+    "put_passkey",
     "configure_access",
     "put_signing_key",
     "accept_user",
@@ -51,6 +52,7 @@ const STORY: [&str; 43] = [
     "revoke_api_token",
     "end_session",
     "remove_second_factor",
+    "remove_passkey",
     "remove_user",
     "note_action",
 ];
@@ -121,6 +123,7 @@ fn what_the_fixtures_write_is_known() {
 fn the_words_inside_commands_parse_for_ever() {
     use crate::{
         instance::{Desired, InstanceState, NetworkOrder},
+        passkey::PasskeyUse,
         state::{InstanceMove, PowerAction, PutMode, Unmoved},
     };
     fn parses<T: serde::de::DeserializeOwned>(texts: &[&str]) {
@@ -138,6 +141,11 @@ fn the_words_inside_commands_parse_for_ever() {
     parses::<Unmoved>(&[
         r#"{"instance_id":"0199c0de-0000-7000-8000-000000000003","to":"0199c0de-0000-7000-8000-000000000009",
             "reason":"it is cordoned"}"#,
+    ]);
+    parses::<PasskeyUse>(&[
+        r#"{"passkey_id":"p4sskeyaaa","counter":0,"backup":"never"}"#,
+        r#"{"passkey_id":"p4sskeyaaa","counter":7,"backup":"possible"}"#,
+        r#"{"passkey_id":"p4sskeyaaa","counter":7,"backup":"done"}"#,
     ]);
     parses::<Desired>(&[r#""running""#, r#""stopped""#, r#""removed""#]);
     parses::<NetworkOrder>(&[

@@ -8,6 +8,7 @@ mod following;
 mod gpus;
 mod members;
 mod mesh;
+mod passkeys;
 mod registries;
 mod replay;
 mod reports;

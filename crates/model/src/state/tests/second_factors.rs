@@ -52,7 +52,7 @@ fn open(number: u8, proof: Option<FactorProof>) -> Command {
         came_from: None,
         agent: String::new(),
     };
-    Command::OpenSession { session: Box::new(session), proof, at_ms: 5 }
+    Command::OpenSession { session: Box::new(session), proof, passkey: None, at_ms: 5 }
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn only_admins_with_a_password_are_asked_for_one() {
     cluster.apply(Command::CreateUser { user: Box::new(user), at_ms: 1 });
     assert!(!lacks(&cluster, "ann"));
     let ask = |wanted| Command::ConfigureAccess {
-        changes: AccessChanges { second_factor_for_admins: Some(wanted) },
+        changes: AccessChanges { second_factor_for_admins: Some(wanted), ..Default::default() },
         at_ms: 2,
     };
     cluster.apply(ask(true));

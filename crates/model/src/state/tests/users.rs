@@ -53,7 +53,7 @@ fn session(number: u32, user: &str) -> NewSession {
 }
 
 fn open(number: u32, user: &str, at_ms: i64) -> Command {
-    Command::OpenSession { session: Box::new(session(number, user)), proof: None, at_ms }
+    Command::OpenSession { session: Box::new(session(number, user)), proof: None, passkey: None, at_ms }
 }
 
 fn token(number: u32, user: &str, rights: Rights) -> Command {
@@ -136,7 +136,7 @@ fn a_session_ends_with_time_with_its_user_and_with_the_password() {
 
     let mut long = session(6, "ann");
     long.agent = "x".repeat(101);
-    let long = Command::OpenSession { session: Box::new(long), proof: None, at_ms: 1 };
+    let long = Command::OpenSession { session: Box::new(long), proof: None, passkey: None, at_ms: 1 };
     assert_eq!(cluster.refused(long), RefusalKind::Invalid);
 }
 
