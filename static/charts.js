@@ -101,15 +101,40 @@
     entry.watch.observe(figure);
   };
 
-  const show = ({ since_ms, step_ms, charts }) => {
+  // What comes are changes, in steps.
+  const known = ({ step, changes }) => {
+    let sum = 0;
+    return changes.map((by) => (by === null ? null : (sum += by) * step));
+  };
+
+  // One chart at a time: between two the page answers.
+  const show = async ({ since_ms, step_ms, charts }) => {
     for (const chart of charts) {
+      for (const line of chart.lines) line.values ??= known(line);
       const figure = document.getElementById(`chart-${chart.key}`);
       if (!figure) continue;
       const count = Math.max(...chart.lines.map((line) => line.values.length));
       const times = Array.from({ length: count }, (_, place) => (since_ms + place * step_ms) / 1000);
       for (const line of chart.lines) while (line.values.length < count) line.values.push(null);
+      await new Promise((go) => setTimeout(go));
       draw(figure, chart, times);
     }
+  };
+
+  const clear = () => {
+    for (const entry of plots.values()) { entry.watch?.disconnect(); entry.plot.destroy(); }
+    plots.clear();
+  };
+
+  // A page that had nothing to show yet takes its charts from the same page as it is now.
+  const begin = async () => {
+    const answer = await fetch(location.href);
+    if (!answer.ok) return;
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-charts]");
+    if (!fresh?.childElementCount) return;
+    clear();
+    if (!root.previousElementSibling.matches(".head")) root.previousElementSibling.remove();
+    root.replaceChildren(...fresh.children);
   };
 
   let newest = null;
@@ -119,13 +144,13 @@
       const answer = await fetch(root.dataset.charts);
       if (!answer.ok) return;
       newest = await answer.json();
-      show(newest);
+      if (newest.charts.length > root.childElementCount) await begin();
+      await show(newest);
     } catch { /* The next try may find it again; the table is there meanwhile. */ }
   };
 
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-    for (const entry of plots.values()) { entry.watch?.disconnect(); entry.plot.destroy(); }
-    plots.clear();
+    clear();
     if (newest) show(newest);
   });
   document.addEventListener("visibilitychange", fetchAll);

@@ -141,14 +141,27 @@
   const palette = one("#palette");
 
   const openPalette = async () => {
-    if (palette.open) return;
+    if (palette.open || !one("[data-palette]")) return;
     const answer = await fetch("/find", { headers: { "hx-request": "true" } });
     if (!answer.ok) return;
     palette.replaceChildren(parse(await answer.text()).querySelector("#find"));
-    htmx.process(palette);
     palette.showModal();
     palette.querySelector("input").focus();
   };
+
+  // What is found follows what is typed, on the page of the same name too.
+  let soon;
+  document.addEventListener("input", ({ target }) => {
+    const form = target.closest("#find");
+    if (!form) return;
+    clearTimeout(soon);
+    soon = setTimeout(async () => {
+      const typed = target.value;
+      const answer = await fetch(`/find?${new URLSearchParams({ q: typed })}`, { headers: { "hx-request": "true" } }).catch(() => null);
+      if (!answer?.ok || typed !== target.value) return;
+      form.querySelector(".found").replaceWith(parse(await answer.text()).querySelector(".found"));
+    }, 120);
+  });
 
   const move = (by) => {
     const found = [...palette.querySelectorAll(".found a")];

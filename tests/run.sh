@@ -13,7 +13,8 @@ the bootstrap in whole machines.
 
   --full   also run the tests' core on a kernel of its own with cgroup v2, join two such machines over the kernel's
            WireGuard, check licences and dependencies, prove the bootstrap from a checkout with a release build in
-           a bare machine, and run the proofs ten times longer (TOFT_TEST_FULL=1)
+           a bare machine, let schemathesis look for faults of the API and Lighthouse for those of pages, and run the
+           proofs ten times longer (TOFT_TEST_FULL=1)
 EOF
 }
 
@@ -71,6 +72,8 @@ prove_bootstrap() { tests/lab/bootstrap.sh "$(tail -n 1 "$deb_path")"; }
 prove_vm() { tests/lab/vm.sh "$(tail -n 1 "$deb_path")"; }
 prove_two_vms() { tests/lab/two_vms.sh "$(tail -n 1 "$deb_path")"; }
 prove_build() { tests/lab/bootstrap.sh --build; }
+prove_api() { tests/lab/schemathesis.sh; }
+prove_pages() { tests/lab/lighthouse.sh; }
 
 check_dependencies() {
   local tools
@@ -126,6 +129,8 @@ main() {
     fi
     if [[ $full == yes ]]; then
       phase checkout prove_build || true
+      phase api prove_api || true
+      phase pages prove_pages || true
       phase dependencies check_dependencies || true
     fi
   fi

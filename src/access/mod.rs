@@ -89,6 +89,11 @@ impl Door {
         with_headers(response, &error)
     }
 
+    /// The same to somebody who is known: a page shows them no more than they may.
+    fn refuse_them(&self, request: &Request, error: ControlError, actor: Actor) -> Response {
+        actor::say(Arc::new(actor), || self.refuse(request, error))
+    }
+
     async fn nobody(&self, request: Request, error: ControlError) -> Response {
         if rules::is_api(request.uri().path()) {
             self.refuse(&request, error)
@@ -197,21 +202,21 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
         && matches!(actor.way, Way::Session(_))
         && let Err(error) = origin::same_site(&request, true, over_tls)
     {
-        return door.refuse(&request, error);
+        return door.refuse_them(&request, error, actor);
     }
     match rule {
         Found::Rule(rule) => {
             let (request, named) = name_in_path(request).await;
             match door.allow(rule, &actor, named.as_deref()).await {
                 Ok(()) => act(&door, request, next, actor).await,
-                Err(error) => door.refuse(&request, error),
+                Err(error) => door.refuse_them(&request, error, actor),
             }
         }
         Found::OtherMethod => {
             let error =
                 ControlError::new(ErrorKind::Invalid, format!("this address does not answer {}", request.method()))
                     .hint("see /api/v1/openapi.json");
-            let mut response = door.refuse(&request, error);
+            let mut response = door.refuse_them(&request, error, actor);
             *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
             response
         }
@@ -219,7 +224,8 @@ pub async fn guard(State(door): State<Door>, mut request: Request, next: Next) -
         Found::Nothing if request.extensions().get::<MatchedPath>().is_none() => act(&door, request, next, actor).await,
         Found::Nothing => {
             tracing::error!(path = request.uri().path(), "a route has no rule and is answered to nobody");
-            door.refuse(&request, ControlError::new(ErrorKind::Forbidden, "nobody has said who may use this address"))
+            let error = ControlError::new(ErrorKind::Forbidden, "nobody has said who may use this address");
+            door.refuse_them(&request, error, actor)
         }
     }
 }

@@ -67,6 +67,11 @@ pub async fn act<F: Future>(actor: Arc<Actor>, work: F) -> F::Output {
     ACTOR.scope(actor, work).await
 }
 
+/// Says something to `actor`, as pages do that show only what somebody may.
+pub fn say<T>(actor: Arc<Actor>, words: impl FnOnce() -> T) -> T {
+    ACTOR.sync_scope(actor, words)
+}
+
 /// Who asks now; nobody when it is the daemon itself.
 pub fn current() -> Option<Arc<Actor>> {
     ACTOR.try_with(Arc::clone).ok()

@@ -35,6 +35,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Instances of a made-up node whose past is made up too.
 const MOST_PASTS: usize = 24;
+/// How long a card of a made-up node that rests is not measured: its made-up past ends where its work begins.
+const RESTS: Duration = Duration::from_secs(40);
 
 /// What measures.
 pub(super) struct Sampling {
@@ -51,8 +53,8 @@ pub(super) async fn run(sampling: Sampling, cancel: CancellationToken) {
     let Sampling { store, state, node_id, runtime, gpus, pulse } = sampling;
     let now_ms = jiff::Timestamp::now().as_millisecond();
     let told = pulse.past(&Subject::Machine, now_ms).map(|_| HashSet::new());
-    let (tasks, before) = (None, HashMap::new());
-    let mut sampler = Sampler { store, state, node_id, runtime, gpus, pulse: Some(pulse), tasks, before, told };
+    let (tasks, before, begun) = (None, HashMap::new(), Instant::now());
+    let mut sampler = Sampler { store, state, node_id, runtime, gpus, pulse: Some(pulse), tasks, before, told, begun };
     let mut ticks = interval(PACE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut written = Instant::now();
@@ -86,6 +88,7 @@ struct Sampler {
     before: HashMap<(InstanceId, u32), (Instant, Counters)>,
     /// Whose past was made up; absent on real machines.
     told: Option<HashSet<Subject>>,
+    begun: Instant,
 }
 
 impl Sampler {
@@ -95,6 +98,10 @@ impl Sampler {
         self.record(&Subject::Machine, at_ms, &machine).await;
         let cards = self.gpus.borrow().as_ref().map(|sight| sight.facts()).unwrap_or_default();
         for card in cards {
+            let rests = card.measured.busy_percent == Some(0);
+            if self.told.is_some() && rests && self.begun.elapsed() < RESTS {
+                continue;
+            }
             self.record(&Subject::Gpu(card.gpu.id.clone()), at_ms, &of_card(&card)).await;
         }
         for (id, values) in self.instances().await {

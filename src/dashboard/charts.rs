@@ -123,7 +123,11 @@ pub(super) struct Chart {
 #[derive(Debug, Serialize)]
 struct ChartLine {
     name: String,
-    values: Vec<Option<f32>>,
+    /// What a change of one stands for.
+    step: f64,
+    /// How each value differs from the one that was known before it, in steps; the first from nothing. A third of the bytes
+    /// that the values would be.
+    changes: Vec<Option<i64>>,
     #[serde(skip)]
     now: String,
     #[serde(skip)]
@@ -193,7 +197,7 @@ impl Chart {
                 lines.push(ChartLine::of(name, unit, line));
             }
         }
-        let something = lines.iter().any(|line| line.values.iter().any(Option::is_some));
+        let something = lines.iter().any(|line| line.changes.iter().any(Option::is_some));
         let top = (unit == Unit::Percent && !key.starts_with("cpu")).then_some(100.0);
         something.then_some(Self { key, title, unit, top, lines })
     }
@@ -206,23 +210,22 @@ impl ChartLine {
         let text = |value: Option<f32>| value.map_or_else(|| "-".to_owned(), |value| unit.text(value));
         let mean = (count > 0).then(|| (known().map(f64::from).sum::<f64>() / count as f64) as f32);
         let peak = line.peak.iter().flatten().copied().reduce(f32::max);
-        Self {
-            name,
-            now: text(known().last()),
-            mean: text(mean),
-            peak: text(peak),
-            values: line.mean.iter().map(|value| value.map(short)).collect(),
-        }
+        let (step, changes) = in_steps(&line.mean);
+        Self { name, step, changes, now: text(known().last()), mean: text(mean), peak: text(peak) }
     }
 }
 
-/// Three digits are all that a chart shows.
-fn short(value: f32) -> f32 {
-    if value == 0.0 || !value.is_finite() {
-        return 0.0;
-    }
-    let size = 10f32.powi(2 - value.abs().log10().floor() as i32);
-    (value * size).round() / size
+/// Values as changes, in steps of which the largest has a thousand at most: a chart is not as high.
+fn in_steps(values: &[Option<f32>]) -> (f64, Vec<Option<i64>>) {
+    let known = values.iter().map(|value| value.filter(|value| value.is_finite()).map(f64::from));
+    let largest = known.clone().flatten().map(f64::abs).fold(0.0, f64::max);
+    let step = if largest > 0.0 { 10f64.powi(largest.log10().floor() as i32 - 2) } else { 1.0 };
+    let mut before = 0;
+    let changes = known.map(|value| {
+        let now = (value? / step).round() as i64;
+        Some(now - std::mem::replace(&mut before, now))
+    });
+    (step, changes.collect())
 }
 
 /// Whose charts.
@@ -319,10 +322,23 @@ mod tests {
     use toft_model::series::Line;
 
     #[test]
-    fn numbers_are_as_long_as_they_have_to_be() {
-        for (value, want) in [(0.0, 0.0), (1_234_567.0, 1_230_000.0), (0.012_345, 0.0123), (99.96, 100.0)] {
-            assert_eq!(short(value), want);
+    fn values_are_told_as_changes_and_found_again() {
+        let values =
+            [Some(0.0), Some(1_234_567.0), None, Some(1_234_568.0), Some(999_999.0), Some(f32::NAN), Some(12.0)];
+        let (step, changes) = in_steps(&values);
+        assert_eq!(changes, [Some(0), Some(123), None, Some(0), Some(-23), None, Some(-100)]);
+        let mut sum = 0;
+        let again = changes.iter().map(|change| {
+            sum += (*change)?;
+            Some(sum as f64 * step)
+        });
+        for (was, is) in values.into_iter().zip(again) {
+            let was = was.filter(|value| value.is_finite());
+            assert_eq!(was.is_some(), is.is_some());
+            assert!(was.zip(is).is_none_or(|(was, is)| (f64::from(was) - is).abs() <= step / 2.0), "{was:?} {is:?}");
         }
+        assert_eq!(in_steps(&[Some(0.05), Some(0.0423)]), (0.0001, vec![Some(500), Some(-77)]));
+        assert_eq!(in_steps(&[Some(0.0), None]), (1.0, vec![Some(0), None]));
     }
 
     #[test]

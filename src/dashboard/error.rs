@@ -7,7 +7,7 @@ use axum::{
 };
 
 use super::Frame;
-use crate::control::{ControlError, ErrorKind};
+use crate::control::{ControlError, ErrorKind, actor};
 
 /// A request that gets no page. [`super::guard::pages`] turns it into a full page or, for a script's request, into a
 /// notice.
@@ -73,8 +73,16 @@ impl PageError {
 
     /// The whole page.
     pub(super) fn page(&self) -> Response {
-        let page = ErrorPage { frame: Frame::at(""), status: self.status.as_u16(), error: self };
-        self.html(&page)
+        self.page_in(Frame::at(""))
+    }
+
+    /// The whole page, for whoever stands at the door: known or not.
+    pub(super) fn page_at_the_door(&self) -> Response {
+        self.page_in(if actor::current().is_some() { Frame::at("") } else { Frame::outside() })
+    }
+
+    fn page_in(&self, frame: Frame) -> Response {
+        self.html(&ErrorPage { frame, status: self.status.as_u16(), error: self })
     }
 
     /// A fragment for the place of notices on the page that asked.

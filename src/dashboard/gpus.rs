@@ -241,7 +241,7 @@ pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response,
 
 pub(super) async fn live(State(dashboard): State<Dashboard>) -> Response {
     let ops = dashboard.ops.clone();
-    live::fragments(&dashboard, "gpus", move || {
+    live::measured(&dashboard, "gpus", move || {
         let ops = ops.clone();
         async move { render(&Fragment { list: List::of(&ops.gpus().await?) }) }
     })
@@ -265,7 +265,7 @@ pub(super) async fn live_one(
     Path((node, place)): Path<(String, usize)>,
 ) -> Result<Response, PageError> {
     let (node, ops) = (named(&node)?, dashboard.ops.clone());
-    Ok(live::fragments(&dashboard, format!("gpus/{node}/{place}"), move || {
+    Ok(live::measured(&dashboard, format!("gpus/{node}/{place}"), move || {
         let (ops, node) = (ops.clone(), node.clone());
         async move {
             let view = find(&ops, &node, place).await?;

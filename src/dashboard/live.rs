@@ -1,8 +1,8 @@
 //! Fragments sent again when they change.
 //!
 //! Whoever looks at the same page and may the same shares one feed: its fragment is rendered once for all of them, when the state moved or
-//! a pull began or ended, at most four times a second, and once in a while because ages grow or pulls go on. The feed
-//! ends with its last reader.
+//! a pull began or ended, at most four times a second, and once in a while because ages grow, pulls go on or cards are looked at
+//! again. The feed ends with its last reader.
 //!
 //! A reader is sent the whole fragment once, and after that only the lines that are others: a page of a thousand rows costs
 //! no more than what changed. That, too, is found out, written and packed ([`wire`]) once for all.
@@ -31,6 +31,8 @@ pub(super) use wire::{Event, Events, unpacks};
 const PACE: Duration = Duration::from_millis(250);
 /// Most time between two renderings.
 const REFRESH: Duration = Duration::from_secs(15);
+/// The same for pages that show what cards do: their nodes look at them, and are asked, as often.
+const MEASURED: Duration = Duration::from_secs(3);
 /// What a browser waits before it connects again.
 const RETRY: Duration = Duration::from_secs(2);
 /// Time between two renderings of a page that shows how far a pull is.
@@ -116,6 +118,7 @@ struct Watch<F> {
     moved: watch::Receiver<u64>,
     pulls_moved: watch::Receiver<u64>,
     shutdown: CancellationToken,
+    refresh: Duration,
     render: F,
     rendered: Option<Instant>,
 }
@@ -150,7 +153,7 @@ where
     async fn wait(&mut self) -> Option<()> {
         let Some(rendered) = self.rendered else { return Some(()) };
         let pulling = self.ops.image_pulls().iter().any(|pull| pull.failure.is_none());
-        let refresh = if pulling { PULLING } else { REFRESH };
+        let refresh = if pulling { PULLING } else { self.refresh };
         tokio::select! {
             () = self.shutdown.cancelled() => return None,
             moved = self.moved.changed() => moved.ok()?,
@@ -193,14 +196,32 @@ where
     F: FnMut() -> R + Send + 'static,
     R: Future<Output = Result<String, PageError>> + Send + 'static,
 {
+    refreshed(dashboard, REFRESH, key.into(), render)
+}
+
+/// [`fragments`] that show what is measured, too, and not only the state.
+pub(super) fn measured<F, R>(dashboard: &Dashboard, key: impl Into<String>, render: F) -> Response
+where
+    F: FnMut() -> R + Send + 'static,
+    R: Future<Output = Result<String, PageError>> + Send + 'static,
+{
+    refreshed(dashboard, MEASURED, key.into(), render)
+}
+
+fn refreshed<F, R>(dashboard: &Dashboard, refresh: Duration, key: String, render: F) -> Response
+where
+    F: FnMut() -> R + Send + 'static,
+    R: Future<Output = Result<String, PageError>> + Send + 'static,
+{
     let (whose, alike) = sight::of_whom_looks();
-    let feed = dashboard.feeds.of(format!("{} {whose}", key.into()), || {
+    let feed = dashboard.feeds.of(format!("{key} {whose}"), || {
         let (sender, newest) = watch::channel(None);
         let watch = Watch {
             ops: dashboard.ops.clone(),
             moved: dashboard.ops.state().watch(),
             pulls_moved: dashboard.ops.image_pulls_moved(),
             shutdown: dashboard.shutdown.clone(),
+            refresh,
             render,
             rendered: None,
         };

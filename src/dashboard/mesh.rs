@@ -16,9 +16,9 @@ use crate::control::ops::{
     mesh::{MeshView, PeerView},
 };
 
-/// Width of the map, and its height with two others and with more.
+/// Width of the map, and its height with one other node, with two, and with more.
 const WIDTH: f64 = 760.0;
-const HEIGHTS: (f64, f64) = (150.0, 420.0);
+const HEIGHTS: [f64; 3] = [150.0, 200.0, 420.0];
 /// Most nodes that are drawn; more would be a tangle, and the table has them all.
 const MOST_DRAWN: usize = 24;
 
@@ -136,7 +136,7 @@ impl Map {
             facts: facts.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
             places: Vec::new(),
             ways: Vec::new(),
-            height: if view.peers.len() > 2 { HEIGHTS.1 } else { HEIGHTS.0 },
+            height: HEIGHTS[view.peers.len().saturating_sub(1).min(2)],
             peers: view.peers.iter().map(|peer| PeerLine::of(peer, names)).collect(),
             drawn: view.peers.len() < MOST_DRAWN && !view.peers.is_empty(),
         };
@@ -146,14 +146,18 @@ impl Map {
         map
     }
 
-    /// The node that looks in the middle, the others around it.
+    /// The node that looks in the middle, the others around it; two of them below it, so that no way covers another.
     fn draw(&mut self, view: &MeshView, names: &BTreeMap<toft_model::ids::NodeId, Name>) {
-        let middle = (WIDTH / 2.0, self.height / 2.0 - 8.0);
+        let two = view.peers.len() == 2;
+        let middle = (WIDTH / 2.0, if two { 36.0 } else { self.height / 2.0 - 8.0 });
         let reach = (WIDTH * 0.37, self.height * 0.36);
         let count = view.peers.len() as f64;
+        let round = |value: f64| (value * 10.0).round() / 10.0;
         let at = |place: usize| {
-            let angle = place as f64 / count * TAU + if view.peers.len() <= 2 { 0.0 } else { -TAU / 4.0 };
-            let round = |value: f64| (value * 10.0).round() / 10.0;
+            if two {
+                return (WIDTH * [0.78, 0.22][place], self.height - 52.0);
+            }
+            let angle = place as f64 / count * TAU + if view.peers.len() == 1 { 0.0 } else { -TAU / 4.0 };
             (round(middle.0 + angle.cos() * reach.0), round(middle.1 + angle.sin() * reach.1))
         };
         for (place, peer) in view.peers.iter().enumerate() {
@@ -169,7 +173,9 @@ impl Map {
                 None => "none",
             };
             let trip = seen.and_then(|seen| seen.round_trip_us).map(trip).unwrap_or_default();
-            let middle = ((from.0 + to.0) / 2.0, (from.1 + to.1) / 2.0 - 6.0);
+            // What is relayed may pass the middle, where another node stands.
+            let part = if path == Some(MeshPath::Relayed) { 0.64 } else { 0.5 };
+            let middle = (round(from.0 + (to.0 - from.0) * part), round(from.1 + (to.1 - from.1) * part - 6.0));
             self.ways.push(Way { from, to, middle, kind, trip });
             let kind = if path.is_none() { "away" } else { "" };
             self.places.push(Place { name: peer.node.to_string(), x: to.0, y: to.1, text_y: to.1 + 34.0, kind });
@@ -189,7 +195,7 @@ async fn read(ops: &Ops) -> Result<Map, PageError> {
             facts: Vec::new(),
             places: Vec::new(),
             ways: Vec::new(),
-            height: HEIGHTS.0,
+            height: HEIGHTS[0],
             peers: Vec::new(),
             drawn: false,
         },

@@ -203,7 +203,7 @@ pub async fn sign_in_first(request: Request) -> Response {
 /// What somebody gets at a page who may not open it.
 pub fn refused(headers: &HeaderMap, error: ControlError) -> Response {
     let error = PageError::from(error);
-    guard::dressed(if headers.contains_key("hx-request") { error.notice() } else { error.page() })
+    guard::dressed(if headers.contains_key("hx-request") { error.notice() } else { error.page_at_the_door() })
 }
 
 /// What every full page's frame needs to know.
@@ -212,6 +212,8 @@ struct Frame {
     here: &'static str,
     /// Who asks.
     who: Option<Who>,
+    /// Whether somebody may look who is not signed in, and so is shown no navigation.
+    outside: bool,
 }
 
 /// Who asks for a page.
@@ -223,7 +225,12 @@ struct Who {
 impl Frame {
     fn at(here: &'static str) -> Self {
         let who = actor::current().map(|actor| Who { name: actor.name().to_owned(), is_admin: actor.is_admin() });
-        Self { here, who }
+        Self { here, who, outside: false }
+    }
+
+    /// That of a page for everybody.
+    fn outside() -> Self {
+        Self { here: "", who: None, outside: true }
     }
 
     /// Address of a static file that changes with its content.

@@ -252,7 +252,7 @@ pub(super) async fn drain(State(dashboard): State<Dashboard>, Path(name): Path<S
 pub(super) async fn live(State(dashboard): State<Dashboard>, Path(name): Path<String>) -> Result<Response, PageError> {
     let name = named(&name)?;
     let ops = dashboard.ops.clone();
-    Ok(live::fragments(&dashboard, format!("nodes/{name}"), move || {
+    Ok(live::measured(&dashboard, format!("nodes/{name}"), move || {
         let (ops, name) = (ops.clone(), name.clone());
         async move { render(&Fragment { one: read(&ops, &name).await? }) }
     }))

@@ -190,7 +190,7 @@ pub(super) async fn page(State(dashboard): State<Dashboard>) -> Result<Response,
 
 pub(super) async fn live(State(dashboard): State<Dashboard>) -> Response {
     let ops = dashboard.ops.clone();
-    live::fragments(&dashboard, "overview", move || {
+    live::measured(&dashboard, "overview", move || {
         let ops = ops.clone();
         async move { render(&Fragment { overview: read(&ops).await? }) }
     })

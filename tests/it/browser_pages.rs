@@ -1,4 +1,4 @@
-//! Every page of the dashboard in a real browser, on a made-up cluster: at the width of a phone, a tablet and a desk, in
+//! Every page of the dashboard in a real browser, on a made-up cluster: at the widths of a phone, tablets and a desk, in
 //! both themes, and with hostile texts in the state.
 //!
 //! `cargo test --workspace --test it screenshots_of_every_page -- --ignored` makes the pictures of the documents; with
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{axe, browser::Browser, dev::Dev, machine::wait_until};
 
-pub const WIDTHS: [(u32, u32); 3] = [(375, 800), (768, 1024), (1440, 900)];
+pub const WIDTHS: [(u32, u32); 4] = [(375, 800), (768, 1024), (1024, 768), (1440, 900)];
 
 /// Every page, with a name for its picture.
 pub fn pages() -> Vec<(&'static str, &'static str)> {
@@ -84,6 +84,28 @@ pub fn furnished() -> Dev {
     dev
 }
 
+/// Waits until what runs was measured: the made-up past comes with the first sample.
+fn measured(dev: &Dev) {
+    let known = |path: &str, measure: &str| {
+        let series = dev.send("GET", path, &Value::Null).good();
+        let mut lines = series["lines"].as_array().unwrap().iter();
+        let line = lines.find(|line| line["measure"] == measure).unwrap()["mean"].as_array().unwrap().clone();
+        line.iter().filter(|value| !value.is_null()).count() > 100
+    };
+    for instance in dev.json(&["ps"]).iter().filter(|row| row["state"] == "running") {
+        let path = format!("/api/v1/instances/{}/series", instance["name"].as_str().unwrap());
+        wait_until("an instance was measured", || known(&path, "memory_bytes").then_some(()));
+    }
+    wait_until("its cards are busy", || {
+        let cards = dev.send("GET", "/api/v1/gpus", &Value::Null).good();
+        let held = cards["items"].as_array().unwrap().iter().filter(|card| card["holders"] != json!([])).cloned();
+        held.collect::<Vec<_>>()
+            .iter()
+            .all(|card| card["facts"]["measured"]["busy_percent"].as_u64() > Some(0))
+            .then_some(())
+    });
+}
+
 pub fn browser(scripts: bool) -> (Browser, tempfile::TempDir) {
     let profile = tempfile::tempdir().unwrap();
     (Browser::start(profile.path(), scripts), profile)
@@ -98,6 +120,12 @@ pub fn faults(browser: &Browser, axe: &str) -> Vec<String> {
             .map((e) => `${e.tagName}.${e.className} ends at ${Math.round(e.getBoundingClientRect().right)} of ${w}`);";
     for one in browser.run(wide).as_array().unwrap() {
         faults.push(format!("wider than the window: {}", one.as_str().unwrap()));
+    }
+    let cut = "return [...document.querySelectorAll('.card, main, header')]
+        .filter((e) => e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX !== 'auto')
+        .slice(0, 4).map((e) => `${e.tagName}.${e.className} shows ${e.clientWidth} of ${e.scrollWidth}`)";
+    for one in browser.run(cut).as_array().unwrap() {
+        faults.push(format!("cut off: {}", one.as_str().unwrap()));
     }
     let look = format!(
         "{axe}\n;const done = arguments[arguments.length - 1];
@@ -143,9 +171,11 @@ fn every_page_fits_every_width_in_both_themes_and_keeps_nobody_out() {
 #[ignore = "writes docs/screenshots"]
 fn screenshots_of_every_page() {
     let dev = furnished();
+    measured(&dev);
     let (plain, password) = dev.address();
     let (browser, _profile) = browser(true);
     browser.sign_in(&plain, &password);
+    browser.hide_scrollbars();
     let elsewhere = std::env::var_os("TOFT_SCREENSHOTS_IN").map(PathBuf::from);
     let format = if elsewhere.is_some() { "png" } else { "webp" };
     let folder = elsewhere.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/screenshots"));

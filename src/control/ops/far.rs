@@ -112,12 +112,13 @@ impl FarCards {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a node said of its cards, if that is good still.
+    /// What a node said of its cards, if that is good still. What nobody looked at lately was not asked for again either.
     pub(super) fn of(&self, node: NodeId, name: &Name) -> Option<Vec<GpuFacts>> {
         let mut known = self.known();
         let told = known.get_mut(&node).filter(|told| told.at.elapsed() < CARDS_GOOD && told.name == *name)?;
+        let fresh = told.wanted.elapsed() < CARDS_WANTED || told.at.elapsed() < CARDS_LOOKED_AT;
         told.wanted = Instant::now();
-        Some(told.cards.clone())
+        fresh.then(|| told.cards.clone())
     }
 
     /// The nodes that are to be asked again, which somebody looks at.

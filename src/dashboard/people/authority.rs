@@ -20,7 +20,7 @@ struct AuthorityPage {
 pub(in crate::dashboard) async fn page(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {
     let digits: Vec<char> = dashboard.ops.trust_root()?.sha256.chars().collect();
     let groups: Vec<String> = digits.chunks(2).map(|pair| pair.iter().collect()).collect();
-    show(&AuthorityPage { frame: Frame::at(""), sha256: groups.join(":").to_uppercase() })
+    show(&AuthorityPage { frame: Frame::outside(), sha256: groups.join(":").to_uppercase() })
 }
 
 pub(in crate::dashboard) async fn der(State(dashboard): State<Dashboard>) -> Result<Response, PageError> {

@@ -13,9 +13,8 @@ use uuid::Uuid;
 
 use super::house::House;
 
-/// A second machine, with two cards, of which one is sick; nobody reaches it.
-async fn with_cellar(house: &House) {
-    let card = |id: &str, sick: Option<&str>| Gpu {
+pub(super) fn card(id: &str, sick: Option<&str>) -> Gpu {
+    Gpu {
         id: id.parse().unwrap(),
         vendor: GpuVendor::Nvidia,
         model: "NVIDIA <RTX> 4090".into(),
@@ -25,7 +24,11 @@ async fn with_cellar(house: &House) {
         sick: sick.map(str::to_owned),
         watts: None,
         links: Vec::new(),
-    };
+    }
+}
+
+/// A second machine, with two cards, of which one is sick; nobody reaches it.
+async fn with_cellar(house: &House) {
     let inventory = Inventory {
         cpus: 32,
         memory_bytes: 128 << 30,
@@ -161,7 +164,7 @@ async fn charts_have_a_table_and_points() {
     page.shows("data-charts=\"/charts/workloads/web?span=1w\"").shows("aria-current=\"true\">week").shows(">Highest<");
     let points: serde_json::Value = serde_json::from_str(&house.get("/charts/workloads/web").await.text).unwrap();
     assert_eq!(points["charts"][0]["key"], "cpu");
-    assert_eq!(points["charts"][0]["lines"][0]["values"].as_array().unwrap().len(), 12);
+    assert_eq!(points["charts"][0]["lines"][0]["changes"].as_array().unwrap().len(), 12);
     let points: serde_json::Value = serde_json::from_str(&house.get("/charts/nodes/attic?span=1m").await.text).unwrap();
     assert_eq!(points["charts"].as_array().unwrap().len(), 5, "CPU, memory, network, disk, temperature");
     assert_eq!(house.get("/charts/workloads/web?span=9y").await.status, StatusCode::BAD_REQUEST);

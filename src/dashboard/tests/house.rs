@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use toft_model::{
     exec::{AttachOrder, ExecOrder},
     files::{FileStat, FilesWritten},
-    gpu::GpuFacts,
+    gpu::{Gpu, GpuFacts, GpuMeasured},
     ids::{InstanceId, NodeId},
     image::{ImageRef, NodeImage},
     instance::{Exit, InstanceReport, InstanceState},
@@ -70,6 +70,7 @@ pub(super) struct FakeNode {
     pub(super) images: Mutex<Vec<NodeImage>>,
     pub(super) pulls: Mutex<Vec<ImagePull>>,
     pub(super) pulls_moved: watch::Sender<u64>,
+    pub(super) cards: Mutex<Vec<GpuFacts>>,
     gone: Mutex<Vec<GoneInstance>>,
     written: Mutex<BTreeMap<InstanceId, Output>>,
     id: OnceLock<NodeId>,
@@ -323,7 +324,7 @@ impl OwnNode for FakeNode {
     }
 
     fn gpus(&self) -> Vec<GpuFacts> {
-        Vec::new()
+        self.cards.lock().unwrap().clone()
     }
 
     fn pulling(&self, image: &ImageRef) -> Option<PullProgress> {
@@ -406,6 +407,19 @@ impl House {
         };
         ops.register_node(node_id, "attic".parse().unwrap(), BTreeMap::new(), inventory).await.unwrap();
         Self { ops, app, node, shutdown, node_id, _dir: dir }
+    }
+
+    /// Gives the node a card.
+    pub(super) async fn add_card(&self, card: Gpu) {
+        let node = self.ops.node(&"attic".parse().unwrap()).await.unwrap();
+        let mut inventory = node.inventory.clone();
+        let place = inventory.gpus.len() as u32;
+        inventory.gpus.push(card.clone());
+        self.ops.register_node(self.node_id, node.name.clone(), BTreeMap::new(), inventory).await.unwrap();
+        let measured = GpuMeasured { busy_percent: Some(0), ..GpuMeasured::default() };
+        let (pci, driver, cuda) = (None, None, None);
+        let facts = GpuFacts { gpu: card, place, pci, driver, cuda, measured, processes: Vec::new() };
+        self.node.cards.lock().unwrap().push(facts);
     }
 
     pub(super) async fn ask(&self, request: Request<Body>) -> Answer {

@@ -15,7 +15,10 @@ use toft_model::{
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use super::house::{DEADLINE, House};
+use super::{
+    cluster::card,
+    house::{DEADLINE, House},
+};
 use crate::control::{node_access::ImagePull, ops::now_ms};
 
 /// A reader of events.
@@ -102,6 +105,31 @@ async fn what_did_not_change_is_not_sent() {
     assert!(more.is_err(), "another workload's changes were sent: {more:?}");
     house.run("web", |_| {}).await;
     list.until("<h1>web</h1>").await;
+}
+
+#[tokio::test]
+async fn what_cards_do_moves_on_every_page_while_nothing_else_does() {
+    let house = House::new().await;
+    house.add_card(card("GPU-a", None)).await;
+    let mut readers = Vec::new();
+    for (path, before, after) in [
+        ("/live/overview", "0%", "57%"),
+        ("/live/gpus", "0 %", "57 %"),
+        ("/live/gpus/attic/0", "0 %", "57 %"),
+        ("/live/nodes/attic", "0 %", "57 %"),
+    ] {
+        let mut reader = Events::open(&house, path).await;
+        reader.until(&format!("data: {before}")).await;
+        readers.push((path, after, reader));
+    }
+    house.node.cards.lock().unwrap()[0].measured.busy_percent = Some(57);
+    for (path, after, reader) in &mut readers {
+        // Well before pages come again because ages grow.
+        let moved = timeout(Duration::from_secs(8), reader.until(after)).await;
+        assert!(moved.is_ok(), "{path} stays as it was");
+    }
+    house.get("/").await.shows("57%");
+    house.get("/gpus").await.shows("57 %");
 }
 
 /// A reader as browsers are: what comes is packed.

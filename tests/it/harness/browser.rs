@@ -235,6 +235,11 @@ impl Browser {
         self.ask("POST", "/actions", &actions).unwrap();
     }
 
+    /// Pictures are without scroll bars from now on.
+    pub fn hide_scrollbars(&self) {
+        self.devtools("Emulation.setScrollbarsHidden", &json!({ "hidden": true }));
+    }
+
     /// The page as a picture: `png` or `webp`.
     pub fn picture(&self, format: &str) -> Vec<u8> {
         let quality = if format == "webp" { json!(70) } else { Value::Null };
