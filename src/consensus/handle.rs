@@ -351,6 +351,14 @@ impl Handle {
         metrics.membership_config.membership().get_node(&id).map(|member| member.node_id)
     }
 
+    /// The nodes of the members that vote: of the one that leads, and of those that may lead next.
+    pub fn voting_nodes(&self) -> Vec<NodeId> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let members = metrics.membership_config.membership();
+        members.voter_ids().filter_map(|id| Some(members.get_node(&id)?.node_id)).collect()
+    }
+
     /// When this member heard of the leader last, or of one who wanted to be it.
     pub async fn leader_heard(&self) -> Option<Instant> {
         self.raft.with_raft_state(|state| state.vote_last_modified()).await.ok().flatten()

@@ -74,11 +74,10 @@ struct Lead {
 impl Lead {
     /// How long a member has been silent: since it answered, since this member asks, or since it led.
     fn silence(&self, state: &Handle, id: MemberId, now: Instant) -> Duration {
-        let answered = state.heard(id).filter(|at| *at > self.since);
-        let since = match (answered, self.before) {
-            (Some(at), _) => at,
-            (None, Some((before, heard))) if before == id => heard,
-            (None, _) => self.since,
+        let led = self.before.filter(|(before, _)| *before == id).map(|(_, at)| at);
+        let since = match state.heard(id).max(led) {
+            Some(at) if led.is_some() || at > self.since => at,
+            _ => self.since,
         };
         now.saturating_duration_since(since)
     }

@@ -236,10 +236,13 @@ impl Talk {
         }
     }
 
-    /// Tells the leader that this node is there.
+    /// Tells the leader that this node is there, and those that may lead next: who has just been elected would take a node for
+    /// dead that still beats for the leader before, above all that leader itself.
     async fn beat(&self, socket: &UdpSocket) {
-        let leader = self.state.leader_node();
-        if let Some((_, address, _)) = self.others().find(|(node, ..)| Some(*node) == leader) {
+        let voting = self.state.voting_nodes();
+        let told: Vec<Ipv4Addr> =
+            self.others().filter(|(node, ..)| voting.contains(node)).map(|(_, address, _)| address).collect();
+        for address in told {
             self.say(socket, address, &Message::Beat).await;
         }
     }
