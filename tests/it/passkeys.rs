@@ -338,7 +338,7 @@ fn guessing_is_slowed_down_and_who_is_kept_out_stays_out() {
         |key: &mut SoftKey| page.show(&key.sign(&page.asked(), &page.origin(), |parts| parts.authenticator[0] ^= 1));
     let told: Vec<u16> = (0..6).map(|_| wrong(&mut key).status).collect();
     assert!(told.starts_with(&[401, 401, 401, 401]) && told.ends_with(&[429]), "{told:?}");
-    refused(&page.come_in(&mut key), 429, "too many attempts");
+    refused(&page.come_in(&mut key), 429, "Too many attempts");
     page.sign_in("ann");
     // Root removes what was lost, by its name or by its id.
     assert!(toft.root(&["user", "passkey", "rm", "ann", "tablet"]).bad().contains("has no passkey `tablet`"));

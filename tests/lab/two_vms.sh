@@ -24,13 +24,17 @@ WireGuard in the kernel. Then the second loses its power, is started again with 
 EOF
 }
 
-# Makes an archive of an image that serves a page with its host name: make_image ARCHIVE
+# Makes an archive of an image that serves a page with its host name, and has a shell of ROOT that finds names: the busybox of
+# Debian is linked so that it cannot. make_image ARCHIVE ROOT
 make_image() {
-  local folder layer
+  local folder layer file
   folder=$(mktemp --directory)
   mkdir -p "$folder/layer/bin" "$folder/layer/www" "$folder/layer/tmp"
   cp /bin/busybox "$folder/layer/bin/busybox"
   ln -s busybox "$folder/layer/bin/sh"
+  for file in bin/bash lib64/ld-linux-x86-64.so.2 lib/x86_64-linux-gnu/{libc.so.6,libtinfo.so.6}; do
+    install -D "$2/$file" "$folder/layer/$file"
+  done
   tar -C "$folder/layer" -cf "$folder/layer.tar" .
   layer=$(sha256sum "$folder/layer.tar" | cut -d' ' -f1)
   printf '{"architecture":"amd64","os":"linux","config":{"Cmd":["/bin/sh","-c","%s"],"Env":["PATH=/bin"]},
@@ -70,7 +74,7 @@ EOF
 
 # The first machine: it leads and looks at everything.
 write_first() {
-  echo '#!/bin/sh'
+  echo '#!/bin/bash'
   write_common
   cat <<EOF
 step=$STEP
@@ -95,7 +99,10 @@ toft run --name pinned --node b --pull never page >/tmp/run 2>&1 || { cat /tmp/r
 say "ok b took the image from a"
 toft run --name web --affinity 'node.hostname == b weight 100' --pull never page >/tmp/run 2>&1 || { cat /tmp/run; fail "no web"; }
 toft run --name client --node a --pull never --entrypoint /bin/sh page -c 'exec busybox sleep 100000' >/tmp/run 2>&1 || { cat /tmp/run; fail "no client"; }
-asks() { toft exec client -- busybox wget -T 3 -qO- "http://$1"; }
+asks() {
+  toft exec client -- busybox timeout 5 bash -c \
+    'exec 3<>"/dev/tcp/$1/80" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && busybox cat <&3' ask "$1" | grep -q '200 OK'
+}
 until_so 60 "what runs on a reaches what runs on b by name" asks pinned
 until_so 60 "so it does another" asks web
 on() { toft ps 2>/dev/null | grep "^$1-0 " | grep -qw "$2"; }
@@ -126,7 +133,7 @@ EOF
 
 # The second joins once; after its power was cut it finds the cluster by itself, under another address.
 write_second() {
-  echo '#!/bin/sh'
+  echo '#!/bin/bash'
   write_common
   cat <<EOF
 step=$STEP
@@ -140,7 +147,9 @@ else
   address 10.77.0.2
   install_toft
   until_so $step "b is ready" ready
-  fetch() { busybox wget -T 3 -q -O /tmp/token http://10.77.0.1:8000/token; }
+  fetch() {
+    exec 3<>/dev/tcp/10.77.0.1/8000 && printf 'GET /token HTTP/1.0\r\n\r\n' >&3 && cat <&3 >/tmp/token && grep -q '"token"' /tmp/token
+  }
   until_so $step "the token is there" fetch
   grep -o '"token": *"[^"]*"' /tmp/token | cut -d'"' -f4 >/tmp/secret
   toft join 10.77.0.1 --token-file /tmp/secret || fail "b cannot join"
@@ -209,7 +218,7 @@ main() {
   root=$(machine_cache)
   disk=$(vm_disk "$root")
   cp "$deb" "$dir/toft.deb"
-  make_image "$dir/page.tar"
+  make_image "$dir/page.tar" "$root"
   make_disk "$dir" a
   make_disk "$dir" b
   # Each sends to the port of the other on loopback: a cable between them.

@@ -211,7 +211,8 @@ impl Way {
         let answer = answer.unwrap_or_else(|e| Err(CallError::Failed(e.to_string()))).map_err(|e| self.failure(e))?;
         let last = request.entries.last().map(|entry| entry.log_id);
         self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| self.silent(error.into()))?;
-        match self.heed(&request, answer)? {
+        self.heed(&request, &answer);
+        match answer.map_err(|error| self.remote(error))? {
             AppendEntriesResponse::Success if request.entries.len() < asked => {
                 Ok(AppendEntriesResponse::PartialSuccess(last))
             }
@@ -235,17 +236,16 @@ impl Way {
     }
 
     /// Takes note of what a member answered to a request.
-    fn heed(
-        &mut self,
-        request: &AppendEntriesRequest<Types>,
-        answer: Answer,
-    ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
+    fn heed(&mut self, request: &AppendEntriesRequest<Types>, answer: &Answer) {
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
         let (vote, committed) = (request.vote, request.leader_commit);
         self.acknowledged =
             last.filter(|_| whole).map(|last| Acknowledged { vote, last, committed, at: Instant::now() });
-        answer.map_err(|error| RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error)))
+    }
+
+    fn remote(&self, error: RaftError<MemberId>) -> Failure {
+        RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error))
     }
 
     fn silent(&self, error: Silent) -> Failure {
@@ -289,12 +289,13 @@ impl RaftNetwork<Types> for Way {
         let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
         let answer = self.peers.append(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
         self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| self.silent(error.into()))?;
-        self.heed(&request, answer)
+        self.heed(&request, &answer);
+        answer.map_err(|error| self.remote(error))
     }
 
     async fn vote(&mut self, request: VoteRequest<MemberId>, _: RPCOption) -> Result<VoteResponse<MemberId>, Failure> {
         let answer = self.peers.vote(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
-        answer.map_err(|error| RPCError::RemoteError(RemoteError::new_with_node(self.id, self.member.clone(), error)))
+        answer.map_err(|error| self.remote(error))
     }
 
     async fn full_snapshot(

@@ -45,7 +45,7 @@ pub(super) fn put(connection: &Connection, passkey: &NewPasskey, at_ms: i64) -> 
 
 /// Takes a passkey away, and ends the sessions that it opened.
 pub(super) fn remove(connection: &Connection, user: &UserName, id: &TokenId) -> rusqlite::Result<Applied> {
-    if !PasskeyRow::by_id(connection, id)?.is_some_and(|row| row.passkey.user == *user) {
+    if PasskeyRow::by_id(connection, id)?.is_none_or(|row| row.passkey.user != *user) {
         let hint = format!("`toft user passkey ls {user}` shows those there are");
         return refuse(RefusalKind::NotFound, format!("`{user}` has no passkey `{id}`"), hint);
     }
