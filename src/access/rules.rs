@@ -370,8 +370,9 @@ mod tests {
     /// The routes that a program text adds to a router, as `METHOD PATH`.
     fn written(text: &str) -> Vec<String> {
         let mut routes = Vec::new();
-        for (at, _) in text.match_indices(".route(\"") {
-            let rest = &text[at + ".route(\"".len()..];
+        for (at, call) in text.match_indices(".route(") {
+            // The path may stand on a line of its own.
+            let Some(rest) = text[at + call.len()..].trim_start().strip_prefix('"') else { continue };
             let (path, rest) = rest.split_once('"').expect("a path ends");
             let mut depth = 1;
             let end = rest.find(|c| {

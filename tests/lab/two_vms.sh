@@ -84,7 +84,7 @@ address 10.77.0.1
 hostname a
 install_toft
 until_so $step "a is ready" ready
-toft image import /srv/page.tar || fail "the image cannot be imported"
+toft image import /srv/page.tar >/tmp/import 2>&1 || fail "the image cannot be imported"
 mkdir -p /run/share
 toft token create --json >/run/share/token || fail "no token"
 busybox httpd -p 10.77.0.1:8000 -h /run/share
@@ -95,10 +95,16 @@ until_so 30 "the mesh is WireGuard of the kernel" in_kernel
 direct() { toft mesh show | tee /tmp/mesh | grep -q direct; }
 until_so $step "they reach each other directly" direct
 cat /tmp/mesh
-toft run --name pinned --node b --pull never page >/tmp/run 2>&1 || { cat /tmp/run; fail "no workload on b, whose image only a has"; }
-say "ok b took the image from a"
-toft run --name web --affinity 'node.hostname == b weight 100' --pull never page >/tmp/run 2>&1 || { cat /tmp/run; fail "no web"; }
-toft run --name client --node a --pull never --entrypoint /bin/sh page -c 'exec busybox sleep 100000' >/tmp/run 2>&1 || { cat /tmp/run; fail "no client"; }
+# starts NAME OPTION... starts a workload and waits until it runs.
+runs() { toft ps 2>/dev/null | grep "^$1-0 " | grep -q running; }
+starts() {
+  name=$1; shift
+  toft run --no-wait --pull never --name "$name" "$@" >/tmp/run 2>&1 || { cat /tmp/run; fail "$name is refused"; }
+  until_so $step "$name runs" runs "$name"
+}
+starts pinned --node b page
+starts web --affinity 'node.hostname == b weight 100' page
+starts client --node a --entrypoint /bin/sh page -c 'exec busybox sleep 100000'
 asks() {
   toft exec client -- busybox timeout 5 bash -c \
     'exec 3<>"/dev/tcp/$1/80" && printf "GET / HTTP/1.0\r\n\r\n" >&3 && busybox cat <&3' ask "$1" | grep -q '200 OK'
@@ -152,7 +158,8 @@ else
   }
   until_so $step "the token is there" fetch
   grep -o '"token": *"[^"]*"' /tmp/token | cut -d'"' -f4 >/tmp/secret
-  toft join 10.77.0.1 --token-file /tmp/secret || fail "b cannot join"
+  toft image import /srv/page.tar >/tmp/import 2>&1 || fail "the image cannot be imported"
+  toft join 10.77.0.1 --token-file /tmp/secret >/tmp/join 2>&1 || { cat /tmp/join; fail "b cannot join"; }
 fi
 say "b waits for its end"
 sleep 100000
