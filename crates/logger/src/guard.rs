@@ -67,6 +67,8 @@ impl Guard {
         let shim = unsafe { getppid() };
         // Whose shim has died has another parent, and other children with it.
         if !is_shim(Path::new("/proc"), shim) {
+            // Nobody was asked: who is not asked is not killed.
+            self.watch.asked_ms = None;
             return;
         }
         for process in first_processes(Path::new("/proc"), shim) {

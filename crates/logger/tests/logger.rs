@@ -407,8 +407,9 @@ fn what_is_exclusive_ends_with_its_lease_and_what_is_not_stays() {
     std::thread::sleep(Duration::from_millis(2_500));
     assert!(!ended(&mut obedient), "whose parent is no shim is left alone");
     fs::write(&own, "containerd-shim").expect("it can be called something else");
+    wait_until("it is asked", || ended(&mut obedient));
+    assert_eq!(obedient.wait().expect("it has ended").code(), Some(7), "it was asked, not killed");
     wait_until("it is killed", || ended(&mut stubborn));
-    assert!(ended(&mut obedient), "who obeys has ended before");
     assert!(!ended(&mut stranger), "who is in no container is left alone");
     logger.say("still here\n");
     let log = temp.0.join("logs/current.log");
