@@ -13,7 +13,10 @@ use static_program::{Code, StaticProgram};
 
 fn main() {
     for proto in ["peer", "node", "relay", "blobs", "volume_moves"] {
-        tonic_prost_build::compile_protos(format!("src/wire/{proto}.proto"))
+        tonic_prost_build::configure()
+            // One text goes to many.
+            .bytes(".toft.peer.v1.Message")
+            .compile_protos(&[format!("src/wire/{proto}.proto")], &["src/wire".to_owned()])
             .expect("protoc compiles what members say to each other");
     }
     for source in ["build.rs", "build", "crates/demo/src", "crates/logger/src", "src/wire"] {

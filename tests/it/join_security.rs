@@ -191,7 +191,7 @@ fn a_stolen_certificate_is_worth_nothing_after_its_node_was_removed() {
             let fresh = stolen.index(&mut anew, stolen.member).await.unwrap_err();
             let message = ProposeRequest { requests: vec![r#"{"id":"0199c0de-0000-7000-8000-000000000001","command":"remove_workload","name":"web","at_ms":1}"#.into()] };
             let proposed = anew.propose(stolen.request(message, stolen.member)).await.unwrap_err();
-            let voted = anew.vote(stolen.request(Message { json: b"{}".to_vec() }, stolen.member)).await.unwrap_err();
+            let voted = anew.vote(stolen.request(Message { json: "{}".into() }, stolen.member)).await.unwrap_err();
             let posing = stolen.index(&mut anew, founder).await.unwrap_err();
             (claims, vec![held, fresh, proposed, voted], posing)
         })
@@ -288,7 +288,7 @@ fn fuzzed_replayed_and_oversized_messages_at_the_door_change_nothing() {
         let oversized = ask(JoinRequest { name: "x".repeat(1 << 20), ..JoinRequest::default() }).unwrap_err();
         // Calls of members without a certificate.
         let mut peers = PeerClient::new(channel.clone());
-        let naked = runtime.block_on(peers.append(Message { json: vec![b'['; 1 << 20] })).unwrap_err();
+        let naked = runtime.block_on(peers.append(Message { json: vec![b'['; 1 << 20].into() })).unwrap_err();
         (limited, oversized, naked)
     });
     let (limited, oversized, naked) = stranger.join().unwrap();
@@ -470,11 +470,11 @@ fn a_member_that_says_to_be_another_is_refused_and_one_at_anothers_address_is_no
         runtime().block_on(async {
             let mut peer = stolen.dial(&leader).await;
             for (lie, code) in lies {
-                let message = Message { json: lie.clone().into_bytes() };
+                let message = Message { json: lie.clone().into() };
                 let refused = peer.announce(stolen.request(message, stolen.member)).await.expect_err(&lie);
                 assert_eq!(refused.code(), code, "{lie}: {refused}");
             }
-            let message = Message { json: at_c.into_bytes() };
+            let message = Message { json: at_c.into() };
             peer.announce(stolen.request(message, stolen.member)).await.map(drop)
         })
     });

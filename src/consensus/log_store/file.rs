@@ -6,6 +6,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
+use bytes::Bytes;
 use redb::{
     Database, ReadTransaction, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
     WriteTransaction,
@@ -130,18 +131,21 @@ pub(in super::super) struct LogFile {
     database: RwLock<Option<Database>>,
 }
 
+/// Bytes before the JSON of an entry.
+pub(super) const CHECKSUM: usize = 4;
+
 /// An entry as it is stored: CRC-32 of the JSON, little-endian, then the JSON.
-pub(super) fn encode(entry: &Entry) -> Result<Vec<u8>, LogError> {
-    let mut bytes = vec![0; 4];
+pub(super) fn encode(entry: &Entry) -> Result<Bytes, LogError> {
+    let mut bytes = vec![0; CHECKSUM];
     serde_json::to_writer(&mut bytes, entry).map_err(LogError::Encode)?;
-    let sum = crc32fast::hash(&bytes[4..]);
-    bytes[..4].copy_from_slice(&sum.to_le_bytes());
-    Ok(bytes)
+    let sum = crc32fast::hash(&bytes[CHECKSUM..]);
+    bytes[..CHECKSUM].copy_from_slice(&sum.to_le_bytes());
+    Ok(bytes.into())
 }
 
 fn decode(index: u64, bytes: &[u8]) -> Result<Entry, LogError> {
     let damaged = |detail: String| LogError::Damaged { place: format!("entry {index}"), detail };
-    let Some((sum, json)) = bytes.split_first_chunk::<4>() else {
+    let Some((sum, json)) = bytes.split_first_chunk::<CHECKSUM>() else {
         return Err(damaged("it is cut short".into()));
     };
     if crc32fast::hash(json) != u32::from_le_bytes(*sum) {
@@ -326,12 +330,12 @@ impl LogFile {
         Ok(entries)
     }
 
-    pub(super) fn append(&self, entries: &[(u64, Vec<u8>)]) -> Result<(), LogError> {
+    pub(super) fn append(&self, entries: &[(u64, Bytes)]) -> Result<(), LogError> {
         let transaction = self.begin_write()?;
         {
             let mut table = transaction.open_table(LOG)?;
             for (index, bytes) in entries {
-                table.insert(index, bytes.as_slice())?;
+                table.insert(index, &**bytes)?;
             }
         }
         Ok(transaction.commit()?)
@@ -345,7 +349,7 @@ impl LogFile {
             let mut about = transaction.open_table(ABOUT)?;
             note(&mut about, IDENTITY, identity)?;
             note(&mut about, VOTE, vote)?;
-            transaction.open_table(LOG)?.insert(entry.log_id.index, bytes.as_slice())?;
+            transaction.open_table(LOG)?.insert(entry.log_id.index, &*bytes)?;
         }
         Ok(transaction.commit()?)
     }

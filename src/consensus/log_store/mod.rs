@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use openraft::{
     ErrorSubject, ErrorVerb, LogState, OptionalSend, RaftLogReader, StorageIOError,
     storage::{LogFlushed, RaftLogStorage},
@@ -36,6 +37,7 @@ pub(super) use disk::Disk;
 pub use file::LogError;
 pub(super) use file::{LogFile, Start};
 use recent::Recent;
+pub(super) use recent::Texts;
 
 use super::{
     space::until_there_is_room,
@@ -75,14 +77,14 @@ pub struct LogSize {
 }
 
 impl LogSize {
-    fn grow(&mut self, entries: &[(u64, Vec<u8>)]) {
+    fn grow(&mut self, entries: &[(u64, Bytes)]) {
         self.entries += entries.len() as u64;
         self.bytes += entries.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
     }
 }
 
 /// Entries with their indexes, as they lie in the file.
-type Encoded = Vec<(u64, Vec<u8>)>;
+type Encoded = Vec<(u64, Bytes)>;
 type Done = oneshot::Sender<Result<(), LogError>>;
 
 enum Write {
@@ -129,6 +131,11 @@ impl LogStore {
     /// How far the log is on the disk.
     pub(super) fn ahead(&self) -> &Arc<Ahead> {
         &self.ahead
+    }
+
+    /// What entries read as.
+    pub(super) fn texts(&self) -> Texts {
+        Texts(Arc::clone(&self.recent))
     }
 
     /// Up to here the log is committed: the state is brought there before anything else.
@@ -214,7 +221,7 @@ impl Writer<'_> {
         })
     }
 
-    fn append(&self, entries: &[(u64, Vec<u8>)], again: bool) -> Result<(), LogError> {
+    fn append(&self, entries: &[(u64, Bytes)], again: bool) -> Result<(), LogError> {
         self.write_after(again, |file| file.append(entries))?;
         self.size.send_modify(|size| size.grow(entries));
         self.ahead.flushed(entries.last().map_or(0, |(index, _)| *index));
@@ -326,8 +333,8 @@ impl RaftLogStorage<Types> for LogStore {
             encoded.push((entry.log_id.index, file::encode(entry).map_err(|e| write_failed(&e))?));
         }
         let ahead = self.ahead.hand(&entries);
-        let lengths = encoded.iter().map(|(_, bytes)| bytes.len());
-        self.recent().extend(entries.into_iter().zip(lengths).collect());
+        let stored = encoded.iter().map(|(_, bytes)| bytes.clone());
+        self.recent().extend(entries.into_iter().zip(stored).collect());
         let appended = if ahead { self.append_ahead(encoded) } else { self.append_now(encoded).await };
         match appended {
             Ok(()) => {

@@ -9,6 +9,7 @@ mod limit;
 mod peers;
 mod server;
 mod services;
+mod telling;
 mod tls;
 mod ways;
 
@@ -33,10 +34,11 @@ pub(super) use server::{Doorway, members_now, serve};
 pub(super) use services::Services;
 pub use services::{Caller, MemberChannel, Offered, Speaking};
 
+use telling::{Share, Telling};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    log_store::{Ahead, Stalled},
+    log_store::{Ahead, Stalled, Texts},
     types::{Fatal, LogId, Member, MemberId, Snapshot, Types, Vote},
 };
 
@@ -48,6 +50,8 @@ pub(super) struct Network {
     pub(super) peers: Arc<Peers>,
     /// This member's own log.
     pub(super) log: Arc<Ahead>,
+    /// And what its entries read as.
+    pub(super) texts: Texts,
 }
 
 /// How long the news of what is committed waits for entries to travel with. Who asked a follower for a change is answered
@@ -56,13 +60,6 @@ const NEWS: Duration = Duration::from_millis(1);
 /// How long an answer stands for the member being there: so much shorter than a heartbeat that no heartbeat is left out.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// How much later than the voters those learn of entries that do not vote, where there are many: the work of telling hundreds
-/// would hold up the few on whom each change waits.
-const AFTER_VOTERS: Duration = Duration::from_millis(10);
-/// Least time between two calls that tell one of them of entries, for each member there is, and at most: what comes meanwhile
-/// goes in one call. So a cluster in which something happens all the time costs a thousand calls a second, however large it is.
-const PACE: Duration = Duration::from_millis(1);
-const SLOWEST_PACE: Duration = Duration::from_millis(150);
 /// How often a member hears of the leader that does not vote and has nothing to learn: it has no lease to keep. One that is
 /// known to be there by its beats hears less often.
 const REMINDER: Duration = Duration::from_millis(600);
@@ -77,23 +74,6 @@ struct Acknowledged {
     at: Instant,
 }
 
-/// A call under way. openraft waits for an answer for no longer than a heartbeat takes, and then sends the same again: a member
-/// that is slow, or one of many, would be sent everything several times, which makes it slower still. Who does not vote keeps
-/// no leader in office by its answer, so that may come late.
-struct Telling {
-    request: Arc<AppendEntriesRequest<Types>>,
-    answer: AbortOnDropHandle<Result<Answer, CallError>>,
-}
-
-impl Telling {
-    /// Whether it tells what `request` is to tell, or the beginning of it.
-    fn is_of(&self, request: &AppendEntriesRequest<Types>) -> bool {
-        self.request.vote == request.vote
-            && self.request.prev_log_id == request.prev_log_id
-            && self.request.entries.len() <= request.entries.len()
-    }
-}
-
 /// What a member answers to entries.
 type Answer = Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>;
 
@@ -101,11 +81,16 @@ type Answer = Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>;
 pub(super) struct Way {
     peers: Arc<Peers>,
     log: Arc<Ahead>,
+    texts: Texts,
     id: MemberId,
     member: Member,
     acknowledged: Option<Acknowledged>,
-    /// The call that tells a member of entries which does not vote.
+    /// How much it is told at a time.
+    share: Share,
+    /// The call that tells it of entries.
     telling: Option<Telling>,
+    /// The call that says that the leader is there while it is told.
+    reminder: Option<AbortOnDropHandle<()>>,
     /// When it was told of entries last.
     told_at: Option<Instant>,
     /// News that waits to be told.
@@ -120,10 +105,13 @@ impl RaftNetworkFactory<Types> for Network {
         Way {
             peers,
             log,
+            texts: self.texts.clone(),
             id,
             member: member.clone(),
             acknowledged: None,
+            share: Share::first(),
             telling: None,
+            reminder: None,
             told_at: None,
             news: Arc::default(),
         }
@@ -164,13 +152,13 @@ impl Way {
         }
         let (news, peers) = (Arc::clone(&self.news), Arc::clone(&self.peers));
         let (id, member) = (self.id, self.member.clone());
-        let pause = self.log.among_many(id).map_or(NEWS, |members| (PACE * members as u32).min(SLOWEST_PACE));
+        let pause = self.log.among_many(id).map_or(NEWS, telling::pace);
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             let request = news.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(request) = request
-                && let Err(error) = peers.append(id, &member, &request).await
-            {
+            let Some(request) = request else { return };
+            let told = async { peers.append(id, &member, telling::empty(&request)?).await };
+            if let Err(error) = told.await {
                 // The next heartbeat tells it too.
                 tracing::debug!(%error, "a member was not told what is committed");
             }
@@ -196,52 +184,18 @@ impl Way {
         if self.peers.is_short() && self.log.needs_others() { Err(Silent::NoRoom) } else { Ok(()) }
     }
 
-    /// Tells entries to a member that does not vote; gives the answer to the call that is under way already if there is one.
-    async fn tell(&mut self, request: AppendEntriesRequest<Types>) -> Result<AppendEntriesResponse<MemberId>, Failure> {
-        let asked = request.entries.len();
-        let telling = match self.telling.take() {
-            Some(telling) if telling.is_of(&request) => telling,
-            _ => self.begin_to_tell(request),
-        };
-        // Whoever waits here no longer finds it again.
-        let telling = self.telling.insert(telling);
-        let answer = (&mut telling.answer).await;
-        let told = self.telling.take().map(|telling| telling.request);
-        let Some(request) = told else { unreachable!("it was put there above") };
-        let answer = answer.unwrap_or_else(|e| Err(CallError::Failed(e.to_string()))).map_err(|e| self.failure(e))?;
-        let last = request.entries.last().map(|entry| entry.log_id);
-        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| self.silent(error.into()))?;
-        self.heed(&request, &answer);
-        match answer.map_err(|error| self.remote(error))? {
-            AppendEntriesResponse::Success if request.entries.len() < asked => {
-                Ok(AppendEntriesResponse::PartialSuccess(last))
-            }
-            answer => Ok(answer),
-        }
-    }
-
-    fn begin_to_tell(&mut self, request: AppendEntriesRequest<Types>) -> Telling {
-        let pause = self.log.among_many(self.id).map_or(Duration::ZERO, |members| {
-            let since = self.told_at.map_or(SLOWEST_PACE, |at| at.elapsed());
-            AFTER_VOTERS.max((PACE * members as u32).min(SLOWEST_PACE).saturating_sub(since))
-        });
-        self.told_at = Some(Instant::now() + pause);
-        let request = Arc::new(request);
-        let (peers, id, member, told) = (Arc::clone(&self.peers), self.id, self.member.clone(), Arc::clone(&request));
-        let call = async move {
-            tokio::time::sleep(pause).await;
-            peers.append(id, &member, &told).await
-        };
-        Telling { request, answer: AbortOnDropHandle::new(tokio::spawn(call)) }
-    }
-
-    /// Takes note of what a member answered to a request.
-    fn heed(&mut self, request: &AppendEntriesRequest<Types>, answer: &Answer) {
-        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+    /// Takes note of what a member answered.
+    fn heed(&mut self, vote: Vote, last: Option<LogId>, committed: Option<LogId>, answer: &Answer) {
         let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
-        let (vote, committed) = (request.vote, request.leader_commit);
         self.acknowledged =
             last.filter(|_| whole).map(|last| Acknowledged { vote, last, committed, at: Instant::now() });
+    }
+
+    /// An answer may count as one member's consent to all that was told, and this member consents with it: both must have it
+    /// on their disks.
+    async fn until_flushed(&self, last: Option<LogId>) -> Result<(), Failure> {
+        let flushed = self.log.until_flushed(last.map_or(0, |last| last.index)).await;
+        flushed.map_err(|error| self.silent(error.into()))
     }
 
     fn remote(&self, error: RaftError<MemberId>) -> Failure {
@@ -277,19 +231,23 @@ impl RaftNetwork<Types> for Way {
             self.tell_later(request);
             return Ok(AppendEntriesResponse::Success);
         }
-        if !request.entries.is_empty() {
+        if let Some(asked) = request.entries.last().map(|entry| entry.log_id) {
             // They carry the news.
             self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let told = self.tell(request).await.map_err(|e| self.failure(e))?;
+            self.until_flushed(Some(told.last)).await?;
+            self.heed(told.vote, Some(told.last), told.commit, &told.answer);
+            return match told.answer.map_err(|error| self.remote(error))? {
+                AppendEntriesResponse::Success if told.last < asked => {
+                    Ok(AppendEntriesResponse::PartialSuccess(Some(told.last)))
+                }
+                answer => Ok(answer),
+            };
         }
-        if !request.entries.is_empty() && !self.log.votes(self.id) {
-            return self.tell(request).await;
-        }
-        // An answer may count as one member's consent to all that the request speaks of, and this member consents with
-        // it: both must have it on their disks.
-        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        let answer = self.peers.append(self.id, &self.member, &request).await.map_err(|e| self.failure(e))?;
-        self.log.until_flushed(last.map_or(0, |last| last.index)).await.map_err(|error| self.silent(error.into()))?;
-        self.heed(&request, &answer);
+        let message = telling::empty(&request).map_err(|e| self.failure(e))?;
+        let answer = self.peers.append(self.id, &self.member, message).await.map_err(|e| self.failure(e))?;
+        self.until_flushed(request.prev_log_id).await?;
+        self.heed(request.vote, request.prev_log_id, request.leader_commit, &answer);
         answer.map_err(|error| self.remote(error))
     }
 

@@ -11,10 +11,11 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use openraft::{
     error::RaftError,
-    raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
+    raft::{AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use toft_model::ids::NodeId;
@@ -33,7 +34,7 @@ use tonic::{
 use super::{
     super::{
         propose::ForwardError,
-        types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Types, Vote},
+        types::{Batch, Fatal, Identity, Member, MemberId, Outcomes, Snapshot, Vote},
     },
     PROTOCOL,
     back::{Pipe, pipe},
@@ -166,8 +167,8 @@ fn ascii(text: &str) -> MetadataValue<Ascii> {
     MetadataValue::try_from(text).unwrap_or_else(|_| MetadataValue::from_static("?"))
 }
 
-fn json<T: Serialize>(value: &T) -> Result<Vec<u8>, CallError> {
-    serde_json::to_vec(value).map_err(|e| CallError::Failed(e.to_string()))
+pub(super) fn json<T: Serialize>(value: &T) -> Result<Bytes, CallError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|e| CallError::Failed(e.to_string()))
 }
 
 fn parse<T: DeserializeOwned>(message: &Message) -> Result<T, CallError> {
@@ -423,13 +424,14 @@ impl Peers {
         request
     }
 
+    /// Sends a request to append entries, as JSON.
     pub(super) async fn append(
         &self,
         id: MemberId,
         member: &Member,
-        request: &AppendEntriesRequest<Types>,
+        request: Bytes,
     ) -> Result<Result<AppendEntriesResponse<MemberId>, RaftError<MemberId>>, CallError> {
-        let message = Message { json: json(request)? };
+        let message = Message { json: request };
         let call = async {
             let send = |mut client: PeerClient<Channel>| {
                 let request = self.request(message.clone(), FORWARD_TIMEOUT);
@@ -470,7 +472,7 @@ impl Peers {
         .await
         .map_err(|e| CallError::Failed(e.to_string()))?
         .map_err(read)?;
-        let head = SnapshotHead { json: json(&(vote, &snapshot.meta))?, length, crc32 };
+        let head = SnapshotHead { json: json(&(vote, &snapshot.meta))?.into(), length, crc32 };
         let file = tokio::fs::File::open(&path).await.map_err(read)?;
         let parts = stream::unfold((Some(head), file), async |(head, mut file)| {
             if let Some(head) = head {

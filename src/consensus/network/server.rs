@@ -134,7 +134,7 @@ pub(super) fn check_protocol<T>(request: &Request<T>) -> Result<(), Status> {
 
 fn json<T: Serialize>(value: &T) -> Result<Response<Message>, Status> {
     let json = serde_json::to_vec(value).map_err(|e| Status::internal(e.to_string()))?;
-    Ok(Response::new(Message { json }))
+    Ok(Response::new(Message { json: json.into() }))
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
