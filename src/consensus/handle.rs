@@ -1,6 +1,12 @@
 //! What other rooms see of consensus.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use openraft::{
     error::{CheckIsLeaderError, RaftError},
@@ -351,12 +357,13 @@ impl Handle {
         metrics.membership_config.membership().get_node(&id).map(|member| member.node_id)
     }
 
-    /// The nodes of the members that vote: of the one that leads, and of those that may lead next.
-    pub fn voting_nodes(&self) -> Vec<NodeId> {
+    /// The nodes of the one that leads, also where this member does not know yet that it votes, and of those that may lead next.
+    pub fn leading_nodes(&self) -> Vec<NodeId> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
         let members = metrics.membership_config.membership();
-        members.voter_ids().filter_map(|id| Some(members.get_node(&id)?.node_id)).collect()
+        let may: BTreeSet<MemberId> = members.voter_ids().chain(metrics.current_leader).collect();
+        may.iter().filter_map(|id| Some(members.get_node(id)?.node_id)).collect()
     }
 
     /// When this member heard of the leader last, or of one who wanted to be it.

@@ -54,6 +54,7 @@ mod mesh;
 mod mesh_nodes;
 mod mesh_ways;
 mod names;
+mod narrow_line;
 mod network;
 mod node_loss;
 mod openapi;

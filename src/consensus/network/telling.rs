@@ -187,11 +187,7 @@ impl Way {
 }
 
 /// The JSON of the first entries that fit into so many bytes, at least of one, and which is the last.
-fn first(
-    request: &AppendEntriesRequest<Types>,
-    known: &Texts,
-    limit: usize,
-) -> Result<(Vec<Bytes>, LogId), CallError> {
+fn first(request: &AppendEntriesRequest<Types>, known: &Texts, limit: usize) -> Result<(Vec<Bytes>, LogId), CallError> {
     let mut texts = Vec::new();
     let (mut bytes, mut last) = (0, None);
     for entry in &request.entries {

@@ -239,9 +239,9 @@ impl Talk {
     /// Tells the leader that this node is there, and those that may lead next: who has just been elected would take a node for
     /// dead that still beats for the leader before, above all that leader itself.
     async fn beat(&self, socket: &UdpSocket) {
-        let voting = self.state.voting_nodes();
+        let leading = self.state.leading_nodes();
         let told: Vec<Ipv4Addr> =
-            self.others().filter(|(node, ..)| voting.contains(node)).map(|(_, address, _)| address).collect();
+            self.others().filter(|(node, ..)| leading.contains(node)).map(|(_, address, _)| address).collect();
         for address in told {
             self.say(socket, address, &Message::Beat).await;
         }

@@ -164,6 +164,15 @@ impl Trio {
         }
     }
 
+    /// Each member sends no more than so much, like `8mbit`.
+    pub fn narrow(&self, rate: &str) {
+        for node in &self.nodes {
+            let queue =
+                ["qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "32k", "latency", "400ms"];
+            node.machine.run("tc", &queue);
+        }
+    }
+
     /// Stops a member's process where it is.
     pub fn pause(&self, i: usize) {
         kill(Pid::from_raw(self.nodes[i].pid() as i32), Signal::SIGSTOP).unwrap();
