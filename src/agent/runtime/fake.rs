@@ -34,6 +34,7 @@ mod exec;
 mod root;
 mod script;
 mod usage;
+mod words;
 
 use script::Script;
 
@@ -321,10 +322,11 @@ impl Runtime for FakeRuntime {
         Ok(())
     }
 
-    async fn create_task(&self, id: InstanceId, _logger: &LoggerCommand) -> Result<u32, RuntimeError> {
+    async fn create_task(&self, id: InstanceId, logger: &LoggerCommand) -> Result<u32, RuntimeError> {
         let mut state = self.begin(Call::CreateTask)?;
         let pid = state.next_pid;
         state.next_pid += 1;
+        let is_made_up = state.has_every_image;
         let container = state.containers.get_mut(&id).ok_or(RuntimeError::NotFound { id })?;
         if container.task != TaskState::None {
             return Err(RuntimeError::Exists { id });
@@ -339,6 +341,12 @@ impl Runtime for FakeRuntime {
             exit_code: 127,
         })?;
         container.console = attach::Console::of(&container.spec.process)?;
+        if let Some((_, dir)) = logger.args.iter().find(|(name, _)| is_made_up && name == "dir") {
+            words::write(dir.as_ref(), id, jiff::Timestamp::now()).map_err(|error| {
+                let reason = format!("its log cannot be written: {error}");
+                RuntimeError::Failed { doing: "starting a container", reason }
+            })?;
+        }
         container.task = TaskState::Created { pid };
         container.task_number += 1;
         Ok(pid)
