@@ -43,6 +43,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HANDSHAKES: Bound = Bound { all: 512, one: 32 };
 /// Connections of strangers at a time, and of one address.
 const STRANGERS: Bound = Bound { all: 64, one: 16 };
+/// How long a member may still be answered when this one ends. One that is not reached any more would hold that up.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How long a stranger may stay.
 const STAY: Duration = Duration::from_secs(120);
 /// Connections whose handshake is done and that nobody has taken yet.
@@ -203,7 +205,11 @@ impl Gate {
         }
         let stream = hello.into_stream(Arc::clone(&self.tls)).await?;
         let guest = if stream.get_ref().1.peer_certificates().is_some() {
-            Guest::member(stream)
+            let cancel = cancel.clone();
+            Guest::until(stream, async move {
+                cancel.cancelled().await;
+                tokio::time::sleep(LAST_ANSWERS).await;
+            })
         } else {
             let Some(counted) = self.strangers.count(from.ip()) else {
                 return Err(io::Error::other("too many strangers at a time"));
@@ -225,11 +231,6 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// One with a certificate of the cluster.
-    fn member(stream: TlsStream<TcpStream>) -> Self {
-        Self { stream, until: None, _counted: None }
-    }
-
     fn stranger(stream: TlsStream<TcpStream>, counted: Counted) -> Self {
         Self { stream, until: Some(Box::pin(tokio::time::sleep(STAY))), _counted: Some(counted) }
     }
