@@ -6,10 +6,10 @@ CARGO_DEB_VERSION=3.8.0
 
 usage() {
   cat <<'EOF'
-usage: build-deb.sh [--no-build] [release|ci]
+usage: build-deb.sh [--no-build] [release|ci|dev]
 
-  release, ci   the cargo profile to build with (default: release)
-  --no-build    package the binary that lies in the target directory already
+  release, ci, dev  the cargo profile to build with (default: release)
+  --no-build        package the binary that lies in the target directory already
 EOF
 }
 
@@ -35,10 +35,10 @@ write_completions() {
 }
 
 main() {
-  local profile=release build=yes target compression=()
+  local profile=release build=yes target folder compression=()
   while (($#)); do
     case $1 in
-      release | ci) profile=$1 ;;
+      release | ci | dev) profile=$1 ;;
       --no-build) build=no ;;
       -h | --help) usage; return ;;
       *) usage >&2; exit 2 ;;
@@ -47,9 +47,11 @@ main() {
   done
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   target=$(target_directory)
+  folder=$profile
+  [[ $profile != dev ]] || folder=debug
   install_cargo_deb "$target/tools"
   [[ $build == no ]] || cargo build --locked --profile "$profile" --bin toft >&2
-  write_completions "$target/$profile"
+  write_completions "$target/$folder"
   [[ $profile == release ]] || compression=(--fast)
   "$target/tools/bin/cargo-deb" --quiet --locked --no-build --profile "$profile" "${compression[@]}" \
     --output "$target/debian/"

@@ -11,10 +11,10 @@ usage: tests/run.sh [--full]
 Installs what tests/packages.txt names, then: format, lint, cargo tests, Debian package, and the package and
 the bootstrap in whole machines.
 
-  --full   also run the tests' core on a kernel of its own with cgroup v2, join two such machines over the kernel's
-           WireGuard, check licences and dependencies, prove the bootstrap from a checkout with a release build in
-           a bare machine, let schemathesis look for faults of the API and Lighthouse for those of pages, and run the
-           proofs ten times longer (TOFT_TEST_FULL=1)
+  --full   package optimised code, and also run the tests' core on a kernel of its own with cgroup v2, join two such
+           machines over the kernel's WireGuard, check licences and dependencies, prove the bootstrap from a checkout
+           with a release build in a bare machine, let schemathesis look for faults of the API and Lighthouse for
+           those of pages, and run the proofs ten times longer (TOFT_TEST_FULL=1)
 EOF
 }
 
@@ -62,8 +62,11 @@ check_lint() {
 # A failure ends nothing: what else fails is worth knowing.
 run_cargo_tests() { cargo test --workspace --locked --no-fail-fast; }
 
+# What the tests ran is packaged; optimised code is built where somebody has the ten minutes.
 build_package() {
-  packaging/build-deb.sh ci | tee "$deb_path"
+  local profile=dev
+  [[ $full == no ]] || profile=ci
+  packaging/build-deb.sh "$profile" | tee "$deb_path"
 }
 
 # The package that the phase before built: the last line it printed.
