@@ -43,6 +43,8 @@ impl Ops {
 
     /// Orders the moves of the plan with that id, if it is still the plan that is made, and gives what is to be moved.
     pub async fn rebalance(&self, plan: &str, most: Option<u32>) -> Result<Vec<Remaining>, ControlError> {
+        // The plan may have been made elsewhere, by what is not here yet.
+        self.catch_up().await?;
         let asked = self.asked(&("rebalance", plan, most))?;
         if let Some((key, fingerprint)) = asked.clone() {
             let known = self.state.read(move |connection| was_applied(connection, key, &fingerprint)).await?;
