@@ -64,9 +64,9 @@ run_cargo_tests() { cargo test --workspace --locked --no-fail-fast; }
 
 # What the tests ran is packaged; optimised code is built where somebody has the ten minutes.
 build_package() {
-  local profile=dev
-  [[ $full == no ]] || profile=ci
-  packaging/build-deb.sh "$profile" | tee "$deb_path"
+  local what=(--no-build dev)
+  [[ $full == no ]] || what=(ci)
+  packaging/build-deb.sh "${what[@]}" | tee "$deb_path"
 }
 
 # The package that the phase before built: the last line it printed.
