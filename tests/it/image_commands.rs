@@ -66,7 +66,7 @@ fn what_is_not_there_is_pulled_once_and_told_how_far_it_is() {
     let applied = || s.toft.get("/api/v1/cluster").good()["applied"].as_u64().unwrap();
     let before = wait_until("the starts are settled", || {
         let before = applied();
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_secs(2));
         (applied() == before).then_some(before)
     });
     let mut pull = s.toft.client(&["image", "pull", "--json", &s.image]);

@@ -11,7 +11,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::machine::wait_until;
+use super::{machine::wait_until, tell_failures_at_once};
 
 /// A made-up cluster that ends with its test.
 pub struct Dev {
@@ -25,6 +25,7 @@ pub struct Dev {
 impl Dev {
     /// Starts one.
     pub fn start(arguments: &[&str]) -> Self {
+        tell_failures_at_once();
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("dev");
         let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));

@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     http::{Answer, PATIENCE, exchange},
-    slowness,
+    slowness, tell_failures_at_once,
 };
 
 /// Machines that may be there at once: each has a containerd.
@@ -74,6 +74,7 @@ impl Machine {
 
     fn at(place: Arc<Place>) -> Arc<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        tell_failures_at_once();
         assert!(nix::unistd::geteuid().is_root(), "these tests need root");
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("toft-it-{}-{number}", std::process::id()));

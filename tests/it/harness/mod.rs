@@ -1,6 +1,13 @@
 //! What the tests run against.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    io::Write as _,
+    panic,
+    sync::{
+        Once,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 pub mod appliance;
 pub mod authenticator;
@@ -36,6 +43,20 @@ pub fn full() -> bool {
 /// How many times slower than others this machine is: what must have come by some time may come so much later.
 pub fn slowness() -> u32 {
     std::env::var("TOFT_TEST_SLOWNESS").map_or(1, |times| times.parse().expect("TOFT_TEST_SLOWNESS is a number"))
+}
+
+/// Tells what fails when it fails, and not only at the end of all tests: a run that is cut short has said why.
+pub fn tell_failures_at_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            usual(panic);
+            let thread = std::thread::current();
+            // Past what the test harness keeps for the end.
+            let _ = writeln!(std::io::stderr(), "{} fails: {panic}", thread.name().unwrap_or("a thread of a test"));
+        }));
+    });
 }
 
 /// Sets a flag at the end of its scope, also when the test fails in there: whoever waits for it can end.
