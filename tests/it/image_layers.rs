@@ -1,6 +1,6 @@
 //! What a pull unpacks is what containerd would have unpacked, file by file.
 
-use std::{path::Path, process::Command};
+use std::{collections::BTreeSet, path::Path, process::Command};
 
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
@@ -12,7 +12,7 @@ use toft_model::image::ImageRef;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    containerd::Lab,
+    containerd::{Connected, Disk, Lab},
     image::{Layout, busybox_layer, digest, gzip, here},
     registry::OwnRegistry,
 };
@@ -126,11 +126,8 @@ fn tree(socket: &Path, namespace: &str, top: &str, dir: &Path) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pull_unpacks_what_containerd_unpacks() {
-    let lab = Lab::start().await;
-    let runtime = lab.connect().await;
-    let registry = OwnRegistry::start().await;
+/// Serves the image as `all:1`; gives its name, and that of its uppermost snapshot.
+fn publish(registry: &OwnRegistry) -> (String, String) {
     let (layers, mut layout) = (layers(), Layout::new());
     let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     let described: Vec<_> = layers.iter().map(|layer| layout.blob(LAYER, gzip(layer))).collect();
@@ -141,16 +138,28 @@ async fn a_pull_unpacks_what_containerd_unpacks() {
     let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": described});
     let target = layout.blob(kind, serde_json::to_vec(&manifest).unwrap());
     registry.put(&layout, &target, "1");
-    let name = format!("{}/all:1", registry.address);
     let top = diff_ids.into_iter().reduce(|below, layer| digest(format!("{below} {layer}").as_bytes())).unwrap();
+    (format!("{}/all:1", registry.address), top)
+}
 
+/// Pulls an image as a node does.
+async fn pull(runtime: &Connected, image: &ImageRef) {
     let (pulls, puller) =
         Pulls::new(runtime.runtime.clone(), Registries::new(Settings::default(), super::image_pull::nobody()));
     let stop = CancellationToken::new();
     let _stop = stop.clone().drop_guard();
     tokio::spawn(puller.run(stop));
+    pulls.pull(image, TagWord::Registry).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_unpacks_what_containerd_unpacks() {
+    let lab = Lab::start().await;
+    let runtime = lab.connect().await;
+    let registry = OwnRegistry::start().await;
+    let (name, top) = publish(&registry);
     let image: ImageRef = name.parse().unwrap();
-    pulls.pull(&image, TagWord::Registry).await.unwrap();
+    pull(&runtime, &image).await;
     let config = lab.config();
     let out = Command::new("ctr")
         .arg("--address")
@@ -169,4 +178,30 @@ async fn a_pull_unpacks_what_containerd_unpacks() {
     }
     assert_eq!(ours, theirs);
     assert!(runtime.runtime.remove_image(&image).await.unwrap());
+}
+
+/// Every file of all snapshots below containerd's folder, with a digest of what is in it.
+fn snapshots(containerd: &Path) -> BTreeSet<String> {
+    let script = r#"
+        set -eu
+        cd "$(find "$1" -type d -path '*overlayfs/snapshots')"
+        find . -path '*/fs/*' -printf '%p %y %m %U:%G %l '  \( -type f -exec sha256sum -- {} \; -o -printf '\n' \)
+    "#;
+    let out = Command::new("sh").args(["-c", script, "sh"]).arg(containerd).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_there_is_there_after_a_power_cut() {
+    let lab = Lab::start_on(Disk::File(256)).await;
+    let runtime = lab.connect().await;
+    let registry = OwnRegistry::start().await;
+    let image: ImageRef = publish(&registry).0.parse().unwrap();
+    pull(&runtime, &image).await;
+    let kept = snapshots(&lab.after_a_power_cut());
+    let made = snapshots(&lab.dir.join("c"));
+    assert!(made.iter().any(|file| file.contains("/bin/busybox ")), "{made:#?}");
+    let lost: Vec<_> = made.difference(&kept).collect();
+    assert!(lost.is_empty(), "{lost:#?}");
 }

@@ -16,7 +16,7 @@ use toft_model::{ids::InstanceId, workload::Resources};
 
 use crate::{
     harness::{
-        containerd::{Lab, wait_up},
+        containerd::{Disk, Lab, wait_up},
         image::{self, FULL_NAME, Layout, REF_NAME},
         slowness,
     },
@@ -284,7 +284,7 @@ async fn bad_archives_are_refused_with_a_reason_and_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_told_and_nothing_is_left() {
-    let lab = Lab::start_on(Some(40)).await;
+    let lab = Lab::start_on(Disk::Memory(40)).await;
     let connected = lab.connect().await;
     let runtime = &*connected.runtime;
     let before = store(&lab);

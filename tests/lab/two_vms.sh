@@ -54,7 +54,7 @@ fail() { say "FAILED: $*"; exit 1; }
 until_so() {
   deadline=$(($(cut -d. -f1 /proc/uptime) + $1)); what=$2; shift 2
   until "$@" >/tmp/last 2>&1; do
-    [ "$(cut -d. -f1 /proc/uptime)" -lt "$deadline" ] || { cat /tmp/last; toft node ls; toft ls; fail "$what"; }
+    [ "$(cut -d. -f1 /proc/uptime)" -lt "$deadline" ] || { cat /tmp/last; toft node ls; toft ps; toft events | tail -n 20; fail "$what"; }
     sleep 1
   done
   say "ok $what"

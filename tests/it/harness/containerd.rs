@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -34,6 +35,16 @@ pub struct Lab {
     supervising: Option<(CancellationToken, JoinHandle<()>)>,
 }
 
+/// What a lab's containerd lies on.
+pub enum Disk {
+    /// The machine's own.
+    Own,
+    /// A file system in memory, of that many MiB.
+    Memory(u32),
+    /// An ext4 of that many MiB in a file, which [`Lab::after_a_power_cut`] looks at.
+    File(u32),
+}
+
 /// A runtime on a lab's containerd. Dropping it ends only the watching.
 pub struct Connected {
     pub runtime: Arc<ContainerdRuntime>,
@@ -49,20 +60,30 @@ impl Drop for Connected {
 impl Lab {
     /// Needs root, containerd, runc and a static busybox.
     pub async fn start() -> Self {
-        Self::start_on(None).await
+        Self::start_on(Disk::Own).await
     }
 
-    /// The same on a disk of that many MiB.
-    pub async fn start_on(disk_mib: Option<u32>) -> Self {
+    /// The same on another disk.
+    pub async fn start_on(disk: Disk) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let binary = find_binary().expect("containerd is installed");
         assert!(nix::unistd::geteuid().is_root(), "containers need root");
         let tag = format!("toft-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(&tag);
         fs::create_dir_all(dir.join("c")).unwrap();
-        if let Some(mib) = disk_mib {
-            let size = format!("size={mib}m");
-            mount(Some("tmpfs"), &dir.join("c"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+        match disk {
+            Disk::Own => {}
+            Disk::Memory(mib) => {
+                let size = format!("size={mib}m");
+                mount(Some("tmpfs"), &dir.join("c"), Some("tmpfs"), MsFlags::empty(), Some(size.as_str())).unwrap();
+            }
+            Disk::File(mib) => {
+                let file = dir.join("disk");
+                fs::File::create(&file).unwrap().set_len(u64::from(mib) << 20).unwrap();
+                run(Command::new("mkfs.ext4").arg("-q").arg(&file));
+                // It writes what it is asked to write, and nothing by itself.
+                run(Command::new("mount").args(["-o", "loop,commit=600"]).arg(&file).arg(dir.join("c")));
+            }
         }
         let supervisor = Arc::new(ContainerdSupervisor::new(&dir.join("c"), binary).unwrap());
         let mut lab = Self { dir, supervisor, name: tag, supervising: None };
@@ -131,6 +152,15 @@ impl Lab {
         ours.into_iter().filter(|(_, line)| line.contains("containerd-shim")).map(|(pid, _)| pid).collect()
     }
 
+    /// What would be left in containerd's folder if the power were cut now: a copy of what has reached the disk.
+    pub fn after_a_power_cut(&self) -> PathBuf {
+        let (copy, folder) = (self.dir.join("disk-afterwards"), self.dir.join("afterwards"));
+        run(Command::new("cp").arg("--sparse=always").arg(self.dir.join("disk")).arg(&copy));
+        fs::create_dir(&folder).unwrap();
+        run(Command::new("mount").args(["-o", "loop"]).arg(&copy).arg(&folder));
+        folder
+    }
+
     /// What a power cut does: every process of the lab ends at once, mounts and state are gone.
     pub fn switch_off(&self) {
         self.end_all();
@@ -149,6 +179,11 @@ impl Lab {
         }
         found
     }
+}
+
+fn run(command: &mut Command) {
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{command:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 pub async fn wait_up(runtime: &dyn Runtime) {

@@ -116,8 +116,7 @@ impl Snapshots<'_> {
         diff_id: &str,
     ) -> Result<(), Unusable> {
         let client = self.client;
-        let message =
-            ApplyRequest { diff: Some(layer.to_diff()), mounts, payloads: Default::default(), sync_fs: false };
+        let message = ApplyRequest { diff: Some(layer.to_diff()), mounts, payloads: Default::default(), sync_fs: true };
         let applied = call(UNPACKING, UNPACK, client.diff().apply(client.leased(message, self.lease)))
             .await
             .map_err(|refusal| layer_trouble(layer, refusal))?;

@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Extracted, Fault, OPAQUE, OVERLAY_ATTRIBUTES};
+use super::{Extracted, Fault, OPAQUE, OVERLAY_ATTRIBUTES, extract::on_disk};
 
 /// Largest attribute that Linux has.
 const MOST_ATTRIBUTE_BYTES: usize = 64 << 10;
@@ -47,7 +47,7 @@ pub(in super::super) fn merge(extracted: &Extracted, from: &Path, to: &Path, low
         // Moving its files has changed its time.
         futimens(&target, &times(&root)).map_err(disk)?;
     }
-    Ok(())
+    on_disk(&target)
 }
 
 /// Hides everything of the layers below. overlayfs looks at no attribute of the uppermost directory, so each name in it is
