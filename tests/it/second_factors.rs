@@ -1,7 +1,7 @@
 //! Second factors: turning one on without a script, signing in with a code, codes that count once, who lost theirs, and what the
 //! cluster asks of admins.
 
-use std::sync::Barrier;
+use std::{fs, net::TcpStream, sync::Barrier};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
@@ -9,11 +9,13 @@ use serde_json::{Value, json};
 use crate::{
     browser_pages::{WIDTHS, faults},
     harness::{
+        appliance::Appliance,
         authenticator::{Authenticator, step},
         axe,
         browser::Browser,
-        http::Answer,
-        made_up::{MadeUp, cookie_of},
+        http::{Answer, PATIENCE, exchange},
+        made_up::{MadeUp, cookie_of, send_form},
+        trio::Trio,
     },
 };
 
@@ -28,12 +30,58 @@ fn hidden<'a>(page: &'a str, name: &str) -> &'a str {
     between(page, &format!("name=\"{name}\" value=\""), "\"")
 }
 
-fn open(toft: &MadeUp, path: &str, cookie: &str) -> Answer {
-    toft.ask("GET", path, &[("cookie", cookie)], b"")
+/// A dashboard as browsers reach it.
+trait Site {
+    fn page(&self, path: &str, cookie: &str) -> Answer;
+    fn send(&self, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer;
+}
+
+impl Site for MadeUp {
+    fn page(&self, path: &str, cookie: &str) -> Answer {
+        self.ask("GET", path, &[("cookie", cookie)], b"")
+    }
+
+    fn send(&self, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer {
+        self.form(path, cookie, fields)
+    }
+}
+
+impl Site for Appliance {
+    fn page(&self, path: &str, cookie: &str) -> Answer {
+        let (path, cookie) = (path.to_owned(), cookie.to_owned());
+        connected(self, move |stream, host| {
+            exchange(stream, "GET", &path, &[("host", host), ("cookie", &cookie)], b"").unwrap()
+        })
+    }
+
+    fn send(&self, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer {
+        let (path, cookie) = (path.to_owned(), cookie.to_owned());
+        let fields: Vec<_> = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        connected(self, move |stream, host| {
+            let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            send_form(stream, host, &path, &cookie, &fields)
+        })
+    }
+}
+
+/// Does something with a connection to a node's dashboard, from its own machine.
+fn connected(toft: &Appliance, work: impl FnOnce(TcpStream, &str) -> Answer + Send + 'static) -> Answer {
+    let url = fs::read_to_string(toft.data.join("toft.url")).unwrap();
+    let host = url.trim().trim_end_matches('/').rsplit('/').next().unwrap().to_owned();
+    let asked = toft.machine.spawn(move || {
+        let stream = TcpStream::connect(&host).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        work(stream, &host)
+    });
+    asked.join().unwrap()
+}
+
+fn open(toft: &impl Site, path: &str, cookie: &str) -> Answer {
+    toft.page(path, cookie)
 }
 
 /// Turns the second factor of whoever has the cookie on; gives the authenticator, the recovery codes, and the code that proved it.
-fn turn_on(toft: &MadeUp, cookie: &str) -> (Authenticator, Vec<String>, String) {
+fn turn_on(toft: &impl Site, cookie: &str) -> (Authenticator, Vec<String>, String) {
     let page = open(toft, "/account/second-factor", cookie);
     assert_eq!(page.status, 200, "{}", page.text());
     let page = page.text();
@@ -41,7 +89,7 @@ fn turn_on(toft: &MadeUp, cookie: &str) -> (Authenticator, Vec<String>, String) 
     // The oldest code that counts, so that newer ones are left.
     let code = authenticator.code(step() - 1);
     let fields = [("offer", hidden(&page, "offer")), ("code", &code), ("password", PASSWORD)];
-    let answer = toft.form("/account/second-factor", cookie, &fields);
+    let answer = toft.send("/account/second-factor", cookie, &fields);
     assert_eq!(answer.status, 200, "{}", answer.text());
     let page = answer.text();
     let codes = between(&page, "<pre id=\"recovery\"><code>", "</code>").split_whitespace().map(str::to_owned);
@@ -49,16 +97,16 @@ fn turn_on(toft: &MadeUp, cookie: &str) -> (Authenticator, Vec<String>, String) 
 }
 
 /// The first half of a sign-in; gives what is brought along to the second.
-fn half(toft: &MadeUp, name: &str) -> String {
-    let answer = toft.form("/login", "", &[("name", name), ("password", PASSWORD), ("next", "/nodes")]);
+fn half(toft: &impl Site, name: &str) -> String {
+    let answer = toft.send("/login", "", &[("name", name), ("password", PASSWORD), ("next", "/nodes")]);
     assert!(answer.status == 200 && answer.header("set-cookie").is_none(), "{}", answer.text());
     let page = answer.text();
     assert_eq!(hidden(&page, "next"), "/nodes");
     hidden(&page, "half").to_owned()
 }
 
-fn second(toft: &MadeUp, half: &str, code: &str) -> Answer {
-    toft.form("/login/code", "", &[("half", half), ("code", code), ("next", "/nodes")])
+fn second(toft: &impl Site, half: &str, code: &str) -> Answer {
+    toft.send("/login/code", "", &[("half", half), ("code", code), ("next", "/nodes")])
 }
 
 fn basic(name: &str) -> String {
@@ -142,6 +190,41 @@ fn a_password_and_a_code_open_what_a_password_alone_does_not() {
     for hidden in [secret, &recovery[0], &recovery[9], offer, &right, &other.code(step())] {
         assert!(!told.contains(hidden), "{hidden}");
     }
+}
+
+#[test]
+fn a_code_counts_once_whichever_node_is_told() {
+    let trio = Trio::start();
+    let [a, b, c] = &trio.nodes;
+    a.reading(&["user", "create", "ann", "--password-stdin", "--role", "operator"], PASSWORD).good();
+    let answer = a.send("/login", "", &[("name", "ann"), ("password", PASSWORD)]);
+    let cookie = cookie_of(&answer);
+    let (authenticator, recovery, used) = turn_on(a, &cookie);
+
+    // Other nodes ask for it at once, and know which codes are spent.
+    let begun = half(b, "ann");
+    assert_eq!(second(b, &begun, &used).status, 401, "it proved the second factor at another node");
+    let code = authenticator.code(step());
+    let answer = second(b, &begun, &code);
+    assert_eq!(answer.status, 303, "{}", answer.text());
+    assert_eq!(open(c, "/nodes", &cookie_of(&answer)).status, 200, "a session holds on all nodes");
+    let begun = half(c, "ann");
+    assert_eq!(second(c, &begun, &code).status, 401, "it was told at another node");
+    assert_eq!(second(a, &begun, &recovery[0]).status, 401, "what was begun at one node is ended there");
+
+    // Told at two nodes at the same moment, it opens one of them.
+    let (at_b, at_c) = (half(b, "ann"), half(c, "ann"));
+    let together = Barrier::new(2);
+    let told = |node, half: &str| {
+        together.wait();
+        second(node, half, &recovery[1]).status
+    };
+    let mut statuses = std::thread::scope(|scope| {
+        let other = scope.spawn(|| told(b, &at_b));
+        [told(c, &at_c), other.join().unwrap()]
+    });
+    statuses.sort_unstable();
+    assert_eq!(statuses, [303, 401]);
 }
 
 #[test]

@@ -37,6 +37,12 @@ pub enum SignIn {
     Half(Zeroizing<String>),
 }
 
+impl SignIn {
+    fn whole(signed_in: SignedIn) -> Self {
+        Self::In(Box::new(signed_in))
+    }
+}
+
 /// Who has signed in just now.
 pub struct SignedIn {
     /// The value of the session's cookie; nobody can read it again.
@@ -247,11 +253,27 @@ impl Ops {
         agent: String,
     ) -> Result<SignIn, ControlError> {
         let Proved { actor, standing } = self.prove_password(name, password, from).await?;
-        if let Some(UserStanding { row, has_factor: true, .. }) = standing {
-            let half = self.gate()?.halves.open(row.name, row.password, from);
-            return half.map(SignIn::Half).map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()));
+        let Some(known) = standing else { return self.open_session(actor, None, agent).await.map(SignIn::whole) };
+        if known.has_factor {
+            return self.ask_for_code(known.row, from);
         }
-        self.open_session(actor, None, agent).await.map(|signed_in| SignIn::In(Box::new(signed_in)))
+        match self.open_session(actor, None, agent).await {
+            Err(error) if error.kind == ErrorKind::Stale => {
+                // A second factor that was turned on at another node, a moment ago.
+                self.catch_up().await?;
+                let name = known.row.name.clone();
+                let now = self.state.read(move |connection| query_standing(connection, &name)).await?;
+                let now =
+                    now.filter(|now| now.has_factor && !now.row.disabled && now.row.password == known.row.password);
+                self.ask_for_code(now.ok_or(error)?.row, from)
+            }
+            opened => opened.map(SignIn::whole),
+        }
+    }
+
+    fn ask_for_code(&self, row: UserRow, from: Option<IpAddr>) -> Result<SignIn, ControlError> {
+        let half = self.gate()?.halves.open(row.name, row.password, from);
+        half.map(SignIn::Half).map_err(|error| ControlError::new(ErrorKind::Internal, error.to_string()))
     }
 
     /// The second half of a sign-in: a code, or a recovery code. An error that is no [`ErrorKind::Unauthenticated`] or

@@ -151,19 +151,7 @@ impl MadeUp {
 
     /// Sends a form.
     pub fn form(&self, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer {
-        let body = encoded(fields);
-        // The header comes before the client's own, and the first one counts.
-        let headers = [("cookie", cookie), ("content-type", "application/x-www-form-urlencoded")];
-        let (host, origin) = (format!("127.0.0.1:{}", self.port), format!("http://127.0.0.1:{}", self.port));
-        let length = body.len().to_string();
-        let all = [&[("host", host.as_str()), ("origin", &origin), ("content-length", &length)], &headers[..]].concat();
-        let mut stream = self.connect();
-        let mut request = format!("POST {path} HTTP/1.1\r\nconnection: close\r\n");
-        all.iter().filter(|(_, value)| !value.is_empty()).for_each(|(n, v)| request.push_str(&format!("{n}: {v}\r\n")));
-        request.push_str("\r\n");
-        request.push_str(&body);
-        stream.write_all(request.as_bytes()).unwrap();
-        Answer::read(&mut stream).unwrap_or_else(|e| panic!("POST {path}: {e}"))
+        send_form(self.connect(), &format!("127.0.0.1:{}", self.port), path, cookie, fields)
     }
 
     /// Signs in at the dashboard; gives the cookie.
@@ -177,6 +165,25 @@ impl MadeUp {
     pub fn get(&self, path: &str, token: &str) -> Value {
         self.ask("GET", path, &[("authorization", &format!("Bearer {token}"))], b"").good()
     }
+}
+
+/// Sends a form to `host`, as its own page would.
+pub fn send_form(mut stream: TcpStream, host: &str, path: &str, cookie: &str, fields: &[(&str, &str)]) -> Answer {
+    let body = encoded(fields);
+    let (origin, length) = (format!("http://{host}"), body.len().to_string());
+    let headers = [
+        ("host", host),
+        ("origin", &origin),
+        ("content-length", &length),
+        ("content-type", "application/x-www-form-urlencoded"),
+        ("cookie", cookie),
+    ];
+    let mut request = format!("POST {path} HTTP/1.1\r\nconnection: close\r\n");
+    headers.iter().filter(|(_, value)| !value.is_empty()).for_each(|(n, v)| request.push_str(&format!("{n}: {v}\r\n")));
+    request.push_str("\r\n");
+    request.push_str(&body);
+    stream.write_all(request.as_bytes()).unwrap();
+    Answer::read(&mut stream).unwrap_or_else(|e| panic!("POST {path}: {e}"))
 }
 
 /// The cookie that an answer sets, as a browser sends it back.
