@@ -96,14 +96,15 @@ pub fn warmth(busy_percent: f64, watts_limit: f64) -> (f64, f64) {
 pub struct MadeUpPulse {
     name: String,
     memory_bytes: f64,
+    has_past: bool,
     at_ms: fn() -> i64,
 }
 
 impl MadeUpPulse {
-    /// The pulse of the machine `name` with so much memory.
-    pub fn new(name: &str, memory_bytes: u64) -> Self {
+    /// The pulse of the machine `name` with so much memory. Without a past it was never measured before.
+    pub fn new(name: &str, memory_bytes: u64, has_past: bool) -> Self {
         let at_ms = || jiff::Timestamp::now().as_millisecond();
-        Self { name: name.to_owned(), memory_bytes: memory_bytes as f64, at_ms }
+        Self { name: name.to_owned(), memory_bytes: memory_bytes as f64, has_past, at_ms }
     }
 
     fn machine(&self, at_ms: i64) -> Vec<f32> {
@@ -129,7 +130,7 @@ impl Pulse for MadeUpPulse {
     }
 
     fn past(&self, subject: &Subject, at_ms: i64) -> Option<Vec<f32>> {
-        Some(match subject {
+        self.has_past.then(|| match subject {
             Subject::Machine => self.machine(at_ms),
             Subject::Gpu(id) => {
                 let busy = busy_percent(id.as_str(), at_ms);
@@ -170,7 +171,7 @@ mod tests {
 
     #[test]
     fn every_subject_has_a_past_of_its_measures() {
-        let pulse = MadeUpPulse::new("attic", 64 << 30);
+        let pulse = MadeUpPulse::new("attic", 64 << 30, true);
         let card = Subject::Gpu("GPU-1".parse().expect("it is a name"));
         let instance = Subject::Instance(toft_model::ids::InstanceId(uuid::Uuid::nil()));
         for subject in [Subject::Machine, card, instance] {

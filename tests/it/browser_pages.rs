@@ -234,6 +234,32 @@ fn hostile_texts_do_nothing_on_any_page() {
 }
 
 #[test]
+fn tables_of_charts_fit_a_phone_whatever_is_in_them() {
+    let dev = furnished();
+    measured(&dev);
+    let (plain, password) = dev.address();
+    let (browser, _profile) = browser(true);
+    browser.sign_in(&plain, &password);
+    browser.look_like(WIDTHS[0], false);
+    for path in ["/nodes/node-1", "/workloads/llm", "/gpus/node-1/0"] {
+        browser.open(&format!("{plain}{path}"));
+        // As it is before the charts are drawn over them, or without a script.
+        let told = browser.run(
+            "document.querySelectorAll('.plot').forEach((plot) => plot.replaceChildren());
+            const tables = [...document.querySelectorAll('.chart table')];
+            const long = (line) => line.textContent = `${'a'.repeat(63)}-11 received`;
+            tables.forEach((table) => table.querySelectorAll('tbody th').forEach(long));
+            tables.forEach((table) => table.querySelectorAll('td').forEach((cell) => cell.textContent = '1023 MiB/s'));
+            const cards = tables.map((table) => table.closest('.card'));
+            return { shown: tables.filter((table) => table.clientHeight > 0).length,
+                     cut: cards.filter((card) => card.scrollWidth > card.clientWidth).map((card) => card.id) }",
+        );
+        assert!(told["shown"].as_u64() > Some(2), "{path}: {told}");
+        assert_eq!(told["cut"], json!([]), "{path}");
+    }
+}
+
+#[test]
 fn a_page_follows_the_state_and_keeps_focus_and_place() {
     let dev = furnished();
     let (plain, password) = dev.address();
