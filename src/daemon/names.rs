@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use toft_model::{
     ids::NodeId,
     node::Subnet6,
-    state::{NamedWorkload, query_names},
+    state::{NamedWorkload, Names},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use crate::{
         network::{OtherNode, Others},
     },
     config::Config,
-    consensus::Handle,
+    consensus::{Follows, Handle, ReadError, Rows},
     observe::chain,
 };
 
@@ -65,31 +65,33 @@ pub(super) struct Neighbours {
 /// Makes the zone and the list of the others' containers anew whenever what they depend on may have changed.
 pub(super) async fn feed(state: Handle, node_id: NodeId, mut neighbours: Neighbours, cancel: CancellationToken) {
     let mut moves = state.watch_schedule();
-    let mut known = None;
+    let (mut names, mut known) = (None::<Names>, None);
     loop {
         moves.mark_unchanged();
+        let written = state.take_written(Follows::Names);
         let began = Instant::now();
-        match state.read(move |connection| query_names(connection, node_id)).await {
-            Ok(mut workloads) => {
-                let nodes = neighbours.nodes.borrow_and_update().clone();
-                let there = |address| nodes.iter().any(|node| node.subnet.contains(address));
-                for workload in &mut workloads {
-                    workload.instances.retain(|one| one.node_id == node_id || there(one.address));
-                }
-                if known.as_ref() != Some(&(workloads.clone(), nodes.clone())) {
-                    let others = others(node_id, &workloads, nodes.clone());
-                    neighbours.others.send_if_modified(|before| {
-                        let changed = *before != others;
-                        *before = others;
-                        changed
-                    });
-                    if let Some(zone) = &neighbours.zone {
-                        zone.send_replace(Arc::new(Zone::new(&workloads)));
+        // Much else moves what is placed (what a card draws, what a node has), and the names stay.
+        if names.is_none() || written.touch(&Names::TABLES) || neighbours.nodes.has_changed().unwrap_or(false) {
+            let nodes = neighbours.nodes.borrow_and_update().clone();
+            match read(&state, node_id, (names.take(), written), nodes.clone()).await {
+                Ok((kept, workloads)) => {
+                    names = Some(kept);
+                    let now = (workloads, nodes);
+                    if known.as_ref() != Some(&now) {
+                        let others = others(node_id, &now.0, now.1.clone());
+                        neighbours.others.send_if_modified(|before| {
+                            let changed = *before != others;
+                            *before = others;
+                            changed
+                        });
+                        if let Some(zone) = &neighbours.zone {
+                            zone.send_replace(Arc::new(Zone::new(&now.0)));
+                        }
+                        known = Some(now);
                     }
-                    known = Some((workloads, nodes));
                 }
+                Err(error) => tracing::error!(error = chain(&error), "the names of workloads could not be read"),
             }
-            Err(error) => tracing::error!(error = chain(&error), "the names of workloads could not be read"),
         }
         // In a large cluster it takes long, and most of the time is to be others'.
         let pace = PACE.max(began.elapsed() * 3);
@@ -105,6 +107,27 @@ pub(super) async fn feed(state: Handle, node_id: NodeId, mut neighbours: Neighbo
             changed = next => if changed.is_err() { return cancel.cancelled().await },
         }
     }
+}
+
+/// What names lead to now, of what was known and what was written since.
+async fn read(
+    state: &Handle,
+    node_id: NodeId,
+    (kept, written): (Option<Names>, Rows),
+    nodes: Vec<OtherNode>,
+) -> Result<(Names, Vec<NamedWorkload>), ReadError> {
+    let read = move |connection: &rusqlite::Connection| {
+        let names = match (kept, written) {
+            (Some(mut kept), Rows::These(rows)) => {
+                kept.follow(connection, &rows)?;
+                kept
+            }
+            (None, _) | (_, Rows::All) => Names::read(connection)?,
+        };
+        let workloads = names.of(node_id, |address| nodes.iter().any(|node| node.subnet.contains(address)));
+        Ok((names, workloads))
+    };
+    state.read(read).await
 }
 
 /// The containers on other nodes, with the networks they are in.

@@ -244,11 +244,13 @@ type Subjects = Vec<(String, Series)>;
 async fn points(ops: &Ops, whose: Whose<'_>, span: Span) -> Result<Points, PageError> {
     let groups: Vec<(&[Plan], Subjects)> = match whose {
         Whose::Node(node, cards) => {
-            let machine = vec![(node.to_string(), ops.node_series(node, span).await?)];
+            let machine = ops.node_series(node, span);
             let cards = cards.iter().enumerate().map(async |(place, card)| {
                 Some((format!("GPU {place}"), ops.gpu_series(node, card, span).await.ok()?))
             });
-            vec![(&OF_MACHINE, machine), (&OF_GPU, join_all(cards).await.into_iter().flatten().collect())]
+            let (machine, cards) = tokio::join!(machine, join_all(cards));
+            let machine = vec![(node.to_string(), machine?)];
+            vec![(&OF_MACHINE, machine), (&OF_GPU, cards.into_iter().flatten().collect())]
         }
         Whose::Gpu(node, card, name) => vec![(&OF_GPU, vec![(name, ops.gpu_series(node, card, span).await?)])],
         Whose::Instances(names) => {

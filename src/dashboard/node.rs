@@ -156,8 +156,8 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
         skew.map(|ms| pair("Clock", format!("{:+.1} s off: let it be set by the network", ms as f64 / 1_000.0))),
     );
     let mut groups = vec![("Machine", machine), ("Software", software)];
-    let cards = if node.inventory.gpus.is_empty() { Vec::new() } else { ops.gpus().await? };
-    let cards = cards.iter().filter(|card| card.node == *name).map(CardLine::of).collect();
+    let cards = ops.gpus_of(&node, facts.as_ref().map_or(&[], |facts| &facts.gpus)).await?;
+    let cards = cards.iter().map(CardLine::of).collect();
     let here = |instance: &&InstanceView| instance.row.node_id == node.id;
     let seen = ops.seen().await?;
     let instances = seen.instances().filter(here);

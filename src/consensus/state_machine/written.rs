@@ -27,6 +27,8 @@ pub enum Follows {
     Scheduler,
     /// What people look at.
     Views,
+    /// What containers call each other.
+    Names,
 }
 
 /// Rows that were written: noted while a transaction runs, and told when it is committed.
@@ -34,13 +36,23 @@ pub enum Follows {
 pub(in super::super) struct Written {
     noted: Arc<Mutex<Rows>>,
     /// By who follows.
-    told: [Arc<Mutex<Rows>>; 2],
+    told: [Arc<Mutex<Rows>>; 3],
+}
+
+impl Rows {
+    /// Whether a row of one of these tables may be among them.
+    pub fn touch(&self, tables: &[Followed]) -> bool {
+        match self {
+            Self::These(rows) => rows.iter().any(|(table, _)| tables.contains(table)),
+            Self::All => true,
+        }
+    }
 }
 
 impl Default for Written {
     fn default() -> Self {
         let nothing = || Arc::new(Mutex::new(Rows::These(BTreeSet::new())));
-        Self { noted: nothing(), told: [nothing(), nothing()] }
+        Self { noted: nothing(), told: [nothing(), nothing(), nothing()] }
     }
 }
 
@@ -101,7 +113,10 @@ mod tests {
         connection.execute_batch("INSERT INTO volumes VALUES ('a'), ('b'); INSERT INTO events VALUES ('c')").unwrap();
         assert_eq!(written.take(Follows::Views), Rows::These(BTreeSet::new()), "it is not committed yet");
         written.tell();
-        assert_eq!(written.take(Follows::Views), Rows::These([(Followed::Volumes, 1), (Followed::Volumes, 2)].into()));
+        let rows = written.take(Follows::Views);
+        assert_eq!(rows, Rows::These([(Followed::Volumes, 1), (Followed::Volumes, 2)].into()));
+        assert!(rows.touch(&[Followed::Instances, Followed::Volumes]) && !rows.touch(&[Followed::Instances]));
+        assert!(Rows::All.touch(&[Followed::Instances]));
         assert_eq!(written.take(Follows::Views), Rows::These(BTreeSet::new()));
         connection.execute_batch("DELETE FROM volumes WHERE name = 'a'").unwrap();
         written.tell();

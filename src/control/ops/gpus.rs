@@ -9,7 +9,7 @@ use toft_model::{
     instance::Desired,
     name::Name,
     node::NodeHealth,
-    state::{Command, NodeRow},
+    state::{Command, InstanceView, NodeRow},
 };
 
 use super::{Ops, now_ms};
@@ -56,39 +56,60 @@ impl GpuView {
     }
 }
 
+/// Cards by their nodes.
+type ByCard<T> = HashMap<(NodeId, GpuId), T>;
+
+fn holders<'a>(instances: impl Iterator<Item = &'a InstanceView>) -> ByCard<Vec<GpuHolder>> {
+    let mut holders = ByCard::<Vec<GpuHolder>>::new();
+    for instance in instances {
+        if instance.row.desired == Desired::Removed && instance.row.report.is_none() {
+            continue;
+        }
+        for GpuHold { gpu, vram_mib } in &instance.row.container.gpus {
+            let holder = GpuHolder { instance: instance.name(), instance_id: instance.row.id, vram_mib: *vram_mib };
+            holders.entry((instance.row.node_id, gpu.clone())).or_default().push(holder);
+        }
+    }
+    holders
+}
+
+fn views(node: &NodeRow, holders: &mut ByCard<Vec<GpuHolder>>, facts: &mut ByCard<GpuFacts>) -> Vec<GpuView> {
+    let view = |(place, gpu): (usize, &Gpu)| {
+        let key = (node.id, gpu.id.clone());
+        GpuView {
+            node: node.name.clone(),
+            place,
+            settings: node.gpus.of(&gpu.id),
+            holders: holders.remove(&key).unwrap_or_default(),
+            facts: facts.remove(&key),
+            gpu: gpu.clone(),
+        }
+    };
+    node.inventory.gpus.iter().enumerate().map(view).collect()
+}
+
 impl Ops {
     /// Every card, by node and place.
     pub async fn gpus(&self) -> Result<Vec<GpuView>, ControlError> {
         let seen = self.seen().await?;
-        let mut holders: HashMap<(NodeId, GpuId), Vec<GpuHolder>> = HashMap::new();
-        for instance in seen.instances() {
-            if instance.row.desired == Desired::Removed && instance.row.report.is_none() {
-                continue;
-            }
-            for GpuHold { gpu, vram_mib } in &instance.row.container.gpus {
-                let holder = GpuHolder { instance: instance.name(), instance_id: instance.row.id, vram_mib: *vram_mib };
-                holders.entry((instance.row.node_id, gpu.clone())).or_default().push(holder);
-            }
-        }
+        let mut holders = holders(seen.instances());
         let mut facts = self.gpu_facts(&seen.nodes).await;
-        let mut views = Vec::new();
-        for node in &seen.nodes {
-            for (place, gpu) in node.inventory.gpus.iter().enumerate() {
-                views.push(GpuView {
-                    node: node.name.clone(),
-                    place,
-                    settings: node.gpus.of(&gpu.id),
-                    holders: holders.remove(&(node.id, gpu.id.clone())).unwrap_or_default(),
-                    facts: facts.remove(&(node.id, gpu.id.clone())),
-                    gpu: gpu.clone(),
-                });
-            }
+        Ok(seen.nodes.iter().flat_map(|node| views(node, &mut holders, &mut facts)).collect())
+    }
+
+    /// The cards of a node, by place, with what it tells of them.
+    pub async fn gpus_of(&self, node: &NodeRow, facts: &[GpuFacts]) -> Result<Vec<GpuView>, ControlError> {
+        if node.inventory.gpus.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(views)
+        let seen = self.seen().await?;
+        let mut holders = holders(seen.instances().filter(|instance| instance.row.node_id == node.id));
+        let mut facts = facts.iter().map(|card| ((node.id, card.gpu.id.clone()), card.clone())).collect();
+        Ok(views(node, &mut holders, &mut facts))
     }
 
     /// How the cards are now, of the nodes that tell soon.
-    async fn gpu_facts(&self, nodes: &[Arc<NodeRow>]) -> HashMap<(NodeId, GpuId), GpuFacts> {
+    async fn gpu_facts(&self, nodes: &[Arc<NodeRow>]) -> ByCard<GpuFacts> {
         let of_node = async |node: &Arc<NodeRow>| {
             if self.node.node_id() == Some(node.id) {
                 return Some((node.id, self.node.gpus()));

@@ -46,7 +46,7 @@ pub use members::useless;
 pub use mesh::{MeshSight, query_mesh};
 pub use migrate::{MigrateError, SCHEMA_VERSION, SchemaVersion, migrate, schema_version};
 pub use move_orders::MOST_MOVES;
-pub use names::{NamedInstance, NamedWorkload, query_names};
+pub use names::{NamedInstance, NamedWorkload, Names};
 pub use query::{
     InstanceView, WorkloadView, assignments_generation, query_assignments, query_events, query_events_of,
     query_instances, query_snapshot, query_versions, query_workload, query_workload_page, query_workloads,

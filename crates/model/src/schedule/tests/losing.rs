@@ -6,7 +6,7 @@ use crate::{
     node::NodeHealth,
     schedule::remaining,
     state::{
-        query_names, query_snapshot, query_workload,
+        Names, query_snapshot, query_workload,
         tests::cluster::{Cluster, Outcome, node_id, spec},
     },
     volume::VolumeOptions,
@@ -30,7 +30,7 @@ fn orders(cluster: &Cluster) -> Vec<String> {
 }
 
 fn serving(cluster: &Cluster, node: &str) -> usize {
-    let names = query_names(&cluster.connection, node_id(node)).unwrap();
+    let names = Names::read(&cluster.connection).unwrap().of(node_id(node), |_| true);
     names.iter().flat_map(|workload| &workload.instances).filter(|instance| instance.serves).count()
 }
 

@@ -5,11 +5,11 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::cluster::{Cluster, spec};
+use super::cluster::{Cluster, node_id, spec};
 use crate::{
     ids::InstanceId,
     schedule::{Snapshot, plan},
-    state::{Command, Followed, Follower, PowerAction, Views, query_snapshot},
+    state::{Command, Followed, Follower, Names, PowerAction, Views, query_snapshot},
     workload::WorkloadSpec,
 };
 
@@ -32,6 +32,8 @@ fn who_follows_the_tables_knows_what_is_in_them() {
     cluster.connection.update_hook(Some(note)).unwrap();
     let mut follower = Follower::read(&cluster.connection).unwrap();
     let mut views = Views::read(&cluster.connection).unwrap();
+    let mut names = Names::read(&cluster.connection).unwrap();
+    let mut most_named = 0;
     let mut agree = |cluster: &Cluster, what: &str| {
         let rows = std::mem::take(&mut *written.lock().unwrap());
         assert!(!rows.is_empty(), "{what}: nothing was noted");
@@ -39,6 +41,13 @@ fn who_follows_the_tables_knows_what_is_in_them() {
         views.follow(&cluster.connection, &rows).unwrap();
         let all = Views::read(&cluster.connection).unwrap();
         assert_eq!((views.nodes(), views.workloads()), (all.nodes(), all.workloads()), "{what}");
+        names.follow(&cluster.connection, &rows).unwrap();
+        let read = Names::read(&cluster.connection).unwrap();
+        for node in ["one", "two"].map(node_id) {
+            let known = names.of(node, |_| true);
+            assert_eq!(known, read.of(node, |_| true), "{what}");
+            most_named = most_named.max(known.iter().map(|workload| workload.instances.len()).sum());
+        }
         let now_ms = cluster.now_ms();
         let whole = Snapshot { now_ms, ..query_snapshot(&cluster.connection).unwrap() };
         let (whole, followed) = (plan(&whole, &mut minter()), follower.scheduler().plan(now_ms, &mut minter()));
@@ -82,4 +91,5 @@ fn who_follows_the_tables_knows_what_is_in_them() {
     cluster.connection.execute("DELETE FROM node_settings", []).unwrap();
     cluster.put(WorkloadSpec { replicas: 5, ..spec("new", "demo") });
     assert!(agree(&cluster, "what was said of nodes is said no more"));
+    assert!(most_named >= 4, "{most_named} instances had names");
 }
