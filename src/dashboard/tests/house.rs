@@ -257,7 +257,7 @@ impl NodeAccess for FakeNode {
                 free_bytes: 300 << 30,
             },
             temperatures: vec![Temperature { sensor: "k10temp Tctl".into(), celsius: 51.5 }],
-            gpus: Vec::new(),
+            gpus: self.gpus(),
             os: "Debian GNU/Linux 13 (trixie)".into(),
             kernel: "6.12.9-amd64".into(),
             arch: "x86_64".into(),
