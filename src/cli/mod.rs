@@ -85,6 +85,9 @@ use volume_args::VolumeCommand;
 /// Parses the arguments, does what they say, and gives the exit code.
 pub fn main() -> i32 {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Up(_) | Command::Dev(_)) {
+        output::end_with_the_reader();
+    }
     match dispatch(cli) {
         Ok(code) => code,
         Err(failure) => {

@@ -1,5 +1,7 @@
 //! Tables, JSON and short words.
 
+use std::panic;
+
 use comfy_table::{Table, TableStyle};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -10,6 +12,20 @@ use toft_model::{
 
 use super::Failure;
 use crate::api::types::{Instance, LastExit};
+
+/// Ends this process without a word when whoever reads its output has seen enough, as in `toft ps | head -3`: the standard
+/// library has `println!` panic then. Not for daemons, which have more to do than to print.
+pub(super) fn end_with_the_reader() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        let said = info.payload_as_str().unwrap_or_default();
+        // The second is how completions say it.
+        if said.starts_with("failed") && (said.contains("Broken pipe") || said.contains("BrokenPipe")) {
+            std::process::exit(0);
+        }
+        usual(info);
+    }));
+}
 
 /// Prints a table without lines, as `docker ps` does.
 pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) {

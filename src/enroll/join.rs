@@ -42,7 +42,7 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(15);
 const HOPS: usize = 5;
 /// Wait before a member is asked again.
 const TURN: Duration = Duration::from_secs(1);
-/// Longest time for that when too many ask, and when nobody leads.
+/// Longest time for that when too many ask or no answer comes, and when nobody leads.
 const IN_TURN: Duration = Duration::from_secs(120);
 const LEADERLESS: Duration = Duration::from_secs(20);
 
@@ -66,6 +66,12 @@ pub enum JoinError {
     /// The cluster says no.
     #[error("the cluster refuses: {0}")]
     Refused(String),
+    /// It took the request and said nothing.
+    #[error("the member at `{address}` was asked again and again and did not answer")]
+    Silent {
+        /// Address.
+        address: String,
+    },
     /// The keys cannot be kept.
     #[error("the cluster's keys could not be kept")]
     Keys(#[from] KeyError),
@@ -83,6 +89,9 @@ impl JoinError {
             }
             Self::OtherCluster { .. } => {
                 "get a token from a member of the cluster you want to join: `toft token create`"
+            }
+            Self::Silent { .. } => {
+                "look at the cluster with `toft node ls` on that machine, and try again when it answers"
             }
             Self::Refused(_) | Self::Keys(_) | Self::Answer(_) => {
                 "nothing was changed here; mend the cause and try again"
@@ -162,6 +171,7 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
             Ok(answer) => return keep(folder, answer, &key, &address, joining.listen),
             Err(status) => match status.metadata().get("toft-leader").and_then(|leader| leader.to_str().ok()) {
                 Some(leader) => leader.clone_into(&mut address),
+                None if no_answer(&status) => return Err(JoinError::Silent { address }),
                 None => return Err(JoinError::Refused(status.message().to_owned())),
             },
         }
@@ -169,16 +179,22 @@ pub async fn join(joining: Joining<'_>, folder: &Path) -> Result<Answered, JoinE
     Err(JoinError::Refused("the cluster has no leader now".into()))
 }
 
-/// How long a refusal is taken for one that passes.
+/// Whether nobody answered in time: tonic calls its own limit of a call `Cancelled`.
+fn no_answer(status: &Status) -> bool {
+    matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+}
+
+/// How long a refusal is taken for one that passes. Who is asked again knows this machine by its key, should it have let it in.
 fn patience(refusal: &Status) -> Duration {
     match refusal.code() {
         Code::ResourceExhausted => IN_TURN,
+        _ if no_answer(refusal) => IN_TURN,
         Code::Unavailable => LEADERLESS,
         _ => Duration::ZERO,
     }
 }
 
-/// Asks, and waits while too many ask at a time, or nobody leads.
+/// Asks, and waits while too many ask at a time, nobody answers or nobody leads.
 async fn ask_in_turn(
     address: &str,
     authority: &str,
@@ -357,5 +373,21 @@ impl ServerCertVerifier for AnyCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::TimeoutExpired;
+
+    use super::*;
+
+    #[test]
+    fn who_hears_nothing_asks_again() {
+        let silence = Status::from_error(Box::new(TimeoutExpired(())));
+        assert_eq!(patience(&silence), IN_TURN, "the request may have been lost, or its answer");
+        assert_eq!(patience(&Status::resource_exhausted("too many join now")), IN_TURN);
+        assert_eq!(patience(&Status::unavailable("nobody leads")), LEADERLESS);
+        assert_eq!(patience(&Status::permission_denied("the token is used up")), Duration::ZERO);
     }
 }

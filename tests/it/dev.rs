@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,18 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
 
 fn is_there(path: &Path) -> bool {
     path.try_exists().unwrap()
+}
+
+#[test]
+fn who_has_seen_enough_ends_a_command_without_a_word() {
+    let dev = Dev::start(&[]);
+    for args in [&["node", "ls"][..], &["node", "ls", "--json"], &["events"], &["completion", "bash"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = dev.command(args).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "", "{args:?}");
+        assert_eq!(ended.status.code(), Some(0), "{args:?}");
+    }
 }
 
 #[test]

@@ -50,13 +50,19 @@ impl Dev {
 
     /// What a command of the first node prints, when it works.
     pub fn toft(&self, arguments: &[&str]) -> Option<String> {
-        let socket = format!("unix://{}", self.data.join("node-1/toft.sock").display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
-        let ran = command.args(["--connect", &socket]).args(arguments).output().unwrap();
+        let ran = self.command(arguments).output().unwrap();
         ran.status.success().then(|| String::from_utf8(ran.stdout).unwrap())
     }
 
-    /// The same as JSON.
+    /// A command of the first node, not run yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let socket = format!("unix://{}", self.data.join("node-1/toft.sock").display());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_toft"));
+        command.args(["--connect", &socket]).args(arguments);
+        command
+    }
+
+    /// What it prints as JSON, asked for as such.
     pub fn json(&self, arguments: &[&str]) -> Vec<Value> {
         let text = self.toft(&[arguments, &["--json"]].concat());
         serde_json::from_str(&text.expect("the command works")).unwrap()
