@@ -7,9 +7,13 @@ use super::{
     types::{Fatal, Raft},
 };
 use tokio::sync::watch;
+use uuid::Uuid;
 
 /// Wait for a snapshot before it is asked for again: there may have been nothing new to put into it.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Into how many steps the second half of a length is divided to draw one.
+const SHARES: u64 = 1_000;
 
 /// How long the log may become.
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +28,18 @@ pub(super) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { entries: 20_000, bytes: 16 << 20, kept: 500 }
+        Self { entries: 20_000, bytes: 16 << 20, kept: 2_000 }
+    }
+}
+
+impl Limits {
+    /// The same with a share of the lengths, between the half and the whole, drawn for this member: all have the same log, and
+    /// would otherwise make their snapshots at the same moment, when none is left who answers at once.
+    pub(super) fn staggered(self) -> Self {
+        // The last 64 bits of such an id hold 62 that are drawn.
+        let drawn = Uuid::new_v4().as_u64_pair().1 % (SHARES + 1);
+        let of = |length: u64| length / 2 + length / 2 / SHARES * drawn;
+        Self { entries: of(self.entries), bytes: of(self.bytes), ..self }
     }
 }
 
@@ -57,4 +72,24 @@ pub(super) async fn run(raft: Raft, mut size: watch::Receiver<LogSize>, limits: 
 
 async fn trigger(raft: &Raft) -> Result<(), Fatal> {
     raft.trigger().snapshot().await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn members_do_not_make_their_snapshots_at_the_same_moment() {
+        let whole = Limits::default();
+        let drawn: Vec<Limits> = (0..100).map(|_| whole.staggered()).collect();
+        for limits in &drawn {
+            assert!((whole.entries / 2..=whole.entries).contains(&limits.entries), "{limits:?}");
+            assert!((whole.bytes / 2..=whole.bytes).contains(&limits.bytes), "{limits:?}");
+            assert_eq!(limits.kept, whole.kept);
+        }
+        let lengths: BTreeSet<u64> = drawn.iter().map(|limits| limits.bytes).collect();
+        assert!(lengths.len() > 80, "{lengths:?}");
+    }
 }

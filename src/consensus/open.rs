@@ -122,7 +122,7 @@ impl Door {
 
 /// Opens what is there, or founds a cluster with `me` as its only member, and starts.
 pub async fn open(files: &Files, me: Member, transport: Transport) -> Result<Opened, OpenError> {
-    open_with(files, me, transport, Limits::default()).await
+    open_with(files, me, transport, Limits::default().staggered()).await
 }
 
 /// The same with a log of another length.
