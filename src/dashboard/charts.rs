@@ -12,9 +12,8 @@ use axum::{
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use toft_model::{
-    gpu::GpuId,
-    name::Name,
-    series::{Measure, Series, Span},
+    series::{Measure, Series, Span, Subject},
+    state::NodeRow,
 };
 
 use super::{Dashboard, error::PageError, present::amount, request::named};
@@ -231,9 +230,9 @@ fn in_steps(values: &[Option<f32>]) -> (f64, Vec<Option<i64>>) {
 /// Whose charts.
 pub(super) enum Whose<'a> {
     /// A node with its cards.
-    Node(&'a Name, &'a [GpuId]),
-    /// A card, called as people do.
-    Gpu(&'a Name, &'a GpuId, String),
+    Node(&'a NodeRow),
+    /// The card at a place of a node.
+    Gpu(&'a NodeRow, usize),
     /// Instances by name.
     Instances(Vec<String>),
 }
@@ -241,18 +240,23 @@ pub(super) enum Whose<'a> {
 /// What was measured, by what it was measured of.
 type Subjects = Vec<(String, Series)>;
 
+/// What was measured of a card, which is called as people do.
+async fn of_card(ops: &Ops, node: &NodeRow, place: usize, span: Span) -> Result<(String, Series), PageError> {
+    let card = node.inventory.gpus.get(place).ok_or_else(|| super::gpus::no_card(&node.name, place))?;
+    let series = ops.series_of(node, Subject::Gpu(card.id.clone()), span).await?;
+    Ok((format!("GPU {place}"), series))
+}
+
 async fn points(ops: &Ops, whose: Whose<'_>, span: Span) -> Result<Points, PageError> {
     let groups: Vec<(&[Plan], Subjects)> = match whose {
-        Whose::Node(node, cards) => {
-            let machine = ops.node_series(node, span);
-            let cards = cards.iter().enumerate().map(async |(place, card)| {
-                Some((format!("GPU {place}"), ops.gpu_series(node, card, span).await.ok()?))
-            });
+        Whose::Node(node) => {
+            let machine = ops.series_of(node, Subject::Machine, span);
+            let cards = (0..node.inventory.gpus.len()).map(|place| of_card(ops, node, place, span));
             let (machine, cards) = tokio::join!(machine, join_all(cards));
-            let machine = vec![(node.to_string(), machine?)];
-            vec![(&OF_MACHINE, machine), (&OF_GPU, cards.into_iter().flatten().collect())]
+            let machine = vec![(node.name.to_string(), machine?)];
+            vec![(&OF_MACHINE, machine), (&OF_GPU, cards.into_iter().filter_map(Result::ok).collect())]
         }
-        Whose::Gpu(node, card, name) => vec![(&OF_GPU, vec![(name, ops.gpu_series(node, card, span).await?)])],
+        Whose::Gpu(node, place) => vec![(&OF_GPU, vec![of_card(ops, node, place, span).await?])],
         Whose::Instances(names) => {
             let told = names.into_iter().take(MOST_LINES).map(async |name| {
                 let series = ops.instance_series(&name, span).await.ok()?;
@@ -290,10 +294,8 @@ pub(super) async fn of_node(
     Path(name): Path<String>,
     Query(asked): Query<Asked>,
 ) -> Result<Response, PageError> {
-    let name = named(&name)?;
-    let node = dashboard.ops.node(&name).await?;
-    let cards: Vec<GpuId> = node.inventory.gpus.into_iter().map(|gpu| gpu.id).collect();
-    Ok(Json(points(&dashboard.ops, Whose::Node(&name, &cards), asked.span.span()).await?).into_response())
+    let node = dashboard.ops.node(&named(&name)?).await?;
+    Ok(Json(points(&dashboard.ops, Whose::Node(&node), asked.span.span()).await?).into_response())
 }
 
 pub(super) async fn of_gpu(
@@ -301,11 +303,8 @@ pub(super) async fn of_gpu(
     Path((name, place)): Path<(String, usize)>,
     Query(asked): Query<Asked>,
 ) -> Result<Response, PageError> {
-    let name = named(&name)?;
-    let node = dashboard.ops.node(&name).await?;
-    let card = node.inventory.gpus.get(place).ok_or_else(|| super::gpus::no_card(&name, place))?;
-    let whose = Whose::Gpu(&name, &card.id, format!("GPU {place}"));
-    Ok(Json(points(&dashboard.ops, whose, asked.span.span()).await?).into_response())
+    let node = dashboard.ops.node(&named(&name)?).await?;
+    Ok(Json(points(&dashboard.ops, Whose::Gpu(&node, place), asked.span.span()).await?).into_response())
 }
 
 pub(super) async fn of_workload(

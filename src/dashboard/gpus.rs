@@ -252,12 +252,11 @@ pub(super) async fn one(
     Path((node, place)): Path<(String, usize)>,
     Query(asked): Query<Asked>,
 ) -> Result<Response, PageError> {
-    let node = named(&node)?;
-    let view = find(&dashboard.ops, &node, place).await?;
-    let from = format!("/charts/gpus/{node}/{place}");
-    let whose = Whose::Gpu(&node, &view.gpu.id, format!("GPU {place}"));
-    let charts = charts::charts(&dashboard.ops, whose, &from, asked.span).await;
-    show(&OnePage { frame: frame(), one: CardLine::of(&view), charts })
+    let (node, ops) = (dashboard.ops.node(&named(&node)?).await?, &dashboard.ops);
+    let from = format!("/charts/gpus/{}/{place}", node.name);
+    let charts = charts::charts(ops, Whose::Gpu(&node, place), &from, asked.span);
+    let (view, charts) = tokio::join!(find(ops, &node.name, place), charts);
+    show(&OnePage { frame: frame(), one: CardLine::of(&view?), charts })
 }
 
 pub(super) async fn live_one(

@@ -6,9 +6,7 @@ use axum::{
     response::{Redirect, Response},
 };
 use toft_model::{
-    gpu::GpuId,
     instance::InstanceState,
-    name::Name,
     node::{Availability, Inventory, NodeChanges, NodeFacts},
     schedule::{Remaining, RemainingState},
     state::{InstanceView, NodeRow},
@@ -140,10 +138,9 @@ fn work(node: &NodeRow) -> (Pill, Vec<(&'static str, &'static str, bool)>) {
     (Pill::of_lost(node).unwrap_or(pill), actions.into_iter().filter(may).collect())
 }
 
-async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
-    let now_ms = now_ms();
-    let node: NodeRow = ops.node(name).await?;
-    let (elsewhere, facts) = match ops.node_facts(&node).await {
+async fn read(ops: &Ops, node: &NodeRow) -> Result<One, PageError> {
+    let (now_ms, name) = (now_ms(), &node.name);
+    let (elsewhere, facts) = match ops.node_facts(node).await {
         Ok(facts) => (None, Some(facts)),
         Err(error) if matches!(error.kind, ErrorKind::Conflict | ErrorKind::Unavailable) => (Some(error.message), None),
         Err(error) => return Err(error.into()),
@@ -156,7 +153,7 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
         skew.map(|ms| pair("Clock", format!("{:+.1} s off: let it be set by the network", ms as f64 / 1_000.0))),
     );
     let mut groups = vec![("Machine", machine), ("Software", software)];
-    let cards = ops.gpus_of(&node, facts.as_ref().map_or(&[], |facts| &facts.gpus)).await?;
+    let cards = ops.gpus_of(node, facts.as_ref().map_or(&[], |facts| &facts.gpus)).await?;
     let cards = cards.iter().map(CardLine::of).collect();
     let here = |instance: &&InstanceView| instance.row.node_id == node.id;
     let seen = ops.seen().await?;
@@ -165,14 +162,14 @@ async fn read(ops: &Ops, name: &Name) -> Result<One, PageError> {
     let mut labels = node.given_labels();
     labels.extend(node.inventory.labels());
     groups.push(("Labels", labels.into_iter().collect()));
-    let said = said(&node);
+    let said = said(node);
     if !said.is_empty() {
         groups.push(("Settings", said));
     }
     let draining = node.settings.availability == Availability::Draining;
     let mut left = if draining { ops.remaining_on(name).await? } else { Vec::new() };
     left.retain(|one: &Remaining| one.state != RemainingState::Down);
-    let (work, actions) = work(&node);
+    let (work, actions) = work(node);
     Ok(One {
         name: name.to_string(),
         registered: Moment::ago(node.registered_at_ms, now_ms),
@@ -192,13 +189,10 @@ pub(super) async fn page(
     Path(name): Path<String>,
     Query(asked): Query<Asked>,
 ) -> Result<Response, PageError> {
-    let name = named(&name)?;
-    let node = dashboard.ops.node(&name).await?;
-    let cards: Vec<GpuId> = node.inventory.gpus.into_iter().map(|gpu| gpu.id).collect();
-    let from = format!("/charts/nodes/{name}");
-    let whose = Whose::Node(&name, &cards);
-    let charts = charts::charts(&dashboard.ops, whose, &from, asked.span);
-    let (one, charts) = tokio::join!(read(&dashboard.ops, &name), charts);
+    let node = dashboard.ops.node(&named(&name)?).await?;
+    let from = format!("/charts/nodes/{}", node.name);
+    let charts = charts::charts(&dashboard.ops, Whose::Node(&node), &from, asked.span);
+    let (one, charts) = tokio::join!(read(&dashboard.ops, &node), charts);
     show(&Page { frame: frame(), one: one?, charts })
 }
 
@@ -254,6 +248,6 @@ pub(super) async fn live(State(dashboard): State<Dashboard>, Path(name): Path<St
     let ops = dashboard.ops.clone();
     Ok(live::measured(&dashboard, format!("nodes/{name}"), move || {
         let (ops, name) = (ops.clone(), name.clone());
-        async move { render(&Fragment { one: read(&ops, &name).await? }) }
+        async move { render(&Fragment { one: read(&ops, &ops.node(&name).await?).await? }) }
     }))
 }

@@ -30,14 +30,26 @@ const PERIOD_OF_OTHERS: Duration = Duration::from_millis(500);
 const UNREACHABLE: Duration = Duration::from_millis(1_500);
 /// Silence after which a node is lost.
 const DOWN: Duration = Duration::from_millis(2_500);
+/// The same where so many are silent at the same time that a cause of all is more likely: a switch, a power cut, or processors
+/// that are all too busy to answer. To start what ran on all of them elsewhere would make that worse.
+const DOWN_OF_MANY: Duration = Duration::from_secs(30);
+/// How many nodes may be silent before they are so many: this many, or that part of all if it is more.
+const FEW: usize = 8;
+const PART: usize = 8;
 /// The same for one that said it would be back.
 const AWAY: Duration = Duration::from_secs(60);
 /// Silence after which what is exclusive has stopped on a node that was only cut off: its lease, the time it takes to stop, and
 /// something for clocks that run at different speeds.
 pub const FENCED: Duration = Duration::from_secs(18);
 
+/// After what silence a node is lost while so many of all are silent.
+fn patience(silent: usize, all: usize) -> Duration {
+    if silent > FEW.max(all / PART) { DOWN_OF_MANY } else { DOWN }
+}
+
 /// What follows from how long a node has been silent. `leads`: how long this member has led; before, it did not ask.
-fn judge(known: NodeHealth, silence: Duration, leads: Duration) -> NodeHealth {
+/// `patience`: after what silence it is lost.
+fn judge(known: NodeHealth, silence: Duration, leads: Duration, patience: Duration) -> NodeHealth {
     // It was asked, and answered.
     let answered = silence < leads;
     match known {
@@ -47,10 +59,11 @@ fn judge(known: NodeHealth, silence: Duration, leads: Duration) -> NodeHealth {
         _ if answered && silence < UNREACHABLE => NodeHealth::Ready,
         NodeHealth::Fenced => NodeHealth::Fenced,
         NodeHealth::Down | NodeHealth::Unreachable | NodeHealth::Ready => {
+            let lost = known == NodeHealth::Down || silence >= patience;
             // What was granted under another leader ends after what this one began with.
-            if silence.min(leads) >= FENCED {
+            if lost && silence.min(leads) >= FENCED {
                 NodeHealth::Fenced
-            } else if silence >= DOWN || known == NodeHealth::Down {
+            } else if lost {
                 NodeHealth::Down
             } else if silence >= UNREACHABLE || known == NodeHealth::Unreachable {
                 NodeHealth::Unreachable
@@ -67,6 +80,10 @@ struct Lead {
     /// The one who led before, and when it was heard of last: its silence began before this lead.
     before: Option<(MemberId, Instant)>,
     known: BTreeMap<NodeId, NodeHealth>,
+    /// Those who were lost a moment ago, and when.
+    lost: BTreeMap<NodeId, Instant>,
+    /// Whether it is told already that too many are silent.
+    waits: bool,
     /// Index of the newest command that may have changed it.
     known_at: Option<u64>,
 }
@@ -83,19 +100,44 @@ impl Lead {
     }
 
     /// What is news.
-    fn news(&self, state: &Handle) -> Vec<(NodeId, NodeHealth)> {
+    fn news(&mut self, state: &Handle) -> Vec<(NodeId, NodeHealth)> {
         let (status, now) = (state.status(), Instant::now());
         let leads = now.saturating_duration_since(self.since);
-        let judged = status.members.iter().filter(|member| member.member.role == Role::Server).filter_map(|member| {
+        let nodes = status.members.iter().filter(|member| member.member.role == Role::Server);
+        let nodes = nodes.filter_map(|member| {
             let node = member.member.node_id;
-            let known = *self.known.get(&node)?;
-            let is = match member.id == status.identity.member_id {
-                true => NodeHealth::Ready,
-                false => judge(known, self.silence(state, member.id, now), leads),
-            };
-            (is != known).then_some((node, is))
+            let itself = member.id == status.identity.member_id;
+            let silence = if itself { Duration::ZERO } else { self.silence(state, member.id, now) };
+            Some((node, *self.known.get(&node)?, itself, silence))
         });
-        judged.collect()
+        let nodes: Vec<_> = nodes.collect();
+        self.lost.retain(|_, at| now.saturating_duration_since(*at) < DOWN_OF_MANY);
+        let falls_silent = |(node, known, _, silence): &&(NodeId, NodeHealth, bool, Duration)| {
+            let was_there = matches!(known, NodeHealth::Ready | NodeHealth::Unreachable);
+            was_there && *silence >= UNREACHABLE && !self.lost.contains_key(node)
+        };
+        let silent = nodes.iter().filter(falls_silent).count() + self.lost.len();
+        let patience = patience(silent, nodes.len());
+        let waits = patience > DOWN;
+        if waits && !self.waits {
+            let seconds = DOWN_OF_MANY.as_secs();
+            tracing::warn!(
+                "{silent} of {} nodes fell silent at the same time: they count as lost after {seconds} s",
+                nodes.len()
+            );
+        }
+        self.waits = waits;
+        let mut news = Vec::new();
+        for (node, known, itself, silence) in nodes {
+            let is = if itself { NodeHealth::Ready } else { judge(known, silence, leads, patience) };
+            if is != known {
+                news.push((node, is));
+            }
+            if is.is_down() && !known.is_down() {
+                self.lost.insert(node, now);
+            }
+        }
+        news
     }
 }
 
@@ -126,7 +168,14 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
         }
         let now = match lead.take() {
             Some(lead) => lead,
-            None => Lead { since: Instant::now(), before: leader.take(), known: BTreeMap::new(), known_at: None },
+            None => Lead {
+                since: Instant::now(),
+                before: leader.take(),
+                known: BTreeMap::new(),
+                lost: BTreeMap::new(),
+                waits: false,
+                known_at: None,
+            },
         };
         let index = *applied.borrow_and_update();
         lead = Some(round(&state, now, index).await);
@@ -165,7 +214,23 @@ mod tests {
 
     #[track_caller]
     fn check(known: NodeHealth, silence: f64, leads: f64, expected: NodeHealth) {
-        assert_eq!(judge(known, S(silence), S(leads)), expected);
+        assert_eq!(judge(known, S(silence), S(leads), DOWN), expected);
+    }
+
+    #[test]
+    fn where_many_fall_silent_at_once_they_are_waited_for() {
+        use NodeHealth::{Down, Fenced, Ready, Unreachable};
+        for (silent, all, expected) in
+            [(1, 2, DOWN), (8, 9, DOWN), (9, 9, DOWN_OF_MANY), (25, 200, DOWN), (26, 200, DOWN_OF_MANY)]
+        {
+            assert_eq!(patience(silent, all), expected, "{silent} of {all}");
+        }
+        let judged = |known, silence| judge(known, S(silence), S(100.0), DOWN_OF_MANY);
+        assert_eq!(judged(Ready, 2.6), Unreachable);
+        assert_eq!(judged(Unreachable, 29.9), Unreachable, "its exclusive instances do not start elsewhere either");
+        assert_eq!(judged(Unreachable, 30.1), Fenced);
+        assert_eq!(judged(Down, 3.0), Down, "who was lost before stays so");
+        assert_eq!(judged(Unreachable, 0.1), Ready);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use toft_model::{
     gpu::GpuId,
     name::Name,
     series::{MOST_POINTS, Series, Span, Subject},
+    state::NodeRow,
 };
 
 use super::Ops;
@@ -12,7 +13,7 @@ use crate::control::{ControlError, ErrorKind};
 impl Ops {
     /// What was measured of a node's machine.
     pub async fn node_series(&self, node: &Name, span: Span) -> Result<Series, ControlError> {
-        self.series_of(node, Subject::Machine, span).await
+        self.series_of(&self.node(node).await?, Subject::Machine, span).await
     }
 
     /// What was measured of a card of a node.
@@ -22,19 +23,19 @@ impl Ops {
             let message = format!("the node `{node}` has no GPU `{gpu}`");
             return Err(ControlError::new(ErrorKind::NotFound, message).hint("`toft gpu ls` shows the GPUs there are"));
         }
-        self.series_of(node, Subject::Gpu(gpu.clone()), span).await
+        self.series_of(&row, Subject::Gpu(gpu.clone()), span).await
     }
 
     /// What was measured of the instance people call `name`.
     pub async fn instance_series(&self, name: &str, span: Span) -> Result<Series, ControlError> {
         let instance = self.instance_called(name).await?;
-        self.series_of(&instance.node, Subject::Instance(instance.row.id), span).await
+        self.series_of(&self.node(&instance.node).await?, Subject::Instance(instance.row.id), span).await
     }
 
-    async fn series_of(&self, node: &Name, subject: Subject, span: Span) -> Result<Series, ControlError> {
+    /// What was measured of something on a node.
+    pub async fn series_of(&self, node: &NodeRow, subject: Subject, span: Span) -> Result<Series, ControlError> {
         check(span)?;
-        let row = self.node(node).await?;
-        self.access(row.id, &row.name)?.series(subject, span).await
+        self.access(node.id, &node.name)?.series(subject, span).await
     }
 }
 
