@@ -171,7 +171,7 @@ pub(super) async fn start(
         had.map_err(|source| OpenError::of_state(&files.snapshots, source))?;
     }
     let peers = Arc::new(Peers::new(&identity, &transport));
-    let network = Network { peers: Arc::clone(&peers), log: Arc::clone(log.ahead()), texts: log.texts() };
+    let network = Network::new(Arc::clone(&peers), Arc::clone(log.ahead()), log.texts());
     lead_no_longer(&log, &state, identity.member_id).await.map_err(|e| OpenError::Consensus(e.to_string()))?;
     let config = Arc::new(config(&limits, log.ahead().needs_others()));
     let executor = Executor::start().map_err(|error| OpenError::Consensus(error.to_string()))?;

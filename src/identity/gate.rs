@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use toft_model::token::TokenId;
@@ -12,6 +12,9 @@ use super::{Brake, FirstPassword, Halves, NoRandom, Passkeys, Passwords};
 
 /// Uses that were not told yet, at most.
 const MOST_USES: usize = 4_096;
+
+/// Least time between two looks for what this node does not know: words that strangers made up cost the cluster no more.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How long sessions are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,7 @@ pub struct Gate {
     lengths: OnceLock<Lengths>,
     sessions: Mutex<HashMap<TokenId, i64>>,
     tokens: Mutex<HashMap<TokenId, i64>>,
+    looked: Mutex<Option<Instant>>,
 }
 
 impl Gate {
@@ -66,6 +70,7 @@ impl Gate {
             lengths: OnceLock::new(),
             sessions: Mutex::default(),
             tokens: Mutex::default(),
+            looked: Mutex::default(),
         }))
     }
 
@@ -87,6 +92,16 @@ impl Gate {
     /// How long sessions are that are opened here.
     pub fn lengths(&self) -> Lengths {
         self.lengths.get().copied().unwrap_or_default()
+    }
+
+    /// Whether the others may be asked for a session or token that this node does not know: not too often.
+    pub fn may_look_again(&self) -> bool {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = looked.is_none_or(|at| at.elapsed() >= LOOK_AGAIN);
+        if may {
+            *looked = Some(Instant::now());
+        }
+        may
     }
 
     /// Notes that a session is used.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use serde_json::{Value, json};
 
 use crate::harness::dev::Dev;
 
@@ -72,6 +73,50 @@ fn a_made_up_cluster_runs_workloads_on_all_its_nodes_and_leaves_nothing() {
     dev.signal(Signal::SIGTERM);
     assert!(dev.process.wait().unwrap().success());
     assert!(!is_there(&dev.data), "the folder goes with the cluster");
+}
+
+/// How many of the nodes are in a state.
+fn count(dev: &Dev, state: &str) -> usize {
+    dev.json(&["node", "ls"]).iter().filter(|node| node["state"] == state).count()
+}
+
+/// The running instances of the machines whose names begin so.
+fn running_on(dev: &Dev, prefix: &str) -> Vec<String> {
+    let rows = dev.json(&["ps"]);
+    let there = |row: &&Value| row["state"] == "running" && row["node"].as_str().unwrap().starts_with(prefix);
+    let mut ids: Vec<String> = rows.iter().filter(there).map(|row| row["id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    ids
+}
+
+#[test]
+fn many_that_fall_silent_together_keep_what_they_run_unless_they_stay_away() {
+    let near = Dev::start(&["--nodes", "5", "--prefix", "near-"]);
+    until("those that vote are ready", || count(&near, "ready") == 5);
+    let token = near.send("POST", "/api/v1/tokens", &json!({"uses": 12})).json();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, token["token"].as_str().unwrap()).unwrap();
+    let (address, file) = (token["addresses"][0].as_str().unwrap(), file.to_str().unwrap());
+    let far = Dev::start(&["--nodes", "12", "--prefix", "far-", "--join", address, "--token-file", file]);
+    until("all seventeen are ready", || count(&near, "ready") == 17);
+    near.toft(&["run", "-d", "-n", "web", "--replicas", "34", "example.org/web:1"]).expect("it is taken");
+    until("all run", || running_on(&near, "").len() == 34);
+    let before = running_on(&near, "far-");
+    assert!(before.len() >= 12, "{before:?}");
+
+    // Three times as long as one that is silent alone is waited for.
+    far.signal(Signal::SIGSTOP);
+    until("twelve are silent", || count(&near, "unreachable") == 12);
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!((count(&near, "ready"), count(&near, "unreachable")), (5, 12));
+    far.signal(Signal::SIGCONT);
+    until("all are back", || count(&near, "ready") == 17);
+    assert_eq!(running_on(&near, "far-"), before);
+
+    far.signal(Signal::SIGKILL);
+    until("they are lost", || count(&near, "down") == 12);
+    until("everything runs on those that are left", || running_on(&near, "near-").len() == 34);
 }
 
 #[test]

@@ -198,6 +198,11 @@ impl Ahead {
         if since.is_some_and(|since| since.elapsed() > STALL) { Err(Stalled) } else { Ok(()) }
     }
 
+    /// The last entry that the disk has.
+    pub(in super::super) fn written(&self) -> u64 {
+        self.written.borrow().flushed
+    }
+
     /// Waits until the disk has everything up to `index`, but not for a disk that stalls.
     pub(in super::super) async fn until_flushed(&self, index: u64) -> Result<(), Stalled> {
         let mut written = self.written.subscribe();

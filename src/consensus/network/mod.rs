@@ -34,7 +34,7 @@ pub(super) use server::{Doorway, members_now, serve};
 pub(super) use services::Services;
 pub use services::{Caller, MemberChannel, Offered, Speaking};
 
-use telling::{Share, Telling};
+use telling::{Committed, Share, Telling};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -47,11 +47,18 @@ pub const PROTOCOL: u32 = 1;
 
 /// Makes the ways.
 pub(super) struct Network {
-    pub(super) peers: Arc<Peers>,
+    peers: Arc<Peers>,
     /// This member's own log.
-    pub(super) log: Arc<Ahead>,
+    log: Arc<Ahead>,
     /// And what its entries read as.
-    pub(super) texts: Texts,
+    texts: Texts,
+    committed: Committed,
+}
+
+impl Network {
+    pub(super) fn new(peers: Arc<Peers>, log: Arc<Ahead>, texts: Texts) -> Self {
+        Self { peers, log, texts, committed: Committed::default() }
+    }
 }
 
 /// How long the news of what is committed waits for entries to travel with. Who asked a follower for a change is answered
@@ -82,9 +89,12 @@ pub(super) struct Way {
     peers: Arc<Peers>,
     log: Arc<Ahead>,
     texts: Texts,
+    committed: Committed,
     id: MemberId,
     member: Member,
     acknowledged: Option<Acknowledged>,
+    /// The last entry that it has beyond those, told before openraft asked for it.
+    beyond: Option<LogId>,
     /// How much it is told at a time.
     share: Share,
     /// The call that tells it of entries.
@@ -106,9 +116,11 @@ impl RaftNetworkFactory<Types> for Network {
             peers,
             log,
             texts: self.texts.clone(),
+            committed: self.committed.clone(),
             id,
             member: member.clone(),
             acknowledged: None,
+            beyond: None,
             share: Share::first(),
             telling: None,
             reminder: None,
@@ -135,10 +147,23 @@ impl Way {
         let knows = self.acknowledged.as_ref().is_some_and(|known| {
             known.vote == request.vote
                 && Some(known.last) == request.prev_log_id
-                && known.committed == request.leader_commit
+                && known.committed >= request.leader_commit
                 && known.at.elapsed() < reminder
         });
         request.entries.is_empty() && knows && !self.log.votes(self.id)
+    }
+
+    /// The last of the entries asked for that the member has said it has, before openraft asked for them.
+    fn known_before(&mut self, request: &AppendEntriesRequest<Types>) -> Option<LogId> {
+        let (first, last) = (request.entries.first()?.log_id, request.entries.last()?.log_id);
+        let beyond = self.beyond.take()?;
+        let known = self.acknowledged.as_mut()?;
+        if known.vote != request.vote || Some(known.last) != request.prev_log_id || beyond < first {
+            return None;
+        }
+        self.beyond = (beyond > last).then_some(beyond);
+        known.last = beyond.min(last);
+        Some(known.last)
     }
 
     /// Tells news a little later, unless entries go before.
@@ -217,6 +242,11 @@ impl Way {
     }
 }
 
+/// The answer of a member that has the entries up to `last` of those asked for.
+fn whole_or_part(last: LogId, asked: LogId) -> AppendEntriesResponse<MemberId> {
+    if last < asked { AppendEntriesResponse::PartialSuccess(Some(last)) } else { AppendEntriesResponse::Success }
+}
+
 impl RaftNetwork<Types> for Way {
     async fn append_entries(
         &mut self,
@@ -224,6 +254,7 @@ impl RaftNetwork<Types> for Way {
         _: RPCOption,
     ) -> Result<AppendEntriesResponse<MemberId>, Failure> {
         self.check().map_err(|error| self.silent(error))?;
+        self.committed.note(request.vote, request.leader_commit);
         if self.is_no_news(&request) {
             return Ok(AppendEntriesResponse::Success);
         }
@@ -232,15 +263,18 @@ impl RaftNetwork<Types> for Way {
             return Ok(AppendEntriesResponse::Success);
         }
         if let Some(asked) = request.entries.last().map(|entry| entry.log_id) {
+            if let Some(known) = self.known_before(&request) {
+                return Ok(whole_or_part(known, asked));
+            }
             // They carry the news.
             self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
             let told = self.tell(request).await.map_err(|e| self.failure(e))?;
             self.until_flushed(Some(told.last)).await?;
-            self.heed(told.vote, Some(told.last), told.commit, &told.answer);
+            let last = told.last.min(asked);
+            self.heed(told.vote, Some(last), told.commit, &told.answer);
+            self.beyond = (self.acknowledged.is_some() && told.last > asked).then_some(told.last);
             return match told.answer.map_err(|error| self.remote(error))? {
-                AppendEntriesResponse::Success if told.last < asked => {
-                    Ok(AppendEntriesResponse::PartialSuccess(Some(told.last)))
-                }
+                AppendEntriesResponse::Success => Ok(whole_or_part(last, asked)),
                 answer => Ok(answer),
             };
         }

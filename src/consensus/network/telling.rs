@@ -12,8 +12,19 @@
 //!
 //! Meanwhile a member that votes hears that the leader is there, or it would stand for election. And less is sent at a time
 //! where it takes long, so that little stands in the way of that.
+//!
+//! One of many that do not vote is told at a pace. What is written and committed before its turn comes goes in the same call,
+//! though openraft has not asked for it yet; when it does, the answer is known:
+//!
+//! ```text
+//! openraft   append 7..9 ----------------------> answered  append 10..12 --> answered at once
+//! Telling          waits for its turn, 7..12 is sent
+//! ```
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use openraft::raft::AppendEntriesRequest;
@@ -63,22 +74,48 @@ impl Share {
     }
 }
 
+/// How far the log is committed, as far as openraft has said on the way to any member, and under which vote: what another
+/// leader has committed says nothing of the entries of this one.
+#[derive(Clone, Default)]
+pub(super) struct Committed(Arc<Mutex<Option<Newest>>>);
+
+type Newest = (Vote, Option<LogId>);
+
+impl Committed {
+    fn place(&self) -> MutexGuard<'_, Option<Newest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of what openraft says.
+    pub(super) fn note(&self, vote: Vote, commit: Option<LogId>) {
+        let mut known = self.place();
+        match &mut *known {
+            Some((newest, _)) if *newest > vote => {}
+            Some((same, newest)) if *same == vote => *newest = commit.max(*newest),
+            _ => *known = Some((vote, commit)),
+        }
+    }
+
+    /// The newest that was said under this vote.
+    fn newest(&self, under: &Vote) -> Option<LogId> {
+        self.place().filter(|(vote, _)| vote == under)?.1
+    }
+}
+
 /// A call under way.
 pub(super) struct Telling {
     vote: Vote,
     prev: Option<LogId>,
-    commit: Option<LogId>,
-    /// The last entry it tells.
-    last: LogId,
     /// Whether openraft has given it up once.
     late: bool,
-    answer: AbortOnDropHandle<Result<Answer, CallError>>,
+    told: AbortOnDropHandle<Result<Told, CallError>>,
 }
 
-/// What a member has said to entries.
+/// What a member was told, and has said to it.
 pub(super) struct Told {
     pub(super) vote: Vote,
     pub(super) commit: Option<LogId>,
+    /// The last entry.
     pub(super) last: LogId,
     pub(super) answer: Answer,
 }
@@ -139,35 +176,43 @@ impl Way {
         drop(request);
         // Whoever no longer waits here leaves it to the next.
         let telling = self.telling.insert(telling);
-        let answer = (&mut telling.answer).await;
-        let Some(Telling { vote, commit, last, late, .. }) = self.telling.take() else {
-            unreachable!("it was put there above")
-        };
-        if !late {
+        let told = (&mut telling.told).await;
+        if self.telling.take().is_some_and(|telling| !telling.late) {
             self.share.was_quick();
         }
-        let answer = answer.unwrap_or_else(|e| Err(CallError::Failed(e.to_string())))?;
-        Ok(Told { vote, commit, last, answer })
+        told.unwrap_or_else(|e| Err(CallError::Failed(e.to_string())))
     }
 
     fn begin_to_tell(&mut self, request: &AppendEntriesRequest<Types>) -> Result<Telling, CallError> {
-        let (texts, last) = first(request, &self.texts, self.share.0)?;
-        let (prev, commit) = (request.prev_log_id, request.leader_commit);
-        let message = self::request(&request.vote, prev.as_ref(), &texts, commit.as_ref())?;
+        let share = self.share.0;
+        let (mut entries, mut last) = first(request, &self.texts, share)?;
+        let (vote, prev, commit) = (request.vote, request.prev_log_id, request.leader_commit);
         let pause = self.log.among_many(self.id).map_or(Duration::ZERO, |members| {
             let since = self.told_at.map_or(SLOWEST_PACE, |at| at.elapsed());
             AFTER_VOTERS.max(pace(members).saturating_sub(since))
         });
         self.told_at = Some(Instant::now() + pause);
         let (peers, id, member) = (self.peers.clone(), self.id, self.member.clone());
+        let (log, texts, committed) = (self.log.clone(), self.texts.clone(), self.committed.clone());
         let call = async move {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
+                // What this leader has on its disk, and under this vote: it may be told to anybody.
+                if last.leader_id == *vote.leader_id() {
+                    let room = share.saturating_sub(entries.iter().map(Bytes::len).sum());
+                    for (id, text) in texts.after(&last, log.written(), room) {
+                        last = id;
+                        entries.push(text);
+                    }
+                }
             }
-            peers.append(id, &member, message).await
+            let commit = commit.max(committed.newest(&vote));
+            let message = self::request(&vote, prev.as_ref(), &entries, commit.as_ref())?;
+            drop(entries);
+            let answer = peers.append(id, &member, message).await?;
+            Ok(Told { vote, commit, last, answer })
         };
-        let answer = AbortOnDropHandle::new(tokio::spawn(call));
-        Ok(Telling { vote: request.vote, prev, commit, last, late: false, answer })
+        Ok(Telling { vote, prev, late: false, told: AbortOnDropHandle::new(tokio::spawn(call)) })
     }
 
     /// Says that the leader is there, and nothing else.
@@ -242,6 +287,23 @@ mod tests {
             assert_eq!((texts.len(), last), (told, id(4 + told as u64)), "{limit}");
         }
         assert!(first(&asked(0), &none, 9).is_err());
+    }
+
+    #[test]
+    fn what_is_committed_is_known_under_its_vote_alone() {
+        let (older, vote, newer) = (Vote::new_committed(2, 8), Vote::new_committed(3, 7), Vote::new_committed(4, 8));
+        let committed = Committed::default();
+        assert_eq!(committed.newest(&vote), None);
+        for (commit, newest) in
+            [(None, None), (Some(4), Some(4)), (Some(9), Some(9)), (Some(6), Some(9)), (None, Some(9))]
+        {
+            committed.note(vote, commit.map(id));
+            assert_eq!(committed.newest(&vote), newest.map(id), "{commit:?}");
+        }
+        committed.note(older, Some(id(20)));
+        assert_eq!((committed.newest(&older), committed.newest(&vote)), (None, Some(id(9))));
+        committed.note(newer, Some(id(12)));
+        assert_eq!((committed.newest(&vote), committed.newest(&newer)), (None, Some(id(12))));
     }
 
     #[test]

@@ -227,6 +227,48 @@ async fn who_does_not_vote_and_answers_late_is_told_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_do_not_vote_miss_nothing_whoever_leads() {
+    const MEMBERS: u128 = 18;
+    const WRITES: usize = 150;
+    let mut nodes = vec![Node::found(1).await];
+    for number in 2..=MEMBERS {
+        nodes.push(Node::joining(number, Role::Server, &nodes[0]).await);
+    }
+    nodes[0].until("five voters", |status| voters(status) == 5).await;
+    // The newest do not vote. One is away for a while, and then the leader goes.
+    let mut away = None;
+    for number in 0..WRITES {
+        match number {
+            30 => away = Some(nodes.pop().unwrap().stop().await),
+            60 => nodes.push(Node::again(away.take().unwrap()).await),
+            100 => away = Some(nodes.remove(0).stop().await),
+            _ => {}
+        }
+        // Some come one after another, and some together.
+        let name = format!("w{number:03}");
+        if number % 10 < 5 {
+            nodes[0].put(&name).await.unwrap();
+        } else if number % 10 == 5 {
+            let names: Vec<String> = (number..number + 5).map(|number| format!("w{number:03}")).collect();
+            let outcomes = futures_util::future::join_all(names.iter().map(|name| nodes[0].put(name))).await;
+            assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+        }
+    }
+    nodes.push(Node::again(away.unwrap()).await);
+    let expected: Vec<String> = (0..WRITES).map(|number| format!("w{number:03}")).collect();
+    let end = nodes[0].handle.status().applied_index;
+    for node in &nodes {
+        node.until("it has everything", |status| status.applied_index >= end).await;
+        let rows = node.handle.read(WorkloadRow::all).await.unwrap();
+        let names: Vec<String> = rows.into_iter().map(|row| row.spec.name.to_string()).collect();
+        assert_eq!(names, expected, "{}", node.member.name);
+    }
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_joins_before_anything_was_written_is_not_taken_for_the_founder() {
     let one = Node::found(1).await;
     let two = Node::joining(2, Role::Server, &one).await;

@@ -26,6 +26,8 @@ use crate::{
 const COARSE_MS: i64 = 10 * 60 * 1_000;
 /// Time between two looks at whether somebody has been shut out.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// Longest wait for what the others know, when somebody shows what this node does not know.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest password somebody may try, in bytes.
 const LONGEST_PASSWORD: usize = 1_024;
 
@@ -94,16 +96,33 @@ impl Ops {
         self.gate.as_ref().ok_or_else(absent)
     }
 
+    /// What the state has, or else what it has when this node knows all that the others know: it may have been made at another
+    /// node a moment ago.
+    async fn find<T: Send + 'static>(
+        &self,
+        look: impl Fn(&rusqlite::Connection) -> rusqlite::Result<Option<T>> + Clone + Send + 'static,
+    ) -> Result<Option<T>, ControlError> {
+        let found = self.state.read(look.clone()).await?;
+        if found.is_some() || !self.gate()?.may_look_again() {
+            return Ok(found);
+        }
+        match tokio::time::timeout(PATIENCE, self.state.catch_up()).await {
+            Ok(Ok(())) => Ok(self.state.read(look).await?),
+            // Nobody to ask: what is here has to do.
+            Ok(Err(_)) | Err(_) => Ok(None),
+        }
+    }
+
     /// Who has a session with this cookie; nobody when it is none, or has ended.
     pub async fn identify_session(&self, cookie: &str, from: Option<IpAddr>) -> Result<Option<Actor>, ControlError> {
         let (Some(shown), gate) = (Bearer::from_cookie(cookie), self.gate()?) else { return Ok(None) };
         let id = shown.id.clone();
-        let read = self.state.read(move |connection| {
+        let found = self.find(move |connection| {
             let Some(session) = SessionRow::by_id(connection, &id)? else { return Ok(None) };
             let standing = standing_of(connection, &session)?;
             Ok(Some((session, standing)))
         });
-        let Some((mut row, standing)) = read.await? else { return Ok(None) };
+        let Some((mut row, standing)) = found.await? else { return Ok(None) };
         let told_ms = row.seen_at_ms;
         row.seen_at_ms = told_ms.max(gate.session_used(&shown.id).unwrap_or(i64::MIN));
         let now_ms = now_ms();
@@ -127,12 +146,12 @@ impl Ops {
             return self.identify_signed(text, from).await;
         };
         let id = shown.id.clone();
-        let read = self.state.read(move |connection| {
+        let found = self.find(move |connection| {
             let Some(token) = ApiTokenRow::by_id(connection, &id)? else { return Ok(None) };
             let user = UserRow::named(connection, &token.token.user)?;
             Ok(Some((token, user)))
         });
-        let Some((row, Some(user))) = read.await? else { return Ok(None) };
+        let Some((row, Some(user))) = found.await? else { return Ok(None) };
         let now_ms = now_ms();
         if !row.token.secret.is(&shown.digest()) || row.has_expired(now_ms) || user.disabled {
             return Ok(None);
