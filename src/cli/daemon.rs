@@ -7,6 +7,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use super::{
     Failure,
     args::{DevArgs, DownArgs, UpArgs},
+    memory,
 };
 use crate::{
     agent::host::host_name,
@@ -92,13 +93,15 @@ pub(super) fn dev(args: DevArgs) -> Result<i32, Failure> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         // Half of the cores: consensus and the writer of the state have threads of their own, and workers that wake each
         // other in vain take time from them.
         .worker_threads((std::thread::available_parallelism().map_or(2, usize::from) / 2).clamp(1, 4))
         .enable_all()
         .build()
-        .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))
+        .map_err(|e| Failure::of(1, format!("no runtime could be made: {e}")))?;
+    runtime.spawn(memory::give_back());
+    Ok(runtime)
 }
 
 pub(super) fn root_only() -> Result<(), Failure> {

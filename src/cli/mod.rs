@@ -30,6 +30,7 @@ mod inspect;
 mod join;
 mod logs;
 mod member_args;
+mod memory;
 mod mesh;
 mod mesh_args;
 mod network_args;

@@ -435,9 +435,18 @@ pub(super) fn configure(connection: &Connection) -> rusqlite::Result<()> {
     }
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.pragma_update(None, "cache_size", -2048)?;
-    connection.set_prepared_statement_cache_capacity(64);
+    // What a savepoint may have to take back is small, and would otherwise go to a temporary file.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
-    Ok(())
+    keep_statements(connection, 64)
+}
+
+/// Lets a connection keep so many statements and never prepare one of them anew. SQLite would do so for most of them at each use: a
+/// value that is bound could make another plan better, and the values are cleared in between.
+/// (<https://sqlite.org/queryplanner-ng.html#qpstab>)
+pub(super) fn keep_statements(connection: &Connection, count: usize) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(count);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 fn check(connection: &Connection, path: &Path) -> Result<(), OpenError> {

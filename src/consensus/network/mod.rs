@@ -101,8 +101,9 @@ pub(super) struct Way {
     telling: Option<Telling>,
     /// The call that says that the leader is there while it is told.
     reminder: Option<AbortOnDropHandle<()>>,
-    /// When it was told of entries last.
+    /// When it was told of entries last, and how long that took.
     told_at: Option<Instant>,
+    took: Duration,
     /// News that waits to be told.
     news: Arc<Mutex<Option<AppendEntriesRequest<Types>>>>,
 }
@@ -125,6 +126,7 @@ impl RaftNetworkFactory<Types> for Network {
             telling: None,
             reminder: None,
             told_at: None,
+            took: Duration::ZERO,
             news: Arc::default(),
         }
     }

@@ -46,10 +46,20 @@ const AFTER_VOTERS: Duration = Duration::from_millis(10);
 /// goes in one call. So a cluster in which something happens all the time costs a thousand calls a second, however large it is.
 const PACE: Duration = Duration::from_millis(1);
 const SLOWEST_PACE: Duration = Duration::from_millis(150);
+/// The same where the calls take so long that whoever is called has no time for more.
+const BUSY_PACE: Duration = Duration::from_secs(1);
+/// Most bytes of entries that one of so many is sent at a time when some came while it waited for its turn: each of the calls lies in
+/// memory.
+const MOST_FOR_MANY: usize = 128 << 10;
 
 /// How often one of so many members that does not vote is told something.
 pub(super) fn pace(members: usize) -> Duration {
     (PACE * u32::try_from(members).unwrap_or(u32::MAX)).min(SLOWEST_PACE)
+}
+
+/// The same for one whose last call took so long: it is called for at most a third of the time.
+fn turn(members: usize, took: Duration) -> Duration {
+    pace(members).max((took * 3).min(BUSY_PACE))
 }
 
 /// How many bytes of entries are sent at a time.
@@ -118,6 +128,8 @@ pub(super) struct Told {
     /// The last entry.
     pub(super) last: LogId,
     pub(super) answer: Answer,
+    /// How long the call took.
+    took: Duration,
 }
 
 impl Telling {
@@ -163,7 +175,8 @@ impl Way {
     pub(super) async fn tell(&mut self, request: AppendEntriesRequest<Types>) -> Result<Told, CallError> {
         let telling = match self.telling.take() {
             Some(mut telling) if telling.is_of(&request) => {
-                if !std::mem::replace(&mut telling.late, true) {
+                // One of many may be late because it waits for its turn.
+                if !std::mem::replace(&mut telling.late, true) && self.log.among_many(self.id).is_none() {
                     self.share.took_long();
                 }
                 if self.log.votes(self.id) {
@@ -180,7 +193,9 @@ impl Way {
         if self.telling.take().is_some_and(|telling| !telling.late) {
             self.share.was_quick();
         }
-        told.unwrap_or_else(|e| Err(CallError::Failed(e.to_string())))
+        let told = told.unwrap_or_else(|e| Err(CallError::Failed(e.to_string())))?;
+        self.took = told.took;
+        Ok(told)
     }
 
     fn begin_to_tell(&mut self, request: &AppendEntriesRequest<Types>) -> Result<Telling, CallError> {
@@ -188,8 +203,8 @@ impl Way {
         let (mut entries, mut last) = first(request, &self.texts, share)?;
         let (vote, prev, commit) = (request.vote, request.prev_log_id, request.leader_commit);
         let pause = self.log.among_many(self.id).map_or(Duration::ZERO, |members| {
-            let since = self.told_at.map_or(SLOWEST_PACE, |at| at.elapsed());
-            AFTER_VOTERS.max(pace(members).saturating_sub(since))
+            let since = self.told_at.map_or(BUSY_PACE, |at| at.elapsed());
+            AFTER_VOTERS.max(turn(members, self.took).saturating_sub(since))
         });
         self.told_at = Some(Instant::now() + pause);
         let (peers, id, member) = (self.peers.clone(), self.id, self.member.clone());
@@ -199,7 +214,7 @@ impl Way {
                 tokio::time::sleep(pause).await;
                 // What this leader has on its disk, and under this vote: it may be told to anybody.
                 if last.leader_id == *vote.leader_id() {
-                    let room = share.saturating_sub(entries.iter().map(Bytes::len).sum());
+                    let room = share.min(MOST_FOR_MANY).saturating_sub(entries.iter().map(Bytes::len).sum());
                     for (id, text) in texts.after(&last, log.written(), room) {
                         last = id;
                         entries.push(text);
@@ -209,8 +224,9 @@ impl Way {
             let commit = commit.max(committed.newest(&vote));
             let message = self::request(&vote, prev.as_ref(), &entries, commit.as_ref())?;
             drop(entries);
+            let begun = Instant::now();
             let answer = peers.append(id, &member, message).await?;
-            Ok(Told { vote, commit, last, answer })
+            Ok(Told { vote, commit, last, answer, took: begun.elapsed() })
         };
         Ok(Telling { vote, prev, late: false, told: AbortOnDropHandle::new(tokio::spawn(call)) })
     }
@@ -304,6 +320,20 @@ mod tests {
         assert_eq!((committed.newest(&older), committed.newest(&vote)), (None, Some(id(9))));
         committed.note(newer, Some(id(12)));
         assert_eq!((committed.newest(&vote), committed.newest(&newer)), (None, Some(id(12))));
+    }
+
+    #[test]
+    fn who_answers_late_is_called_less_often() {
+        let ms = Duration::from_millis;
+        for (members, took, expected) in [
+            (20, ms(0), ms(20)),
+            (20, ms(30), ms(90)),
+            (200, ms(30), ms(150)),
+            (200, ms(100), ms(300)),
+            (200, ms(9_000), ms(1_000)),
+        ] {
+            assert_eq!(turn(members, took), expected, "{members} {took:?}");
+        }
     }
 
     #[test]

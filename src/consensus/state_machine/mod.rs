@@ -26,6 +26,8 @@ use tokio::sync::{oneshot, watch};
 
 pub use readers::ReadError;
 pub(super) use readers::Readers;
+#[cfg(test)]
+pub(super) use readers::connect_reader;
 pub use snapshot::SnapshotFile;
 use snapshot::Snapshots;
 use writer::{Ends, Order};

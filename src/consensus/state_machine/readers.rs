@@ -8,6 +8,8 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags};
 
+use super::super::open::keep_statements;
+
 /// Longest wait for a lock that another connection holds.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -94,11 +96,11 @@ impl Readers {
     }
 }
 
-pub(super) fn connect_reader(path: &Path) -> rusqlite::Result<Connection> {
+pub(in super::super) fn connect_reader(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "cache_size", -1024)?;
-    connection.set_prepared_statement_cache_capacity(32);
+    keep_statements(&connection, 32)?;
     Ok(connection)
 }

@@ -15,6 +15,7 @@ mod snapshot_transfer;
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
+use rusqlite::{OptionalExtension, StatementStatus};
 use toft_model::{
     ids::{NodeId, RequestId, WorkloadId},
     name::Name,
@@ -29,6 +30,7 @@ use super::{
     Files, Handle, OpenError, Opened, ProposeError,
     compact::Limits,
     open::{open_with, prepare},
+    state_machine::connect_reader,
     types::{FOUNDER, Member, Role},
 };
 use crate::enroll::{Joining, Keys, Token};
@@ -301,5 +303,20 @@ fn the_database_logs_ahead_and_leaves_flushing_to_the_log() {
         // 1 is NORMAL: only moving SQLite's log into the database flushes.
         assert_eq!(pragma("synchronous"), rusqlite::types::Value::Integer(1));
         assert_eq!(pragma("foreign_keys"), rusqlite::types::Value::Integer(1));
+    }
+}
+
+#[test]
+fn statements_that_are_kept_are_not_prepared_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.db");
+    let writer = prepare(&path).unwrap();
+    let reader = connect_reader(&path).unwrap();
+    for connection in [&writer, &reader] {
+        for id in ["some", "other", "some"] {
+            let mut kept = connection.prepare_cached("SELECT name FROM nodes WHERE id = ?1").unwrap();
+            let none: Option<String> = kept.query_row([id], |row| row.get(0)).optional().unwrap();
+            assert_eq!((none, kept.get_status(StatementStatus::RePrepare)), (None, 0), "{id}");
+        }
     }
 }
