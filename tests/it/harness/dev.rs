@@ -1,11 +1,12 @@
 //! `toft dev` as a fixture: a whole cluster on made-up machines.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use nix::{
+    mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -78,5 +79,11 @@ impl Drop for Dev {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // Whoever is killed leaves what it has mounted.
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for place in places.filter(|place| Path::new(place).starts_with(&self.data)) {
+            let _ = umount2(place, MntFlags::MNT_DETACH);
+        }
     }
 }
