@@ -57,7 +57,7 @@ pub(super) fn pace(members: usize) -> Duration {
     (PACE * u32::try_from(members).unwrap_or(u32::MAX)).min(SLOWEST_PACE)
 }
 
-/// The same for one whose last call took so long: it is called for at most a third of the time.
+/// The same for one whose last call took so long: it is called for at most a third of the time, but once a second.
 fn turn(members: usize, took: Duration) -> Duration {
     pace(members).max((took * 3).min(BUSY_PACE))
 }
