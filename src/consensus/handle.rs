@@ -334,6 +334,11 @@ impl Handle {
         self.peers.heard(id)
     }
 
+    /// How often leaders have called this member since it was started, to tell it of entries or that they are there.
+    pub fn calls_of_leaders(&self) -> u64 {
+        self.peers.calls_of_leaders()
+    }
+
     /// Notes that a node said that it is there.
     pub fn note_beat(&self, node: NodeId) {
         let metrics = self.raft.metrics();

@@ -18,6 +18,10 @@ impl Metrics {
         metrics::describe_gauge!("toft_workloads", "Workloads by status");
         metrics::describe_gauge!("toft_instances", "Instances by state");
         metrics::describe_gauge!("toft_applied_index", "Index of the last applied command");
+        metrics::describe_counter!(
+            "toft_leader_calls_total",
+            "Calls of the leader at this node: entries of the log, or a word that it is there"
+        );
         metrics::describe_counter!("toft_http_requests_total", "Requests answered, by status class");
         metrics::describe_counter!("toft_instance_restarts_total", "Automatic restarts of instances");
         metrics::describe_counter!(

@@ -39,12 +39,17 @@ points() {
     process.exit(1);' "$1" "$2" "$LEAST"
 }
 
+# Now and then the browser's trace lacks the page's beginning, and Lighthouse asks to be run again.
 look() {
-  local page=$1 report=$2
-  # Its own name is a trusted one to browsers, and so may go without TLS.
-  CHROME_PATH=$(command -v chromium) "$tools/node_modules/.bin/lighthouse" "$made_up_url$page" --quiet --output json \
-    --output-path "$report" --only-categories "$CATEGORIES" --extra-headers "$headers" --max-wait-for-load 15000 \
-    --no-enable-error-reporting --chrome-flags='--headless --no-sandbox --disable-dev-shm-usage --disable-gpu'
+  local page=$1 report=$2 tries
+  for tries in 1 2 3; do
+    # Its own name is a trusted one to browsers, and so may go without TLS.
+    ! CHROME_PATH=$(command -v chromium) "$tools/node_modules/.bin/lighthouse" "$made_up_url$page" --quiet --output json \
+      --output-path "$report" --only-categories "$CATEGORIES" --extra-headers "$headers" --max-wait-for-load 15000 \
+      --no-enable-error-reporting --chrome-flags='--headless --no-sandbox --disable-dev-shm-usage --disable-gpu' || return 0
+    printf '%s: no report, %d of 3\n' "$page" "$tries"
+  done
+  return 1
 }
 
 main() {

@@ -57,6 +57,7 @@ async fn record(api: &ApiState) -> Result<(), ControlError> {
         let count = instances.filter(|instance| instance.state().as_str() == state).count();
         metrics::gauge!("toft_instances", "state" => state).set(count as f64);
     }
+    metrics::counter!("toft_leader_calls_total").absolute(api.ops.state().calls_of_leaders());
     metrics::gauge!("toft_applied_index").set(*api.ops.state().watch().borrow() as f64);
     Ok(())
 }

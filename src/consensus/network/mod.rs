@@ -11,6 +11,7 @@ mod server;
 mod services;
 mod telling;
 mod tls;
+mod turns;
 mod ways;
 
 use std::{
@@ -36,6 +37,7 @@ pub use services::{Caller, MemberChannel, Offered, Speaking};
 
 use telling::{Committed, Share, Telling};
 use tokio_util::task::AbortOnDropHandle;
+use turns::Turns;
 
 use super::{
     log_store::{Ahead, Stalled, Texts},
@@ -53,11 +55,12 @@ pub(super) struct Network {
     /// And what its entries read as.
     texts: Texts,
     committed: Committed,
+    turns: Turns,
 }
 
 impl Network {
     pub(super) fn new(peers: Arc<Peers>, log: Arc<Ahead>, texts: Texts) -> Self {
-        Self { peers, log, texts, committed: Committed::default() }
+        Self { peers, log, texts, committed: Committed::default(), turns: Turns::from_now() }
     }
 }
 
@@ -90,6 +93,7 @@ pub(super) struct Way {
     log: Arc<Ahead>,
     texts: Texts,
     committed: Committed,
+    turns: Turns,
     id: MemberId,
     member: Member,
     acknowledged: Option<Acknowledged>,
@@ -118,6 +122,7 @@ impl RaftNetworkFactory<Types> for Network {
             log,
             texts: self.texts.clone(),
             committed: self.committed.clone(),
+            turns: self.turns,
             id,
             member: member.clone(),
             acknowledged: None,
@@ -179,7 +184,7 @@ impl Way {
         }
         let (news, peers) = (Arc::clone(&self.news), Arc::clone(&self.peers));
         let (id, member) = (self.id, self.member.clone());
-        let pause = self.log.among_many(id).map_or(NEWS, telling::pace);
+        let pause = self.log.among_many(id).map_or(NEWS, |members| self.turns.until(id, members, self.took, None));
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             let request = news.lock().unwrap_or_else(PoisonError::into_inner).take();

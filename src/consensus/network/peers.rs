@@ -6,7 +6,7 @@ use std::{
     net::IpAddr,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -159,6 +159,8 @@ pub(in super::super) struct Peers {
     short: watch::Sender<bool>,
     /// The newest vote by which another called this member as its leader, and when it called last.
     led: watch::Sender<Option<(Vote, Instant)>>,
+    /// How often leaders called this member.
+    calls: AtomicU64,
     /// Members whose refusal was told already.
     told: Mutex<BTreeSet<MemberId>>,
 }
@@ -189,6 +191,7 @@ impl Peers {
             going: AtomicBool::new(false),
             short: watch::Sender::new(false),
             led: watch::Sender::new(None),
+            calls: AtomicU64::new(0),
             told: Mutex::default(),
         }
     }
@@ -231,6 +234,7 @@ impl Peers {
 
     /// Notes that another member calls as the leader. Unlike consensus itself this needs no disk.
     pub(super) fn led(&self, vote: &Vote) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.led.send_if_modified(|led| {
             let counts = vote.committed && led.as_ref().is_none_or(|(known, _)| vote >= known);
             if counts {
@@ -238,6 +242,11 @@ impl Peers {
             }
             counts
         });
+    }
+
+    /// How often leaders have called this member since it was started.
+    pub(in super::super) fn calls_of_leaders(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Waits until another member has called as the leader.

@@ -13,8 +13,8 @@
 //! Meanwhile a member that votes hears that the leader is there, or it would stand for election. And less is sent at a time
 //! where it takes long, so that little stands in the way of that.
 //!
-//! One of many that do not vote is told at a pace. What is written and committed before its turn comes goes in the same call,
-//! though openraft has not asked for it yet; when it does, the answer is known:
+//! One of many that do not vote is told in its turn (see [`turns`](super::turns)). What is written and committed before goes in
+//! the same call, though openraft has not asked for it yet; when it does, the answer is known:
 //!
 //! ```text
 //! openraft   append 7..9 ----------------------> answered  append 10..12 --> answered at once
@@ -39,28 +39,9 @@ use super::{
     peers::{CallError, json},
 };
 
-/// How much later than the voters those learn of entries that do not vote, where there are many: the work of telling hundreds
-/// would hold up the few on whom each change waits.
-const AFTER_VOTERS: Duration = Duration::from_millis(10);
-/// Least time between two calls that tell one of them of entries, for each member there is, and at most: what comes meanwhile
-/// goes in one call. So a cluster in which something happens all the time costs a thousand calls a second, however large it is.
-const PACE: Duration = Duration::from_millis(1);
-const SLOWEST_PACE: Duration = Duration::from_millis(150);
-/// The same where the calls take so long that whoever is called has no time for more.
-const BUSY_PACE: Duration = Duration::from_secs(1);
 /// Most bytes of entries that one of so many is sent at a time when some came while it waited for its turn: each of the calls lies in
 /// memory.
 const MOST_FOR_MANY: usize = 128 << 10;
-
-/// How often one of so many members that does not vote is told something.
-pub(super) fn pace(members: usize) -> Duration {
-    (PACE * u32::try_from(members).unwrap_or(u32::MAX)).min(SLOWEST_PACE)
-}
-
-/// The same for one whose last call took so long: it is called for at most a third of the time, but once a second.
-fn turn(members: usize, took: Duration) -> Duration {
-    pace(members).max((took * 3).min(BUSY_PACE))
-}
 
 /// How many bytes of entries are sent at a time.
 #[derive(Debug, PartialEq)]
@@ -203,8 +184,7 @@ impl Way {
         let (mut entries, mut last) = first(request, &self.texts, share)?;
         let (vote, prev, commit) = (request.vote, request.prev_log_id, request.leader_commit);
         let pause = self.log.among_many(self.id).map_or(Duration::ZERO, |members| {
-            let since = self.told_at.map_or(BUSY_PACE, |at| at.elapsed());
-            AFTER_VOTERS.max(turn(members, self.took).saturating_sub(since))
+            self.turns.until(self.id, members, self.took, self.told_at.map(|at| at.elapsed()))
         });
         self.told_at = Some(Instant::now() + pause);
         let (peers, id, member) = (self.peers.clone(), self.id, self.member.clone());
@@ -320,20 +300,6 @@ mod tests {
         assert_eq!((committed.newest(&older), committed.newest(&vote)), (None, Some(id(9))));
         committed.note(newer, Some(id(12)));
         assert_eq!((committed.newest(&vote), committed.newest(&newer)), (None, Some(id(12))));
-    }
-
-    #[test]
-    fn who_answers_late_is_called_less_often() {
-        let ms = Duration::from_millis;
-        for (members, took, expected) in [
-            (20, ms(0), ms(20)),
-            (20, ms(30), ms(90)),
-            (200, ms(30), ms(150)),
-            (200, ms(100), ms(300)),
-            (200, ms(9_000), ms(1_000)),
-        ] {
-            assert_eq!(turn(members, took), expected, "{members} {took:?}");
-        }
     }
 
     #[test]

@@ -269,6 +269,54 @@ async fn many_who_do_not_vote_miss_nothing_whoever_leads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_do_not_vote_are_called_once_in_a_round() {
+    const MEMBERS: u128 = 18;
+    const ROUND: Duration = Duration::from_millis(18);
+    let mut nodes = vec![Node::found(1).await];
+    for number in 2..=MEMBERS {
+        nodes.push(Node::joining(number, Role::Server, &nodes[0]).await);
+    }
+    nodes[0].until("five voters", |status| voters(status) == 5).await;
+    let (leader, told) = (&nodes[0].handle, &nodes[17].handle);
+    assert!(!leader.status().members.iter().any(|member| member.member == nodes[17].member && member.votes));
+    let calls = async || {
+        let end = leader.status().last_index;
+        nodes[17].until("it has everything", |status| status.applied_index >= end).await;
+        told.calls_of_leaders()
+    };
+
+    // A change after the other: each is told in the next round, with what came meanwhile.
+    let (before, begun) = (calls().await, Instant::now());
+    for number in 0..100 {
+        nodes[0].put(&format!("busy-{number}")).await.unwrap();
+    }
+    let took = begun.elapsed();
+    let made = calls().await - before;
+    let most = (took.as_micros() / ROUND.as_micros()) as u64 + 5;
+    assert!(made <= most, "{made} calls, not {most} at most, in {took:?}");
+
+    // Two changes, the second asked for when the first was committed, go in one call, and with them that both are committed.
+    let mut together = 0;
+    for number in 0..200 {
+        tokio::time::sleep(ROUND * 3).await;
+        let before = calls().await;
+        for half in ["a", "b"] {
+            nodes[0].put(&format!("pair-{number}-{half}")).await.unwrap();
+        }
+        calls().await;
+        tokio::time::sleep(ROUND * 3).await;
+        together += usize::from(told.calls_of_leaders() - before <= 1);
+        if together == 5 {
+            break;
+        }
+    }
+    assert_eq!(together, 5, "of 200 pairs");
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_joins_before_anything_was_written_is_not_taken_for_the_founder() {
     let one = Node::found(1).await;
     let two = Node::joining(2, Role::Server, &one).await;

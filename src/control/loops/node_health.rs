@@ -36,6 +36,10 @@ const DOWN_OF_MANY: Duration = Duration::from_secs(30);
 /// How many nodes may be silent before they are so many: this many, or that part of all if it is more.
 const FEW: usize = 8;
 const PART: usize = 8;
+/// Least time between two notes that say of nobody that it is lost, for each node there is, and at most: every note goes to
+/// all nodes, and where many have no time to answer it would take more of it.
+const PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The same for one that said it would be back.
 const AWAY: Duration = Duration::from_secs(60);
 /// Silence after which what is exclusive has stopped on a node that was only cut off: its lease, the time it takes to stop, and
@@ -74,6 +78,12 @@ fn judge(known: NodeHealth, silence: Duration, leads: Duration, patience: Durati
     }
 }
 
+/// Whether what changed of so many nodes is said now, so long after what was said last.
+fn is_said(news: &[(NodeId, NodeHealth)], nodes: usize, since: Duration) -> bool {
+    let pause = (PAUSE * u32::try_from(nodes).unwrap_or(u32::MAX)).min(LONGEST_PAUSE);
+    news.iter().any(|(_, is)| is.is_down()) || !news.is_empty() && since >= pause
+}
+
 /// What one lead knows.
 struct Lead {
     since: Instant,
@@ -84,6 +94,8 @@ struct Lead {
     lost: BTreeMap<NodeId, Instant>,
     /// Whether it is told already that too many are silent.
     waits: bool,
+    /// When it was said last how nodes are.
+    said: Option<Instant>,
     /// Index of the newest command that may have changed it.
     known_at: Option<u64>,
 }
@@ -174,6 +186,7 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
                 known: BTreeMap::new(),
                 lost: BTreeMap::new(),
                 waits: false,
+                said: None,
                 known_at: None,
             },
         };
@@ -194,9 +207,10 @@ async fn round(state: &Handle, mut lead: Lead, index: u64) -> Lead {
         }
     }
     let nodes = lead.news(state);
-    if nodes.is_empty() {
+    if !is_said(&nodes, lead.known.len(), lead.said.map_or(Duration::MAX, |at| at.elapsed())) {
         return lead;
     }
+    lead.said = Some(Instant::now());
     if let Err(error) = state.propose(Command::NoteNodes { nodes, at_ms: now_ms() }).await {
         tracing::warn!(
             error = chain(&error),
@@ -231,6 +245,20 @@ mod tests {
         assert_eq!(judged(Unreachable, 30.1), Fenced);
         assert_eq!(judged(Down, 3.0), Down, "who was lost before stays so");
         assert_eq!(judged(Unreachable, 0.1), Ready);
+    }
+
+    #[test]
+    fn where_there_are_many_little_is_said_at_a_time_but_a_loss_at_once() {
+        use NodeHealth::{Down, Fenced, Ready, Unreachable};
+        let said = |is: &[NodeHealth], nodes, since| {
+            let news: Vec<_> = is.iter().map(|is| (NodeId(uuid::Uuid::nil()), *is)).collect();
+            is_said(&news, nodes, S(since))
+        };
+        assert!(!said(&[], 3, 100.0));
+        assert!(said(&[Unreachable], 3, 0.1) && said(&[Ready], 20, 0.1));
+        assert!(!said(&[Ready, Unreachable], 200, 0.9) && said(&[Ready, Unreachable], 200, 1.0));
+        assert!(said(&[Ready], 5_000, 1.0));
+        assert!(said(&[Ready, Down], 200, 0.0) && said(&[Fenced], 200, 0.0));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::{
 };
 
 use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
+    mount::{MsFlags, mount},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -25,6 +25,8 @@ use toft::agent::runtime::{
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use super::mounts::unmount_below;
 
 /// containerd, its supervisor and a directory for them.
 pub struct Lab {
@@ -233,11 +235,7 @@ impl Lab {
             let address = fs::read_to_string(bundle.path().join("address")).unwrap_or_default();
             let _ = fs::remove_file(address.trim_start_matches("unix://"));
         }
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let below = mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|m| m.starts_with(&dir));
-        for mount in below {
-            let _ = umount2(mount, MntFlags::MNT_DETACH);
-        }
+        unmount_below(&self.dir);
     }
 }
 

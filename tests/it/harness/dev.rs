@@ -1,18 +1,17 @@
 //! `toft dev` as a fixture: a whole cluster on made-up machines.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use nix::{
-    mount::{MntFlags, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 
-use super::{machine::wait_until, tell_failures_at_once};
+use super::{machine::wait_until, mounts::unmount_below, tell_failures_at_once};
 
 /// A made-up cluster that ends with its test.
 pub struct Dev {
@@ -80,10 +79,6 @@ impl Drop for Dev {
         let _ = self.process.kill();
         let _ = self.process.wait();
         // Whoever is killed leaves what it has mounted.
-        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let places = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        for place in places.filter(|place| Path::new(place).starts_with(&self.data)) {
-            let _ = umount2(place, MntFlags::MNT_DETACH);
-        }
+        unmount_below(&self.data);
     }
 }

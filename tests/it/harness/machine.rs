@@ -17,7 +17,6 @@ use std::{
 
 use nix::{
     libc,
-    mount::{MntFlags, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -26,6 +25,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     http::{Answer, PATIENCE, exchange},
+    mounts::unmount_below,
     slowness, tell_failures_at_once,
 };
 
@@ -197,11 +197,7 @@ impl Machine {
 
     /// Unmounts what is mounted below the directory.
     pub fn unmount(&self) {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let below = format!("{}/", self.dir.display());
-        for mount in mounts.lines().rev().filter_map(|line| line.split(' ').nth(4)).filter(|m| m.starts_with(&below)) {
-            let _ = umount2(mount, MntFlags::MNT_DETACH);
-        }
+        unmount_below(&self.dir);
     }
 
     /// Removes the emptied control groups of an appliance.

@@ -23,6 +23,7 @@ pub mod image;
 pub mod lan;
 pub mod machine;
 pub mod made_up;
+pub mod mounts;
 pub mod nat;
 pub mod nvml;
 pub mod outage;
