@@ -21,12 +21,14 @@ pub const APPLIED_INDEX_HEADER: &str = "toft-applied-index";
 #[expect(dead_code, reason = "it describes what `ensure` reads")]
 pub(super) struct ConsistencyQuery {
     /// `linearizable` (the default) sees everything that was acknowledged on any node before; without a majority of the
-    /// members it is answered 503 with the code `no_leader`. `local` sees what this node knows, which may be old.
+    /// members it is answered 503 with the code `no_leader`. `local` sees what this node knows, which may be old, and asks no other node: of
+    /// one workload it is not told how far the pulls of others are.
     consistency: Option<String>,
 }
 
+/// What a question asks for; every question's extensions hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Consistency {
+pub(super) enum Consistency {
     Linearizable,
     Local,
 }
@@ -36,15 +38,16 @@ pub(super) async fn ensure(State(api): State<ApiState>, mut request: Request, ne
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return next.run(request).await;
     }
-    match take(request.uri_mut()) {
-        Ok(Consistency::Local) => {}
-        Ok(Consistency::Linearizable) => {
-            if let Err(error) = api.ops.catch_up().await {
-                return ApiError(error).into_response();
-            }
-        }
+    let consistency = match take(request.uri_mut()) {
+        Ok(consistency) => consistency,
         Err(error) => return ApiError(error).into_response(),
+    };
+    if consistency == Consistency::Linearizable
+        && let Err(error) = api.ops.catch_up().await
+    {
+        return ApiError(error).into_response();
     }
+    request.extensions_mut().insert(consistency);
     let index = *api.ops.state().watch().borrow();
     let mut response = next.run(request).await;
     response.headers_mut().insert(APPLIED_INDEX_HEADER, HeaderValue::from(index));

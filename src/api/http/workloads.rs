@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Body as RawBody,
     extract::State,
     http::{HeaderMap, StatusCode, header},
@@ -23,6 +23,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     ApiError, ApiState,
+    consistency::Consistency,
     error::{Asked, Body, Parsed},
     idempotency::Changes,
     kept::PageKey,
@@ -82,8 +83,15 @@ pub async fn create(Changes(ops): Changes, Body(spec): Body<WorkloadSpec>) -> Re
 
 /// One workload.
 #[utoipa::path(get, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload), (status = 404, body = crate::api::types::ErrorEnvelope)))]
-pub async fn show(State(api): State<ApiState>, Parsed(name): Parsed<Name>) -> Result<Response, ApiError> {
-    Ok(tagged(api.ops.workload(&name).await?))
+pub async fn show(
+    State(api): State<ApiState>,
+    Parsed(name): Parsed<Name>,
+    Extension(consistency): Extension<Consistency>,
+) -> Result<Response, ApiError> {
+    Ok(tagged(match consistency {
+        Consistency::Linearizable => api.ops.workload(&name).await?,
+        Consistency::Local => api.ops.workload_known_here(&name).await?,
+    }))
 }
 
 /// Writes a workload's specification, new or changed. `If-Match` with the ETag read before refuses a lost update.

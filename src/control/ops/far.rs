@@ -20,7 +20,10 @@ use toft_model::{
 use tokio::time::Instant;
 
 use super::Ops;
-use crate::control::{ControlError, ErrorKind, node_access::NodeAccess};
+use crate::control::{
+    ControlError, ErrorKind,
+    node_access::{ImagePull, NodeAccess},
+};
 
 /// How long what another node said of its pulls is good for.
 const GOOD: Duration = Duration::from_millis(500);
@@ -32,8 +35,9 @@ const CARDS_LOOKED_AT: Duration = Duration::from_secs(3);
 const CARDS_WANTED: Duration = Duration::from_secs(20);
 /// How long somebody who asked for a node's pulls is taken to look on.
 const WANTED: Duration = Duration::from_secs(5);
-/// Longest wait for what others say of their pulls, and most that are asked at a time.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Longest wait for what others say of their pulls: the answer of a node that takes longer is there for the next who looks.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// Most nodes that are asked at a time.
 const ASKED: usize = 16;
 
 /// What a node does not tell, and why.
@@ -84,6 +88,24 @@ impl FarPulls {
                 Some((*node, told.name.clone()?))
             })
             .collect()
+    }
+
+    /// Notes what nodes answer, of which those are waited for that answer soon.
+    async fn ask<F>(&self, asked: impl Iterator<Item = (NodeId, F)>)
+    where
+        F: Future<Output = Result<Vec<ImagePull>, ControlError>> + Send + 'static,
+    {
+        let answers = asked.map(|(node, answer)| {
+            let known = self.clone();
+            tokio::spawn(async move {
+                // After that time it is asked again.
+                if let Ok(Ok(pulls)) = tokio::time::timeout(GOOD, answer).await {
+                    let pulls = pulls.into_iter().filter(|pull| pull.failure.is_none()).map(|pull| pull.progress);
+                    known.note(node, pulls.collect());
+                }
+            })
+        });
+        drop(tokio::time::timeout(PATIENCE, join_all(answers)).await);
     }
 
     fn note(&self, node: NodeId, pulls: Vec<PullProgress>) {
@@ -201,14 +223,11 @@ impl Ops {
 
     /// Asks the nodes for their pulls whose pulls somebody looks at.
     pub(super) async fn look_at_pulls(&self) {
-        let asked = self.far_pulls.due().into_iter().map(|(id, name)| async move {
+        let asked = self.far_pulls.due().into_iter().filter_map(|(id, name)| {
             let node = self.access(id, &name).ok()?;
-            let pulls = tokio::time::timeout(PATIENCE, node.image_pulls()).await.ok()?.ok()?;
-            let pulls = pulls.into_iter().filter(|pull| pull.failure.is_none()).map(|pull| pull.progress);
-            self.far_pulls.note(id, pulls.collect());
-            Some(())
+            Some((id, async move { node.image_pulls().await }))
         });
-        join_all(asked).await;
+        self.far_pulls.ask(asked).await;
     }
 
     /// Notes that somebody looks at the pulls of an instance's node, if that is another.
@@ -216,5 +235,47 @@ impl Ops {
         if self.others.is_some() && self.node.node_id() != Some(instance.row.node_id) {
             self.far_pulls.want(instance.row.node_id, &instance.node);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toft_model::name::Name;
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_takes_its_time_holds_nobody_up_and_its_answer_is_there_for_the_next() {
+        let known = FarPulls::default();
+        let image = "docker.io/library/nginx:1".parse::<ImageRef>().unwrap();
+        let node = |number| NodeId(Uuid::from_u128(number));
+        for number in 0..4 {
+            known.want(node(number), &Name::try_from(format!("box-{number}")).unwrap());
+        }
+        let told = |image: &ImageRef| ImagePull {
+            progress: PullProgress { image: image.as_str().to_owned(), ..PullProgress::default() },
+            failure: None,
+        };
+        let begun = Instant::now();
+        let takes_ms = [0, 49, 200, 30_000];
+        let asked = known.due().into_iter().zip(takes_ms).map(|((node, _), ms)| {
+            let answer = told(&image);
+            (node, async move {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                Ok(vec![answer])
+            })
+        });
+        known.ask(asked).await;
+        assert_eq!(begun.elapsed(), PATIENCE);
+        let are_known = || (0..4).map(|number| known.of(node(number), &image).is_some()).collect::<Vec<_>>();
+        assert_eq!(are_known(), [true, true, false, false]);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(are_known(), [true, true, true, false]);
+        assert_eq!(known.due().len(), 0, "all were asked a moment ago");
+        tokio::time::sleep(GOOD).await;
+        assert_eq!(known.due().len(), 4);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(are_known(), [false; 4], "who was to answer after half a minute is not waited for");
     }
 }

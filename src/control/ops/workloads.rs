@@ -118,15 +118,22 @@ impl Ops {
         Ok(self.state.read(page).await?)
     }
 
-    /// The workload of that name.
+    /// The workload of that name, and how far the pulls are that it waits for, wherever they are.
     pub async fn workload(&self, name: &Name) -> Result<WorkloadView, ControlError> {
+        let mut workload = self.workload_known_here(name).await?;
+        self.noted_all(workload.instances.iter_mut().collect()).await;
+        Ok(workload)
+    }
+
+    /// The workload of that name, without asking other nodes for anything.
+    pub async fn workload_known_here(&self, name: &Name) -> Result<WorkloadView, ControlError> {
         let asked = name.clone();
         let found = self.state.read(move |connection| query_workload(connection, &asked)).await?;
         let Some(mut workload) = found else {
             return Err(ControlError::new(ErrorKind::NotFound, format!("there is no workload `{name}`"))
                 .hint("`toft ls` shows the workloads there are"));
         };
-        self.noted_all(workload.instances.iter_mut().collect()).await;
+        self.noted(&mut workload.instances);
         Ok(workload)
     }
 
