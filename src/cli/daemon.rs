@@ -42,6 +42,7 @@ pub(super) fn up(args: UpArgs) -> Result<i32, Failure> {
     root_only()?;
     observe::init_logging("info,openraft=off", config.api.json_logs);
     open_many_files();
+    memory::share_arenas();
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::run(config));
     // A blocking call that hangs must not keep the process.
@@ -85,6 +86,10 @@ pub(super) fn dev(args: DevArgs) -> Result<i32, Failure> {
     };
     observe::init_logging("warn,toft::daemon=info,openraft=off", false);
     open_many_files();
+    // The threads of many nodes would wait for each other.
+    if wish.nodes == 1 {
+        memory::share_arenas();
+    }
     let runtime = runtime()?;
     let ended = runtime.block_on(daemon::dev(wish));
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

@@ -21,8 +21,7 @@ pub const APPLIED_INDEX_HEADER: &str = "toft-applied-index";
 #[expect(dead_code, reason = "it describes what `ensure` reads")]
 pub(super) struct ConsistencyQuery {
     /// `linearizable` (the default) sees everything that was acknowledged on any node before; without a majority of the
-    /// members it is answered 503 with the code `no_leader`. `local` sees what this node knows, which may be old, and asks no other node: of
-    /// one workload it is not told how far the pulls of others are.
+    /// members it is answered 503 with the code `no_leader`. `local` sees what this node knows, which may be old.
     consistency: Option<String>,
 }
 

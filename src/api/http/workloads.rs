@@ -81,7 +81,7 @@ pub async fn create(Changes(ops): Changes, Body(spec): Body<WorkloadSpec>) -> Re
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], tagged(workload)).into_response())
 }
 
-/// One workload.
+/// One workload. How far the images are that it waits for is asked of their nodes, but not for `consistency=local`.
 #[utoipa::path(get, path = "/workloads/{name}", tag = "workloads", params(("name" = String, Path)), responses((status = 200, body = Workload), (status = 404, body = crate::api::types::ErrorEnvelope)))]
 pub async fn show(
     State(api): State<ApiState>,

@@ -5,6 +5,7 @@ mod caller;
 mod calls;
 mod door;
 mod gate;
+mod known;
 mod limit;
 mod peers;
 mod server;
@@ -15,7 +16,7 @@ mod turns;
 mod ways;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -35,6 +36,7 @@ pub(super) use server::{Doorway, members_now, serve};
 pub(super) use services::Services;
 pub use services::{Caller, MemberChannel, Offered, Speaking};
 
+use known::Known;
 use telling::{Committed, Share, Telling};
 use tokio_util::task::AbortOnDropHandle;
 use turns::Turns;
@@ -75,13 +77,13 @@ const FRESH: Duration = Duration::from_millis(50);
 const REMINDER: Duration = Duration::from_millis(600);
 const REMINDER_OF_BEATING: Duration = Duration::from_millis(1_000);
 
-/// The last entries that a member said it has.
-struct Acknowledged {
-    vote: Vote,
-    last: LogId,
-    /// What it was told to be committed.
-    committed: Option<LogId>,
-    at: Instant,
+/// How far the log is committed, for one member.
+#[derive(Default)]
+struct News {
+    /// What waits to be told.
+    waiting: Option<AppendEntriesRequest<Types>>,
+    /// Whether some did not arrive.
+    lost: bool,
 }
 
 /// What a member answers to entries.
@@ -96,9 +98,7 @@ pub(super) struct Way {
     turns: Turns,
     id: MemberId,
     member: Member,
-    acknowledged: Option<Acknowledged>,
-    /// The last entry that it has beyond those, told before openraft asked for it.
-    beyond: Option<LogId>,
+    known: Known,
     /// How much it is told at a time.
     share: Share,
     /// The call that tells it of entries.
@@ -108,8 +108,7 @@ pub(super) struct Way {
     /// When it was told of entries last, and how long that took.
     told_at: Option<Instant>,
     took: Duration,
-    /// News that waits to be told.
-    news: Arc<Mutex<Option<AppendEntriesRequest<Types>>>>,
+    news: Arc<Mutex<News>>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -125,8 +124,7 @@ impl RaftNetworkFactory<Types> for Network {
             turns: self.turns,
             id,
             member: member.clone(),
-            acknowledged: None,
-            beyond: None,
+            known: Known::default(),
             share: Share::first(),
             telling: None,
             reminder: None,
@@ -142,60 +140,54 @@ impl Way {
     /// entries it speaks of: then its answer is known.
     fn is_only_news(&self, request: &AppendEntriesRequest<Types>) -> bool {
         request.entries.is_empty()
-            && self.acknowledged.as_ref().is_some_and(|known| {
-                let fresh = if self.log.among_many(self.id).is_some() { REMINDER } else { FRESH };
-                known.vote == request.vote && Some(known.last) == request.prev_log_id && known.at.elapsed() < fresh
+            && self.known.of(request).is_some_and(|known| {
+                known.at.elapsed() < if self.log.among_many(self.id).is_some() { REMINDER } else { FRESH }
             })
     }
 
     /// Whether a request says nothing that the member does not know, and it can do without being reminded.
     fn is_no_news(&self, request: &AppendEntriesRequest<Types>) -> bool {
+        if std::mem::take(&mut self.news().lost) {
+            return false;
+        }
         let reminder = if self.peers.beats(self.id, REMINDER_OF_BEATING) { REMINDER_OF_BEATING } else { REMINDER };
-        let knows = self.acknowledged.as_ref().is_some_and(|known| {
-            known.vote == request.vote
-                && Some(known.last) == request.prev_log_id
-                && known.committed >= request.leader_commit
-                && known.at.elapsed() < reminder
-        });
+        let knows = self
+            .known
+            .of(request)
+            .is_some_and(|known| known.committed >= request.leader_commit && known.at.elapsed() < reminder);
         request.entries.is_empty() && knows && !self.log.votes(self.id)
     }
 
-    /// The last of the entries asked for that the member has said it has, before openraft asked for them.
-    fn known_before(&mut self, request: &AppendEntriesRequest<Types>) -> Option<LogId> {
-        let (first, last) = (request.entries.first()?.log_id, request.entries.last()?.log_id);
-        let beyond = self.beyond.take()?;
-        let known = self.acknowledged.as_mut()?;
-        if known.vote != request.vote || Some(known.last) != request.prev_log_id || beyond < first {
-            return None;
-        }
-        self.beyond = (beyond > last).then_some(beyond);
-        known.last = beyond.min(last);
-        Some(known.last)
+    fn news(&self) -> MutexGuard<'_, News> {
+        held(&self.news)
     }
 
     /// Tells news a little later, unless entries go before.
     fn tell_later(&mut self, request: AppendEntriesRequest<Types>) {
-        if let Some(known) = &mut self.acknowledged {
-            known.committed = request.leader_commit;
-        }
-        let waits = self.news.lock().unwrap_or_else(PoisonError::into_inner).replace(request).is_some();
-        if waits {
+        self.known.told(request.leader_commit);
+        if self.news().waiting.replace(request).is_some() {
             return;
         }
         let (news, peers) = (Arc::clone(&self.news), Arc::clone(&self.peers));
         let (id, member) = (self.id, self.member.clone());
-        let pause = self.log.among_many(id).map_or(NEWS, |members| self.turns.until(id, members, self.took, None));
+        let since = self.told_at.map(|at| at.elapsed());
+        let pause = self.log.among_many(id).map_or(NEWS, |members| self.turns.until(id, members, self.took, since));
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
-            let request = news.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let request = held(&news).waiting.take();
             let Some(request) = request else { return };
             let told = async { peers.append(id, &member, telling::empty(&request)?).await };
             if let Err(error) = told.await {
-                // The next heartbeat tells it too.
+                // The next heartbeat tells it.
+                held(&news).lost = true;
                 tracing::debug!(%error, "a member was not told what is committed");
             }
         });
     }
+}
+
+fn held(news: &Mutex<News>) -> MutexGuard<'_, News> {
+    news.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// This member does not lead on.
@@ -214,13 +206,6 @@ impl Way {
     fn check(&self) -> Result<(), Silent> {
         self.log.check()?;
         if self.peers.is_short() && self.log.needs_others() { Err(Silent::NoRoom) } else { Ok(()) }
-    }
-
-    /// Takes note of what a member answered.
-    fn heed(&mut self, vote: Vote, last: Option<LogId>, committed: Option<LogId>, answer: &Answer) {
-        let whole = matches!(answer, Ok(AppendEntriesResponse::Success));
-        self.acknowledged =
-            last.filter(|_| whole).map(|last| Acknowledged { vote, last, committed, at: Instant::now() });
     }
 
     /// An answer may count as one member's consent to all that was told, and this member consents with it: both must have it
@@ -270,16 +255,15 @@ impl RaftNetwork<Types> for Way {
             return Ok(AppendEntriesResponse::Success);
         }
         if let Some(asked) = request.entries.last().map(|entry| entry.log_id) {
-            if let Some(known) = self.known_before(&request) {
+            if let Some(known) = self.known.before(&request) {
                 return Ok(whole_or_part(known, asked));
             }
             // They carry the news.
-            self.news.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.news().waiting = None;
             let told = self.tell(request).await.map_err(|e| self.failure(e))?;
             self.until_flushed(Some(told.last)).await?;
             let last = told.last.min(asked);
-            self.heed(told.vote, Some(last), told.commit, &told.answer);
-            self.beyond = (self.acknowledged.is_some() && told.last > asked).then_some(told.last);
+            self.known = Known::by(&told.answer, told.vote, Some(told.last), told.commit, Some(asked));
             return match told.answer.map_err(|error| self.remote(error))? {
                 AppendEntriesResponse::Success => Ok(whole_or_part(last, asked)),
                 answer => Ok(answer),
@@ -288,7 +272,8 @@ impl RaftNetwork<Types> for Way {
         let message = telling::empty(&request).map_err(|e| self.failure(e))?;
         let answer = self.peers.append(self.id, &self.member, message).await.map_err(|e| self.failure(e))?;
         self.until_flushed(request.prev_log_id).await?;
-        self.heed(request.vote, request.prev_log_id, request.leader_commit, &answer);
+        let end = request.prev_log_id;
+        self.known = Known::by(&answer, request.vote, end, request.leader_commit, end);
         answer.map_err(|error| self.remote(error))
     }
 

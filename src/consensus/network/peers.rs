@@ -51,7 +51,8 @@ use crate::{
 
 /// Longest wait for a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a silent connection is asked whether it lives while an answer is awaited, and how long it may take.
+/// How often a silent connection is asked whether it lives, and how long it may take to answer. Also while nothing is awaited:
+/// whoever is to vote finds no connection that died long ago.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Longest wait for an answer to a proposal that was forwarded.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -575,5 +576,6 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, CallError> {
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE))
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true))
 }

@@ -32,8 +32,8 @@ impl Turns {
         Self { began: Instant::now() }
     }
 
-    /// How long a member waits from now on. Its last call took `took` and began before `since`, if there was one: who answers late
-    /// is called for at most a third of the time, but once a second.
+    /// How long a member waits from now on. Its last call took `took` and began `since` ago, if there was one: who answers late is
+    /// called for at most a third of the time, but about once a second.
     pub(super) fn until(self, id: MemberId, members: usize, took: Duration, since: Option<Duration>) -> Duration {
         wait(self.began.elapsed(), id, round(members), took, since)
     }

@@ -26,7 +26,7 @@ use crate::{
 const PERIOD: Duration = Duration::from_millis(100);
 /// The same of others, who only remember whom they heard.
 const PERIOD_OF_OTHERS: Duration = Duration::from_millis(500);
-/// Silence after which a node gets nothing new. Members are asked five times a second.
+/// Silence after which a node gets nothing new. Members that vote are asked five times a second, others at least once.
 const UNREACHABLE: Duration = Duration::from_millis(1_500);
 /// Silence after which a node is lost.
 const DOWN: Duration = Duration::from_millis(2_500);
@@ -36,12 +36,12 @@ const DOWN_OF_MANY: Duration = Duration::from_secs(30);
 /// How many nodes may be silent before they are so many: this many, or that part of all if it is more.
 const FEW: usize = 8;
 const PART: usize = 8;
+/// Silence after which a node is lost that said it would be back.
+const AWAY: Duration = Duration::from_secs(60);
 /// Least time between two notes that say of nobody that it is lost, for each node there is, and at most: every note goes to
 /// all nodes, and where many have no time to answer it would take more of it.
 const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The same for one that said it would be back.
-const AWAY: Duration = Duration::from_secs(60);
 /// Silence after which what is exclusive has stopped on a node that was only cut off: its lease, the time it takes to stop, and
 /// something for clocks that run at different speeds.
 pub const FENCED: Duration = Duration::from_secs(18);

@@ -37,6 +37,8 @@ const CARDS_WANTED: Duration = Duration::from_secs(20);
 const WANTED: Duration = Duration::from_secs(5);
 /// Longest wait for what others say of their pulls: the answer of a node that takes longer is there for the next who looks.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// The same for who has waited already, and will not look again so soon.
+pub(super) const LONG_PATIENCE: Duration = Duration::from_millis(300);
 /// Most nodes that are asked at a time.
 const ASKED: usize = 16;
 
@@ -91,7 +93,7 @@ impl FarPulls {
     }
 
     /// Notes what nodes answer, of which those are waited for that answer soon.
-    async fn ask<F>(&self, asked: impl Iterator<Item = (NodeId, F)>)
+    async fn ask<F>(&self, asked: impl Iterator<Item = (NodeId, F)>, patience: Duration)
     where
         F: Future<Output = Result<Vec<ImagePull>, ControlError>> + Send + 'static,
     {
@@ -105,7 +107,7 @@ impl FarPulls {
                 }
             })
         });
-        drop(tokio::time::timeout(PATIENCE, join_all(answers)).await);
+        drop(tokio::time::timeout(patience, join_all(answers)).await);
     }
 
     fn note(&self, node: NodeId, pulls: Vec<PullProgress>) {
@@ -205,6 +207,11 @@ impl Ops {
 
     /// Adds to instances that are being started how far the pull of their image is, wherever that is.
     pub(super) async fn noted_all(&self, instances: Vec<&mut InstanceView>) {
+        self.noted_all_within(instances, PATIENCE).await;
+    }
+
+    /// The same, for whoever waits that long.
+    pub(super) async fn noted_all_within(&self, instances: Vec<&mut InstanceView>, patience: Duration) {
         let starts = |instance: &&mut InstanceView| {
             matches!(instance.state(), InstanceState::Assigned | InstanceState::Starting)
         };
@@ -216,18 +223,22 @@ impl Ops {
             }
         }
         if !seen.is_empty() {
-            self.look_at_pulls().await;
+            self.look(patience).await;
         }
         self.noted(starting);
     }
 
     /// Asks the nodes for their pulls whose pulls somebody looks at.
     pub(super) async fn look_at_pulls(&self) {
+        self.look(PATIENCE).await;
+    }
+
+    async fn look(&self, patience: Duration) {
         let asked = self.far_pulls.due().into_iter().filter_map(|(id, name)| {
             let node = self.access(id, &name).ok()?;
             Some((id, async move { node.image_pulls().await }))
         });
-        self.far_pulls.ask(asked).await;
+        self.far_pulls.ask(asked, patience).await;
     }
 
     /// Notes that somebody looks at the pulls of an instance's node, if that is another.
@@ -266,7 +277,7 @@ mod tests {
                 Ok(vec![answer])
             })
         });
-        known.ask(asked).await;
+        known.ask(asked, PATIENCE).await;
         assert_eq!(begun.elapsed(), PATIENCE);
         let are_known = || (0..4).map(|number| known.of(node(number), &image).is_some()).collect::<Vec<_>>();
         assert_eq!(are_known(), [true, true, false, false]);
@@ -275,7 +286,7 @@ mod tests {
         assert_eq!(known.due().len(), 0, "all were asked a moment ago");
         tokio::time::sleep(GOOD).await;
         assert_eq!(known.due().len(), 4);
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
         assert_eq!(are_known(), [false; 4], "who was to answer after half a minute is not waited for");
     }
 }

@@ -10,7 +10,7 @@ use toft_model::{
     workload::Rollout,
 };
 
-use super::Ops;
+use super::{Ops, far::LONG_PATIENCE};
 use crate::control::ControlError;
 
 /// What is waited for.
@@ -99,7 +99,7 @@ impl Ops {
             if !matches!(moved, Ok(Ok(()))) {
                 let mut workload = workload;
                 if let Some(workload) = &mut workload {
-                    self.noted_all(workload.instances.iter_mut().collect()).await;
+                    self.noted_all_within(workload.instances.iter_mut().collect(), LONG_PATIENCE).await;
                 }
                 return Ok((false, workload));
             }
