@@ -19,13 +19,17 @@ pub(super) enum Which {
 }
 
 /// Ends the shims of a container that have no process of it, and says how many there were. A shim whose container has a
-/// process stays, whatever it does: the container would die with it.
+/// process stays, whatever it does, and so does what it has forked: the container would die with it.
 pub(super) fn end_idle(namespace: &str, id: InstanceId, which: Which) -> usize {
     let id = id.to_string();
     let processes = processes();
     let meant = |pid| which == Which::All || is_given_up(pid);
-    let shims = processes.iter().filter(|process| is_shim(process.pid, namespace, &id) && meant(process.pid));
-    let idle = shims.filter(|shim| !processes.iter().any(|child| child.parent == shim.pid && is_contained(child.pid)));
+    let shims: Vec<&Process> =
+        processes.iter().filter(|process| is_shim(process.pid, namespace, &id) && meant(process.pid)).collect();
+    let has_one = |pid| processes.iter().any(|child| child.parent == pid && is_contained(child.pid));
+    let (busy, idle): (Vec<&Process>, Vec<&Process>) = shims.into_iter().partition(|shim| has_one(shim.pid));
+    // What a shim has just forked looks like the shim itself until it becomes the program it is for.
+    let idle = idle.iter().filter(|shim| !busy.iter().any(|parent| parent.pid == shim.parent));
     idle.filter(|shim| kill(Pid::from_raw(shim.pid), Signal::SIGKILL).is_ok()).count()
 }
 
@@ -89,7 +93,7 @@ pub(super) fn is_contained(pid: i32) -> bool {
 mod tests {
     use std::{
         os::unix::process::ExitStatusExt,
-        process::{Child, Command},
+        process::{Child, Command, Stdio},
         time::{Duration, Instant},
     };
 
@@ -97,11 +101,13 @@ mod tests {
 
     use super::*;
 
-    /// What looks like a shim and has a child, in a pid namespace of its own if `contained`.
+    /// What looks like a shim and has a child, in a pid namespace of its own if `contained`: then one that looks like
+    /// the shim, as what a process forks does at first.
     fn shim(id: InstanceId, contained: bool) -> Child {
-        let script = format!("exec -a /x/containerd-shim-runc-v2 sh -c 'sleep 60; :' sh -namespace toft-test -id {id}");
+        let child = if contained { "(read _)" } else { "sleep 60" };
+        let script = format!("exec -a /x/containerd-shim-runc-v2 sh -c '{child}; :' sh -namespace toft-test -id {id}");
         let mut command = Command::new(if contained { "unshare" } else { "env" });
-        command.args(if contained { &["--pid"][..] } else { &[] }).args(["bash", "-c", &script]);
+        command.args(if contained { &["--pid"][..] } else { &[] }).args(["bash", "-c", &script]).stdin(Stdio::piped());
         let child = command.spawn().unwrap();
         let pid = child.id() as i32;
         let deadline = Instant::now() + Duration::from_secs(10);
