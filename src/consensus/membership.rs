@@ -100,6 +100,7 @@ pub(super) async fn keep(raft: Raft, peers: Arc<Peers>, me: Member) {
         tokio::time::sleep(PERIOD).await;
         let metrics = raft.metrics().borrow().clone();
         let known = metrics.membership_config.membership().get_node(&metrics.id).cloned();
+        peers.set_voters(metrics.membership_config.voter_ids().collect());
         // Consensus waits for the disk, and so would whoever asks it for a change.
         if peers.is_going() || peers.is_short() {
             continue;

@@ -7,8 +7,8 @@ mod ways;
 
 use std::{
     collections::BTreeMap,
-    fs,
-    net::{Ipv4Addr, TcpListener},
+    fs, io,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -21,7 +21,7 @@ use toft_model::{
     node::{NodeFacts, Temperature},
     token::MemberRole,
 };
-use tokio::sync::Notify;
+use tokio::{net::TcpSocket, sync::Notify};
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -192,7 +192,16 @@ async fn all(wish: &DevWish, scratch: &Scratch, end: &CancellationToken) -> anyh
     }
 }
 
-fn configured(wish: &DevWish, scratch: &Scratch, number: u16) -> anyhow::Result<Config> {
+/// A free port. It stays the node's while the socket is there, which listens for nobody: hundreds of nodes that connect would
+/// take it before the node listens.
+fn free_port() -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+    Ok(socket)
+}
+
+fn configured(wish: &DevWish, scratch: &Scratch, number: u16, door: &TcpSocket) -> anyhow::Result<Config> {
     let flags = Flags {
         data_dir: Some(scratch.0.join(format!("node-{number}"))),
         bind: Some(wish.bind.clone()),
@@ -206,9 +215,7 @@ fn configured(wish: &DevWish, scratch: &Scratch, number: u16) -> anyhow::Result<
     config.mesh.enabled = false;
     config.images = None;
     config.api.styleguide = true;
-    // A port that is free now.
-    let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    config.cluster.bind = Some(free.context("finding a free port")?);
+    config.cluster.bind = Some(door.local_addr().context("finding a free port")?);
     config.gpu.cdi_dirs = vec![scratch.0.join(format!("node-{number}/cdi"))];
     Ok(config)
 }
@@ -219,7 +226,8 @@ async fn start(
     number: u16,
     entry: Option<(&str, &Zeroizing<String>)>,
 ) -> anyhow::Result<Running> {
-    let mut config = configured(wish, scratch, number)?;
+    let door = free_port().context("finding a free port")?;
+    let mut config = configured(wish, scratch, number, &door)?;
     if let Some((address, token)) = entry {
         let directories = Directories::prepare(&config.paths)?;
         let token: Token = token.trim().parse().context("reading the token")?;
@@ -231,6 +239,7 @@ async fn start(
     let mut serving = Serving::new(Directories::prepare(&config.paths)?);
     let Serving { directories, tasks, cancel, offered } = &mut serving;
     let entered = membership::enter(&mut config, directories, tasks, cancel.clone()).await?;
+    drop(door);
     let Membership { state, cluster_key, belonging, mesh_door } = entered;
     let again = belonging.again();
     tasks.spawn("schedule loop", loops::schedule::run(state.clone(), Box::new(BTreeMap::new), cancel.clone()));

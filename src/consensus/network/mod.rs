@@ -3,6 +3,7 @@
 mod back;
 mod caller;
 mod calls;
+mod connections;
 mod door;
 mod gate;
 mod known;

@@ -38,6 +38,7 @@ use super::{
     },
     PROTOCOL,
     back::{Pipe, pipe},
+    connections::Connections,
     tls::Dialling,
     ways::{Ways, Went, either},
 };
@@ -51,8 +52,8 @@ use crate::{
 
 /// Longest wait for a connection.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a silent connection is asked whether it lives, and how long it may take to answer. Also while nothing is awaited:
-/// whoever is to vote finds no connection that died long ago.
+/// How often a silent connection is asked whether it lives, and how long it may take to answer. Between two that vote also while
+/// nothing is awaited: whoever is to vote finds no connection that died long ago.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// Longest wait for an answer to a proposal that was forwarded.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,8 +61,6 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Silence after which a member is worth a line in the log.
 const SILENCE: Duration = Duration::from_secs(2);
-/// Connections to one member: at the address it told, and through the mesh.
-const WAYS: usize = 2;
 /// Bytes of a snapshot in one message.
 const PART: usize = 256 << 10;
 /// Largest message.
@@ -149,8 +148,7 @@ pub(in super::super) struct Peers {
     dialling: Result<Dialling, String>,
     cluster: MetadataValue<Ascii>,
     me: MetadataValue<Ascii>,
-    /// The newest connections to each member, by address.
-    open: Mutex<HashMap<MemberId, Vec<(String, Channel)>>>,
+    open: Connections,
     ways: Ways,
     heard: Mutex<HashMap<MemberId, Heard>>,
     began: Instant,
@@ -184,7 +182,7 @@ impl Peers {
             dialling: Dialling::with(transport).map_err(|error| error.to_string()),
             cluster: ascii(&identity.cluster_id.to_string()),
             me: MetadataValue::from(identity.member_id),
-            open: Mutex::new(HashMap::new()),
+            open: Connections::of(identity.member_id),
             ways: Ways::default(),
             heard: Mutex::new(HashMap::new()),
             began: Instant::now(),
@@ -264,7 +262,7 @@ impl Peers {
 
     /// Closes the connections to members that were removed.
     pub(in super::super) fn forget(&self, gone: &BTreeSet<MemberId>) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
+        self.open.forget(gone);
         self.heard.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| !gone.contains(id));
         if let Ok(dialling) = &self.dialling {
             dialling.backs().forget(gone);
@@ -373,6 +371,11 @@ impl Peers {
         }
     }
 
+    /// Says who votes.
+    pub(in super::super) fn set_voters(&self, voters: BTreeSet<MemberId>) {
+        self.open.set_voters(voters);
+    }
+
     /// The ways to the others.
     pub(super) fn ways(&self) -> &Ways {
         &self.ways
@@ -387,15 +390,12 @@ impl Peers {
         if address.is_empty() {
             return Err(CallError::NoAddress);
         }
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = open.entry(id).or_default();
-        if let Some((_, channel)) = known.iter().find(|(at, _)| at == address) {
-            return Ok(client(channel.clone()));
-        }
-        let channel = self.dialling()?.channel(id, address, &endpoint(address)?)?;
-        known.insert(0, (address.to_owned(), channel.clone()));
-        known.truncate(WAYS);
-        Ok(client(channel))
+        self.open
+            .to(id, address, |is_watched| {
+                let endpoint = endpoint(address)?.keep_alive_while_idle(is_watched);
+                self.dialling()?.channel(id, address, &endpoint)
+            })
+            .map(client)
     }
 
     /// Calls a member on whichever way answers.
@@ -576,6 +576,5 @@ pub(super) fn endpoint(address: &str) -> Result<Endpoint, CallError> {
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true))
+        .keep_alive_timeout(KEEP_ALIVE))
 }

@@ -18,7 +18,7 @@ use crate::{
     instance::{ContainerOrder, NetworkOrder, PublishedPort},
     name::Name,
     node::{Availability, NodeHealth, Subnet, TaintEffect},
-    state::{MovePhase, NodeRow, VolumeRow},
+    state::{Holding, MovePhase, NodeRow, VolumeRow},
     workload::{Isolation, Mount, NetworkMode, PortSpec, Protocol, Resources, WorkloadSpec},
 };
 
@@ -47,13 +47,30 @@ impl Claims {
         resources: &Resources,
         gpus: &[GpuHold],
     ) {
+        let address = match network {
+            NetworkOrder::Bridge { address, .. } => Some(*address),
+            NetworkOrder::Host | NetworkOrder::None => None,
+        };
+        let Resources { cpu_reserved_millis, memory_reserved_bytes, .. } = *resources;
+        let holding =
+            Holding { workload_id: workload, cpu_reserved_millis, memory_reserved_bytes, address, has_more: true };
+        self.hold(&holding);
+        self.hold_more(network, gpus);
+    }
+
+    /// What an instance holds beside ports and GPUs is held from now on.
+    pub(crate) fn hold(&mut self, holding: &Holding) {
         self.instances += 1;
-        *self.copies.entry(workload).or_default() += 1;
+        *self.copies.entry(holding.workload_id).or_default() += 1;
+        self.cpu_millis += holding.cpu_reserved_millis.map_or(0, u64::from);
+        self.memory_bytes = self.memory_bytes.saturating_add(holding.memory_reserved_bytes.unwrap_or(0));
+        self.addresses.extend(holding.address);
+    }
+
+    /// So are these ports and GPUs.
+    pub(crate) fn hold_more(&mut self, network: &NetworkOrder, gpus: &[GpuHold]) {
         self.gpus.add(gpus);
-        self.cpu_millis += resources.cpu_reserved_millis.map_or(0, u64::from);
-        self.memory_bytes = self.memory_bytes.saturating_add(resources.memory_reserved_bytes.unwrap_or(0));
-        if let NetworkOrder::Bridge { address, ports, .. } = network {
-            self.addresses.insert(*address);
+        if let NetworkOrder::Bridge { ports, .. } = network {
             self.ports.extend(ports.iter().map(|port| (port.host, port.protocol)));
         }
     }

@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use super::{
     command::{InstanceChange, Placement, Preemption},
     move_orders,
-    tables::{EventLevel, EventRow, InstanceRow, NodeRow, WorkloadRow, placement_settings},
+    tables::{EventLevel, EventRow, InstanceRow, NodeRow, PortsAndGpus, WorkloadRow, placement_settings},
     volumes,
 };
 use crate::{
@@ -232,8 +232,15 @@ impl<'a> PlanCommit<'a> {
 fn claims(connection: &Connection, id: NodeId) -> rusqlite::Result<Option<(NodeRow, Claims)>> {
     let Some(node) = NodeRow::by_id(connection, id)? else { return Ok(None) };
     let mut claims = Claims::default();
-    for (workload, holding) in InstanceRow::holdings_of_node(connection, id)? {
-        claims.add(workload, &holding.network, &holding.resources, &holding.gpus);
+    let mut has_more = false;
+    for holding in InstanceRow::holdings_of_node(connection, id)? {
+        claims.hold(&holding);
+        has_more |= holding.has_more;
+    }
+    if has_more {
+        for PortsAndGpus { network, gpus } in InstanceRow::ports_and_gpus_of_node(connection, id)? {
+            claims.hold_more(&network, &gpus);
+        }
     }
     Ok(Some((node, claims)))
 }

@@ -26,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0019_second_factors.sql"),
     include_str!("migrations/0020_signers_and_providers.sql"),
     include_str!("migrations/0021_passkeys.sql"),
+    include_str!("migrations/0022_placing.sql"),
 ];
 
 /// The version this program writes.

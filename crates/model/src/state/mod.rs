@@ -56,9 +56,9 @@ pub use second_factors::{UserStanding, query_standing};
 pub use secrets::{SecretUser, SecretView, query_secret, secret_views};
 pub use tables::{
     AdmissionRow, ApiTokenRow, AuditQuery, AuditRow, ClusterRow, EventLevel, EventRow, ExternalUserRow, GpuRow,
-    InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, PasskeyRow, RegistryRow, RemovedNodeRow, SecondFactorRow,
-    SecretRow, SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState, UserRow, VersionRow, VolumeMove, VolumeRow,
-    WorkloadRow, access_settings, applied_index, placement_settings,
+    Holding, InstanceRow, MeshRow, MoveOrder, MovePhase, NodeRow, PasskeyRow, RegistryRow, RemovedNodeRow,
+    SecondFactorRow, SecretRow, SessionRow, SigningKeyRow, SubnetRow, TokenRow, TokenState, UserRow, VersionRow,
+    VolumeMove, VolumeRow, WorkloadRow, access_settings, applied_index, placement_settings,
 };
 pub use views::Views;
 pub use volume_moves::{cannot_go, volume_is_mounted};

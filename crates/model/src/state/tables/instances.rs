@@ -1,13 +1,14 @@
 //! `instances`: the running copies of workloads.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::net::Ipv4Addr;
+
+use rusqlite::{Connection, OptionalExtension, Row, params, types::Type};
 
 use super::{from_json, to_json};
 use crate::{
     gpu::GpuHold,
     ids::{InstanceId, NodeId, WorkloadId},
     instance::{ContainerOrder, Desired, InstanceReport, NetworkOrder},
-    workload::Resources,
 };
 
 /// One row of `instances`.
@@ -46,18 +47,34 @@ pub struct MoveOrder {
     pub turn: u32,
 }
 
-/// The part of a [`ContainerOrder`] that others cannot have meanwhile.
-#[derive(Debug, Clone, serde::Deserialize)]
+/// What others cannot have meanwhile, beside ports and GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Holding {
-    /// Its address and ports.
+    /// Whose it is.
+    pub workload_id: WorkloadId,
+    /// CPU time that is reserved for it, in thousandths of a core.
+    pub cpu_reserved_millis: Option<u32>,
+    /// Memory that is reserved for it.
+    pub memory_reserved_bytes: Option<u64>,
+    /// Its address on the node's bridge.
+    pub address: Option<Ipv4Addr>,
+    /// Whether it holds ports or GPUs as well.
+    pub has_more: bool,
+}
+
+/// The ports and GPUs of a [`ContainerOrder`].
+#[derive(Debug, Clone, serde::Deserialize)]
+pub struct PortsAndGpus {
+    /// Its ports are in here.
     pub network: NetworkOrder,
-    /// What is reserved for it.
-    pub resources: Resources,
     /// GPUs.
     #[serde(default)]
     pub gpus: Vec<GpuHold>,
 }
 
+/// How many ports and GPUs an instance holds, as the index `instances_by_holding` has it.
+const MORE: &str = "coalesce(json_array_length(container, '$.network.ports'), 0) + \
+                    coalesce(json_array_length(container, '$.gpus'), 0)";
 const COLUMNS: &str =
     "id, workload_id, ordinal, node_id, desired, epoch, container, report, created_at_ms, lost, moves_to, moves_turn";
 
@@ -128,11 +145,35 @@ impl InstanceRow {
             .collect()
     }
 
-    /// What the instances placed on one node hold, each with its workload.
-    pub fn holdings_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<(WorkloadId, Holding)>> {
+    /// What the instances placed on one node hold.
+    pub fn holdings_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<Holding>> {
+        let read = |row: &Row<'_>| {
+            let address = row.get_ref(3)?.as_str_or_null()?.map(str::parse).transpose();
+            Ok(Holding {
+                workload_id: row.get(0)?,
+                cpu_reserved_millis: row.get(1)?,
+                memory_reserved_bytes: row.get::<_, Option<i64>>(2)?.map(i64::unsigned_abs),
+                address: address.map_err(|e| rusqlite::Error::FromSqlConversionFailure(3, Type::Text, Box::new(e)))?,
+                has_more: row.get(4)?,
+            })
+        };
+        connection.prepare_cached(&Self::holdings_query())?.query_map([id], read)?.collect()
+    }
+
+    /// All of it stands in an index: a placement reads it for each instance that its node has, and none of their containers.
+    pub(in super::super) fn holdings_query() -> String {
+        format!(
+            "SELECT workload_id, json_extract(container, '$.resources.cpu_reserved_millis'), \
+             json_extract(container, '$.resources.memory_reserved_bytes'), json_extract(container, '$.network.address'), \
+             {MORE} > 0 FROM instances INDEXED BY instances_by_holding WHERE node_id = ?1"
+        )
+    }
+
+    /// The ports and GPUs of the instances placed on one node that hold some.
+    pub fn ports_and_gpus_of_node(connection: &Connection, id: NodeId) -> rusqlite::Result<Vec<PortsAndGpus>> {
         connection
-            .prepare_cached("SELECT workload_id, container FROM instances WHERE node_id = ?1")?
-            .query_map([id], |row| Ok((row.get(0)?, from_json(row.get_ref(1)?.as_str()?)?)))?
+            .prepare_cached(&format!("SELECT container FROM instances WHERE node_id = ?1 AND {MORE} > 0"))?
+            .query_map([id], |row| from_json(row.get_ref(0)?.as_str()?))?
             .collect()
     }
 

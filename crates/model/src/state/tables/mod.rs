@@ -27,7 +27,7 @@ pub use cluster::{ClusterRow, applied_index};
 pub use events::{EventLevel, EventRow};
 pub use external_users::ExternalUserRow;
 pub use gpus::GpuRow;
-pub use instances::{InstanceRow, MoveOrder};
+pub use instances::{Holding, InstanceRow, MoveOrder, PortsAndGpus};
 pub use mesh::MeshRow;
 pub use nodes::NodeRow;
 pub use passkeys::PasskeyRow;

@@ -9,6 +9,7 @@ mod gpus;
 mod members;
 mod mesh;
 mod passkeys;
+mod placing;
 mod registries;
 mod replay;
 mod reports;
