@@ -13,7 +13,7 @@ VOTERS = 5
 PER_WORKLOAD = 20
 # Instances that are on their way at a time while all are started: 195 nodes share the processors of one machine here, and
 # nodes that have no time to answer count as lost. What they have is not started elsewhere then: nothing is measured meanwhile.
-ON_THEIR_WAY = 400
+ON_THEIR_WAY = 200
 # New workloads come so often, in seconds: often enough to meet the leader's other work, not so often that they queue.
 PACE = 0.25
 SETTLE_SECONDS = 20
