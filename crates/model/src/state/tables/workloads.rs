@@ -90,7 +90,7 @@ impl WorkloadRow {
             .optional()
     }
 
-    /// The workloads with constraints on what is beside them.
+    /// The workloads with constraints on what is beside them, and a few others.
     pub fn shy(connection: &Connection) -> rusqlite::Result<Vec<Self>> {
         connection.prepare_cached(&Self::shy_query())?.query_map([], Self::read)?.collect()
     }
@@ -99,7 +99,7 @@ impl WorkloadRow {
     pub(in super::super) fn shy_query() -> String {
         format!(
             "SELECT {COLUMNS} FROM workloads INDEXED BY workloads_shy
-             WHERE instr(lower(json_extract(spec, '$.placement.constraints')), '\"workload ') > 0"
+             WHERE instr(lower(spec), '\"workload ') > 0"
         )
     }
 
