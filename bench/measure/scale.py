@@ -54,9 +54,9 @@ class Leader(made_up.Cluster):
 
     def dev(self, prefix, nodes, *more):
         """Starts a process with made-up nodes."""
-        # Machines of their own would take neither the processors nor the disk from those that vote, and hundreds that wait for
-        # one disk would be late.
-        modest = ["nice", "-n", "19", "eatmydata"] if nodes > 1 else []
+        # Machines of their own would take neither the processors nor the disk from those that vote, so they run when nobody else
+        # wants to; and hundreds that wait for one disk would be late.
+        modest = ["chrt", "--idle", "0", "eatmydata"] if nodes > 1 else []
         self.start_process(prefix, nodes, "--prefix", prefix, *more, before=modest)
 
     def start(self):

@@ -35,7 +35,7 @@ use super::{
     removal::{self, RemovalError},
     space::Space,
     state_machine::{Follows, ReadError, Readers, Rows, StateMachine, Written},
-    types::{Fatal, Identity, Member, MemberId, Raft},
+    types::{Fatal, Identity, Member, MemberId, Raft, Role},
 };
 
 /// Longest wait for a command to be applied.
@@ -321,7 +321,7 @@ impl Handle {
 
     /// Whether this member leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        leader(&self.raft.metrics().borrow(), &self.peers) == Some(self.identity.member_id)
+        self.leader() == Some(self.identity.member_id)
     }
 
     /// Whether the disk of this member's state has no room: it waits for some, and does not lead others.
@@ -354,6 +354,11 @@ impl Handle {
         members_now(&self.raft)
     }
 
+    /// Who leads, as far as this member knows.
+    pub fn leader(&self) -> Option<MemberId> {
+        leader(&self.raft.metrics().borrow(), &self.peers)
+    }
+
     /// The node that leads, as far as this member knows.
     pub fn leader_node(&self) -> Option<NodeId> {
         let metrics = self.raft.metrics();
@@ -376,7 +381,20 @@ impl Handle {
         self.raft.with_raft_state(|state| state.vote_last_modified()).await.ok().flatten()
     }
 
-    /// What this member knows of the cluster.
+    /// Whether there are other members.
+    pub fn has_others(&self) -> bool {
+        let members = self.raft.metrics().borrow().membership_config.clone();
+        members.nodes().nth(1).is_some()
+    }
+
+    /// The members that run workloads, their nodes, and whether each is this one; cheap enough to be asked all the time.
+    pub fn nodes(&self) -> Vec<(MemberId, NodeId, bool)> {
+        let members = self.raft.metrics().borrow().membership_config.clone();
+        let nodes = members.nodes().filter(|(_, member)| member.role == Role::Server);
+        nodes.map(|(id, member)| (*id, member.node_id, *id == self.identity.member_id)).collect()
+    }
+
+    /// What this member knows of the cluster, as of one moment.
     pub fn status(&self) -> ClusterStatus {
         let metrics = self.raft.metrics().borrow().clone();
         // While the voters change, both the old and the new ones have a say, and only who is among both can be relied on.

@@ -73,9 +73,12 @@ const NEWS: Duration = Duration::from_millis(1);
 /// How long an answer stands for the member being there: so much shorter than a heartbeat that no heartbeat is left out.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// How often a member hears of the leader that does not vote and has nothing to learn: it has no lease to keep. One that is
-/// known to be there by its beats hears less often.
+/// How long a member that does not vote and has nothing to learn can do without hearing of the leader, who then tells it with the
+/// next heartbeat. There is no lease to keep; only its silence has to be known in time.
 const REMINDER: Duration = Duration::from_millis(600);
+/// The same of one among many: once a second in all.
+const REMINDER_OF_MANY: Duration = Duration::from_millis(850);
+/// The same of one that is known to be there by its beats.
 const REMINDER_OF_BEATING: Duration = Duration::from_millis(1_000);
 
 /// How far the log is committed, for one member.
@@ -142,7 +145,7 @@ impl Way {
     fn is_only_news(&self, request: &AppendEntriesRequest<Types>) -> bool {
         request.entries.is_empty()
             && self.known.of(request).is_some_and(|known| {
-                known.at.elapsed() < if self.log.among_many(self.id).is_some() { REMINDER } else { FRESH }
+                known.at.elapsed() < if self.log.among_many(self.id).is_some() { REMINDER_OF_MANY } else { FRESH }
             })
     }
 
@@ -151,7 +154,11 @@ impl Way {
         if std::mem::take(&mut self.news().lost) {
             return false;
         }
-        let reminder = if self.peers.beats(self.id, REMINDER_OF_BEATING) { REMINDER_OF_BEATING } else { REMINDER };
+        let reminder = match self.log.among_many(self.id) {
+            _ if self.peers.beats(self.id, REMINDER_OF_BEATING) => REMINDER_OF_BEATING,
+            Some(_) => REMINDER_OF_MANY,
+            None => REMINDER,
+        };
         let knows = self
             .known
             .of(request)

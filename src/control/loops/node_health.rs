@@ -14,10 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    consensus::{
-        Handle,
-        types::{MemberId, Role},
-    },
+    consensus::{Handle, types::MemberId},
     control::ops::now_ms,
     observe::chain,
 };
@@ -113,13 +110,10 @@ impl Lead {
 
     /// What is news.
     fn news(&mut self, state: &Handle) -> Vec<(NodeId, NodeHealth)> {
-        let (status, now) = (state.status(), Instant::now());
+        let (members, now) = (state.nodes(), Instant::now());
         let leads = now.saturating_duration_since(self.since);
-        let nodes = status.members.iter().filter(|member| member.member.role == Role::Server);
-        let nodes = nodes.filter_map(|member| {
-            let node = member.member.node_id;
-            let itself = member.id == status.identity.member_id;
-            let silence = if itself { Duration::ZERO } else { self.silence(state, member.id, now) };
+        let nodes = members.into_iter().filter_map(|(id, node, itself)| {
+            let silence = if itself { Duration::ZERO } else { self.silence(state, id, now) };
             Some((node, *self.known.get(&node)?, itself, silence))
         });
         let nodes: Vec<_> = nodes.collect();
@@ -161,7 +155,7 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
     loop {
         let wait = async {
             // A node that stands alone has nobody to hear of, and is not woken for it.
-            if state.status().members.len() < 2 {
+            if !state.has_others() {
                 drop(applied.changed().await);
             }
             tokio::time::sleep(if lead.is_some() { PERIOD } else { PERIOD_OF_OTHERS }).await;
@@ -172,8 +166,7 @@ pub async fn run(state: Handle, cancel: CancellationToken) {
         }
         if !state.leads() {
             lead = None;
-            let now = state.status().leader;
-            if let (Some(id), Some(heard)) = (now, state.leader_heard().await) {
+            if let (Some(id), Some(heard)) = (state.leader(), state.leader_heard().await) {
                 leader = Some((id, heard));
             }
             continue;

@@ -125,7 +125,7 @@ impl Ops {
 
     /// Joins another cluster.
     pub async fn join_cluster(&self, wish: JoinWish) -> Result<Joined, ControlError> {
-        if self.state.status().members.len() > 1 {
+        if self.state.has_others() {
             let error = ControlError::new(ErrorKind::Conflict, "this node is in a cluster with others already");
             return Err(error.hint("`toft leave` takes it out of that"));
         }

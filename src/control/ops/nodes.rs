@@ -32,7 +32,7 @@ impl Ops {
     /// A node tells that it will be back in a moment, or that it is back. Alone it has nobody to tell.
     pub async fn tell_presence(&self, node_id: NodeId, health: NodeHealth) -> Result<(), ControlError> {
         let known = self.state.read(move |connection| NodeRow::by_id(connection, node_id)).await?;
-        if self.state.status().members.len() > 1 && known.is_some_and(|node| node.health != health) {
+        if self.state.has_others() && known.is_some_and(|node| node.health != health) {
             self.state.propose(Command::NoteNodes { nodes: vec![(node_id, health)], at_ms: now_ms() }).await?;
         }
         Ok(())

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::{
     http::{Answer, PATIENCE, exchange},
     machine::wait_until,
+    mounts::unmount_below,
 };
 
 /// The cluster; it ends when this is dropped.
@@ -231,5 +232,7 @@ impl Drop for MadeUp {
         }
         drop(self.process.kill());
         drop(self.process.wait());
+        // Whoever is killed leaves what it has mounted.
+        unmount_below(&self.data);
     }
 }
