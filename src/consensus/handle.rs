@@ -154,8 +154,8 @@ pub(super) struct HandleParts {
 /// Propose, read, watch.
 #[derive(Clone)]
 pub struct Handle {
-    raft: Raft,
-    peers: Arc<Peers>,
+    pub(super) raft: Raft,
+    pub(super) peers: Arc<Peers>,
     services: Arc<Services>,
     identity: Identity,
     readers: Arc<Readers>,

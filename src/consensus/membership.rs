@@ -10,6 +10,7 @@ use std::{
 use openraft::{ChangeMembers, RaftMetrics};
 
 use super::{
+    changes::{Changed, Turn},
     leader::is_known,
     network::Peers,
     types::{Member, MemberId, Raft, Role},
@@ -76,7 +77,8 @@ pub(super) fn candidates(
 ) -> Option<BTreeMap<MemberId, Candidate>> {
     let progress = metrics.replication.as_ref().filter(|_| metrics.current_leader == Some(metrics.id))?;
     let last = metrics.last_log_index.unwrap_or(0);
-    let voting: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+    // Those that were chosen last, when the change is not through.
+    let voting = metrics.membership_config.membership().get_joint_config().last().cloned().unwrap_or_default();
     let candidate = |(id, member): (&MemberId, &Member)| {
         let matched = progress.get(id).copied().flatten().map_or(0, |at| at.index);
         let is_me = *id == metrics.id;
@@ -124,16 +126,28 @@ pub(super) async fn keep(raft: Raft, peers: Arc<Peers>, me: Member) {
             announce(&raft, &peers, metrics.id, &me, metrics.current_leader).await;
             continue;
         }
-        let Some(candidates) = candidates(&metrics, &peers, SILENCE) else { continue };
-        let voting: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
-        let chosen = voters(metrics.id, &candidates);
-        if chosen == voting || metrics.membership_config.membership().get_joint_config().len() > 1 {
-            continue;
+        if wanted_voters(&metrics, &peers).is_some() {
+            change_voters(&raft, &peers).await;
         }
-        tracing::info!("members {chosen:?} vote from now on, not {voting:?}");
-        if let Err(error) = raft.change_membership(ChangeMembers::ReplaceAllVoters(chosen), true).await {
-            tracing::warn!(error = chain(&error), "the voters could not be changed and will be tried again");
-        }
+    }
+}
+
+/// Who shall vote instead of who does; none if nothing is to be changed, or another member leads.
+fn wanted_voters(metrics: &RaftMetrics<MemberId, Member>, peers: &Peers) -> Option<BTreeSet<MemberId>> {
+    let chosen = voters(metrics.id, &candidates(metrics, peers, SILENCE)?);
+    // A change that was left half-way is made whole: until then both the old voters and the new ones have to be there.
+    let [voting] = metrics.membership_config.membership().get_joint_config().as_slice() else { return Some(chosen) };
+    (chosen != *voting).then_some(chosen)
+}
+
+async fn change_voters(raft: &Raft, peers: &Peers) {
+    let Ok(turn) = Turn::take(raft, peers).await else { return };
+    let metrics = raft.metrics().borrow().clone();
+    let Some(chosen) = wanted_voters(&metrics, peers) else { return };
+    let voting: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
+    tracing::info!("members {chosen:?} vote from now on, not {voting:?}");
+    if let Changed::No(error) = turn.change(ChangeMembers::ReplaceAllVoters(chosen)).await {
+        tracing::warn!(error, "the voters could not be changed and will be tried again");
     }
 }
 
@@ -175,8 +189,7 @@ pub(super) async fn hand_over(raft: &Raft, peers: &Peers) {
 async fn announce(raft: &Raft, peers: &Peers, id: MemberId, me: &Member, leader: Option<MemberId>) {
     let Some(leader) = leader else { return };
     let told = if leader == id {
-        let change = ChangeMembers::SetNodes(BTreeMap::from([(id, me.clone())]));
-        raft.change_membership(change, true).await.map(drop).map_err(|error| chain(&error))
+        change_itself(raft, peers, id, me).await
     } else {
         let node = raft.metrics().borrow().membership_config.membership().get_node(&leader).cloned();
         let Some(node) = node else { return };
@@ -185,6 +198,16 @@ async fn announce(raft: &Raft, peers: &Peers, id: MemberId, me: &Member, leader:
     match told {
         Ok(()) => tracing::info!("the cluster knows this member as `{}` at `{}`", me.name, me.address),
         Err(error) => tracing::warn!(error, "the cluster could not be told this member's address"),
+    }
+}
+
+/// The same where this member leads.
+async fn change_itself(raft: &Raft, peers: &Peers, id: MemberId, me: &Member) -> Result<(), String> {
+    let turn = Turn::take(raft, peers).await.map_err(|occupied| occupied.to_string())?;
+    match turn.change(ChangeMembers::SetNodes(BTreeMap::from([(id, me.clone())]))).await {
+        Changed::Yes => Ok(()),
+        Changed::Elsewhere(_) => Err("another member leads by now".into()),
+        Changed::No(error) => Err(error),
     }
 }
 

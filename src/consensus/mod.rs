@@ -5,6 +5,7 @@
 //! has it applied. Proposals that wait together share one entry: one flush of the disk, one transaction. The [`Handle`]
 //! is all that other rooms see: propose, read, watch. docs/consensus.md tells the whole.
 
+mod changes;
 mod compact;
 mod copy;
 mod edition;

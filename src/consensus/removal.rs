@@ -6,24 +6,18 @@ use std::{
     time::Duration,
 };
 
-use openraft::{
-    ChangeMembers,
-    error::{ChangeMembershipError, ClientWriteError, RaftError},
-};
+use openraft::ChangeMembers;
 use toft_model::ids::NodeId;
 use tokio::time::Instant;
 
 use super::{
+    changes::{Changed, PAUSE, Turn},
     leader::{SILENCE, leader},
     membership::{Candidate, candidates, voters},
     network::{CallError, Peers},
     types::{Member, MemberId, Raft},
 };
-use crate::observe::chain;
 
-/// Longest wait for another change of the members, and the wait between two tries.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
-const CHANGE_PAUSE: Duration = Duration::from_millis(50);
 /// Longest time for a removal, over a change of the leader too.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long is waited for members that were never heard, when without them too few would be left.
@@ -52,32 +46,6 @@ pub(super) enum Answer {
     Elsewhere(Option<(MemberId, Member)>),
     /// It cannot be.
     Refused(RemovalError),
-}
-
-/// A change of the members, made once other changes are through.
-pub(super) enum Changed {
-    Yes,
-    Elsewhere(Option<(MemberId, Member)>),
-    No(String),
-}
-
-pub(super) async fn change(raft: &Raft, change: ChangeMembers<MemberId, Member>) -> Changed {
-    let deadline = Instant::now() + CHANGE_TIMEOUT;
-    loop {
-        match raft.change_membership(change.clone(), true).await {
-            Ok(_) => return Changed::Yes,
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
-                return Changed::Elsewhere(to.leader_id.zip(to.leader_node));
-            }
-            // Another change of the members, such as a new voter, is on its way.
-            Err(RaftError::APIError(ClientWriteError::ChangeMembershipError(ChangeMembershipError::InProgress(_))))
-                if Instant::now() < deadline =>
-            {
-                tokio::time::sleep(CHANGE_PAUSE).await;
-            }
-            Err(error) => return Changed::No(chain(&error)),
-        }
-    }
 }
 
 /// Whether a member answered lately, as far as this one knows.
@@ -142,7 +110,7 @@ async fn choose(
         match remaining(metrics.id, gone, all, names) {
             Ok(chosen) => return Ok(chosen),
             Err(_) if !unheard.is_empty() && begun.elapsed() < NEWCOMERS => {
-                tokio::time::sleep(CHANGE_PAUSE * 4).await;
+                tokio::time::sleep(PAUSE * 4).await;
             }
             Err(RemovalError::Majority(why)) if !unheard.is_empty() => {
                 let why = format!("{why}; of `{unheard}`, which was let in, nothing was heard yet");
@@ -155,6 +123,17 @@ async fn choose(
 
 /// Removes the members of `node_id` as the leader, or says where the leader is.
 pub(super) async fn remove_here(raft: &Raft, peers: &Arc<Peers>, node_id: NodeId, only_ask: bool) -> Answer {
+    if only_ask {
+        return remove_with(None, raft, peers, node_id).await;
+    }
+    match Turn::take(raft, peers).await {
+        Ok(turn) => remove_with(Some(turn), raft, peers, node_id).await,
+        Err(occupied) => Answer::Refused(RemovalError::Failed(occupied.to_string())),
+    }
+}
+
+/// The same with the turn to do it; without one it is only a question.
+async fn remove_with(turn: Option<Turn<'_>>, raft: &Raft, peers: &Arc<Peers>, node_id: NodeId) -> Answer {
     let metrics = raft.metrics().borrow().clone();
     let elsewhere = |metrics: &openraft::RaftMetrics<MemberId, Member>| {
         let id = leader(metrics, peers)?;
@@ -176,9 +155,7 @@ pub(super) async fn remove_here(raft: &Raft, peers: &Arc<Peers>, node_id: NodeId
         Ok(chosen) => chosen,
         Err(answer) => return answer,
     };
-    if only_ask {
-        return Answer::Done { answers };
-    }
+    let Some(turn) = turn else { return Answer::Done { answers } };
     let voting: BTreeSet<MemberId> = metrics.membership_config.voter_ids().collect();
     if gone.contains(&metrics.id) {
         peers.go();
@@ -189,7 +166,7 @@ pub(super) async fn remove_here(raft: &Raft, peers: &Arc<Peers>, node_id: NodeId
     }
     steps.push(ChangeMembers::RemoveNodes(gone.clone()));
     for step in steps {
-        match change(raft, step).await {
+        match turn.change(step).await {
             Changed::Yes => {}
             Changed::Elsewhere(to) => return Answer::Elsewhere(to),
             Changed::No(error) => {
@@ -231,7 +208,7 @@ pub(super) async fn remove(
         if Instant::now() >= deadline {
             return Err(RemovalError::NoLeader);
         }
-        tokio::time::sleep(CHANGE_PAUSE * 4).await;
+        tokio::time::sleep(PAUSE * 4).await;
     }
 }
 

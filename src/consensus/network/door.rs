@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex as StdMutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,6 @@ use openraft::{
     error::{CheckIsLeaderError, RaftError},
 };
 use toft_model::{ids::NodeId, name::Name};
-use tokio::sync::Mutex;
 use tonic::{Code, Request, Response, Status};
 
 use super::{
@@ -24,7 +23,7 @@ use super::{
     },
     limit::Limits,
     peers::Peers,
-    server::{change_members, check_protocol, elsewhere, members_now},
+    server::{change_members, check_protocol, elsewhere, turn},
 };
 use crate::wire::peer::{
     GreetAnswer, GreetRequest, JoinAnswer, JoinRequest, ProveAnswer, ProveRequest, door_server::Door,
@@ -126,14 +125,12 @@ pub(super) struct Entrance {
     pub(super) peers: Arc<Peers>,
     pub(super) identity: Identity,
     pub(super) admission: Arc<dyn Admission>,
-    /// One joiner at a time: what is found out about names still holds when it is let in.
-    joining: Mutex<()>,
-    limits: StdMutex<Limits>,
+    limits: Mutex<Limits>,
 }
 
 impl Entrance {
     pub(super) fn new(raft: Raft, peers: Arc<Peers>, identity: Identity, admission: Arc<dyn Admission>) -> Self {
-        Self { raft, peers, identity, admission, joining: Mutex::new(()), limits: StdMutex::new(Limits::new()) }
+        Self { raft, peers, identity, admission, limits: Mutex::new(Limits::new()) }
     }
 
     async fn let_in(&self, asked: Asked, wanted: Wanted, local: Option<SocketAddr>) -> Result<JoinAnswer, Status> {
@@ -153,7 +150,6 @@ impl Entrance {
             Some(name) => name,
             None => asked.name.clone(),
         };
-        let _one = self.joining.lock().await;
         match tokio::time::timeout(LATEST, self.raft.get_read_log_id()).await {
             Ok(Ok(_)) => {}
             Ok(Err(RaftError::APIError(CheckIsLeaderError::ForwardToLeader(to)))) => {
@@ -161,7 +157,9 @@ impl Entrance {
             }
             Ok(Err(_)) | Err(_) => return Err(Status::unavailable("the cluster has no leader now")),
         }
-        let members = members_now(&self.raft);
+        // What is found out about names still holds when it is let in.
+        let turn = turn(&self.raft, &self.peers).await?;
+        let members = turn.members();
         let answers = |id: &MemberId| answers(&self.raft, &self.peers, *id);
         // Who says that it is a member which is there is not.
         let itself = members.iter().find(|(_, known)| known.node_id == asked.node_id);
@@ -209,7 +207,7 @@ impl Entrance {
             && let Some(address) = local.and_then(|local| better(&me.address, local))
         {
             let me = Member { address, ..me.clone() };
-            change_members(&self.raft, ChangeMembers::SetNodes([(self.identity.member_id, me)].into())).await?;
+            change_members(&turn, ChangeMembers::SetNodes([(self.identity.member_id, me)].into())).await?;
         }
         if members.get(&member_id) == Some(&member) {
             added.clear();
@@ -217,16 +215,16 @@ impl Entrance {
         if !added.is_empty() {
             let again = members.contains_key(&member_id);
             let add = if again { ChangeMembers::SetNodes(added) } else { ChangeMembers::AddNodes(added) };
-            change_members(&self.raft, add).await?;
+            change_members(&turn, add).await?;
         }
         if !before.is_empty() {
             tracing::info!("`{name}` joins again; its former membership ends");
-            change_members(&self.raft, ChangeMembers::RemoveVoters(before.clone())).await?;
-            change_members(&self.raft, ChangeMembers::RemoveNodes(before.clone())).await?;
+            change_members(&turn, ChangeMembers::RemoveVoters(before.clone())).await?;
+            change_members(&turn, ChangeMembers::RemoveNodes(before.clone())).await?;
             self.peers.forget(&before);
         }
         tracing::info!("`{name}` at {} joined as member {member_id} with token {}", member.address, asked.token_id);
-        let members = members_now(&self.raft);
+        let members = turn.members();
         let me = members.get(&self.identity.member_id);
         Ok(JoinAnswer {
             cluster_id: self.identity.cluster_id.to_string(),

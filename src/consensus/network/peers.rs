@@ -21,7 +21,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use toft_model::ids::NodeId;
 use tokio::{
     io::AsyncReadExt,
-    sync::{oneshot, watch},
+    sync::{MutexGuard, oneshot, watch},
     time::Instant,
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -162,6 +162,8 @@ pub(in super::super) struct Peers {
     calls: AtomicU64,
     /// Members whose refusal was told already.
     told: Mutex<BTreeSet<MemberId>>,
+    /// Held by whoever changes the members.
+    changing: tokio::sync::Mutex<()>,
 }
 
 fn ascii(text: &str) -> MetadataValue<Ascii> {
@@ -192,7 +194,13 @@ impl Peers {
             led: watch::Sender::new(None),
             calls: AtomicU64::new(0),
             told: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// Waits until nobody else changes the members; see [`super::super::changes::Turn`].
+    pub(in super::super) async fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().await
     }
 
     /// Whether another member has said that this one was removed.

@@ -20,10 +20,11 @@ use tonic::{
 
 use super::{
     super::{
+        changes::{Changed, Turn},
         edition::{self, LONGEST_VERSION},
         leader::leader,
         propose::ForwardError,
-        removal::{Answer, Changed, change, remove_here},
+        removal::{Answer, remove_here},
         state_machine::snapshot,
         types::{Batch, Identity, Member, MemberId, Outcomes, Raft, Snapshot, SnapshotMeta, Types, Vote},
     },
@@ -158,12 +159,17 @@ pub(in super::super) fn members_now(raft: &Raft) -> BTreeMap<MemberId, Member> {
 }
 
 /// Changes the members; says where the leader is if that is not this member.
-pub(super) async fn change_members(raft: &Raft, wanted: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
-    match change(raft, wanted).await {
+pub(super) async fn change_members(turn: &Turn<'_>, wanted: ChangeMembers<MemberId, Member>) -> Result<(), Status> {
+    match turn.change(wanted).await {
         Changed::Yes => Ok(()),
         Changed::Elsewhere(leader) => Err(elsewhere(leader.as_ref().map(|(_, member)| member))),
         Changed::No(error) => Err(Status::unavailable(error)),
     }
+}
+
+/// The turn to change the members.
+pub(super) async fn turn<'a>(raft: &'a Raft, peers: &'a Peers) -> Result<Turn<'a>, Status> {
+    Turn::take(raft, peers).await.map_err(|occupied| Status::unavailable(occupied.to_string()))
 }
 
 /// What one is told that is a member no longer.
@@ -346,17 +352,19 @@ impl Peer for Service {
         if member.edition.version.len() > LONGEST_VERSION {
             return Err(Status::invalid_argument("the member's version is too long"));
         }
-        match members_now(&self.raft).get(&id) {
+        let turn = turn(&self.raft, &self.peers).await?;
+        let members = turn.members();
+        match members.get(&id) {
             Some(known) if known.node_id == member.node_id => {}
             _ => {
                 tracing::warn!("member {id} was refused, which says that it is node {}", member.node_id);
                 return Err(Status::not_found(format!("there is no member {id} of that node")));
             }
         }
-        if members_now(&self.raft).iter().any(|(other, known)| *other != id && known.name == member.name) {
+        if members.iter().any(|(other, known)| *other != id && known.name == member.name) {
             return Err(Status::already_exists(format!("another node is called `{}`", member.name)));
         }
-        change_members(&self.raft, ChangeMembers::SetNodes(BTreeMap::from([(id, member)]))).await?;
+        change_members(&turn, ChangeMembers::SetNodes(BTreeMap::from([(id, member)]))).await?;
         Ok(Response::new(AnnounceAnswer {}))
     }
 

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use openraft::{ChangeMembers, RaftMetrics};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::{joining_as, name, put, token};
 use crate::{
     consensus::{
-        ClusterStatus, Files, Handle, Opened, ProposeError, adopt, open,
+        ClusterStatus, Files, Handle, Opened, ProposeError, adopt,
+        changes::{Changed, Turn},
+        open,
         types::{FOUNDER, Member, MemberId, Role},
     },
     enroll::{JoinError, Keys, Token, join},
@@ -409,6 +412,54 @@ async fn who_is_removed_is_refused_at_once_and_the_others_go_on() {
     one.put("later").await.unwrap();
     assert_eq!(two.names().await, ["later"]);
     for node in [one, two, three] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_the_voters_that_was_left_half_way_is_made_whole() {
+    let one = Node::found(1).await;
+    let two = Node::joining(2, Role::Server, &one).await;
+    let three = Node::joining(3, Role::Server, &one).await;
+    let status = one.until("three voters", |status| voters(status) == 3).await;
+    let joint = |now: &RaftMetrics<MemberId, Member>| now.membership_config.membership().get_joint_config().len();
+    let mut now = one.handle.raft.metrics();
+    // Its first half is in the log, and whoever asked for it does not go on.
+    let turn = Turn::take(&one.handle.raft, &one.handle.peers).await.unwrap();
+    let change = ChangeMembers::ReplaceAllVoters([status.identity.member_id].into());
+    tokio::select! {
+        biased;
+        half = now.wait_for(|now| joint(now) == 2) => drop(half.unwrap()),
+        made = one.handle.raft.change_membership(change, true) => panic!("it is whole: {made:?}"),
+    }
+    drop(turn);
+    one.until("three voters again", |status| voters(status) == 3).await;
+    assert_eq!(joint(&one.handle.raft.metrics().borrow()), 1);
+    one.put("later").await.unwrap();
+    for node in [one, two, three] {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_changes_the_members_while_another_does() {
+    let one = Node::found(1).await;
+    let handle = one.handle.clone();
+    let turn = Turn::take(&handle.raft, &handle.peers).await.unwrap();
+    let mut joining = Box::pin(Node::joining(2, Role::Server, &one));
+    assert!(tokio::time::timeout(Duration::from_secs(2), &mut joining).await.is_err(), "it was let in meanwhile");
+    assert_eq!(turn.members().len(), 1);
+    let mut changed = one.member.clone();
+    changed.edition.version = "another".into();
+    let change = ChangeMembers::SetNodes([(handle.status().identity.member_id, changed.clone())].into());
+    assert!(matches!(turn.change(change).await, Changed::Yes));
+    assert_eq!(turn.members().into_values().collect::<Vec<_>>(), [changed], "who comes next sees another");
+    drop(turn);
+    drop(handle);
+    let two = (&mut joining).await;
+    drop(joining);
+    one.until("both are there", |status| status.members.len() == 2).await;
+    for node in [one, two] {
         node.stop().await;
     }
 }
